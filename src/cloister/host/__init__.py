@@ -1,0 +1,1 @@
+"""The only room that touches the machine: probing it, applying steps, undoing them. Decides nothing."""

@@ -1,0 +1,1 @@
+"""One main() per daemon. Here: the per-user broker."""
