@@ -1,0 +1,87 @@
+"""`cloister`: find the verb, call its file, turn errors into text and exit codes.
+
+Verbs are imported one at a time. `run`, `exec` and `shell` speak env(1) (125 when Cloister
+itself fails), all others sysexits(3).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cloister.errors import CloisterError, UsageError, render
+
+RUNNERS = ("run", "exec", "shell")
+VERBS = {
+    "run": "start an agent in its sandbox",
+    "shell": "open a shell in an agent's sandbox, or in a running one",
+    "exec": "run another command in a running sandbox",
+    "ps": "list runs",
+    "logs": "show the output or the events of a run",
+    "inspect": "show everything known about a run",
+    "receipt": "show what a finished run did, and under which rules",
+    "stop": "end a run",
+    "why": "list what a run was denied, and the line that would allow it",
+    "learn": "propose a policy from what a run wanted",
+    "diff": "show what a run changed in overlay mode",
+    "apply": "copy changes of a run into the workspace",
+    "discard": "throw changes of a run away",
+    "init": "write a commented policy for the agents found here",
+    "check": "check policy files",
+    "plan": "show what would be done for a run",
+    "explain": "say whether a path or a host is within an agent's reach, and by which rule",
+    "policy": "reload the policy of running sandboxes; print its schema",
+    "doctor": "say what this host can enforce, and what to do about the rest",
+    "prove": "attack an agent's sandbox and report what stopped each attack",
+    "gc": "remove old records, history of vanished projects, and leftovers",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; return the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    verb = words[0] if words else ""
+    if verb in ("-h", "--help", "help", ""):
+        sys.stdout.write(usage())
+        return 0 if verb else UsageError.exit_code
+    if verb in ("-V", "--version", "version"):
+        from cloister import __version__
+
+        sys.stdout.write(f"cloister {__version__}\n")
+        return 0
+    try:
+        return _call(verb, words[1:])
+    except CloisterError as error:
+        sys.stderr.write(render(error) + "\n")
+        if verb in RUNNERS:
+            return error.exit_code if error.exit_code in (126, 127) else 125
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has seen enough, as with `cloister ps | head`
+        return 141
+
+
+def _call(verb: str, words: list[str]) -> int:
+    if verb == "run":  # the measured path: no importlib
+        from cloister.cli import run
+
+        return run.main(words)
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        raise UsageError("verb-unknown", f"unknown command {verb!r}", remedy=f"cloister {close[0] if close else 'help'}")
+    import importlib
+
+    module = importlib.import_module(f"cloister.cli.{verb}")
+    code: int = module.main(words)
+    return code
+
+
+def usage() -> str:
+    """Return the text of `cloister help`."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    head = "usage: cloister VERB [ARGUMENT...]\n\nRun AI agents where they cannot hurt their owner.\n\n"
+    return head + "\n".join(lines) + "\n\n`cloister VERB --help` explains each; cloister(1) has the whole story.\n"

@@ -1,0 +1,180 @@
+"""Applying the steps of a plan to this machine, and undoing them. One `match`, one door per step.
+
+`undo` needs nothing but the plan: it is called in order at the end of a run, and by the next
+broker for runs whose broker was killed. So it may meet steps that were never applied, or
+half, and must be right in all cases. It removes only what lies below our own directories, and
+placeholders that are still ours.
+
+`Launch` is not applied here: it needs the caller's descriptors and is done by frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from typing import assert_never
+
+from cloister.errors import StepError
+from cloister.host.carry import make_point
+from cloister.host.placeholders import Journal, hold, release
+from cloister.plan.steps import (
+    AnyStep,
+    CarryPoints,
+    Launch,
+    LimitCgroup,
+    Listen,
+    MakeDirectory,
+    Placeholders,
+    Plan,
+    WriteFile,
+)
+
+_BACKLOG = 512
+_SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
+
+
+class Applied:
+    """What applying a plan made that cannot stand in it: the listening socket."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.listener: socket.socket | None = None
+
+
+def apply(plan: Plan, state: str) -> Applied:
+    """Apply every step before the launch; undo what was done when one fails.
+
+    Args:
+        plan: as stored already.
+        state: Cloister's state directory, where placeholder journals lie.
+
+    Raises:
+        StepError: names the step and what the system said.
+    """
+    applied = Applied()
+    for step in plan.steps:
+        try:
+            _apply(step, plan, state, applied)
+        except OSError as error:
+            if applied.listener:
+                applied.listener.close()
+            undo(plan, state)
+            raise StepError(
+                "step-refused", f"could not {step.describe()}: {error.strerror}", where=str(error.filename or "")
+            ) from error
+        except BaseException:
+            if applied.listener:
+                applied.listener.close()
+            undo(plan, state)
+            raise
+    return applied
+
+
+def undo(plan: Plan, state: str) -> None:
+    """Undo every step in reverse order; missing things are fine, and one failure does not stop the rest."""
+    for step in reversed(plan.steps):
+        with contextlib.suppress(OSError):
+            _undo(step, plan, state)
+
+
+def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
+    match step:
+        case MakeDirectory(path=path, mode=mode):
+            os.makedirs(path, mode=mode, exist_ok=True)
+        case WriteFile(path=path, text=text, mode=mode):
+            _write(path, text, mode)
+        case Listen(path=path):
+            applied.listener = _listen(path)
+        case CarryPoints(root=root, points=points):
+            for point in points:
+                make_point(root, point.name, point.kind)
+        case Placeholders(points=points):
+            hold(Journal(state), plan.run, points)
+        case LimitCgroup():
+            _make_cgroup(step)
+        case Launch():
+            return
+        case _:
+            assert_never(step)
+
+
+def _undo(step: AnyStep, plan: Plan, state: str) -> None:
+    match step:
+        case MakeDirectory(path=path, kept=False):
+            shutil.rmtree(path, ignore_errors=True)
+        case Placeholders():
+            release(Journal(state), plan.run)
+        case LimitCgroup(path=path):
+            _remove_cgroup(path)
+        case Listen(path=path):
+            os.unlink(path)
+        case MakeDirectory() | WriteFile() | CarryPoints() | Launch():
+            return  # inside a directory that goes as a whole, or kept on purpose
+        case _:
+            assert_never(step)
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+def _listen(path: str) -> socket.socket:
+    if len(os.fsencode(path)) > _SUN_PATH_BYTES:
+        raise StepError(
+            "socket-path-too-long", f"a Unix socket's path holds {_SUN_PATH_BYTES} bytes", where=path,
+            remedy="set XDG_RUNTIME_DIR to a shorter directory",
+        )  # fmt: skip
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _make_cgroup(step: LimitCgroup) -> None:
+    """Make the cgroup and set its limits before anything is in it (cgroup-v2.rst)."""
+    os.mkdir(step.path)
+    values = {
+        "memory.max": step.memory_bytes,
+        "memory.swap.max": 0 if step.memory_bytes is not None else None,
+        "pids.max": step.tasks,
+        "cpu.max": f"{step.cpu_quota_us} 100000" if step.cpu_quota_us is not None else None,
+    }
+    for name, value in values.items():
+        if value is None or (name == "memory.swap.max" and not os.path.exists(f"{step.path}/{name}")):
+            continue
+        with open(f"{step.path}/{name}", "w", encoding="ascii") as file:
+            file.write(str(value))
+
+
+def enter_cgroup(path: str, pid: int) -> None:
+    """Move a process of ours into the run's cgroup; what it starts stays there."""
+    with open(f"{path}/cgroup.procs", "w", encoding="ascii") as file:
+        file.write(str(pid))
+
+
+def _remove_cgroup(path: str) -> None:
+    """Kill what is left in the cgroup, then remove it (cgroup.kill: Linux 5.14)."""
+    if not os.path.isdir(path):
+        return
+    with contextlib.suppress(OSError), open(f"{path}/cgroup.kill", "w", encoding="ascii") as file:
+        file.write("1")
+    for _ in range(50):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+            return
+        with contextlib.suppress(OSError, ValueError), open(f"{path}/cgroup.procs", encoding="ascii") as file:
+            for line in file:
+                os.kill(int(line), signal.SIGKILL)
+        time.sleep(0.02)

@@ -1,0 +1,86 @@
+"""The agent's environment, built from nothing. Names of the caller's variables, never their values.
+
+What an agent gets: who and where it is, a PATH of system directories, the proxy in every
+spelling programs look for, git's identity, the preset's variables, then the policy's own.
+Later ones win. Values of inherited variables come with the request and are put in by the
+broker at launch, so none of them stands in a plan.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloister.isolation.namespace import BIN, PROXY_PORT
+from cloister.policy.model import Agent, Preset
+
+INHERITED = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LC_TIME")
+"""Harmless to know and needed to look right: terminal, language, time zone."""
+
+PATH = ":".join((BIN, "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"))
+PROXY = f"http://127.0.0.1:{PROXY_PORT}"
+LOOPBACK = "localhost,127.0.0.1,::1"
+"""Loopback inside the sandbox is the agent's own (a dev server it started), so it never goes through the proxy."""
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts the environment is made of."""
+
+    run: str
+    agent: str
+    user: str
+    home: str
+    workspace: str
+    shell: str = "/bin/sh"
+    git: tuple[tuple[str, str], ...] = ()
+    """git configuration carried in: `user.name`, `user.email`, `safe.directory`."""
+
+
+def compose(agent: Agent, preset: Preset, situation: Situation) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the literal variables, and the names of those inherited from the caller."""
+    fill = {"home": situation.home, "workspace": situation.workspace, "proxy": PROXY}
+    literal = _base(situation) | _proxy() | _git(situation.git)
+    literal |= {name: _fill(value, fill) for name, value in preset.environment.items()}
+    literal |= {name: _fill(value, fill) for name, value in agent.environment.items()}
+    wanted = dict.fromkeys((*INHERITED, *preset.pass_environment, *agent.pass_environment))
+    return literal, tuple(name for name in wanted if name not in agent.environment)
+
+
+def _base(situation: Situation) -> dict[str, str]:
+    return {
+        "HOME": situation.home,
+        "USER": situation.user,
+        "LOGNAME": situation.user,
+        "SHELL": situation.shell,
+        "PATH": PATH,
+        "PWD": situation.workspace,
+        "TMPDIR": "/tmp",  # noqa: S108  # the sandbox's own
+        "CLOISTER_RUN": situation.run,
+        "CLOISTER_AGENT": situation.agent,
+    }
+
+
+def _proxy() -> dict[str, str]:
+    """Every spelling in use: curl and Python read lower case, Go and Node upper; SOCKS for what knows only that."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+    proxies = dict.fromkeys(names, PROXY)
+    proxies |= dict.fromkeys(("ALL_PROXY", "all_proxy"), f"socks5h://127.0.0.1:{PROXY_PORT}")
+    proxies |= dict.fromkeys(("NO_PROXY", "no_proxy"), LOOPBACK)
+    return proxies | {"NODE_USE_ENV_PROXY": "1"}  # Node 24: built-in fetch honours the variables above
+
+
+def _git(settings: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """git-config(1), GIT_CONFIG_COUNT: configuration without a file, so nothing has to be mounted."""
+    if not settings:
+        return {}
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for index, (key, value) in enumerate(settings):
+        variables[f"GIT_CONFIG_KEY_{index}"] = key
+        variables[f"GIT_CONFIG_VALUE_{index}"] = value
+    return variables
+
+
+def _fill(value: str, fill: dict[str, str]) -> str:
+    """Replace `{home}` and friends; other braces stay, since JSON in a variable is common."""
+    for name, replacement in fill.items():
+        value = value.replace("{" + name + "}", replacement)
+    return value

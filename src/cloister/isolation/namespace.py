@@ -1,0 +1,146 @@
+"""The `namespace` backend: what a sandbox looks like, and the bubblewrap argv that builds it.
+
+The root file system is an allowlist. It starts as an empty tmpfs; system directories are
+bound read-only, `/etc` is a small assembled copy, `/tmp`, `/run`, `/dev` and `/proc` are
+fresh, the home is an empty tmpfs that holds only what was carried in, and the workspace lies
+at its own path. What is not mounted does not exist, so there is no list of secrets to keep
+up to date. Mount order is the order of this file.
+
+Options are those of bwrap(1), version 0.8.0 or newer. Nothing runs here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+CLOISTER_DIR = "/run/cloister"
+BOX = f"{CLOISTER_DIR}/box"
+"""Where the run's own read-only directory appears: the egress socket and generated files."""
+BIN = f"{CLOISTER_DIR}/bin"
+SHIM = f"{CLOISTER_DIR}/shim"
+EGRESS_SOCKET = f"{BOX}/egress.sock"
+PROXY_PORT = 3128
+SECCOMP_FD = 3
+CONTROL_FD = 4
+PROBE_ADDRESS = "192.0.2.1:9"
+"""TEST-NET-1 (RFC 5737): routed nowhere, so a connect may only succeed or hang where a network exists."""
+
+MountKind = Literal["ro", "rw", "tmpfs", "symlink", "directory", "mask-file", "mask-directory"]
+
+
+class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing in the sandbox's file system. `source` is a host path, or a symlink's target; tmpfs has none."""
+
+    kind: MountKind
+    target: str
+    source: str = ""
+    optional: bool = False
+
+
+class Box(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides what the sandbox looks like, as facts and choices already made."""
+
+    bubblewrap: str
+    shim: str
+    box_directory: str
+    etc_directory: str
+    home: str
+    uid: int
+    gid: int
+    hostname: str
+    system: tuple[Mount, ...]
+    mounts: tuple[Mount, ...]
+    programs: tuple[tuple[str, str], ...] = ()
+    """Names put on the agent's PATH, with the paths they stand for."""
+    tmpfs_bytes: int | None = None
+    network: Literal["empty", "shared"] = "empty"
+    """`shared` keeps the network namespace that the outer shim made (egress mode `internet`)."""
+    nested: bool = False
+    landlock: Literal["available", "required", "off"] = "available"
+    landlock_rw: tuple[str, ...] = ()
+    mdwe: bool = False
+    rlimits: tuple[tuple[str, int], ...] = ()
+    probe_write: tuple[str, ...] = ("/usr",)
+    probe_connect: tuple[str, ...] = (PROBE_ADDRESS,)
+
+
+def system_mounts(merged: bool, extra: tuple[str, ...] = ()) -> tuple[Mount, ...]:
+    """Return the system directories: one bind where `/bin` and friends are links into `/usr`, else one for each."""
+    roots = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
+    usr = (Mount("ro", "/usr", "/usr"),)
+    if merged:
+        links = tuple(Mount("symlink", f"/{name}", f"usr/{name}") for name in roots[:4])
+    else:
+        links = tuple(Mount("ro", f"/{name}", f"/{name}", optional=True) for name in roots)
+    return usr + links + tuple(Mount("ro", path, path, optional=True) for path in extra)
+
+
+def bubblewrap_argv(box: Box) -> tuple[str, ...]:
+    """Return the whole argv: bubblewrap, its options, and the inner shim with its own."""
+    argv = [box.bubblewrap, *_namespaces(box)]
+    for mount in box.system:
+        argv += _mount(mount)
+    argv += ["--ro-bind", box.etc_directory, "/etc", "--proc", "/proc", "--dev", "/dev"]
+    size = ["--size", str(box.tmpfs_bytes)] if box.tmpfs_bytes is not None else []
+    argv += ["--perms", "1777", *size, "--tmpfs", "/tmp"]  # noqa: S108  # the sandbox's own, fresh
+    argv += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp", "--dir", "/run"]  # noqa: S108
+    argv += ["--perms", "0700", *size, "--tmpfs", box.home]
+    argv += ["--ro-bind", box.shim, SHIM, "--ro-bind", box.box_directory, BOX]
+    for name, path in box.programs:
+        argv += ["--symlink", path, f"{BIN}/{name}"]
+    for mount in box.mounts:
+        argv += _mount(mount)
+    argv += ["--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *_inner(box)]
+    return tuple(argv)
+
+
+def _namespaces(box: Box) -> list[str]:
+    """Unshare everything. The outer shim is the parent, so dying with it means dying with the run."""
+    argv = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    if box.network == "empty":
+        argv.append("--unshare-net")
+    if not box.nested:
+        argv.append("--disable-userns")
+    argv += ["--uid", str(box.uid), "--gid", str(box.gid), "--hostname", box.hostname]
+    return [*argv, "--die-with-parent", "--as-pid-1", "--cap-drop", "ALL"]
+
+
+def _mount(mount: Mount) -> list[str]:
+    suffix = "-try" if mount.optional else ""
+    match mount.kind:
+        case "ro":
+            return [f"--ro-bind{suffix}", mount.source, mount.target]
+        case "rw":
+            return [f"--bind{suffix}", mount.source, mount.target]
+        case "tmpfs":
+            return ["--tmpfs", mount.target]
+        case "symlink":
+            return ["--symlink", mount.source, mount.target]
+        case "directory":
+            return ["--dir", mount.target]
+        case "mask-file":
+            return ["--ro-bind", "/dev/null", mount.target]
+        case "mask-directory":
+            return ["--perms", "0000", "--tmpfs", mount.target, "--remount-ro", mount.target]
+
+
+def _inner(box: Box) -> list[str]:
+    argv = [SHIM, "inner", "--ctl", str(CONTROL_FD), "--egress", EGRESS_SOCKET, "--listen", f"127.0.0.1:{PROXY_PORT}"]
+    for path in box.probe_write:
+        argv += ["--probe-write", path]
+    for address in box.probe_connect:
+        argv += ["--probe-connect", address]
+    argv += ["--landlock", box.landlock]
+    if box.landlock != "off":
+        argv += ["--landlock-ro", "/"]
+        for path in box.landlock_rw:
+            argv += ["--landlock-rw", path]
+    for name, value in box.rlimits:
+        argv += ["--rlimit", f"{name}={value}"]
+    if box.mdwe:
+        argv.append("--mdwe")
+    if box.nested:
+        argv.append("--nested")
+    return argv

@@ -1,0 +1,61 @@
+"""A plan as text for people and as JSON for machines. Changes nothing, decides nothing."""
+
+from __future__ import annotations
+
+import shlex
+
+import msgspec
+
+from cloister.plan.steps import Launch, Placeholders, Plan
+
+
+def as_json(plan: Plan) -> bytes:
+    """Return the plan as indented JSON, keys in order: what `cloister plan --json` prints and goldens compare."""
+    return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=2) + b"\n"
+
+
+def as_text(plan: Plan) -> str:
+    """Return the plan as the page that `cloister plan` prints: steps, mounts, environment names, egress."""
+    launch = plan.launch
+    lines = [
+        f"run {plan.run}: {plan.agent}" + (f" (preset {plan.preset})" if plan.preset else ""),
+        f"isolation  {plan.isolation}",
+        f"workspace  {plan.workspace}",
+        f"policy     {plan.policy_digest[:16]}",
+        f"plan       {plan.digest()[:16]}",
+        "",
+        "steps",
+    ]
+    for number, step in enumerate(plan.steps, 1):
+        lines.append(f"  {number:>2}  {step.describe()}")
+        if isinstance(step, Placeholders):
+            lines += [f"        {point.kind:<9} {point.base}/{point.name}" for point in step.points]
+    lines += ["", "sandbox", *_wrapped_argv(launch)]
+    lines += ["", "environment", *(f"  {name}" for name in sorted({*launch.environment, *launch.inherit}))]
+    lines += _section("egress", plan.egress or ("nothing is reachable",))
+    lines += _section("limits", plan.limits or ("none",))
+    lines += _section("opt-outs", plan.opt_outs)
+    lines += _section("notices", plan.notices)
+    return "\n".join(lines) + "\n"
+
+
+def command_line(launch: Launch) -> str:
+    """Return bubblewrap's argv as one line that a shell reads back unchanged."""
+    return shlex.join(launch.argv)
+
+
+def _section(title: str, entries: tuple[str, ...]) -> list[str]:
+    return ["", title, *(f"  {entry}" for entry in entries)] if entries else []
+
+
+def _wrapped_argv(launch: Launch) -> list[str]:
+    """Break the argv before each option, so that mounts stand one below the other."""
+    lines: list[str] = []
+    current = "  "
+    for word in launch.argv:
+        if word.startswith("--") and current.strip():
+            lines.append(current.rstrip())
+            current = "    "
+        current += shlex.quote(word) + " "
+    lines.append(current.rstrip())
+    return lines

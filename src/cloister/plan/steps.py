@@ -1,0 +1,169 @@
+"""The closed union of steps a plan is made of, and the plan itself.
+
+A step is a small frozen value that says one thing to do; `describe` puts it into one line for
+people. It holds no secret, no file descriptor and no process id, so a plan can be printed,
+stored before its first step runs, and undone from the file alone. Running steps is for
+`host/apply.py`; what undoes them is written in `plan/undo.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+from cloister.plan.workspace import Placeholder
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="step"):
+    """What all steps share."""
+
+
+class MakeDirectory(Step, tag="make-directory"):
+    """Make a directory of ours. `kept` ones survive the run (an agent's history)."""
+
+    path: str
+    mode: int = 0o700
+    kept: bool = False
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"make directory {self.path} ({self.mode:04o}{', kept' if self.kept else ''})"
+
+
+class WriteFile(Step, tag="write-file"):
+    """Write a file of ours, inside a directory made by an earlier step."""
+
+    path: str
+    text: str
+    mode: int = 0o600
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write {len(self.text.encode())} bytes to {self.path}"
+
+
+class Listen(Step, tag="listen"):
+    """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
+
+    path: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"serve egress on {self.path}"
+
+
+class CarryPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file or directory that must exist below an agent's state to be mounted over."""
+
+    name: str
+    kind: Literal["file", "directory"]
+
+
+class Placeholders(Step, tag="placeholders"):
+    """Make what is absent but must be mounted over; removed after the run, when still ours."""
+
+    workspace: str
+    points: tuple[Placeholder, ...]
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"hold {len(self.points)} absent paths of {self.workspace} while the run lasts"
+
+
+class CarryPoints(Step, tag="carry-points"):
+    """Make the places below an agent's own state directory onto which carried files are mounted."""
+
+    root: str
+    points: tuple[CarryPoint, ...]
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"make {len(self.points)} mount points below {self.root}"
+
+
+class LimitCgroup(Step, tag="limit-cgroup"):
+    """Make a cgroup (v2) for the run below one that is delegated to us. Bytes, tasks, and microseconds per 100 ms."""
+
+    path: str
+    memory_bytes: int | None = None
+    tasks: int | None = None
+    cpu_quota_us: int | None = None
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        parts = [
+            f"memory.max={self.memory_bytes}" if self.memory_bytes is not None else "",
+            f"pids.max={self.tasks}" if self.tasks is not None else "",
+            f"cpu.max={self.cpu_quota_us} 100000" if self.cpu_quota_us is not None else "",
+        ]
+        return f"limit in cgroup {self.path}: {' '.join(part for part in parts if part)}"
+
+
+class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An overlayfs mount made in the run's own user namespace before bubblewrap starts."""
+
+    lower: str
+    upper: str
+    work: str
+    target: str
+
+
+class Launch(Step, tag="launch"):
+    """Start the sandbox: the argv of bubblewrap, then what its first process needs to know.
+
+    `argv` names descriptors by number: 3 is the seccomp filter, 4 the channel to the broker.
+    `environment` holds literal values from the policy; `inherit` names variables whose values
+    the caller's request brings, so that no value of theirs stands in the plan.
+    """
+
+    argv: tuple[str, ...]
+    command: tuple[str, ...]
+    directory: str
+    environment: dict[str, str]
+    inherit: tuple[str, ...] = ()
+    pty: bool = False
+    seccomp: str = ""
+    overlays: tuple[Overlay, ...] = ()
+    ruleset: str = ""
+    pasta: tuple[str, ...] = ()
+    runtime_s: float | None = None
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"launch {' '.join(self.command)} in {self.directory}"
+
+
+AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | LimitCgroup | Launch
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that will be done for one run, and what was decided on the way."""
+
+    run: str
+    """The run's id; names its directories."""
+    agent: str
+    preset: str
+    isolation: str
+    workspace: str
+    policy_digest: str
+    steps: tuple[AnyStep, ...]
+    egress: tuple[str, ...] = ()
+    """The egress rules in words, as `explain` shows them."""
+    limits: tuple[str, ...] = ()
+    """Which limit is enforced by what: `memory 4 GiB: cgroup`."""
+    opt_outs: tuple[str, ...] = ()
+    """Named weakenings the policy asked for; they go into the receipt."""
+    notices: tuple[str, ...] = ()
+    """What the host cannot give and the policy does not insist on."""
+
+    @property
+    def launch(self) -> Launch:
+        """The one step that starts the sandbox."""
+        return next(step for step in self.steps if isinstance(step, Launch))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the plan with the run's id taken out: equal plans, equal digests."""
+        text = msgspec.json.encode(self, order="sorted")
+        return hashlib.sha256(text.replace(self.run.encode(), b"RUN")).hexdigest()

@@ -1,0 +1,186 @@
+"""A run with its sockets: frames to and from both halves of the shim, its egress server, its records.
+
+`LiveRun` decides, this carries out: it turns frames into calls, keeps the run's exec sessions,
+writes events and the receipt, and undoes the plan. One object per run, owned by the supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from cloister.egress.events import EgressEvent
+from cloister.host.frames import Frame, pack_list, unpack_list
+from cloister.plan.steps import Plan
+from cloister.relay.server import EgressServer
+from cloister.runs.live import LiveRun, Outcome, Timer
+from cloister.runs.store import Receipt, Record, Store
+
+FLAG_PTY = 1
+FLAG_USERNS = 2
+FLAG_NETNS = 4
+_MAX_DENIED = 200
+
+
+class Link(Protocol):
+    """A frame connection, as the broker's event loop offers it."""
+
+    closed: bool
+
+    def send(self, kind: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
+        """Queue a frame."""
+
+    def close(self) -> None:
+        """Close when everything is sent."""
+
+
+class ExecSession:
+    """One further command in a running sandbox, asked for over its own connection."""
+
+    def __init__(self, number: int, link: Link) -> None:
+        """Remember whom to tell."""
+        self.number = number
+        self.link = link
+
+
+class ActiveRun:
+    """One run from launch to receipt."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        record: Record,
+        store: Store,
+        links: tuple[Link, Link],
+        call_later: Callable[[float, Callable[[], None]], Timer],
+        on_end: Callable[[ActiveRun, Outcome], None],
+        host: dict[str, object],
+    ) -> None:
+        """Take the stored plan and both links (outer, inner)."""
+        self.plan = plan
+        self.record = record
+        self.store = store
+        self.outer, self.inner = links
+        self.host = host
+        self.egress: EgressServer | None = None
+        self.sessions: dict[int, ExecSession] = {}
+        self.warnings: tuple[str, ...] = ()
+        self._next_session = 1
+        self._answers: list[Callable[[str], None]] = []
+        self._denied: dict[str, int] = {}
+        self._on_end = on_end
+        self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
+        self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
+
+    # --- frames ---------------------------------------------------------------------------
+
+    def outer_frame(self, frame: Frame) -> None:
+        """Handle a frame of the outer half."""
+        match frame.kind:
+            case b"S" if len(frame.payload) == 1:
+                self.live.signal(frame.payload[0])
+            case b"C":
+                self.live.continued()
+            case b"W":
+                self.live.sandbox_ended()
+            case b"A" if self._answers:
+                self._answers.pop(0)(frame.payload[:1].decode("ascii", "replace"))
+
+    def inner_frame(self, frame: Frame) -> None:
+        """Handle a frame of the inner half: it speaks for hostile surroundings, so sizes are checked."""
+        payload = frame.payload
+        number = int.from_bytes(payload[:4], "little") if len(payload) >= 4 else 0
+        match frame.kind:
+            case b"P":
+                self.live.probed(tuple(item.decode("utf-8", "replace") for item in unpack_list(payload)[:64]))
+            case b"R" if number == 0:
+                self.live.running()
+            case b"Y" if len(payload) == 8:
+                self._failed(number, int.from_bytes(payload[4:], "little"))
+            case b"E" if len(payload) == 5:
+                self._exited(number, payload[4])
+            case b"Z" if number == 0:
+                self.live.stopped()
+
+    def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None]) -> None:
+        """Put a question to the person at the run's terminal; `answer` gets one letter."""
+        self._answers.append(answer)
+        self.outer.send(b"Q", pack_list([text.encode(), letters.encode(), default.encode()]))
+
+    # --- further commands -------------------------------------------------------------------
+
+    def execute(self, link: Link, words: list[bytes], environment: list[bytes], directory: str, stdio: tuple[int, ...],
+                *, pty: bool) -> ExecSession:  # fmt: skip
+        """Start another command inside; its end is told to `link`."""
+        session = ExecSession(self._next_session, link)
+        self._next_session += 1
+        self.sessions[session.number] = session
+        head = session.number.to_bytes(4, "little") + (FLAG_PTY if pty else 0).to_bytes(4, "little")
+        payload = head + pack_list(words) + pack_list(environment) + pack_list([os.fsencode(directory)])
+        self.inner.send(b"X", payload, stdio)
+        return session
+
+    def _failed(self, number: int, error: int) -> None:
+        if number == 0:
+            self.live.failed(error)
+        elif session := self.sessions.pop(number, None):
+            code = 127 if error in (2, 20) else 126
+            session.link.send(b"F", bytes([code]) + f"cloister: {os.strerror(error)} [exec-failed]\n".encode())
+            session.link.close()
+
+    def _exited(self, number: int, status: int) -> None:
+        if number == 0:
+            self.live.exited(status)
+        elif session := self.sessions.pop(number, None):
+            session.link.send(b"F", bytes([status]))
+            session.link.close()
+
+    # --- records ------------------------------------------------------------------------------
+
+    def note(self, event: EgressEvent) -> None:
+        """Record one egress decision."""
+        if event.verdict != "allow":
+            key = f"{event.host}:{event.port} {event.reason}"
+            if key in self._denied or len(self._denied) < _MAX_DENIED:
+                self._denied[key] = self._denied.get(key, 0) + 1
+        self.write_event("egress", msgspec.to_builtins(event))
+
+    def write_event(self, kind: str, fields: dict[str, object]) -> None:
+        """Append one line to the run's events."""
+        self._events.write(msgspec.json.encode({"event": kind, "time": time.time(), **fields}) + b"\n")
+
+    def _is_running(self) -> None:
+        self.record = msgspec.structs.replace(self.record, status="running")
+        self.store.update(self.record)
+
+    def _ended(self, outcome: Outcome) -> None:
+        for session in list(self.sessions.values()):
+            session.link.send(b"F", bytes([137]))
+            session.link.close()
+        self.sessions.clear()
+        self._on_end(self, outcome)
+        self._write_receipt(outcome)
+        self._events.close()
+
+    def _write_receipt(self, outcome: Outcome) -> None:
+        now = time.time()
+        stats = self.egress.stats if self.egress else None
+        plan = self.plan
+        self.record = msgspec.structs.replace(
+            self.record, status="finished", finished=now, exit_code=outcome.code, reason=outcome.reason
+        )
+        denied = sorted(self._denied.items(), key=lambda item: -item[1])
+        receipt = Receipt(
+            id=plan.run, agent=plan.agent, preset=plan.preset, isolation=plan.isolation, workspace=plan.workspace,
+            command=self.record.command, started=self.record.started, finished=now, exit_code=outcome.code,
+            reason=outcome.reason, policy_digest=plan.policy_digest, plan_digest=plan.digest(), host=self.host,
+            probe=self.live.probe, limits=plan.limits, opt_outs=plan.opt_outs, notices=plan.notices,
+            connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
+            bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
+            denied=tuple(f"{what} ({count}×)" for what, count in denied), warnings=self.warnings,
+        )  # fmt: skip
+        self.store.finish(self.record, receipt)

@@ -1,0 +1,284 @@
+"""From a policy and the facts of one start to a plan. The place where the rooms below meet.
+
+Pure: everything that had to be looked up stands in `Facts`, everything that will be done
+stands in the `Plan` that comes back. The order is that in which a sandbox is built:
+workspace → state → environment → egress → limits → isolation.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloister.isolation import environment, namespace
+from cloister.isolation.namespace import Box, Mount
+from cloister.isolation.note import sandbox_note
+from cloister.plan.steps import (
+    AnyStep,
+    CarryPoint,
+    CarryPoints,
+    Launch,
+    LimitCgroup,
+    Listen,
+    MakeDirectory,
+    Overlay,
+    Placeholders,
+    Plan,
+    WriteFile,
+)
+from cloister.plan.workspace import WorkspaceLayout
+from cloister.plan.workspace import Mount as LayoutMount
+from cloister.policy.model import Agent, Preset
+from cloister.runs import limits
+from cloister.runs.unenforced import refuse_unenforced
+
+BOX = namespace.BOX
+
+
+class CarriedPath(msgspec.Struct, frozen=True):
+    """A path of the home that exists and is carried in."""
+
+    name: str
+    source: str
+    kind: str
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about this host, this user and this start that the plan depends on."""
+
+    run: str
+    agent_name: str
+    policy_digest: str
+    uid: int
+    gid: int
+    user: str
+    home: str
+    state: str
+    """Directory of this agent's own state for this project."""
+    run_state: str
+    run_runtime: str
+    shim: str
+    bubblewrap: str
+    etc_directory: str
+    merged_usr: bool
+    extra_system: tuple[str, ...] = ()
+    directory: str
+    """Where the agent starts: the caller's directory, in the workspace."""
+    layout: WorkspaceLayout
+    program_path: str = ""
+    program_binds: tuple[str, ...] = ()
+    program_names: tuple[tuple[str, str], ...] = ()
+    carried: tuple[CarriedPath, ...] = ()
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    hide: tuple[tuple[str, str], ...] = ()
+    """Paths to mask, each with `file` or `directory`."""
+    git: tuple[tuple[str, str], ...] = ()
+    cgroup: str = ""
+    """A cgroup (v2) delegated to us with memory and pids, or empty."""
+    landlock_abi: int = 0
+    pty: bool = False
+    hostname: str = "cloister"
+
+
+def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: tuple[str, ...], facts: Facts) -> Plan:
+    """Return the plan of one run.
+
+    Args:
+        agent: what it may do, presets and profiles merged in, tightened.
+        preset: what is known about the product.
+        command: the argv to run, its program as the caller named it.
+        egress: the rules in words, for the plan's reader and the note.
+        facts: what was looked up.
+
+    Raises:
+        UnsupportedError: the policy asks for something that nothing here enforces.
+    """
+    refuse_unenforced(agent)
+    overlay = agent.workspace.mode == "overlay"
+    files = _generated_files(agent, preset, facts, egress, overlay)
+    command = _command(command, preset, agent, files, facts)
+    literal, inherit = environment.compose(
+        agent,
+        preset,
+        environment.Situation(
+            run=facts.run, agent=facts.agent_name, user=facts.user, home=facts.home, workspace=facts.directory, git=facts.git
+        ),
+    )
+    limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
+    box = _box(agent, facts, preset, limited, files)
+    steps: list[AnyStep] = [
+        MakeDirectory(path=facts.run_runtime),
+        MakeDirectory(path=f"{facts.run_runtime}/box"),
+        *_state_steps(preset, facts, files),
+        *(WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text) for name, text in files.boxed),
+        Listen(path=f"{facts.run_runtime}/box/egress.sock"),
+    ]
+    if facts.layout.placeholders and not overlay:
+        steps.append(Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders))
+    overlays: tuple[Overlay, ...] = ()
+    if overlay:
+        upper, work = f"{facts.run_state}/overlay/upper", f"{facts.run_state}/overlay/work"
+        steps += [MakeDirectory(path=path, kept=True) for path in (f"{facts.run_state}/overlay", upper, work)]
+        overlays = (Overlay(facts.layout.root, upper, work, facts.layout.root),)
+    if limited.cgroup:
+        steps.append(limited.cgroup)
+    steps.append(
+        Launch(
+            argv=namespace.bubblewrap_argv(box),
+            command=command,
+            directory=facts.directory,
+            environment=literal,
+            inherit=inherit,
+            pty=facts.pty,
+            seccomp=_seccomp_profile(agent),
+            overlays=overlays,
+            runtime_s=limited.runtime_s,
+        )
+    )
+    return Plan(
+        run=facts.run,
+        agent=facts.agent_name,
+        preset=agent.preset,
+        isolation=agent.isolation,
+        workspace=facts.layout.root,
+        policy_digest=facts.policy_digest,
+        steps=tuple(steps),
+        egress=egress,
+        limits=limited.words,
+        opt_outs=_opt_outs(agent, facts),
+        notices=(*limited.notices, *_notices(agent, facts)),
+    )
+
+
+class _Files(msgspec.Struct):
+    """Generated files: those shown in the box directory, and those laid over a path of the home."""
+
+    boxed: list[tuple[str, str]]
+    homed: list[tuple[str, str]]
+
+
+def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[str, ...], overlay: bool) -> _Files:
+    files = _Files([], [])
+    for index, (name, text) in enumerate(preset.files.items()):
+        boxed = f"file-{index}"
+        files.boxed.append((boxed, text))
+        files.homed.append((name, boxed))
+    if agent.sandbox_note and preset.note:
+        note = sandbox_note(workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=overlay)
+        files.boxed.append(("note.txt", note))
+        if not preset.note.startswith("-"):
+            files.homed.append((preset.note, "note.txt"))
+    return files
+
+
+def _command(command: tuple[str, ...], preset: Preset, agent: Agent, files: _Files, facts: Facts) -> tuple[str, ...]:
+    """Put the resolved program first, and the note's flag behind it where the preset takes one."""
+    program = facts.program_path or command[0]
+    note = next((text for name, text in files.boxed if name == "note.txt"), "")
+    is_product = bool(preset.command) and command[0] == preset.command[0]
+    flags = (preset.note, note) if note and preset.note.startswith("-") and is_product else ()
+    return (program, *flags, *command[1:])
+
+
+def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, files: _Files) -> Box:
+    home = facts.home
+    mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
+    mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
+    mounts += [Mount("ro", f"{home}/{path.name}", path.source) for path in facts.carried]
+    mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
+    mounts += [Mount("ro", path, path) for path in facts.read]
+    mounts += [Mount("rw", path, path) for path in facts.write]
+    workspace, contents = _workspace_mounts(facts.layout.mounts, facts.run_runtime)
+    files.boxed += contents
+    mounts += workspace
+    mounts += [Mount("mask-directory" if kind == "directory" else "mask-file", path) for path, kind in facts.hide]
+    writable = [home, "/tmp", "/dev", "/proc", *facts.write]  # noqa: S108  # the sandbox's own
+    writable += [mount.target for mount in facts.layout.mounts if mount.op in ("bind", "pin")]
+    return Box(
+        bubblewrap=facts.bubblewrap,
+        shim=facts.shim,
+        box_directory=f"{facts.run_runtime}/box",
+        etc_directory=facts.etc_directory,
+        home=home,
+        uid=facts.uid,
+        gid=facts.gid,
+        hostname=facts.hostname,
+        system=namespace.system_mounts(facts.merged_usr, facts.extra_system),
+        mounts=tuple(mounts),
+        programs=facts.program_names,
+        tmpfs_bytes=limited.disk_bytes,
+        nested=_nested(agent),
+        landlock=agent.hardening.landlock,
+        landlock_rw=tuple(dict.fromkeys(writable)),
+        mdwe=not (agent.hardening.write_execute and preset.write_execute),
+        rlimits=limited.rlimits,
+    )
+
+
+def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[list[Mount], list[tuple[str, str]]]:
+    """Turn the layout's mounts into bubblewrap's; contents become files of the box directory."""
+    result: list[Mount] = []
+    contents: dict[str, str] = {}
+    for mount in mounts:
+        match mount.op:
+            case "bind" | "pin":
+                result.append(Mount("rw", mount.target, mount.source or mount.target))
+            case "ro":
+                result.append(Mount("ro", mount.target, mount.source or mount.target))
+            case "content":
+                boxed = contents.setdefault(mount.content, f"content-{len(contents)}")
+                result.append(Mount("ro", mount.target, f"{runtime}/box/{boxed}"))
+            case "mask":
+                kind = "mask-directory" if mount.node.kind == "directory" else "mask-file"
+                result.append(Mount("mask-directory" if kind == "mask-directory" else "mask-file", mount.target))
+    return result, [(name, text) for text, name in contents.items()]
+
+
+def _state_steps(preset: Preset, facts: Facts, files: _Files) -> list[AnyStep]:
+    """Make the agent's own state, and the places in it onto which files are mounted."""
+    steps: list[AnyStep] = [MakeDirectory(path=facts.state, kept=True)]
+    steps += [MakeDirectory(path=f"{facts.state}/{name}", kept=True) for name in preset.state]
+    over = [(path.name, path.kind) for path in facts.carried] + [(name, "file") for name, _ in files.homed]
+    points = [
+        CarryPoint(name, "directory" if kind == "directory" else "file")
+        for name, kind in over
+        if any(name.startswith(f"{state}/") for state in preset.state)
+    ]
+    if points:
+        steps.append(CarryPoints(root=facts.state, points=tuple(points)))
+    return steps
+
+
+def _nested(agent: Agent) -> bool:
+    return agent.hardening.nested or agent.agent_sandbox.managed
+
+
+def _seccomp_profile(agent: Agent) -> str:
+    """Name the filter's variant: the words `nested`, `ptrace`, `netlink`, joined by commas."""
+    words = {"nested": _nested(agent), "ptrace": agent.hardening.ptrace, "netlink": agent.hardening.netlink}
+    return ",".join(word for word, wanted in words.items() if wanted)
+
+
+def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
+    """Every named weakening, in the words of the policy."""
+    words = []
+    if _nested(agent):
+        words.append("hardening.nested: user namespaces and mounts are allowed inside")
+    if agent.hardening.ptrace:
+        words.append("hardening.ptrace: tracing is allowed inside")
+    if agent.hardening.landlock == "off":
+        words.append("hardening.landlock = off")
+    words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
+    words += [f"environment carries {name}" for name in agent.pass_environment]
+    words += [f"filesystem.write: {path}" for path in facts.write]
+    return tuple(words)
+
+
+def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
+    notices = list(facts.layout.notes)
+    if facts.landlock_abi == 0 and agent.hardening.landlock == "available":
+        notices.append("this kernel has no Landlock: one layer less")
+    return tuple(notices)
+
+
+__all__ = ["CarriedPath", "Facts", "LimitCgroup", "compile_run"]

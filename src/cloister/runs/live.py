@@ -1,0 +1,213 @@
+"""One live run: what the broker does between `launch` and the receipt.
+
+Frames from the two halves of the shim come in, frames go out; the order is the state machine
+drawn here. Sockets and timers belong to the broker (`services/`), which passes them in.
+
+    starting ──P ok──▶ probed ──R──▶ running ──E──▶ ending ──W──▶ finished
+        └──────P bad, Y, time, stop, a half died──────┘
+
+Whatever happens, `finish` runs once: kill what is left, undo the plan, write the receipt,
+tell the outer half its exit code.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from typing import Protocol
+
+from cloister.plan.steps import Plan
+
+KILL_AFTER_S = 10.0
+"""Time between asking the agent to end and ending it."""
+LAUNCH_TIMEOUT_S = 30.0
+"""Time in which the sandbox must come up; generous, for a loaded machine."""
+EXIT_TIMEOUT = 124
+EXIT_FAILED = 125
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+
+
+class Peer(Protocol):
+    """One half of the shim, as seen from here."""
+
+    def send(self, kind: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
+        """Queue one frame."""
+
+    def close(self) -> None:
+        """Close the channel."""
+
+
+class Timer(Protocol):
+    """What `loop.call_later` returns."""
+
+    def cancel(self) -> None:
+        """Forget it."""
+
+
+class Outcome:
+    """How a run ended: exit code for the caller, a word for the record, a text for people."""
+
+    def __init__(self, code: int, reason: str, text: str = "") -> None:
+        """Keep the three parts."""
+        self.code = code
+        self.reason = reason
+        self.text = text
+
+
+class LiveRun:
+    """The state machine of one run. `on_finished` is called once, with the outcome."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        outer: Peer,
+        inner: Peer,
+        call_later: Callable[[float, Callable[[], None]], Timer],
+        on_finished: Callable[[Outcome], None],
+        on_running: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take the plan, both peers, the clock of the loop, and whom to tell."""
+        self.plan = plan
+        self.outer = outer
+        self.inner = inner
+        self.probe: tuple[str, ...] = ()
+        self.status = "starting"
+        self._call_later = call_later
+        self._on_finished = on_finished
+        self._on_running = on_running
+        self._outcome: Outcome | None = None
+        self._done = False
+        self._timers = [call_later(LAUNCH_TIMEOUT_S, self._launch_timeout)]
+
+    # --- what the inner half says -------------------------------------------------------
+
+    def probed(self, results: tuple[str, ...]) -> None:
+        """The self-probe's results: the inner half refuses by itself; here they are kept for the receipt."""
+        self.probe = results
+
+    def running(self) -> None:
+        """The agent has control: from now on its own time counts."""
+        self.status = "running"
+        self._cancel_timers()
+        runtime_s = self.plan.launch.runtime_s
+        if runtime_s is not None:
+            self._timers.append(self._call_later(runtime_s, self._runtime_over))
+        self._on_running()
+
+    def failed(self, number: int) -> None:
+        """`execve` of the agent failed; speak as env(1) does."""
+        missing = number in (errno.ENOENT, errno.ENOTDIR)
+        code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+        command = self.plan.launch.command[0]
+        self._decide(Outcome(code, "not-started", f"cloister: {command}: {os.strerror(number)} [exec-failed]"))
+
+    def exited(self, status: int) -> None:
+        """The agent ended by itself or by a signal (128+n)."""
+        self._decide(Outcome(status, "exited"))
+
+    def stopped(self) -> None:
+        """Ctrl-Z inside: the caller's shell shall see the whole run stop."""
+        self.outer.send(b"T")
+
+    def inner_closed(self) -> None:
+        """PID 1 is gone, and the kernel with it ends everything inside."""
+        bad = [result for result in self.probe if not _expected(result)]
+        if bad and self.status == "starting":
+            self._decide(Outcome(EXIT_FAILED, "probe-failed", _probe_text(bad)))
+        elif self._outcome is None:
+            # Killed from outside, or bubblewrap failed before it began: its own words are on stderr.
+            text = "cloister: the sandbox ended before the agent did [sandbox-died]\n  try: cloister doctor"
+            self._decide(Outcome(EXIT_FAILED, "sandbox-died", text))
+        self._kill_later(2.0)
+
+    # --- what the outer half says -------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """The caller got a signal: pass it on to the agent."""
+        self.inner.send(b"S", bytes([number]))
+
+    def continued(self) -> None:
+        """The caller's shell let the run go on (fg)."""
+        self.inner.send(b"S", bytes([signal.SIGCONT]))
+
+    def sandbox_ended(self) -> None:
+        """Bubblewrap was reaped: nothing lives in the sandbox any more."""
+        if self._outcome is None:
+            text = "cloister: the sandbox could not be set up [sandbox-failed]\n  try: cloister doctor"
+            self._decide(Outcome(EXIT_FAILED, "sandbox-failed", text))
+        self._finish()
+
+    def outer_closed(self) -> None:
+        """The caller died; so does the run."""
+        self._decide(Outcome(128 + signal.SIGKILL, "client-died"))
+        self.inner.send(b"K")
+        self._finish()
+
+    # --- what the owner says --------------------------------------------------------------
+
+    def stop(self, grace_s: float = KILL_AFTER_S) -> None:
+        """Ask the agent to end, and end it when it does not."""
+        self.inner.send(b"S", bytes([signal.SIGTERM]))
+        self.inner.send(b"S", bytes([signal.SIGCONT]))  # a stopped agent could not hear it
+        self._kill_later(grace_s, Outcome(128 + signal.SIGKILL, "stopped"))
+
+    # --- endings --------------------------------------------------------------------------
+
+    def _decide(self, outcome: Outcome) -> None:
+        """The first outcome counts."""
+        if self._outcome is None:
+            self._outcome = outcome
+            self.status = "ending"
+
+    def _finish(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._cancel_timers()
+        self.inner.close()
+        outcome = self._outcome or Outcome(EXIT_FAILED, "unknown")
+        self._on_finished(outcome)
+        text = outcome.text + "\n" if outcome.text else ""
+        self.outer.send(b"F", bytes([outcome.code & 255]) + text.encode("utf-8", "backslashreplace"))
+
+    def _runtime_over(self) -> None:
+        limit = self.plan.launch.runtime_s
+        self._decide(Outcome(EXIT_TIMEOUT, "timed-out", f"cloister: ended after {limit:g} s, its runtime_max [timed-out]"))
+        self.stop()
+
+    def _launch_timeout(self) -> None:
+        text = f"cloister: the sandbox did not come up within {LAUNCH_TIMEOUT_S:g} s [launch-timeout]"
+        self._decide(Outcome(EXIT_FAILED, "launch-timeout", text))
+        self._kill()
+
+    def _kill_later(self, delay_s: float, outcome: Outcome | None = None) -> None:
+        def now() -> None:
+            if outcome:
+                self._decide(outcome)
+            self._kill()
+
+        self._timers.append(self._call_later(delay_s, now))
+
+    def _kill(self) -> None:
+        """End PID 1; when even that shows no effect, undo anyway and let the outer half kill bubblewrap."""
+        self.inner.send(b"K")
+        self._timers.append(self._call_later(2.0, self._finish))
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+
+def _expected(result: str) -> bool:
+    """Tell whether one probe result is as it must be; the inner half marks bad ones with `!`."""
+    return not result.startswith("!")
+
+
+def _probe_text(bad: list[str]) -> str:
+    lines = ["cloister: the sandbox does not hold, so the agent was not started [probe-failed]"]
+    lines += [f"  where: {result.lstrip('!')}" for result in bad]
+    return "\n".join([*lines, "  try: cloister doctor"])

@@ -1,0 +1,47 @@
+"""What the policy can say and nothing here enforces yet: refused at run time, never ignored.
+
+The model covers all three backends from the start, so that later work adds behaviour and not
+syntax. Each entry disappears when the thing it names works.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloister.errors import UnsupportedError
+from cloister.policy.model import Agent, Llm, MicroVm, Service
+
+
+def refuse_unenforced(agent: Agent) -> None:
+    """Refuse an agent's table that asks for more than this version can keep.
+
+    Raises:
+        UnsupportedError: names the first key, and what to do.
+    """
+    if agent.isolation != "namespace":
+        raise UnsupportedError(
+            "isolation-unavailable",
+            f"isolation = {agent.isolation!r} is not available in this version",
+            where=".isolation",
+            remedy='isolation = "namespace"',
+        )
+    for key, asked in (
+        ("credentials", bool(agent.credentials)),
+        ("llm", agent.llm != Llm()),
+        ("service", agent.service != Service()),
+        ("microvm", agent.microvm != MicroVm()),
+    ):
+        if asked:
+            raise UnsupportedError(
+                "policy-not-enforceable",
+                f"nothing in this version enforces `{key}`, so the agent was not started",
+                where=f".{key}",
+                remedy=f"remove `{key}` from the agent's table",
+            )
+
+
+def unenforced_keys(agent: Agent) -> tuple[str, ...]:
+    """Return the keys that would be refused, for `cloister check`."""
+    defaults = msgspec.structs.asdict(Agent())
+    given = msgspec.structs.asdict(agent)
+    return tuple(key for key in ("credentials", "llm", "service", "microvm") if given[key] != defaults[key])
