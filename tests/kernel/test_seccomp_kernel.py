@@ -150,7 +150,7 @@ print([call(r | h << 32, ctypes.create_string_buffer(b"i")) for r in (0x5412, 0x
 
 @pytest.mark.skipif(ARCH != "x86_64", reason="int 0x80 and x32 exist on x86_64 only")
 def test_foreign_abis_are_refused(tmp_path):
-    """getpid through int 0x80 and through the x32 bit gives EPERM; through syscall it works."""
+    """Getpid through int 0x80 and through the x32 bit gives EPERM; through syscall it works."""
     source = tmp_path / "abi.c"
     source.write_text("""
         #include <stdio.h>
@@ -193,15 +193,19 @@ PROGRAMS = {
         "python3",
         "-I",
         "-c",
-        "import threading as t, subprocess as s; x = t.Thread(target=print); x.start(); x.join(); "
-        "s.run(['true'], check=True); s.run('true', shell=True, check=True)",
+        (
+            "import threading as t, subprocess as s; x = t.Thread(target=print); x.start(); x.join(); "
+            "s.run(['true'], check=True); s.run('true', shell=True, check=True)"
+        ),
     ],
     "node workers, children and interfaces": [
         "node",
         "-e",
-        "const {Worker} = require('worker_threads'); new Worker('0', {eval: true}).on('exit', () => {"
-        "require('os').networkInterfaces(); require('child_process').execFileSync('true');"
-        "require('fs').promises.readFile('/etc/hostname').then(() => process.exit(0), () => process.exit(3)) })",
+        (
+            "const {Worker} = require('worker_threads'); new Worker('0', {eval: true}).on('exit', () => {"
+            "require('os').networkInterfaces(); require('child_process').execFileSync('true');"
+            "require('fs').promises.readFile('/etc/hostname').then(() => process.exit(0), () => process.exit(3)) })"
+        ),
     ],
     "git": [
         "sh",
@@ -213,8 +217,10 @@ PROGRAMS = {
         "python3",
         "-I",
         "-c",
-        "import socket as s; l = s.create_server(('127.0.0.1', 0)); s.create_connection(l.getsockname()).close();"
-        "s.socketpair(); s.getaddrinfo('localhost', 80)",
+        (
+            "import socket as s; l = s.create_server(('127.0.0.1', 0)); s.create_connection(l.getsockname()).close();"
+            "s.socketpair(); s.getaddrinfo('localhost', 80)"
+        ),
     ],
     "java": ["java", "-Xshare:auto", "-version"],
 }
