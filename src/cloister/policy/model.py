@@ -7,13 +7,15 @@ text. Reading files, merging presets and reporting mistakes is for `load`; what 
 be combined is for `check`. A key stands here even when no backend enforces it yet: the
 compiler refuses it then (`runs/compile.py`), it never ignores it.
 
+`tighten` needs a rule for every key of an agent; a test fails until a new key has one.
+
 Names follow systemd in snake_case where systemd has the thing (`memory_max` is
 `MemoryMax=`). Sizes are "512M", "4G" (powers of 1024); durations "90s", "10m", "8h", "2d".
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,13 +24,16 @@ SCHEMA = 1
 Isolation = Literal["namespace", "unit", "microvm"]
 EgressMode = Literal["deny", "ask", "learn", "internet"]
 Protocol = Literal["anthropic", "openai", "openai-responses"]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Money = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What all tables share: frozen values, and unknown keys are mistakes."""
 
 
-class Provider(Table):
+class Provider(Table, frozen=True):
     """`[providers.NAME]`: where model traffic goes and which secret opens it."""
 
     protocol: Protocol = "anthropic"
@@ -39,12 +44,12 @@ class Provider(Table):
     """A secret reference such as `file:~/.config/cloister/anthropic.key`; never the secret itself."""
 
 
-class Workspace(Table):
+class Workspace(Table, frozen=True):
     """`[agents.NAME.workspace]`: the directory the agent works in."""
 
     roots: tuple[str, ...] = ()
     """Directories below which the agent may be started; `~` is the caller's home; the longest root wins.
-    Empty means: the project directory (the top of the git work tree, else the current directory)."""
+    Empty means the project directory (the top of the git work tree, else the current directory)."""
     mode: Literal["direct", "overlay"] = "direct"
     """`direct` writes to the directory itself; `overlay` keeps changes aside until `cloister apply`."""
     protect: tuple[str, ...] = ()
@@ -53,7 +58,7 @@ class Workspace(Table):
     """Names from the built-in protection list to leave writable, such as `.vscode`. The audit records it."""
 
 
-class Filesystem(Table):
+class Filesystem(Table, frozen=True):
     """`[agents.NAME.filesystem]`: what else of the host the agent may see. Everything not named is not there."""
 
     read: tuple[str, ...] = ()
@@ -64,75 +69,94 @@ class Filesystem(Table):
     """Paths below the workspace or below `read` and `write` that are masked: empty and unreadable."""
 
 
-class EgressRule(Table):
+class EgressRule(Table, frozen=True):
     """One entry of `egress.allow` or `egress.deny` in its long form."""
 
     host: str
     """A name, `*.name` (any label below it, not the name itself), or an address or CIDR."""
-    port: int = 443
-    """The TCP port, 1 to 65535."""
+    port: Port | None = None
+    """The TCP port, 1 to 65535. Left out it means 443 in `allow` and every port in `deny`."""
     methods: tuple[str, ...] = ()
-    """HTTP methods allowed; empty means all. Needs plain HTTP or a credential bound to the host."""
+    """HTTP methods, in capitals; empty means all. Needs plain HTTP or a credential bound to the host."""
     paths: tuple[str, ...] = ()
-    """Path patterns (`/repos/**`); empty means all."""
+    """Path patterns: `*` stands for one segment, a closing `/**` for everything below; empty means all."""
 
 
-class Egress(Table):
+class Egress(Table, frozen=True):
     """`[agents.NAME.egress]`: what the agent may reach. The default is nothing."""
 
     mode: EgressMode = "deny"
     """`deny` outside the allowlist, `ask` the user, `learn` (public hosts, recorded), or `internet` (addresses too)."""
     allow: tuple[str | EgressRule, ...] = ()
-    """Rules `host`, `host:port` or the long form. Presets add their own hosts."""
+    """Rules `host`, `host:port` or the long form; the port is 443 when left out. Presets add their own hosts."""
+    preset_hosts: bool = True
+    """Whether the hosts of the preset are allowed as well."""
     deny: tuple[str | EgressRule, ...] = ()
-    """Rules that win over `allow`, `ask` and `learn`."""
+    """Rules that win over `allow`, `ask` and `learn`; without a port they cover every port."""
     private: tuple[str, ...] = ()
     """Exceptions inside the refused ranges (one NAS, one test server), as CIDR; a name must be allowed as well."""
     upstream_proxy: str = ""
     """`http://host:port` to go through, `env` for the broker's own `https_proxy`, empty for none."""
 
 
-class Injection(Table):
-    """How a secret is put into a request towards the one host it is bound to."""
+class Injection(Table, frozen=True):
+    """`[agents.NAME.credentials.NAME.inject]`: how a secret gets into requests to the host it is bound to."""
 
     host: str
+    """The host the secret is sent to, and the only one; no wildcard."""
     header: str = ""
+    """The header that carries it, for the scheme `header`."""
     query: str = ""
+    """The query parameter that carries it, for the scheme `query`."""
     value: str = "{secret}"
+    """The header's or parameter's value; `{secret}` is replaced."""
     scheme: Literal["header", "bearer", "basic", "query", "sigv4", "git", "npm", "pip"] = "header"
+    """`bearer` and `basic` are Authorization headers; `git`, `npm` and `pip` know their tool's own way."""
 
 
-class Credential(Table):
+class Credential(Table, frozen=True):
     """`[agents.NAME.credentials.NAME]`: a secret the agent may use without seeing it."""
 
     secret: str
-    """`file:`, `env:`, `systemd:`, `command:`, `keyring:` or `pass:` reference."""
+    """Where the secret is kept, never the secret itself: a reference that begins with `file:`, `env:`, `systemd:`,
+    `command:`, `keyring:` or `pass:`."""
     inject: Injection | None = None
+    """Where it is put on the way out; without it the credential is only usable by name."""
     env: str = ""
-    """Environment variable in which the agent finds the placeholder."""
+    """The environment variable in which the agent finds the placeholder."""
 
 
-class Llm(Table):
+class Llm(Table, frozen=True):
     """`[agents.NAME.llm]`: which models, and how much of them."""
 
     providers: tuple[str, ...] = ()
+    """Names from `[providers]` the agent may use; empty means none."""
     models: tuple[str, ...] = ()
-    requests_per_minute: int | None = None
-    concurrency: int | None = None
-    max_tokens: int | None = None
-    tokens_per_minute: int | None = None
-    tokens_per_day: int | None = None
-    cost_per_run_usd: float | None = None
-    cost_per_day_usd: float | None = None
-    cost_per_month_usd: float | None = None
+    """Model names or patterns such as `claude-*`; empty means every model of those providers."""
+    requests_per_minute: Count | None = None
+    """Requests in any 60 seconds."""
+    concurrency: Count | None = None
+    """Requests under way at one time."""
+    max_tokens: Count | None = None
+    """Output tokens of one request."""
+    tokens_per_minute: Count | None = None
+    """Input and output tokens in any 60 seconds."""
+    tokens_per_day: Count | None = None
+    """Input and output tokens of one day, UTC."""
+    cost_per_run_usd: Money | None = None
+    """Dollars that one run may cost."""
+    cost_per_day_usd: Money | None = None
+    """Dollars per day, UTC."""
+    cost_per_month_usd: Money | None = None
+    """Dollars per calendar month, UTC."""
 
 
-class Limits(Table):
+class Limits(Table, frozen=True):
     """`[agents.NAME.limits]`: what the run may use up. Core dumps are always off."""
 
     memory_max: str = ""
     """Memory of all processes together, such as `4G`."""
-    tasks_max: int | None = None
+    tasks_max: Count | None = None
     """Processes and threads together."""
     cpu_quota: str = ""
     """Share of one CPU, such as `150%`."""
@@ -140,13 +164,13 @@ class Limits(Table):
     """Size of what the run may write outside the workspace (home, /tmp)."""
     runtime_max: str = ""
     """Time after which the run is ended with exit code 124."""
-    open_files: int | None = None
+    open_files: Count | None = None
     """File descriptors per process."""
     enforce: Literal["available", "cgroup"] = "available"
     """`cgroup` refuses to start where no cgroup is delegated; `available` falls back to rlimits and says so."""
 
 
-class Hardening(Table):
+class Hardening(Table, frozen=True):
     """`[agents.NAME.hardening]`: layers and named opt-outs. Every opt-out is recorded with the run."""
 
     nested: bool = False
@@ -161,7 +185,7 @@ class Hardening(Table):
     """Allow tracing inside the sandbox, for debuggers."""
 
 
-class AgentSandbox(Table):
+class AgentSandbox(Table, frozen=True):
     """`[agents.NAME.agent_sandbox]`: the sandbox that the agent itself brings (Claude Code)."""
 
     managed: bool = False
@@ -170,25 +194,33 @@ class AgentSandbox(Table):
     """More paths for its `denyRead` list."""
 
 
-class Service(Table):
+class Service(Table, frozen=True):
     """`[agents.NAME.service]`: run as an always-on service (gateway)."""
 
     enable: bool = False
-    port: int | None = None
+    """Whether the agent is started with the host and kept running."""
+    port: Port | None = None
+    """The loopback port it serves; services of OpenClaw need 120 ports of distance."""
     restart: Literal["always", "on-failure", "no"] = "always"
+    """When it is started again after it ended."""
 
 
-class MicroVm(Table):
+class MicroVm(Table, frozen=True):
     """`[agents.NAME.microvm]`: the guest, where `isolation = "microvm"`."""
 
     image: str = ""
+    """The name of a signed guest image; empty means the default one."""
     memory: str = ""
-    cpus: int | None = None
+    """Memory of the guest, such as `2G`."""
+    cpus: Count | None = None
+    """Virtual CPUs of the guest."""
     disk: str = ""
+    """Size of the guest's writable disk, such as `8G`."""
     monitor: Literal["auto", "firecracker", "qemu"] = "auto"
+    """The virtual machine monitor; `auto` takes Firecracker where KVM really works."""
 
 
-class Agent(Table):
+class Agent(Table, frozen=True):
     """`[agents.NAME]`: who runs, and everything it may do."""
 
     preset: str = ""
@@ -196,13 +228,13 @@ class Agent(Table):
     isolation: Isolation = "namespace"
     """How strong: `namespace` (bubblewrap), `unit` (own system user under systemd) or `microvm`."""
     command: tuple[str, ...] = ()
-    """What to run; arguments of the command line are appended."""
+    """What to run, instead of the preset's command; arguments of the command line are appended."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)
-    """Variables to set. Values are plain text: secrets belong into `credentials`."""
+    """Variables to set; `{home}`, `{workspace}` and `{proxy}` are filled in. Secrets belong into `credentials`."""
     pass_environment: tuple[str, ...] = ()
     """Names of variables carried in from the caller, such as `EDITOR`."""
     carry: tuple[str, ...] = ()
-    """Paths below the home that are carried in read-only, besides the preset's."""
+    """Paths below the home that are carried in read-only, such as `~/.gitconfig`, besides the preset's."""
     sandbox_note: bool = True
     """Tell the model in a short note what it cannot reach."""
     git_identity: bool = True
@@ -210,72 +242,111 @@ class Agent(Table):
     environment_audit: bool = True
     """Show on a terminal which variables are carried in, and ask, before an interactive start; `--yes` skips."""
     workspace: Workspace = Workspace()
+    """The directory it works in."""
     filesystem: Filesystem = Filesystem()
+    """What else of the host it may see."""
     egress: Egress = Egress()
+    """What it may reach."""
     credentials: dict[str, Credential] = msgspec.field(default_factory=dict)
+    """Secrets it may use without seeing them, by name."""
     llm: Llm = Llm()
+    """Which models, and how much of them."""
     limits: Limits = Limits()
+    """What the run may use up."""
     hardening: Hardening = Hardening()
+    """Layers and named opt-outs."""
     agent_sandbox: AgentSandbox = AgentSandbox()
+    """The sandbox that the agent itself brings."""
     service: Service = Service()
+    """Whether it runs as an always-on service."""
     microvm: MicroVm = MicroVm()
+    """The guest, where `isolation = "microvm"`."""
 
 
-class User(Table):
+class User(Table, frozen=True):
     """`[users.NAME]` (system policy): who may start what, and where."""
 
     agents: tuple[str, ...] = ()
+    """Agents this user may start; at least one."""
     roots: tuple[str, ...] = ()
+    """Directories below which the user may start them; at least one; `~` is that user's home."""
     config: str = ""
     """Directory of the user's own agent configuration, relative to the home."""
 
 
-class Images(Table):
+class Images(Table, frozen=True):
     """`[images]`: which guest images are trusted."""
 
     require_signature: bool = True
+    """Refuse images that are not signed by a trusted key."""
     trust: tuple[str, ...] = ()
+    """Ed25519 public keys, in hexadecimal."""
 
 
-class Audit(Table):
+class Audit(Table, frozen=True):
     """`[audit]`: how much is recorded and where it goes."""
 
     syscalls: Literal["off", "security", "all"] = "security"
+    """Which system calls are recorded where the audit daemon runs."""
     on_failure: Literal["stop", "alarm"] = "stop"
+    """What happens to the runs when the audit cannot be written."""
     syslog: str = ""
+    """Where events are sent as CEF: `unix`, `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
     retention: str = "90d"
+    """How long records are kept."""
 
 
-class Policy(Table):
+class Policy(Table, frozen=True):
     """A whole policy file."""
 
     schema: int
-    """The version of this format: 1."""
+    """The version of this format: 1. It comes first."""
     providers: dict[str, Provider] = msgspec.field(default_factory=dict)
+    """Where model traffic goes, by name."""
     agents: dict[str, Agent] = msgspec.field(default_factory=dict)
+    """Who may run, by name."""
     profiles: dict[str, Agent] = msgspec.field(default_factory=dict)
     """`[profiles.NAME]`: keys laid over an agent's by `cloister run --profile NAME AGENT`."""
     users: dict[str, User] = msgspec.field(default_factory=dict)
+    """System policy only: who may start what."""
     images: Images = Images()
+    """Which guest images are trusted."""
     audit: Audit = Audit()
+    """How much is recorded."""
 
 
-class Preset(Table):
-    """A preset file: what is known about one agent product. Every field can be overridden by the agent's own table."""
+class Project(Table, frozen=True):
+    """`.cloister.toml` in a workspace: it may only tighten (`tighten`)."""
 
     schema: int
+    """The version of this format: 1. It comes first."""
+    every_agent: Agent = Agent()
+    """Keys for whichever agent is started here."""
+    agents: dict[str, Agent] = msgspec.field(default_factory=dict)
+    """Keys for one agent, after those of `every_agent`."""
+
+
+class Preset(Table, frozen=True):
+    """A preset file: what is known about one agent product. The agent's own table adds to it or overrides it."""
+
+    schema: int
+    """The version of this format: 1. It comes first."""
     description: str = ""
+    """One line for `cloister init`."""
     command: tuple[str, ...] = ()
     """The program, found on the caller's PATH, and arguments it always gets."""
     state: tuple[str, ...] = ()
     """Directories below the home in which the agent keeps its history; private per agent and project, and kept."""
     carry: tuple[str, ...] = ()
-    """Files and directories below the home carried in read-only."""
+    """Files and directories below the home carried in read-only, where they exist."""
     secrets: tuple[str, ...] = ()
     """Files below the home that hold secrets: never carried in, even when a parent directory is."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     """Variables set in the sandbox; `{home}`, `{workspace}`, `{proxy}` are filled in."""
     pass_environment: tuple[str, ...] = ()
+    """Names of variables carried in from the caller: never secrets."""
+    key_environment: tuple[str, ...] = ()
+    """Names of variables in which the product takes a model key; `cloister init` and the audit know them by this."""
     base_url: dict[str, str] = msgspec.field(default_factory=dict)
     """Variables that point the agent at another model endpoint, by protocol."""
     unix_socket: str = ""
@@ -283,10 +354,16 @@ class Preset(Table):
     hosts: tuple[str, ...] = ()
     """Hosts the product needs, as `egress.allow` entries."""
     files: dict[str, str] = msgspec.field(default_factory=dict)
-    """Files to write below the home at start, with their content."""
+    """Files to write below the home at every start, with their content."""
+    seed: dict[str, str] = msgspec.field(default_factory=dict)
+    """Files to write below the home only where they do not exist yet, with their content."""
     protect: tuple[str, ...] = ()
     """Paths below the workspace that this product loads as configuration."""
     write_execute: bool = True
+    """Whether its memory may be writable and executable."""
     netlink: bool = True
-    note: str = ""
-    """How the sandbox note reaches the model: a flag (`--append-system-prompt`) or a file below the home."""
+    """Whether it needs AF_NETLINK sockets."""
+    note: tuple[str, ...] = ()
+    """Arguments by which the sandbox note reaches the model; `{note}` is the text."""
+    note_file: str = ""
+    """The file below the home in which the note reaches the model, for products without such arguments."""

@@ -1,0 +1,217 @@
+"""Whether the values of a policy may stand together: names, references, limits, collisions.
+
+`load` has made sure of form (known keys, types); this judges meaning, and notes every
+mistake with its path. It judges a policy by itself: what a host can enforce is for the
+compiler, and what a project file may change is for `tighten`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import combinations
+
+from cloister.policy import values
+from cloister.policy.document import Mistakes, Path
+from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
+from cloister.policy.model import Agent, Credential, Egress, EgressRule, Injection, Policy, Preset, Project
+from cloister.policy.units import parse_cpu, parse_duration, parse_size
+
+GATEWAY_DISTANCE = 120
+"""OpenClaw derives ports +2 to +110 from its own: two gateways need this much between them."""
+
+_KEY_REMEDY = 'put it into a file with mode 0600 and write "file:~/.config/cloister/NAME.key"'
+
+
+class _Check:
+    """The mistakes of one document, and how to note what a parser says about a value."""
+
+    def __init__(self, mistakes: Mistakes) -> None:
+        self.add = mistakes.add
+
+    def value(self, path: Path, parser: Callable[[str], object], value: str, remedy: str = "") -> None:
+        try:
+            parser(value)
+        except ValueError as error:
+            self.add(path, str(error), remedy)
+
+    def optional(self, path: Path, parser: Callable[[str], object], value: str) -> None:
+        if value:
+            self.value(path, parser, value)
+
+    def each(self, path: Path, parser: Callable[[str], object], found: Iterable[str]) -> None:
+        for index, value in enumerate(found):
+            self.value((*path, index), parser, value)
+
+    def known(self, path: Path, names: Iterable[str], known: Iterable[str], what: str) -> None:
+        known = sorted(known)
+        for index, name in enumerate(names):
+            if name not in known:
+                self.add((*path, index), f"there is no {what} of this name", _one_of(known, what))
+
+
+def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[str] | None = None) -> None:
+    """Note every mistake of meaning, then raise `PolicyError` (`policy-invalid`) if there was one."""
+    check = _Check(mistakes)
+    presets = None if preset_names is None else sorted(preset_names)
+    for name, provider in policy.providers.items():
+        at: Path = ("providers", name)
+        check.value(at, values.check_name, name)
+        check.optional((*at, "base_url"), values.check_base_url, provider.base_url)
+        if provider.key:
+            check.value((*at, "key"), values.check_reference, provider.key, _KEY_REMEDY)
+    for table, agents in (("agents", policy.agents), ("profiles", policy.profiles)):
+        for name, agent in agents.items():
+            check.value((table, name), values.check_name, name)
+            _check_agent(check, (table, name), agent)
+            check.known((table, name, "llm", "providers"), agent.llm.providers, policy.providers, "provider")
+            if presets is not None and agent.preset and agent.preset not in presets:
+                check.add((table, name, "preset"), "there is no preset of this name", _one_of(presets, "preset"))
+    for name, agent in policy.agents.items():
+        if not agent.preset and not agent.command:
+            check.add(("agents", name), "neither preset nor command says what to run", 'command = ["PROGRAM"]')
+    _check_services(check, policy)
+    _check_users(check, policy)
+    check.value(("audit", "retention"), parse_duration, policy.audit.retention)
+    check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
+    check.each(("images", "trust"), values.check_public_key, policy.images.trust)
+    mistakes.settle()
+
+
+def check_project(project: Project, mistakes: Mistakes) -> None:
+    """Note every mistake of meaning in a project file; raise like `check_policy`."""
+    check = _Check(mistakes)
+    _check_agent(check, ("every_agent",), project.every_agent)
+    for name, agent in project.agents.items():
+        check.value(("agents", name), values.check_name, name)
+        _check_agent(check, ("agents", name), agent)
+    mistakes.settle()
+
+
+def check_preset(preset: Preset, mistakes: Mistakes) -> None:
+    """Note every mistake of meaning in a preset; raise like `check_policy`."""
+    check = _Check(mistakes)
+    for key in ("state", "carry", "secrets", "protect"):
+        check.each((key,), values.check_inner_path, getattr(preset, key))
+    for key in ("pass_environment", "key_environment"):
+        check.each((key,), values.check_variable, getattr(preset, key))
+    for key, files in (("files", preset.files), ("seed", preset.seed)):
+        for path, content in files.items():
+            check.value((key, path), values.check_inner_path, path)
+            check.value((key, path), values.check_plain_value, content)
+    for name in preset.base_url.values():
+        check.value(("base_url",), values.check_variable, name)
+    check.optional(("unix_socket",), values.check_variable, preset.unix_socket)
+    check.optional(("note_file",), values.check_inner_path, preset.note_file)
+    if preset.note and not any("{note}" in argument for argument in preset.note):
+        check.add(("note",), "no argument holds {note}")
+    _check_environment(check, (), preset.environment)
+    _check_rules(check, ("hosts",), preset.hosts)
+    mistakes.settle()
+
+
+def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
+    if agent.command and not agent.command[0]:
+        check.add((*at, "command", 0), "the program has no name")
+    for index, argument in enumerate(agent.command):
+        check.value((*at, "command", index), values.check_plain_value, argument)
+    _check_environment(check, at, agent.environment)
+    check.each((*at, "pass_environment"), values.check_variable, agent.pass_environment)
+    check.each((*at, "carry"), values.check_home_path, agent.carry)
+    check.each((*at, "workspace", "roots"), values.check_host_path, agent.workspace.roots)
+    check.each((*at, "workspace", "protect"), values.check_inner_path, agent.workspace.protect)
+    check.each((*at, "workspace", "unprotected"), values.check_inner_path, agent.workspace.unprotected)
+    check.each((*at, "filesystem", "read"), values.check_read_path, agent.filesystem.read)
+    check.each((*at, "filesystem", "write"), values.check_write_path, agent.filesystem.write)
+    check.each((*at, "filesystem", "hide"), values.check_host_path, agent.filesystem.hide)
+    check.each((*at, "agent_sandbox", "deny_read"), values.check_host_path, agent.agent_sandbox.deny_read)
+    _check_egress(check, (*at, "egress"), agent.egress)
+    for name, credential in agent.credentials.items():
+        check.value((*at, "credentials", name), values.check_name, name)
+        _check_credential(check, (*at, "credentials", name), credential)
+    for key in ("memory_max", "disk_max"):
+        check.optional((*at, "limits", key), parse_size, getattr(agent.limits, key))
+    check.optional((*at, "limits", "cpu_quota"), parse_cpu, agent.limits.cpu_quota)
+    check.optional((*at, "limits", "runtime_max"), parse_duration, agent.limits.runtime_max)
+    for key in ("memory", "disk"):
+        check.optional((*at, "microvm", key), parse_size, getattr(agent.microvm, key))
+    check.optional((*at, "microvm", "image"), values.check_name, agent.microvm.image)
+
+
+def _check_environment(check: _Check, at: Path, environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        check.value((*at, "environment", name), values.check_variable, name)
+        remedy = "keep it out of the policy: use credentials, or pass_environment for a variable of yours"
+        check.value((*at, "environment", name), values.check_plain_value, value, remedy)
+
+
+def _check_egress(check: _Check, at: Path, egress: Egress) -> None:
+    _check_rules(check, (*at, "allow"), egress.allow)
+    _check_rules(check, (*at, "deny"), egress.deny, deny=True)
+    check.each((*at, "private"), values.check_network, egress.private)
+    check.optional((*at, "upstream_proxy"), values.check_upstream_proxy, egress.upstream_proxy)
+
+
+def _check_rules(check: _Check, at: Path, rules: Iterable[str | EgressRule], *, deny: bool = False) -> None:
+    for index, entry in enumerate(rules):
+        try:
+            rule = parse_rule(entry, deny=deny)
+        except ValueError as error:
+            check.add((*at, index), str(error))
+            continue
+        unnamed = entry.port is None if isinstance(entry, EgressRule) else not entry.endswith(f":{rule.port}")
+        if rule.host == HOST_LOOPBACK and unnamed and not deny:
+            check.add((*at, index), "a rule for the host's own loopback names its port", f"{HOST_LOOPBACK}:8080")
+
+
+def _check_credential(check: _Check, at: Path, credential: Credential) -> None:
+    check.value((*at, "secret"), values.check_reference, credential.secret, _KEY_REMEDY)
+    check.optional((*at, "env"), values.check_variable, credential.env)
+    if credential.inject is not None:
+        _check_injection(check, (*at, "inject"), credential.inject)
+
+
+def _check_injection(check: _Check, at: Path, inject: Injection) -> None:
+    try:
+        if parse_rule(inject.host).kind != "name":
+            check.add((*at, "host"), "a secret is bound to one name, not to a wildcard or an address")
+    except ValueError as error:
+        check.add((*at, "host"), str(error))
+    check.optional((*at, "header"), values.check_header, inject.header)
+    check.value((*at, "value"), values.check_plain_value, inject.value, "write {secret} where it goes")
+    if "{secret}" not in inject.value:
+        check.add((*at, "value"), "the value does not hold {secret}", 'value = "Bearer {secret}"')
+    if not inject.value.isprintable():
+        check.add((*at, "value"), "a header or query value has no line breaks or control characters")
+    for scheme in ("header", "query"):
+        if inject.scheme == scheme and not getattr(inject, scheme):
+            check.add(at, f"the scheme {scheme} needs the key {scheme}")
+
+
+def _check_services(check: _Check, policy: Policy) -> None:
+    """Refuse two services on one port, and two gateways whose derived ports would meet."""
+    serving = [(name, agent) for name, agent in policy.agents.items() if agent.service.port is not None]
+    for (first, one), (second, two) in combinations(serving, 2):
+        distance = abs((one.service.port or 0) - (two.service.port or 0))
+        gateways = one.preset == two.preset == "openclaw"
+        if distance == 0 or (gateways and distance < GATEWAY_DISTANCE):
+            what = "the port" if distance == 0 else f"ports within {GATEWAY_DISTANCE}"
+            free = (one.service.port or 0) + (GATEWAY_DISTANCE if gateways else 1)
+            path = ("agents", second, "service", "port")
+            check.add(path, f"{what} of the agent {first}", f"port = {free}")
+
+
+def _check_users(check: _Check, policy: Policy) -> None:
+    for name, user in policy.users.items():
+        at: Path = ("users", name)
+        check.value(at, values.check_user, name)
+        if not user.agents:
+            check.add(at, "the user may start no agent", 'agents = ["NAME"], or delete the table')
+        if not user.roots:
+            check.add(at, "the user has no directory to start an agent in", 'roots = ["~/src"]')
+        check.known((*at, "agents"), user.agents, policy.agents, "agent")
+        check.each((*at, "roots"), values.check_host_path, user.roots)
+        check.optional((*at, "config"), values.check_home_path, user.config)
+
+
+def _one_of(known: list[str], what: str) -> str:
+    return f"one of {', '.join(known[:12])}" if known else f"define the {what} first"

@@ -1,0 +1,333 @@
+"""One policy text as raw tables that remember on which line each key stands.
+
+It reads TOML (written by hand) and JSON (made by Nix), and knows nothing of what the keys
+mean: that is for `load`. It is not a TOML parser either: `tomllib` decides what is valid,
+and the scanner here only looks up, in text that is known to be valid, where keys are.
+TOML: https://toml.io/en/v1.0.0. JSON: RFC 8259, with duplicate keys and NaN refused.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from cloister.errors import PolicyError, Problem
+
+MAX_BYTES = 1024 * 1024
+"""A policy for a thousand agents is about 300 KiB; more than this is not a policy."""
+MAX_DEPTH = 32
+"""Tables in tables; the model itself is six deep."""
+
+Key = str | int
+Path = tuple[Key, ...]
+Tables = dict[str, Any]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_AT_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A policy text after reading and before it is given a meaning."""
+
+    name: str
+    """The file name shown to people."""
+    tables: Tables
+    lines: Mapping[Path, int] = field(default_factory=dict)
+    """The line, counted from 1, of every key and array item that was found."""
+
+    def where(self, path: Path) -> str:
+        """Return `file:12 .agents.claude.egress`, with the line of the nearest parent that has one."""
+        shown = show_path(path)
+        for end in range(len(path), 0, -1):
+            line = self.lines.get(path[:end])
+            if line is not None:
+                return f"{self.name}:{line} {shown}"
+        return f"{self.name} {shown}" if shown else self.name
+
+
+class Mistakes:
+    """Collects the mistakes of one document, so that all of them are shown at once."""
+
+    def __init__(self, document: Document) -> None:
+        """Start with none."""
+        self.document = document
+        self.problems: list[Problem] = []
+
+    def add(self, path: Path, message: str, remedy: str = "") -> None:
+        """Note a mistake once; the same words at the same place are not repeated."""
+        problem = Problem(message, self.document.where(path), remedy)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def settle(self) -> None:
+        """Raise `PolicyError` (`policy-invalid`) with everything noted, in the order of the lines; else do nothing."""
+        if self.problems:
+            raise PolicyError(sorted(self.problems, key=_line_of))
+
+
+def _line_of(problem: Problem) -> int:
+    found = re.search(r":(\d+) \.", problem.where)
+    return int(found[1]) if found else 0
+
+
+def show_path(path: Path) -> str:
+    """Return `.agents.claude.egress.allow[2].port`; keys that are not bare are quoted and cut at 60 characters."""
+    shown = ""
+    for key in path:
+        if isinstance(key, int):
+            shown += f"[{key}]"
+        elif _BARE.fullmatch(key):
+            shown += f".{key[:60]}"
+        else:
+            shown += "." + json.dumps(key[:60])
+    return shown
+
+
+def read(text: str | bytes, name: str) -> Document:
+    """Return the raw tables of a policy text; JSON when `name` ends in `.json` or the text begins with `{`.
+
+    Raises:
+        PolicyError: `policy-unreadable`; the text is too long, not UTF-8, holds NUL or a byte
+            order mark, or is not valid TOML or JSON. One problem, with its line.
+    """
+    text = _plain_text(text, name)
+    is_json = name.endswith(".json") or text.lstrip()[:1] == "{"
+    try:
+        tables = _read_json(text) if is_json else tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        _refuse_toml(str(error), name, text)
+    except json.JSONDecodeError as error:
+        _refuse(f"not valid JSON: {error.msg.lower()}", f"{name}:{error.lineno}")
+    except _DuplicateKeyError as error:
+        _refuse(f"the key {show_path((error.key,))} is given twice in one object", name)
+    except RecursionError:
+        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
+    except ValueError as error:
+        # Numbers of more than 4300 digits, and constants that JSON does not have.
+        _refuse(f"not a value a policy can hold: {str(error).lower()[:80]}", name)
+    if not isinstance(tables, dict):
+        _refuse("a policy is a table of keys, not a single value", name, 'begin with {"schema": 1}')
+    if _deeper_than(tables, MAX_DEPTH):
+        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
+    lines: dict[Path, int] = {}
+    for path, line in _Scanner(text).scan(is_json=is_json):
+        for end in range(1, len(path) + 1):  # `[agents.pi]` also tells where `agents` is
+            lines.setdefault(path[:end], line)
+    return Document(name, tables, lines)
+
+
+def _refuse(message: str, where: str, remedy: str = "") -> NoReturn:
+    raise PolicyError([Problem(message, where, remedy)], reference="policy-unreadable")
+
+
+def _plain_text(given: str | bytes, name: str) -> str:
+    """Return the text, or refuse what an editor would show as something else than what is read."""
+    if len(given) > MAX_BYTES:
+        _refuse(f"larger than {MAX_BYTES} bytes", name, "split it: one file holds one policy")
+    if isinstance(given, str):
+        text = given
+        if not _is_unicode(text):
+            _refuse("not UTF-8 text", name, f"iconv -t UTF-8 {name}")
+    else:
+        try:
+            text = given.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = given.count(b"\n", 0, error.start) + 1
+            _refuse("not UTF-8 text", f"{name}:{line}", f"iconv -t UTF-8 {name}")
+    if text.startswith("\ufeff"):
+        _refuse("begins with a byte order mark", f"{name}:1", f"sed -i '1s/^\\xEF\\xBB\\xBF//' {name}")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        _refuse("holds a NUL character", f"{name}:{line}", "delete the character")
+    return text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _DuplicateKeyError(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _read_json(text: str) -> Any:
+    def pairs(items: list[tuple[str, Any]]) -> Tables:
+        table: Tables = {}
+        for key, value in items:
+            if key in table:
+                raise _DuplicateKeyError(key)
+            table[key] = value
+        return table
+
+    def constant(word: str) -> NoReturn:
+        raise ValueError(f"{word} is not JSON")
+
+    return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+
+
+def _refuse_toml(message: str, name: str, text: str) -> NoReturn:
+    """Say what tomllib said, in the words of a policy: it reports one mistake, with its line."""
+    found = _AT_LINE.search(message)
+    what = _AT_LINE.sub("", message)
+    line = found[1] if found and found[1] else str(text.count("\n") + 1)
+    twice = what.startswith(("Cannot overwrite", "Cannot declare", "Cannot mutate", "Duplicate inline"))
+    shown = "a key or table is given twice" if twice else f"not valid TOML: {what[:1].lower()}{what[1:]}"
+    _refuse(shown, f"{name}:{line}", "keep one of the two" if twice else "")
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    """Walk level by level: a recursive walk could itself be brought down by depth."""
+    level = [value]
+    for _ in range(limit):
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                deeper.extend(item.values())
+            elif isinstance(item, list):
+                deeper.extend(item)
+        if not deeper:
+            return False
+        level = deeper
+    return any(isinstance(item, dict | list) for item in level)
+
+
+class _Scanner:
+    """Finds the line of every key and array item in text that is known to be valid.
+
+    JSON objects are TOML inline tables with `:` for `=` and newlines allowed, so one scanner
+    does for both. Where it is puzzled it stops: a missing line costs comfort, nothing else.
+    """
+
+    _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
+    _SPACE = re.compile(r"[ \t]*")
+    _STRING = re.compile(
+        r'"""(?:[^"\\]|\\[\s\S]|"{1,2}(?!"))*"{3,5}'
+        r"|'''(?:[^']|'{1,2}(?!'))*'{3,5}"
+        r'|"(?:[^"\\\n]|\\.)*"'
+        r"|'[^'\n]*'"
+    )
+    _PLAIN = re.compile(r"[^,\]}#\n]+")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._breaks = [index for index, char in enumerate(text) if char == "\n"]
+        self._items: dict[Path, int] = {}
+
+    def scan(self, *, is_json: bool) -> Iterator[tuple[Path, int]]:
+        """Yield every key path with its line."""
+        try:
+            yield from self._value(()) if is_json else self._document()
+        except (IndexError, ValueError, RecursionError):
+            return
+
+    def _line(self) -> int:
+        return bisect.bisect_left(self._breaks, self._at) + 1
+
+    def _skip(self, pattern: re.Pattern[str]) -> str:
+        found = pattern.match(self._text, self._at)
+        if found is None:
+            return ""
+        self._at = found.end()
+        return found[0]
+
+    def _document(self) -> Iterator[tuple[Path, int]]:
+        base: Path = ()
+        while True:
+            self._skip(self._BLANK)
+            if self._at >= len(self._text):
+                return
+            line = self._line()
+            if self._text[self._at] == "[":
+                base = self._header()
+                yield base, line
+            else:
+                path = base + self._key()
+                yield path, line
+                self._skip(self._SPACE)
+                self._at += 1  # the equals sign
+                yield from self._value(path)
+
+    def _header(self) -> Path:
+        """Read `[a.b]` or `[[a.b]]`; the latter adds an item to an array of tables."""
+        double = self._text.startswith("[[", self._at)
+        self._at += 2 if double else 1
+        self._skip(self._SPACE)
+        path: Path = ()
+        keys = self._key()
+        for index, key in enumerate(keys):
+            path = (*path, key)
+            if double and index == len(keys) - 1:
+                self._items[path] = self._items.get(path, -1) + 1
+            if path in self._items:
+                path = (*path, self._items[path])
+        self._skip(self._SPACE)
+        self._at += 2 if double else 1
+        return path
+
+    def _key(self) -> tuple[str, ...]:
+        """Read a dotted key; stops before the sign that follows it."""
+        parts: list[str] = []
+        while True:
+            self._skip(self._SPACE)
+            quoted = self._skip(self._STRING)
+            part = tomllib.loads(f"key = {quoted}")["key"] if quoted else self._skip(_BARE)
+            parts.append(str(part))
+            self._skip(self._SPACE)
+            if self._text[self._at] != ".":
+                return tuple(parts)
+            self._at += 1
+
+    def _value(self, path: Path) -> Iterator[tuple[Path, int]]:
+        self._skip(self._BLANK)
+        sign = self._text[self._at]
+        if sign == "[":
+            yield from self._array(path)
+        elif sign == "{":
+            yield from self._inline(path)
+        elif not self._skip(self._STRING) and not self._skip(self._PLAIN):
+            raise ValueError("no value here: the scanner lost its way")
+
+    def _array(self, path: Path) -> Iterator[tuple[Path, int]]:
+        self._at += 1
+        index = 0
+        while True:
+            self._skip(self._BLANK)
+            if self._text[self._at] == "]":
+                self._at += 1
+                return
+            yield (*path, index), self._line()
+            yield from self._value((*path, index))
+            index += 1
+            self._skip(self._BLANK)
+            if self._text[self._at] == ",":
+                self._at += 1
+
+    def _inline(self, path: Path) -> Iterator[tuple[Path, int]]:
+        self._at += 1
+        while True:
+            self._skip(self._BLANK)
+            if self._text[self._at] == "}":
+                self._at += 1
+                return
+            line = self._line()
+            key = path + self._key()
+            yield key, line
+            self._skip(self._BLANK)
+            self._at += 1  # the equals sign, or the colon of JSON
+            yield from self._value(key)
+            self._skip(self._BLANK)
+            if self._text[self._at] == ",":
+                self._at += 1

@@ -1,0 +1,234 @@
+"""Whether one value of a policy is well formed: names, paths, variables, references, addresses.
+
+Each function returns nothing and raises ValueError with a sentence for people; putting a
+file and a line to it is for `check`. Nothing here looks at the machine: whether a path
+exists, and where a symlink leads, is judged when the plan is compiled and again when it is
+applied.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import re
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from cloister.policy.hosts import parse_network
+from cloister.policy.secretscan import looks_secret
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_REFERENCE = re.compile(r"(file|env|systemd|command|keyring|pass):(.+)", re.DOTALL)
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # token, RFC 9110 section 5.6.2
+_PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
+
+_LOADER_VARIABLES = (
+    "LD_*",  # ld.so(8)
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "GLIBC_TUNABLES",
+    "HOSTALIASES",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "MALLOC_*",
+    "NLSPATH",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "BASH_ENV",  # bash(1): run before any script
+    "BASH_FUNC_*",
+    "BASHOPTS",
+    "ENV",
+    "IFS",
+    "PROMPT_COMMAND",
+    "PS4",
+    "SHELLOPTS",
+)
+_OWN_VARIABLES = ("HOME", "CLOISTER_*", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY")
+_KERNEL_TREES = ("/proc", "/sys", "/dev")
+_SYSTEM_TREES = ("/bin", "/boot", "/etc", "/lib", "/lib64", "/nix", "/root", "/run", "/sbin", "/usr", "/var/run")
+_TOO_WIDE = ("/", "/home", "/mnt", "/media", "/opt", "/root", "/run", "/srv", "/var", "/var/lib")
+_SHARED = ("/tmp", "/var/tmp")  # noqa: S108  refused here, not used
+_OWN_DIRECTORIES = (
+    "~/.config/cloister",
+    "~/.local/share/cloister",
+    "~/.local/state/cloister",
+    "~/.cache/cloister",
+    "/etc/cloister",
+    "/var/lib/cloister",
+)
+
+
+def check_name(name: str) -> None:
+    """Accept what may name an agent, a profile, a provider or a credential: it becomes a part of paths and units."""
+    if not _NAME.fullmatch(name):
+        raise ValueError("a name begins with a letter and has up to 32 of a-z, 0-9 and -")
+
+
+def check_user(name: str) -> None:
+    """Accept a login name as useradd(8) makes them."""
+    if not _USER.fullmatch(name):
+        raise ValueError("a user name begins with a letter or _ and has up to 32 of a-z, 0-9, _ and -")
+
+
+def check_variable(name: str) -> None:
+    """Accept a POSIX variable name that neither steers the loader or shell nor belongs to Cloister."""
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError("a variable name has letters, digits and _ and begins with no digit")
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in _LOADER_VARIABLES):
+        raise ValueError("this variable makes the loader, the resolver or the shell run something: it is never carried")
+    if any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in _OWN_VARIABLES):
+        raise ValueError("Cloister sets this variable itself")
+
+
+def check_plain_value(value: str) -> None:
+    """Refuse a value that is a secret by its looks: policies are readable, printed and kept in stores."""
+    if looks_secret(value):
+        raise ValueError("this looks like a secret itself, and a policy is no place for one")
+
+
+def check_reference(reference: str) -> None:
+    """Accept `file:PATH`, `env:NAME`, `systemd:NAME`, `command:ARGV`, `keyring:NAME` or `pass:NAME`."""
+    found = _REFERENCE.fullmatch(reference)
+    if found is None:
+        check_plain_value(reference)
+        raise ValueError("a secret reference begins with file:, env:, systemd:, command:, keyring: or pass:")
+    scheme, target = found[1], found[2]
+    check_plain_value(target)
+    if "\n" in target or target != target.strip():
+        raise ValueError("a secret reference has no line breaks and no spaces around it")
+    if scheme == "env" and not _VARIABLE.fullmatch(target):
+        raise ValueError("env: is followed by the name of a variable")
+    if scheme == "systemd" and (not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", target) or target in {".", ".."}):
+        raise ValueError("systemd: is followed by the name of a credential")
+    if scheme == "file" and not target.startswith(("/", "~/")):
+        raise ValueError("file: is followed by an absolute path or one that begins with ~/")
+
+
+def check_host_path(path: str) -> None:
+    """Accept a path on the host: absolute, or below the home (`~/x` or `x`); not so wide that it holds everything."""
+    _check_path_text(path)
+    normal = _normal(path)
+    if normal == "~":
+        raise ValueError("the whole home is never shown: name the directories in it")
+    if normal in _TOO_WIDE + _SHARED:
+        raise ValueError(f"{normal} is never shown as a whole: name what is needed below it")
+
+
+def check_read_path(path: str) -> None:
+    """Accept a path that may be shown; not kernel file systems, and no sockets: read-only does not stop connect(2)."""
+    check_host_path(path)
+    normal = _normal(path)
+    if any(_within(normal, tree) for tree in _KERNEL_TREES):
+        raise ValueError("the sandbox has its own /proc, /sys and /dev")
+    if _within(normal, "/run/user") or normal.endswith((".sock", ".socket")):
+        raise ValueError("sockets lead out of the sandbox, and read-only does not stop a connection")
+
+
+def check_write_path(path: str) -> None:
+    """Accept a path that may be writable; not system directories, and not Cloister's own policy and state."""
+    check_read_path(path)
+    normal = _normal(path)
+    if any(_within(normal, tree) for tree in _SYSTEM_TREES):
+        raise ValueError("system directories are never writable in a sandbox")
+    if any(_within(normal, own) or _within(own, normal) for own in _OWN_DIRECTORIES):
+        raise ValueError("Cloister's own policy or state lies there: an agent must not rewrite its own rules")
+
+
+def check_inner_path(path: str) -> None:
+    """Accept a path below the workspace or below the home: relative, without `..`."""
+    _check_path_text(path)
+    if path.startswith(("/", "~")):
+        raise ValueError("this path is relative: it begins with neither / nor ~")
+    if _normal(path) == "~":
+        raise ValueError("this path names the directory itself, not something in it")
+
+
+def check_home_path(path: str) -> None:
+    """Accept a path below the home, written `~/x` or `x`."""
+    _check_path_text(path)
+    if path.startswith("/"):
+        raise ValueError("this path is below the home: write it as ~/NAME")
+    check_host_path(path)
+
+
+def check_network(text: str) -> None:
+    """Accept a CIDR that may be an exception from the refused private ranges."""
+    network = parse_network(text)
+    never = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/96", "fe80::/10", "ff00::/8")
+    for other in never:
+        wide = ipaddress.ip_network(other)
+        if wide.version == network.version and wide.overlaps(network):
+            raise ValueError(f"{other} is never opened: it is the host itself, its metadata service or multicast")
+
+
+def check_base_url(url: str) -> None:
+    """Accept `https://host[:port][/path]`, and `http://` for loopback only: keys travel on it."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError("not an address such as https://api.example.org") from error
+    if parts.scheme not in {"http", "https"} or not host or not url.isprintable() or " " in url:
+        raise ValueError("not an address such as https://api.example.org")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("an address here has no user, password, query or fragment")
+    if parts.scheme == "http" and host not in {"127.0.0.1", "::1", "localhost"}:
+        raise ValueError("http:// would send the key in the clear: only loopback may use it")
+
+
+def check_upstream_proxy(text: str) -> None:
+    """Accept nothing, `env`, or `http://host:port`."""
+    if text in {"", "env"}:
+        return
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or not port or parts.path not in {"", "/"} or "@" in parts.netloc:
+        raise ValueError('an upstream proxy is http://host:port, or "env" for the https_proxy of the host')
+
+
+def check_syslog(text: str) -> None:
+    """Accept `unix`, or `udp://`, `tcp://`, `tls://` with a host and a port."""
+    if text != "unix" and not re.fullmatch(r"(udp|tcp|tls)://[A-Za-z0-9._:\[\]-]+:[0-9]{1,5}", text):
+        raise ValueError("write unix, udp://host:514, tcp://host:601 or tls://host:6514")
+
+
+def check_header(name: str) -> None:
+    """Accept the name of a header (RFC 9110)."""
+    if not _HEADER.fullmatch(name):
+        raise ValueError("not the name of a header")
+
+
+def check_public_key(text: str) -> None:
+    """Accept an Ed25519 public key: 32 bytes in hexadecimal."""
+    if not _PUBLIC_KEY.fullmatch(text):
+        raise ValueError("a public key is 64 hexadecimal digits")
+
+
+def _check_path_text(path: str) -> None:
+    if not path or len(path.encode()) > 4096:  # noqa: PLR2004  PATH_MAX, limits.h
+        raise ValueError("a path has 1 to 4096 bytes")
+    if not path.isprintable():
+        raise ValueError("a path in a policy has no line breaks or control characters")
+    if any(sign in path for sign in "*?["):
+        raise ValueError("wildcards are not expanded in paths: name a directory")
+    if ".." in PurePosixPath(path).parts:
+        raise ValueError("a path in a policy has no ..")
+    if path.startswith("~") and path != "~" and not path.startswith("~/"):
+        raise ValueError("~ stands for the caller's own home only: write ~/NAME or an absolute path")
+
+
+def _normal(path: str) -> str:
+    """Return the path without `.`, `//` and a closing slash; one that is relative is below the home."""
+    if path.startswith("/"):
+        return "/" + "/".join(part for part in path.split("/") if part not in {"", "."})
+    parts = [part for part in path.removeprefix("~").split("/") if part not in {"", "."}]
+    return "/".join(["~", *parts])
+
+
+def _within(path: str, tree: str) -> bool:
+    return path == tree or path.startswith(tree + "/")
