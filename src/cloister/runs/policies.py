@@ -8,12 +8,23 @@ until a good one is there.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from cloister.errors import PolicyError, Problem
+from cloister.policy.document import Document, read
+from cloister.policy.load import load_document, load_project
+from cloister.policy.merge import ResolvedAgent, resolve
+from cloister.policy.model import Preset
+from cloister.policy.presets import all_presets
+from cloister.policy.tighten import cap, tighten
+from cloister.runs.paths import SYSTEM_POLICY, Paths
+
+PROJECT_FILE = ".cloister.toml"
 
 MAX_BYTES = 1 << 20
 
@@ -70,3 +81,112 @@ def digest(sources: list[Source]) -> str:
 
 def _refuse(path: str, what: str, remedy: str) -> PolicyError:
     return PolicyError([Problem(f"the policy file {what}", path, remedy)], reference="policy-untrusted")
+
+
+class PolicyFiles:
+    """The user's policy, presets and decisions, the system's policy, and a project's file, as one answer."""
+
+    def __init__(self, paths: Paths, uid: int) -> None:
+        """Read nothing yet."""
+        self._paths = paths
+        self._uid = uid
+        self._stamps: tuple[tuple[int, int, int], ...] = ()
+        self._document: Document | None = None
+        self._system: Document | None = None
+        self._presets: Mapping[str, Preset] = {}
+        self._resolved: dict[tuple[str, str], ResolvedAgent] = {}
+        self.digest = ""
+
+    def resolve(self, agent: str, profile: str = "", *, workspace: str = "") -> ResolvedAgent:
+        """Return one agent as it may run in a workspace.
+
+        Raises:
+            PolicyError: any file is wrong, missing where it is needed, or tries to widen.
+        """
+        self._refresh()
+        key = (agent, profile)
+        if key not in self._resolved:
+            assert self._document is not None  # noqa: S101  # `_refresh` raises otherwise
+            self._resolved[key] = self._capped(resolve(self._document, agent, profile, presets=self._presets))
+        resolved = self._resolved[key]
+        return self._tightened(resolved, workspace) if workspace else resolved
+
+    def presets(self) -> Mapping[str, Preset]:
+        """Return every preset there is."""
+        self._refresh()
+        return self._presets
+
+    def document(self) -> Document:
+        """Return the user's policy as read."""
+        self._refresh()
+        assert self._document is not None  # noqa: S101  # `_refresh` raises otherwise
+        return self._document
+
+    def _refresh(self) -> None:
+        """Read everything again when any file has changed."""
+        paths = (self._paths.policy, SYSTEM_POLICY, self._paths.presets)
+        stamps = tuple(stamp(path) for path in (*paths, *self._preset_files()))
+        if stamps == self._stamps and self._document is not None:
+            return
+        self._document = None
+        user = read_trusted(self._paths.policy, self._uid)
+        system = read_trusted(SYSTEM_POLICY, 0)
+        if user is None and system is None:
+            raise PolicyError(
+                [Problem("there is no policy yet", self._paths.policy, "cloister init")], reference="policy-missing"
+            )
+        presets = [source for path in self._preset_files() if (source := read_trusted(path, self._uid))]
+        self._presets = all_presets({_stem(source.path): source.text for source in presets})
+        sources = [source for source in (user, system, *presets) if source]
+        main = user or system
+        assert main is not None  # noqa: S101  # one of the two is there
+        document = read(main.text, main.path)
+        load_document(document, preset_names=tuple(self._presets))
+        self._system = read(system.text, system.path) if system and user else None
+        self._resolved.clear()
+        self.digest = digest(sources)
+        self._document, self._stamps = document, stamps
+
+    def _preset_files(self) -> list[str]:
+        try:
+            names = sorted(os.listdir(self._paths.presets))
+        except OSError:
+            return []
+        return [f"{self._paths.presets}/{name}" for name in names if name.endswith(".toml")]
+
+    def _capped(self, resolved: ResolvedAgent) -> ResolvedAgent:
+        """Let the system's agent of the same name be the ceiling of the user's."""
+        if self._system is None or resolved.name not in self._system.tables.get("agents", {}):
+            return resolved
+        ceiling = resolve(self._system, resolved.name, presets=self._presets)
+        return dataclasses.replace(resolved, agent=cap(ceiling.agent, resolved.agent))
+
+    def _tightened(self, resolved: ResolvedAgent, workspace: str) -> ResolvedAgent:
+        """Apply `.cloister.toml` of the workspace: written by anybody with a commit, so it may only tighten."""
+        path = f"{workspace}/{PROJECT_FILE}"
+        source = _read_project(path)
+        if source is None:
+            return resolved
+        project, _ = load_project(source.text, path)
+        return dataclasses.replace(resolved, agent=tighten(resolved.agent, project))
+
+
+def _read_project(path: str) -> Source | None:
+    """Read a project file without following a link; an unreadable one is an error, not an absent one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _refuse(path, f"cannot be read: {error.strerror}", "") from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _refuse(path, "is not a regular file", "")
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise _refuse(path, "is larger than 1 MiB", "")
+    return Source(path, text)
+
+
+def _stem(path: str) -> str:
+    return os.path.basename(path).removesuffix(".toml")

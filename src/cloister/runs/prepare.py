@@ -1,0 +1,274 @@
+"""Preparing a run: read the policy, look at the host, compile. What `run`, `plan` and `explain` have in common.
+
+`Kitchen` keeps what does not change between two runs of one user (parsed policy files, git's
+settings, the assembled `/etc`), so that a prepared run costs the broker about a millisecond.
+Nothing is changed on the host here, except that the assembled `/etc` may be renewed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from ipaddress import ip_address
+
+import msgspec
+
+from cloister.egress.addresses import Guard
+from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
+from cloister.errors import PolicyError, Problem, UsageError
+from cloister.host import etc, workspace_probe
+from cloister.host.addresses import own_addresses
+from cloister.host.carry import find_carried
+from cloister.host.owner import GitSettings, Owner
+from cloister.host.probe import probe
+from cloister.host.agent_program import Program, find_program
+from cloister.isolation import workspace as workspace_layout
+from cloister.plan.facts import HostFacts
+from cloister.plan.steps import Plan
+from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
+from cloister.policy.merge import ResolvedAgent
+from cloister.policy.model import Agent
+from cloister.policy.protected import PROTECTED
+from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.paths import Paths
+from cloister.runs.policies import PolicyFiles
+from cloister.runs.request import RunRequest
+from cloister.runs.store import new_id
+
+SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A run that is ready to start."""
+
+    plan: Plan
+    agent: Agent
+    ruleset: Ruleset
+    guard: Guard
+    environment: dict[str, str]
+    """The whole environment, inherited values included: for the launch only, never stored."""
+    carried_names: tuple[str, ...]
+    """Names whose values come from the caller beyond terminal and language: what the audit shows."""
+    host: HostFacts
+
+
+class Kitchen:
+    """What stays the same between runs of one user."""
+
+    def __init__(self, paths: Paths, owner: Owner) -> None:
+        """Look at nothing yet."""
+        self.paths = paths
+        self.owner = owner
+        self.policies = PolicyFiles(paths, owner.uid)
+        self._git = GitSettings(paths.home, os.path.dirname(paths.config))
+        self._etc = ("", 0.0)
+        self._facts: tuple[HostFacts, float] | None = None
+
+    def host(self) -> HostFacts:
+        """Return the host's facts, looked up again after a minute."""
+        now = time.monotonic()
+        if self._facts is None or now - self._facts[1] > 60:  # noqa: PLR2004  # a minute
+            self._facts = (probe(), now)
+        return self._facts[0]
+
+    def prepare(self, request: RunRequest, run: str = "") -> Prepared:
+        """Return everything a start needs.
+
+        Raises:
+            CloisterError: in all its kinds, before anything was changed.
+        """
+        owner, paths = self.owner, self.paths
+        root = self._workspace_root(request.directory)
+        resolved = self.policies.resolve(request.agent, request.profile, workspace=root)
+        agent = _with_extra_names(resolved.agent, request.extra_names)
+        root, layout, found = self._workspace(agent, resolved, request.directory, root)
+        command = request.words if request.replaced else (*agent.command, *request.words)
+        if not command:
+            raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
+                             remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
+        search = request.environment.get("PATH", os.defpath)
+        program = find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
+        ruleset = compile_ruleset(agent.egress, agent=resolved.name)
+        guard = compile_guard(agent.egress, tuple(ip_address(text) for text in own_addresses()), agent=resolved.name)
+        run = run or new_id(time.time())
+        facts = self._facts_for(run, request, resolved, agent, layout, program, root)
+        plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        launch = plan.launch
+        values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
+        named = (*agent.pass_environment, *resolved.preset.pass_environment)
+        carried = tuple(name for name in dict.fromkeys(named) if name in values)
+        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host())
+
+    def _workspace_root(self, directory: str) -> str:
+        """Return the project that `directory` is in: the top of the git work tree, else the directory."""
+        real = os.path.realpath(directory)
+        if not os.path.isdir(real):
+            raise UsageError("directory-unusable", "the directory is not there any more", where=directory, remedy="cd to a project")
+        return workspace_probe.find_project(real, home=self.paths.home)
+
+    def _workspace(
+        self, agent: Agent, resolved: ResolvedAgent, directory: str, project: str
+    ) -> tuple[str, WorkspaceLayout, WorkspaceFacts]:
+        """Choose the root, look at it, and lay it out."""
+        root = choose_root(agent.workspace.roots, os.path.realpath(directory), project, self.paths.home, resolved.name)
+        protected = _protected(agent)
+        options = workspace_layout.Options(
+            uid=self.owner.uid,
+            home=self.paths.home,
+            reserved=(self.paths.config, self.paths.state, self.paths.runtime),
+            hide=tuple(path for path in agent.filesystem.hide if not path.startswith(("/", "~"))),
+            unprotected=agent.workspace.unprotected,
+        )
+        configs = (f"{self.paths.home}/.gitconfig", f"{os.path.dirname(self.paths.config)}/git/config", "/etc/gitconfig")
+        found = workspace_probe.probe_workspace(
+            root, workspace_layout.wanted(protected, options), uid=self.owner.uid, home=self.paths.home, git_configs=configs
+        )
+        return root, workspace_layout.layout(found, protected, options), found
+
+    def _facts_for(
+        self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,
+        program: Program | None, root: str,
+    ) -> Facts:  # fmt: skip
+        paths, owner, host = self.paths, self.owner, self.host()
+        real = os.path.realpath(request.directory)
+        secrets = tuple(f"{paths.home}/{name}" for name in resolved.preset.secrets)
+        forbidden = (root, paths.config, paths.state, paths.runtime, *map(os.path.realpath, secrets))
+        carried = find_carried(paths.home, _relative(agent.carry, paths.home), forbidden)
+        masks = [(f"{paths.home}/{name}", kind) for name, kind in _existing_below(paths.home, resolved.preset.secrets, carried)]
+        masks += [(path, _kind(path)) for path in _expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
+        return Facts(
+            run=run,
+            agent_name=resolved.name,
+            policy_digest=self.policies.digest,
+            uid=owner.uid,
+            gid=owner.gid,
+            user=owner.name,
+            home=paths.home,
+            state=f"{paths.agents}/{resolved.name}/{project_id(layout, root)}",
+            run_state=paths.run_state(run),
+            run_runtime=paths.run_runtime(run),
+            shim=SHIM,
+            bubblewrap=host.bubblewrap,
+            etc_directory=self._etc_directory(),
+            merged_usr=host.merged_usr,
+            extra_system=tuple(path for path in ("/nix/store", "/gnu/store") if os.path.isdir(path)),
+            directory=real if real == root or real.startswith(root + "/") else root,
+            layout=layout,
+            program_path=program.path if program else "",
+            program_binds=program.binds if program else (),
+            program_names=program.names if program else (),
+            carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in carried),
+            read=_existing(_expand(agent.filesystem.read, paths.home), "read"),
+            write=_existing(_expand(agent.filesystem.write, paths.home), "write"),
+            hide=tuple(masks),
+            git=self._git.read() if agent.git_identity else (),
+            cgroup=host.cgroup,
+            landlock_abi=host.landlock_abi,
+            pty=request.pty,
+        )
+
+    def _etc_directory(self) -> str:
+        """Return the assembled `/etc`, checked again after a minute."""
+        path, checked = self._etc
+        now = time.monotonic()
+        if not path or now - checked > 60 or not os.path.isdir(path):  # noqa: PLR2004  # a minute
+            owner = self.owner
+            os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
+            path = etc.assemble(
+                self.paths.etc, user=owner.name, uid=owner.uid, gid=owner.gid, home=self.paths.home, hostname="cloister"
+            )
+            self._etc = (path, now)
+        return path
+
+
+def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
+    """Return the workspace: the project directory, or the longest configured root that holds `directory`.
+
+    With roots, the project is the workspace when it lies in one of them; else the root itself is.
+
+    Raises:
+        PolicyError: no root holds the directory; lists the roots, and which of them are missing.
+    """
+    if not roots:
+        return project
+    expanded = [(_expand((root,), home, relative_to=home)[0], root) for root in roots]
+    existing = [path for path, _ in expanded if os.path.isdir(path) and not os.path.islink(path)]
+    for path in sorted(existing, key=len, reverse=True):
+        if directory == path or directory.startswith(path.rstrip("/") + "/"):
+            return project if project.startswith(path.rstrip("/") + "/") or project == path else path
+    missing = [root for path, root in expanded if path not in existing]
+    shown = "allowed: " + ", ".join(existing or ["none"]) + (f"; missing: {', '.join(missing)}" if missing else "")
+    raise PolicyError(
+        [Problem(f"{directory} is outside the workspaces of {agent!r} ({shown})", f".agents.{agent}.workspace.roots",
+                 "cd into one of them, or add the directory to roots")],
+        reference="workspace-outside-roots",
+    )  # fmt: skip
+
+
+def project_id(layout: WorkspaceLayout, root: str) -> str:
+    """Name an agent's state for a project: worktrees of one repository share it, clones do not."""
+    anchor = layout.git_dirs[0] if layout.git_dirs else root
+    return hashlib.sha256(anchor.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
+    if not names:
+        return agent
+    for name in names:
+        if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("LD_"):
+            raise UsageError("environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ...")
+    return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
+
+
+def _protected(agent: Agent) -> list[Protected]:
+    own = {entry.name for entry in PROTECTED}
+    listed = [Protected(entry.name, entry.kind, entry.when, entry.content, entry.why) for entry in PROTECTED]
+    more = (path for path in agent.workspace.protect if path not in own)
+    return [*listed, *(Protected(path.rstrip("/"), _looks(path), "always", "", "policy") for path in more)]
+
+
+def _looks(path: str) -> str:
+    """Guess what an absent path would be: a trailing slash or no suffix means a directory, as in .gitignore."""
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    return "directory" if path.endswith("/") or "." not in name.lstrip(".") else "file"
+
+
+def _outside(name: str, root: str) -> bool:
+    """Tell whether the program must be found on the host: a path in the workspace is the agent's own."""
+    return not (name.startswith(("./", "../", root + "/")) or ("/" in name and not name.startswith("/")))
+
+
+def _relative(names: tuple[str, ...], home: str) -> tuple[str, ...]:
+    return tuple(name.removeprefix("~/").removeprefix(home + "/") for name in names)
+
+
+def _expand(names: tuple[str, ...], home: str, relative_to: str = "") -> tuple[str, ...]:
+    base = relative_to or home
+    expanded = (home + name[1:] if name == "~" or name.startswith("~/") else name for name in names)
+    return tuple(os.path.normpath(name if name.startswith("/") else f"{base}/{name}") for name in expanded)
+
+
+def _existing(names: tuple[str, ...], key: str) -> tuple[str, ...]:
+    for name in names:
+        if not os.path.exists(name):
+            raise PolicyError([Problem(f"{name} does not exist", f".filesystem.{key}", f"remove it, or: mkdir -p {name}")],
+                              reference="path-missing")  # fmt: skip
+    return names
+
+
+def _existing_below(home: str, secrets: tuple[str, ...], carried: tuple[CarriedPath, ...]) -> list[tuple[str, str]]:
+    """Return secrets that exist inside a carried directory: they are masked there."""
+    tops = [path.name for path in carried if path.kind == "directory"]
+    inside = [name for name in secrets if any(name.startswith(top + "/") for top in tops)]
+    return [(name, _kind(f"{home}/{name}")) for name in inside if os.path.lexists(f"{home}/{name}")]
+
+
+def _kind(path: str) -> str:
+    return "directory" if os.path.isdir(path) else "file"
+
+
+def mapping(values: Mapping[str, str]) -> list[bytes]:
+    """Return an environment as `NAME=value` bytes for execve(2)."""
+    return [os.fsencode(f"{name}={value}") for name, value in values.items()]

@@ -1,0 +1,160 @@
+"""What the broker does with a connection: read a request, start a run or answer a question.
+
+A connection begins as a request (frames L, V, N). `run` turns it into the outer link of a
+run; `exec` into the link of a session; control verbs get one JSON answer. Errors are rendered
+here and sent as the final frame, so the shim needs no words of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import sys
+import traceback
+from collections.abc import Callable
+
+import msgspec
+
+from cloister.errors import CloisterError, UsageError, render
+from cloister.host.frames import Frame, FrameError, unpack_list
+from cloister.host.owner import Owner
+from cloister.runs.paths import Paths
+from cloister.runs.request import decode, decode_fields
+from cloister.runs.supervise import Supervisor
+from cloister.services.connection import Connection
+
+_RUN_VERBS = ("run", "exec")
+
+
+class Pending:
+    """A request that is still coming in."""
+
+    def __init__(self) -> None:
+        """Wait for the first frame."""
+        self.fields: dict[str, str] = {}
+        self.words: list[bytes] = []
+        self.descriptors: tuple[int, ...] = ()
+
+    def close(self) -> None:
+        """Close what came with the request."""
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.descriptors = ()
+
+
+class Requests:
+    """All connections of one broker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, owner: Owner) -> None:
+        """Recover crashed runs, then be ready."""
+        self._loop = loop
+        self._supervisor = Supervisor(loop, paths, owner, self._connect)
+        self._pending: dict[Connection, Pending] = {}
+        self._forget: Callable[[Connection], None] = lambda connection: None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor.recover()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is alive."""
+        return self._supervisor.busy
+
+    def accept(self, sock: socket.socket, forget: Callable[[Connection], None]) -> Connection:
+        """Take a new client."""
+        self._forget = forget
+        connection = Connection(self._loop, sock, self._frame, self._closed)
+        self._pending[connection] = Pending()
+        return connection
+
+    async def close(self) -> None:
+        """End all runs."""
+        await self._supervisor.close()
+
+    def _connect(
+        self, sock: socket.socket, on_frame: Callable[[Connection, Frame], None], on_close: Callable[[Connection], None]
+    ) -> Connection:
+        """Make a connection for the supervisor: an inner half, or a detached outer half."""
+        return Connection(self._loop, sock, on_frame, on_close)
+
+    def _closed(self, connection: Connection) -> None:
+        pending = self._pending.pop(connection, None)
+        if pending:
+            pending.close()
+        self._forget(connection)
+
+    def _frame(self, connection: Connection, frame: Frame) -> None:
+        pending = self._pending[connection]
+        try:
+            match frame.kind:
+                case b"L":
+                    pending.fields = decode_fields(unpack_list(frame.payload))
+                    pending.descriptors = frame.descriptors
+                case b"V":
+                    pending.words = unpack_list(frame.payload)
+                case b"N":
+                    self._dispatch(connection, pending, unpack_list(frame.payload))
+                case _:
+                    connection.abort()
+        except FrameError:
+            connection.abort()
+        except CloisterError as error:
+            self._refuse(connection, error)
+        except Exception:  # noqa: BLE001  # a bug must not take the other runs down
+            traceback.print_exc()
+            sys.stderr.flush()
+            text = "cloister: a bug in the broker; its log has the traceback [broker-bug]\n"
+            connection.send(b"F", bytes([70]) + text.encode())
+            connection.close()
+
+    def _dispatch(self, connection: Connection, pending: Pending, environment: list[bytes]) -> None:
+        verb = pending.fields.get("verb", "")
+        if verb in _RUN_VERBS:
+            _check_stdio(pending.descriptors)
+            self._pending.pop(connection)
+            task = self._loop.create_task(self._start(verb, connection, pending, environment))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        answer = self._supervisor.control(verb, pending.fields)
+        connection.send(b"J", msgspec.json.encode(answer))
+        connection.close()
+
+    async def _start(self, verb: str, connection: Connection, pending: Pending, environment: list[bytes]) -> None:
+        try:
+            if verb == "run":
+                request = decode(pending.fields, pending.words, environment)
+                await self._supervisor.start(request, connection, pending.descriptors, self._forget)
+            else:
+                await self._supervisor.execute(pending.fields, pending.words, environment, connection, pending.descriptors, self._forget)
+        except CloisterError as error:
+            self._refuse(connection, error)
+        except Exception:  # noqa: BLE001  # a bug must not take the other runs down
+            traceback.print_exc()
+            sys.stderr.flush()
+            connection.send(b"F", bytes([125]) + b"cloister: a bug in the broker; its log has the traceback [broker-bug]\n")
+            connection.close()
+        finally:
+            pending.close()
+
+    def _refuse(self, connection: Connection, error: CloisterError) -> None:
+        """Send an error as the last word: 125 for runs (or 126/127), sysexits for the rest."""
+        pending = self._pending.get(connection)
+        runs = pending is None or pending.fields.get("verb") in _RUN_VERBS
+        code = error.exit_code if not runs or error.exit_code in (126, 127) else 125
+        connection.send(b"F", bytes([code]) + (render(error) + "\n").encode("utf-8", "backslashreplace"))
+        connection.close()
+
+
+def _check_stdio(descriptors: tuple[int, ...]) -> None:
+    """Refuse a directory as standard input or output: openat(2) on it would lead out of the sandbox.
+
+    Raises:
+        UsageError: names the stream.
+    """
+    for name, descriptor in zip(("input", "output", "error"), descriptors, strict=False):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise UsageError("stdio-directory", f"standard {name} is a directory, which would open the host's files to the agent")
