@@ -1,0 +1,112 @@
+"""What every test can ask for, and the two rules every test obeys: pure folders stay pure, skips are not silent.
+
+Fixtures are named for the life of a run: a `home` and a `workspace`, a `fake_model` to talk to,
+the real `agents`, and `nothing_left` afterwards. Fixtures of one folder belong into that
+folder's conftest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from support import leftovers, skips
+from support.fake_model import FakeModel
+from support.guard import Guard
+from support.homes import make_home, make_workspace
+
+TESTS = Path(__file__).parent
+PURE = tuple(TESTS / name for name in ("unit", "golden", "fuzz"))
+IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
+GUARD = Guard()
+
+# The same examples every time, and no deadline: shared machines are slow at times. `thorough` looks for new ones.
+hypothesis.settings.register_profile("steady", deadline=None, database=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", deadline=None, database=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Connect the guard, and read the list of allowed skips (a broken list stops everything)."""
+    GUARD.install()
+    config.stash[ALLOWED] = skips.load(TESTS / "allowed_skips.toml")
+
+
+ALLOWED = pytest.StashKey[tuple[skips.AllowedSkip, ...]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Turn a skip into a failure, in CI."""
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        _judge(item.config, item.nodeid, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Do the same for modules that skip themselves."""
+    report = yield
+    if IN_CI and report.skipped:
+        _judge(collector.config, collector.nodeid, report)
+    return report
+
+
+def _judge(config: pytest.Config, node: str, report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Mark a report as failed when its skip is not in the list."""
+    if skips.is_allowed(node, config.stash[ALLOWED]):
+        return
+    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"skipped in CI, and not in tests/allowed_skips.toml: {why}"
+
+
+@pytest.fixture(autouse=True)
+def _untouched_machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests below unit, golden and fuzz may not touch the machine."""
+    if not any(folder in request.path.parents for folder in PURE):
+        yield
+        return
+    with GUARD.watching(tmp_path_factory.getbasetemp()):
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Return a home directory such as a developer's, with canaries where secrets would be."""
+    return make_home(tmp_path / "home")
+
+
+@pytest.fixture
+def workspace(home: Path) -> Path:
+    """Return a git repository with one commit, below the home."""
+    return make_workspace(home / "src" / "project")
+
+
+@pytest.fixture
+def fake_model() -> Iterator[FakeModel]:
+    """A model provider on loopback that answers FAKE-OK; set `script` for other answers."""
+    with FakeModel() as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def agents_bin() -> Path:
+    """Return the folder with the real agents, which `tools/agents` installs."""
+    folder = os.environ.get("CLOISTER_TEST_AGENTS", "")
+    if not folder:
+        pytest.skip("CLOISTER_TEST_AGENTS is not set; `make test` sets it")
+    return Path(folder) / "bin"
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Fail when a test leaves a process, a mount, a socket or a runtime file of this user behind."""
+    before = leftovers.take()
+    yield
+    leftovers.check(before)

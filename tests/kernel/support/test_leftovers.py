@@ -1,0 +1,40 @@
+"""The look for leftovers, attacked: it must see a process that hides behind setsid, and files in the runtime folder."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import leftovers
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(autouse=True)
+def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "PATIENCE_S", 0.2)
+
+
+def test_a_process_in_its_own_session_is_seen() -> None:
+    """A process that left its session is reported, and no longer once it is gone."""
+    before = leftovers.take()
+    process = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    try:
+        with pytest.raises(AssertionError, match="sleep 30"):
+            leftovers.check(before)
+    finally:
+        process.kill()
+        process.wait()
+
+    leftovers.check(before)
+
+
+def test_a_file_in_the_runtime_folder_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket or lock that stays below XDG_RUNTIME_DIR is reported."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    before = leftovers.take()
+    (tmp_path / "stale").touch()
+
+    with pytest.raises(AssertionError, match="stale"):
+        leftovers.check(before)

@@ -1,0 +1,67 @@
+"""What a run may not leave behind: processes, mounts, files in the runtime folder. Looks only; ends nothing.
+
+Compares two looks at the machine, so tests must not run side by side under one user id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PATIENCE_S = 5.0
+"""How long processes that are already dying may take: the kernel tears namespaces down asynchronously."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was there at one moment."""
+
+    processes: dict[int, str]
+    mounts: frozenset[str]
+    runtime: frozenset[str]
+
+
+def take() -> Look:
+    """Look at this user's processes, this namespace's mounts, and XDG_RUNTIME_DIR."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return Look(
+        processes=dict(_own_processes()),
+        mounts=frozenset(line.split()[4] for line in mounts),
+        runtime=frozenset(str(path) for path in runtime.rglob("*")) if runtime.is_dir() else frozenset(),
+    )
+
+
+def check(before: Look) -> None:
+    """Raise AssertionError that names what is there now and was not before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        now = take()
+        left = [f"process {pid}: {name}" for pid, name in now.processes.items() if pid not in before.processes]
+        left += [f"mount {path}" for path in sorted(now.mounts - before.mounts)]
+        left += [f"file {path}" for path in sorted(now.runtime - before.runtime)]
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError("left behind:\n  " + "\n  ".join(left))
+        time.sleep(0.05)
+
+
+def _own_processes() -> list[tuple[int, str]]:
+    """Return pid and command line of every process of this user; zombies count, since nobody reaps them."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            # Not the owner of the folder: that is root's for processes that are not dumpable (proc(5)).
+            status = (folder / "status").read_text(encoding="utf-8", errors="replace")
+            if re.search(rf"^Uid:\t{os.getuid()}\t", status, re.MULTILINE):
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append((int(folder.name), line[:200]))
+        except OSError:
+            continue  # it ended while we looked
+    return found
