@@ -1,0 +1,318 @@
+"""All runs of one user: starting them, finding them again, ending them. The broker's whole meaning.
+
+    prepare → ask about the environment → store the plan → apply → serve egress → hand over to the shim
+
+Each step leaves the store and the host such that `recover` of the next broker can finish the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from cloister.errors import CloisterError, UsageError
+from cloister.host import apply as host_apply
+from cloister.host.frames import Frame, pack_list
+from cloister.host.owner import Owner
+from cloister.isolation import seccomp
+from cloister.plan.steps import LimitCgroup, Plan
+from cloister.relay.server import EgressServer
+from cloister.runs import audit_environment
+from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun, Link
+from cloister.runs.approvals import Approvals
+from cloister.runs.live import Outcome
+from cloister.runs.paths import Paths
+from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
+from cloister.runs.request import RunRequest
+from cloister.runs.store import Receipt, Record, Store
+
+RECOVER_KILL_S = 2.0
+
+
+class Connect(Protocol):
+    """How to make a link from a socket."""
+
+    def __call__(
+        self, sock: socket.socket, on_frame: Callable[[Any, Frame], None], on_close: Callable[[Any], None]
+    ) -> Any:
+        """Return the link."""
+
+
+class Supervisor:
+    """The runs of one user."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, owner: Owner, connect: Connect) -> None:
+        """Know where things are; start nothing."""
+        self._loop = loop
+        self._paths = paths
+        self._connect = connect
+        self._kitchen = Kitchen(paths, owner)
+        self._store = Store(paths.runs)
+        self._approvals = Approvals(paths.decisions)
+        self._runs: dict[str, ActiveRun] = {}
+        self._filters: dict[str, bytes] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether any run is alive."""
+        return bool(self._runs)
+
+    # --- starting ---------------------------------------------------------------------------
+
+    async def start(
+        self, request: RunRequest, link: Any, descriptors: tuple[int, ...], on_close: Callable[[Any], None]
+    ) -> None:
+        """Start a run whose outer half is behind `link`.
+
+        Raises:
+            CloisterError: nothing was started, and everything is as before.
+        """
+        prepared = self._kitchen.prepare(request)
+        await self._confirm(prepared, request, link)
+        plan = prepared.plan
+        record = Record(
+            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.launch.command, status="starting",
+            started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
+        )  # fmt: skip
+        self._store.create(plan, record)
+        applied = host_apply.apply(plan, self._paths.state)
+        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
+        outer = self._detach(plan, link) if request.detach else link
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        holder: list[ActiveRun] = []
+        inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].live.inner_closed())
+        run = ActiveRun(plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared))
+        holder.append(run)
+        self._runs[plan.run] = run
+
+        def outer_closed(closed: Any) -> None:
+            run.live.outer_closed()
+            on_close(closed)
+
+        outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
+        await self._serve_egress(run, prepared, applied.listener)
+        self._launch(run, prepared, theirs)
+
+    def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
+        """Send both halves what they need. The inner one reads its part when it has come up."""
+        launch = run.plan.launch
+        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
+        overlays = [
+            os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
+        ]
+        payload = (
+            flags.to_bytes(4, "little")
+            + pack_list([os.fsencode(word) for word in launch.argv])
+            + pack_list(overlays)
+            + pack_list([])
+        )
+        filter_fd = _memory_file("seccomp", self._filter(launch.seccomp))
+        run.outer.send(b"B", payload, (filter_fd, theirs.fileno()))
+        os.close(filter_fd)
+        theirs.close()
+        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + pack_list([os.fsencode(word) for word in launch.command])
+        run.inner.send(b"G", go + pack_list(mapping(prepared.environment)) + pack_list([os.fsencode(launch.directory)]))
+
+    def _filter(self, profile: str) -> bytes:
+        if profile not in self._filters:
+            words = profile.split(",")
+            self._filters[profile] = seccomp.assemble(
+                platform.machine(), nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+            )
+        return self._filters[profile]
+
+    async def _confirm(self, prepared: Prepared, request: RunRequest, link: Any) -> None:
+        """Show what is carried in from the environment, and ask, on a terminal.
+
+        Raises:
+            UsageError: the person said no.
+        """
+        if not (request.pty and prepared.carried_names and prepared.agent.environment_audit) or request.yes:
+            return
+        text = audit_environment.describe({name: prepared.environment[name] for name in prepared.carried_names})
+        answer: asyncio.Future[str] = self._loop.create_future()
+
+        def on_frame(_: Any, frame: Frame) -> None:
+            if frame.kind == b"A" and not answer.done():
+                answer.set_result(frame.payload[:1].decode("ascii", "replace").lower())
+
+        def on_gone(_: Any) -> None:
+            if not answer.done():
+                answer.set_result("n")
+
+        link.rebind(on_frame, on_gone)
+        link.send(b"Q", pack_list([text.encode("utf-8", "backslashreplace"), b"yn", b"y"]))
+        if await answer != "y":
+            raise UsageError("not-started", "not started, as you said", remedy="remove names from pass_environment")
+
+    def _detach(self, plan: Plan, link: Any) -> Any:
+        """Start the outer half ourselves, its output in the store; tell the caller the run's id."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        output = os.open(self._store.output_path(plan.run), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        theirs.set_inheritable(True)
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+            pid = os.posix_spawn(SHIM, [SHIM, "outer", str(theirs.fileno())], {}, file_actions=actions, setsid=True)
+        finally:
+            os.close(output)
+            os.close(null)
+            theirs.close()
+        self._reap(pid)
+        link.send(b"F", b"\0" + b"")
+        link.close()
+        return self._connect(ours, lambda *_: None, lambda *_: None)
+
+    def _reap(self, pid: int) -> None:
+        """Collect a detached outer half when it ends."""
+        descriptor = os.pidfd_open(pid)
+
+        def ready() -> None:
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+        self._loop.add_reader(descriptor, ready)
+
+    async def _serve_egress(self, run: ActiveRun, prepared: Prepared, listener: socket.socket) -> None:
+        from cloister.runs.egress import session_for
+
+        server = EgressServer(session_for(run, prepared, self._approvals))
+        run.egress = server
+        await server.start(listener)
+
+    # --- further commands, control ------------------------------------------------------------
+
+    async def execute(
+        self, fields: dict[str, str], words: list[bytes], environment: list[bytes], link: Any,
+        descriptors: tuple[int, ...], on_close: Callable[[Any], None],
+    ) -> None:  # fmt: skip
+        """Run another command in a living sandbox: same filter, same mounts, same environment, so never weaker.
+
+        Raises:
+            UsageError: no such run, or it is over.
+        """
+        run = self._living(fields.get("run", ""))
+        launch = run.plan.launch
+        terminal = {item for item in environment if item.startswith((b"TERM=", b"COLORTERM="))}
+        variables = [*mapping(launch.environment), *terminal]
+        directory = fields.get("directory") or launch.directory
+        await run.attach(link, words or [b"/bin/sh"], variables, directory, descriptors[:3], on_close, pty=bool(fields.get("pty")))
+
+    def control(self, verb: str, fields: dict[str, str]) -> dict[str, Any]:
+        """Answer a control request.
+
+        Raises:
+            UsageError: an unknown verb or run.
+        """
+        match verb:
+            case "stop":
+                run = self._living(fields.get("run", ""))
+                run.live.stop(float(fields.get("grace") or 10))
+                return {"run": run.plan.run, "stopping": True}
+            case "reload":
+                return {"reloaded": self._reload()}
+            case "living":
+                return {"runs": sorted(self._runs), "pid": os.getpid()}
+            case _:
+                raise UsageError("request-unknown", f"the broker knows no request {verb!r}", remedy="cloister stop; then retry")
+
+    def _living(self, prefix: str) -> ActiveRun:
+        found = [run for name, run in self._runs.items() if prefix and name.startswith(prefix)]
+        if prefix == "last" and self._runs:
+            found = [self._runs[max(self._runs)]]
+        if len(found) != 1:
+            raise UsageError("run-not-alive", f"no running run with the id {prefix!r}", remedy="cloister ps")
+        return found[0]
+
+    def _reload(self) -> list[dict[str, str]]:
+        """Bring the policy as it is now to every living run; a broken policy changes nothing."""
+        results = []
+        for name, run in self._runs.items():
+            try:
+                rules = self._kitchen.egress_of(run.plan)
+            except CloisterError as error:
+                results.append({"run": name, "error": error.message})
+                continue
+            if run.egress:
+                run.egress.update(*rules)
+            run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
+            results.append({"run": name, "policy": self._kitchen.policies.digest})
+        return results
+
+    # --- endings --------------------------------------------------------------------------------
+
+    def _ended(self, run: ActiveRun, outcome: Outcome) -> None:
+        """Undo everything; the receipt is written by the run after this."""
+        del outcome
+        self._runs.pop(run.plan.run, None)
+        if run.egress:
+            task = self._loop.create_task(run.egress.close())
+            task.add_done_callback(lambda _: None)
+        host_apply.undo(run.plan, self._paths.state)
+
+    def recover(self) -> None:
+        """Undo what the runs of a killed broker left, and give each a receipt that says so."""
+        for run in self._store.ids():
+            record = self._store.record(run)
+            if record is not None and record.status == "finished":
+                continue
+            plan = self._store.plan(run)
+            if plan is None:
+                self._store.remove(run)  # killed before its plan was complete: nothing was applied
+                continue
+            host_apply.undo(plan, self._paths.state)
+            self._close_record(plan, record)
+
+    def _close_record(self, plan: Plan, record: Record | None) -> None:
+        now = time.time()
+        known = record or Record(
+            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.launch.command, status="starting",
+            started=now, broker_pid=0,
+        )  # fmt: skip
+        closed = msgspec.structs.replace(known, status="finished", finished=now, exit_code=125, reason="broker-died")
+        receipt = Receipt(
+            id=plan.run, agent=plan.agent, preset=plan.preset, isolation=plan.isolation, workspace=plan.workspace,
+            command=known.command, started=known.started, finished=now, exit_code=125, reason="broker-died",
+            policy_digest=plan.policy_digest, plan_digest=plan.digest(), host={}, probe=(), limits=plan.limits,
+            opt_outs=plan.opt_outs, notices=plan.notices, connections=0, denials=0, bytes_up=0, bytes_down=0, denied=(),
+            warnings=("the broker was killed; counts were lost with it, the events up to then are in the log",),
+        )  # fmt: skip
+        self._store.finish(closed, receipt)
+
+    async def close(self) -> None:
+        """End every run, politely for two seconds."""
+        for run in list(self._runs.values()):
+            run.live.stop(1.0)
+        for _ in range(60):
+            if not self._runs:
+                return
+            await asyncio.sleep(0.05)
+        for run in list(self._runs.values()):
+            run.live.outer_closed()
+
+
+def _memory_file(name: str, data: bytes) -> int:
+    """Return a descriptor that reads `data` from its start (memfd_create(2))."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(descriptor, data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _host_words(prepared: Prepared) -> dict[str, object]:
+    facts = prepared.host
+    return {"kernel": facts.kernel, "bubblewrap": facts.bubblewrap_version, "landlock_abi": facts.landlock_abi, "arch": facts.arch}
+
+
+__all__ = ["LimitCgroup", "Link", "Supervisor", "signal"]
