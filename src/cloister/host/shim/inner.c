@@ -1,0 +1,340 @@
+/*
+ * What it is: the inner half: PID 1 of the sandbox. It waits for go, proves that the walls
+ * stand, starts the agent, carries its bytes to the relay, reaps, and leaves with its status.
+ * What it is not: the maker of the sandbox (bubblewrap is), nor a voice: stdout and stderr
+ * belong to the agent, everything we have to say goes to the broker.
+ *
+ * One rule above all: no go, no agent; no broker, no sandbox.
+ */
+#define _GNU_SOURCE
+#include "child.h"
+#include "forward.h"
+#include "frame.h"
+#include "landlock.h"
+#include "loop.h"
+#include "options.h"
+#include "probe.h"
+#include "shim.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { TASKS_MAX = 256, FLAG_PTY = 1, EXIT_KILLED = 137 };
+
+/* One command: the agent has id 0. */
+struct task {
+    uint32_t id;
+    pid_t pid;       /* 0: this place is free */
+    bool told_to_stop; /* its next stop is our own doing, not its terminal's */
+};
+
+static struct inner {
+    struct options options;
+    struct channel broker;
+    struct rlimit files; /* RLIMIT_NOFILE as it was: the agent's, not ours */
+    struct task tasks[TASKS_MAX];
+    struct source on_broker, on_signals;
+    int signals;
+} self;
+
+_Noreturn static void die(int code)
+{
+    _exit(code); /* we are PID 1: the kernel kills everything else in this PID namespace */
+}
+
+static void tell(char type, const struct writer *payload)
+{
+    if (payload->bad || channel_send(&self.broker, type, payload->data, payload->length, -1) < 0)
+        die(EXIT_CLOISTER);
+}
+
+static void tell_task(char type, uint32_t id, const uint32_t *value, const char *text)
+{
+    struct writer payload = {0};
+    write_u32(&payload, id);
+    if (value)
+        write_u32(&payload, *value);
+    if (text)
+        write_bytes(&payload, text, strlen(text));
+    tell(type, &payload);
+    free(payload.data);
+}
+
+static struct task *task_with(uint32_t id)
+{
+    for (size_t i = 0; i < TASKS_MAX; i++)
+        if (self.tasks[i].pid > 0 && self.tasks[i].id == id)
+            return &self.tasks[i];
+    return NULL;
+}
+
+/* What `G` and `X` have in common: u32 flags, list argv, list environment, list (directory). */
+struct order {
+    uint32_t flags;
+    char **argv, **environment, **directory;
+    bool good;
+};
+
+static struct order order_read(struct reader *reader)
+{
+    size_t words, names, places;
+    struct order order = {.flags = read_u32(reader)};
+    order.argv = read_list(reader, &words);
+    order.environment = read_list(reader, &names);
+    order.directory = read_list(reader, &places);
+    order.good = read_complete(reader) && words > 0 && places == 1;
+    return order;
+}
+
+static void order_release(struct order *order)
+{
+    free(order->argv);
+    free(order->environment);
+    free(order->directory);
+}
+
+/* Start a command and tell the broker; false when it did not start. */
+static bool run(uint32_t id, const struct order *order, struct command *command)
+{
+    struct failure failure;
+    struct task *place = NULL;
+    for (size_t i = 0; i < TASKS_MAX && !place; i++)
+        if (self.tasks[i].pid == 0)
+            place = &self.tasks[i];
+    command->argv = order->argv;
+    command->environment = order->environment;
+    command->directory = order->directory[0];
+    pid_t pid = -1;
+    if (place)
+        pid = child_start(command, &self.options, &self.files, &failure);
+    else
+        failure = (struct failure){.error = EAGAIN, .stage = "fork"};
+    if (pid < 0) {
+        uint32_t error = (uint32_t)failure.error;
+        tell_task('Y', id, &error, failure.stage);
+        return false;
+    }
+    *place = (struct task){.id = id, .pid = pid};
+    uint32_t inside = (uint32_t)pid;
+    tell_task('R', id, &inside, NULL);
+    return true;
+}
+
+/* Make the pty on stdin the controlling terminal of our session, in which the agent is a job. */
+static void take_terminal(void)
+{
+    if (setsid() < 0 && getsid(0) != getpid())
+        die(EXIT_CLOISTER);
+    if (ioctl(0, TIOCSCTTY, 0) < 0)
+        die(EXIT_CLOISTER);
+}
+
+/* The agent owns its stdio alone: while we held it too, a reader would not see it closed. */
+static void drop_stdio(void)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null < 0)
+        return; /* a policy without /dev/null: the descriptors stay, and end with us */
+    for (int fd = 0; fd <= 2; fd++)
+        (void)!dup2(null, fd);
+    close(null);
+}
+
+static void start_agent(const struct frame *frame)
+{
+    struct reader reader = frame_reader(frame);
+    struct order order = order_read(&reader);
+    if (!order.good)
+        die(EXIT_CLOISTER);
+    struct command command = {.stdio = {0, 1, 2}, .job = order.flags & FLAG_PTY};
+    if (command.job)
+        take_terminal();
+    /* The broker turns the failure into 126 or 127 for the user. */
+    if (!run(0, &order, &command))
+        die(EXIT_CLOISTER);
+    order_release(&order);
+    drop_stdio();
+}
+
+static void on_exec(struct frame *frame)
+{
+    struct reader reader = frame_reader(frame);
+    uint32_t id = read_u32(&reader);
+    struct order order = order_read(&reader);
+    if (!order.good || frame->descriptor_count != 3 || id == 0 || task_with(id))
+        die(EXIT_CLOISTER);
+    struct command command = {.terminal = order.flags & FLAG_PTY};
+    memcpy(command.stdio, frame->descriptors, sizeof command.stdio);
+    (void)run(id, &order, &command);
+    order_release(&order);
+}
+
+/* u8 signal, and u32 id where it is not the agent that is meant. */
+static void on_signal_frame(const struct frame *frame)
+{
+    struct reader reader = frame_reader(frame);
+    int number = read_u8(&reader);
+    uint32_t id = reader.left > 0 ? read_u32(&reader) : 0;
+    if (!read_complete(&reader) || number < 1 || number >= NSIG)
+        die(EXIT_CLOISTER);
+    struct task *task = task_with(id);
+    if (!task)
+        return; /* it has just ended */
+    if (number == SIGTSTP || number == SIGSTOP) {
+        /* SIGTSTP would be dropped: without a job-control parent the group is an orphaned one (setpgid(2)). */
+        number = SIGSTOP;
+        task->told_to_stop = true;
+    }
+    (void)!kill(-task->pid, number);
+}
+
+static void on_frame(struct frame *frame)
+{
+    switch (frame->type) {
+    case 'S':
+        on_signal_frame(frame);
+        break;
+    case 'X':
+        on_exec(frame);
+        break;
+    case 'K':
+        die(EXIT_KILLED);
+    default:
+        die(EXIT_CLOISTER);
+    }
+}
+
+static void on_broker(struct source *source, uint32_t events)
+{
+    (void)source, (void)events;
+    struct frame frame;
+    for (;;) {
+        enum channel_result result = channel_receive(&self.broker, &frame);
+        if (result == CHANNEL_AGAIN)
+            return;
+        if (result != CHANNEL_FRAME)
+            die(EXIT_CLOISTER);
+        on_frame(&frame);
+        frame_release(&frame);
+    }
+}
+
+static void on_ended(struct task *task, int status)
+{
+    struct writer payload = {0};
+    uint8_t code = WIFEXITED(status) ? (uint8_t)WEXITSTATUS(status) : (uint8_t)(128 + WTERMSIG(status));
+    write_u32(&payload, task->id);
+    write_u8(&payload, code);
+    task->pid = 0;
+    tell('E', &payload);
+    free(payload.data);
+    if (task->id == 0)
+        die(code);
+}
+
+static void on_signals(struct source *source, uint32_t events)
+{
+    (void)source, (void)events;
+    struct signalfd_siginfo info;
+    while (read(self.signals, &info, sizeof info) == sizeof info)
+        continue;
+    int status;
+    pid_t pid;
+    /* Orphans are ours too: PID 1 reaps whatever ends. */
+    while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0) {
+        struct task *task = NULL;
+        for (size_t i = 0; i < TASKS_MAX && !task; i++)
+            if (self.tasks[i].pid == pid)
+                task = &self.tasks[i];
+        if (!task)
+            continue;
+        if (!WIFSTOPPED(status)) {
+            on_ended(task, status);
+        } else if (task->told_to_stop) {
+            task->told_to_stop = false;
+        } else {
+            tell_task('Z', task->id, NULL, NULL);
+        }
+    }
+}
+
+/* Everything is blocked: what an agent sends to PID 1 waits for ever, and SIGCHLD is read from a descriptor. */
+static int watch_signals(void)
+{
+    sigset_t all, child;
+    sigfillset(&all);
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
+        return -1;
+    return self.signals = signalfd(-1, &child, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
+/* Wait for `G`; anything else, the end of the channel above all, means that nothing may run. */
+static struct frame await_go(void)
+{
+    struct frame frame;
+    for (;;) {
+        enum channel_result result = channel_receive(&self.broker, &frame);
+        if (result == CHANNEL_FRAME && frame.type == 'G')
+            return frame;
+        if (result != CHANNEL_AGAIN)
+            die(result == CHANNEL_FRAME && frame.type == 'K' ? EXIT_KILLED : EXIT_CLOISTER);
+        struct pollfd wait = {.fd = self.broker.fd, .events = POLLIN};
+        if (poll(&wait, 1, -1) < 0 && errno != EINTR)
+            die(EXIT_CLOISTER);
+    }
+}
+
+static int shut_ourselves_in(void)
+{
+    struct rlimit wide;
+    if (prctl(PR_SET_DUMPABLE, 0) < 0 || prctl(PR_SET_NAME, "cloister") < 0)
+        return -1;
+    if (sys_fill_stdio() < 0 || sys_close_others(self.options.ctl) < 0 || sys_no_core() < 0)
+        return -1;
+    if (getrlimit(RLIMIT_NOFILE, &self.files) < 0)
+        return -1;
+    /* Two descriptors per connection; the agent gets the old limit back (child.c). */
+    wide = (struct rlimit){.rlim_cur = self.files.rlim_max, .rlim_max = self.files.rlim_max};
+    return setrlimit(RLIMIT_NOFILE, &wide);
+}
+
+int inner_main(int count, char **options)
+{
+    if (!options_parse(&self.options, count, options) || shut_ourselves_in() < 0 || watch_signals() < 0)
+        return EXIT_CLOISTER;
+    channel_open(&self.broker, self.options.ctl);
+    struct frame go = await_go();
+    struct writer findings = {0};
+    /* Landlock first: the probes then see what the agent will see. */
+    bool good = landlock_enforce(&self.options, &findings);
+    good = probe_run(&self.options, &findings) && good;
+    if (good && !forward_open(self.options.listen, self.options.egress)) {
+        probe_note(&findings, "forwarder", "", strerrorname_np(errno));
+        good = false;
+    }
+    probe_note(&findings, "verdict", "", good ? "passed" : "failed");
+    probe_tell(&self.broker, &findings);
+    if (!good)
+        return EXIT_CLOISTER;
+    self.on_broker.ready = on_broker;
+    self.on_signals.ready = on_signals;
+    if (loop_watch(&self.on_broker, self.broker.fd, LOOP_READ) < 0 ||
+        loop_watch(&self.on_signals, self.signals, LOOP_READ) < 0)
+        return EXIT_CLOISTER;
+    start_agent(&go);
+    frame_release(&go);
+    loop_run();
+    return EXIT_CLOISTER;
+}

@@ -1,0 +1,38 @@
+/*
+ * What it is: what the broker's `B` frame asks of the outer half: namespaces, overlays, and one
+ * child with descriptors in fixed places. What it is not: a sandbox; bubblewrap makes that.
+ */
+#ifndef CLOISTER_LAUNCH_H
+#define CLOISTER_LAUNCH_H
+
+#include "frame.h"
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+enum { LAUNCH_PTY = 1, LAUNCH_USERNS = 2, LAUNCH_NETNS = 4 };
+
+struct launch {
+    struct frame frame; /* owns the descriptors */
+    uint32_t flags;
+    char **argv; /* empty: attach, no child of ours */
+    size_t argc;
+    char **overlays; /* lower, upper, work, target, lower, … */
+    size_t overlay_fields;
+    char **nft; /* empty: no rules to load */
+    size_t nft_count;
+};
+
+/* Take over a `B` frame; false when it is malformed. */
+bool launch_parse(struct launch *launch, const struct frame *frame);
+
+/* Enter the namespaces, mount the overlays, load the rules: NULL, or what failed (errno is set). */
+const char *launch_prepare(const struct launch *launch);
+
+/* Start argv in its own session with stdio from `slave` (-1: our own): pid or -1. */
+pid_t launch_start(const struct launch *launch, int slave);
+
+/* Forget argv and close the descriptors. */
+void launch_release(struct launch *launch);
+
+#endif

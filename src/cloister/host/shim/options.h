@@ -1,0 +1,42 @@
+/*
+ * What it is: the command line of the inner half. What it is not: anything the agent may
+ * influence; argv comes from the plan, the agent's own words come in frame `G`.
+ */
+#ifndef CLOISTER_OPTIONS_H
+#define CLOISTER_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/resource.h>
+
+enum landlock_demand { LANDLOCK_AVAILABLE, LANDLOCK_REQUIRED, LANDLOCK_OFF };
+
+struct words {
+    const char **items;
+    size_t count;
+};
+
+struct limit {
+    int resource;
+    rlim_t value;
+};
+
+enum { LIMITS_MAX = 16 };
+
+struct options {
+    int ctl;
+    const char *egress;
+    const char *listen; /* NULL: no forwarder */
+    struct words probe_write, probe_connect;
+    struct words landlock_rw, landlock_ro;
+    enum landlock_demand landlock;
+    bool mdwe;   /* refuse memory that is writable and executable (PR_SET_MDWE, Linux 6.3) */
+    bool nested; /* the agent may make user namespaces and mounts */
+    struct limit limits[LIMITS_MAX];
+    size_t limit_count;
+};
+
+/* False when an option is unknown, misses its value, or a needed one is absent. */
+bool options_parse(struct options *options, int count, char **arguments);
+
+#endif

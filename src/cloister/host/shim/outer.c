@@ -1,0 +1,342 @@
+/*
+ * What it is: the outer half: what `cloister run` becomes once the broker has its request. It
+ * holds the user's terminal, starts bubblewrap, carries signals, and exits with the agent's code.
+ * What it is not: privileged, or a judge: everything it does was asked for by the broker.
+ *
+ * One rule above all: when the broker goes away, the sandbox ends (exit 125).
+ */
+#define _GNU_SOURCE
+#include "frame.h"
+#include "launch.h"
+#include "pty.h"
+#include "question.h"
+#include "shim.h"
+#include "sys.h"
+#include "tty.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* How long the broker may take to say `F` after bubblewrap has ended, and bubblewrap to end after `F`. */
+enum { PATIENCE_MS = 3000 };
+
+static struct outer {
+    struct channel broker;
+    int signals;
+    struct launch launch;
+    bool launched; /* a `B` frame came */
+    bool waiting;  /* for `G`, after `N` */
+    pid_t child;   /* bubblewrap; 0: none, or reaped */
+    int child_pidfd;
+    bool finished; /* an `F` frame came */
+    int code;
+    char *text;
+    size_t text_length;
+    int64_t deadline_ms; /* 0: none */
+    struct pty pty;
+    struct question question;
+} self;
+
+/* SIGKILL bubblewrap and reap it; its PID namespace dies with it. */
+static void end_child(void)
+{
+    if (self.child <= 0)
+        return;
+    (void)!syscall(SYS_pidfd_send_signal, self.child_pidfd, SIGKILL, NULL, 0);
+    while (waitpid(self.child, NULL, 0) < 0 && errno == EINTR)
+        continue;
+    self.child = 0;
+}
+
+_Noreturn static void leave(int code, const char *text, size_t length)
+{
+    question_withdraw(&self.question, &self.pty);
+    tty_give_back();
+    sys_write_printable(2, text, length, false);
+    if (length > 0 && text[length - 1] != '\n')
+        (void)!write(2, "\n", 1);
+    _exit(code);
+}
+
+/* End the run for a reason of our own. */
+_Noreturn static void fail(const char *message, const char *reference, const char *remedy)
+{
+    char text[512];
+    end_child();
+    pty_drain(&self.pty);
+    int length = snprintf(text, sizeof text, "cloister: %s [%s]\n  try: %s\n", message, reference, remedy);
+    leave(EXIT_CLOISTER, text, length < (int)sizeof text ? (size_t)length : sizeof text - 1);
+}
+
+_Noreturn static void fail_errno(const char *what)
+{
+    char text[256];
+    snprintf(text, sizeof text, "cannot %s: %s", what, strerror(errno));
+    fail(text, "launch-failed", "cloister doctor");
+}
+
+_Noreturn static void fail_broker(void)
+{
+    fail("the broker is gone, so the run was ended", "broker-gone", "cloister gc");
+}
+
+static void tell(char type, const void *payload, size_t length, int descriptor)
+{
+    if (channel_send(&self.broker, type, payload, length, descriptor) < 0)
+        fail_broker();
+}
+
+/* Start what was asked for, now that its namespaces are ready. */
+static void start(void)
+{
+    int slave = -1;
+    if ((self.launch.flags & LAUNCH_PTY) && (slave = pty_open(&self.pty)) < 0)
+        fail_errno("open a pty");
+    if (self.launch.argc == 0) {
+        if (slave >= 0)
+            tell('D', NULL, 0, slave);
+    } else {
+        self.child = launch_start(&self.launch, slave);
+        if (self.child < 0)
+            fail_errno("start bubblewrap");
+        self.child_pidfd = (int)syscall(SYS_pidfd_open, self.child, 0);
+        if (self.child_pidfd < 0)
+            fail_errno("watch bubblewrap");
+    }
+    if (slave >= 0)
+        close(slave);
+    launch_release(&self.launch);
+    /* Not earlier: pasta enters our namespaces by pid, which takes a dumpable process (ptrace(2)). */
+    if (prctl(PR_SET_DUMPABLE, 0) < 0)
+        fail_errno("close this process to others");
+}
+
+static void on_launch(struct frame *frame)
+{
+    if (self.launched || self.question.open)
+        fail("the broker sent a second launch", "protocol", "cloister doctor");
+    self.launched = true;
+    bool good = launch_parse(&self.launch, frame);
+    memset(frame, 0, sizeof *frame); /* its parts are the launch's now */
+    if (!good)
+        fail("the broker sent a launch that cannot be read", "protocol", "cloister doctor");
+    const char *failed = launch_prepare(&self.launch);
+    if (failed)
+        fail_errno(failed);
+    if (!(self.launch.flags & LAUNCH_NETNS)) {
+        start();
+        return;
+    }
+    struct writer pid = {0};
+    write_u32(&pid, (uint32_t)getpid());
+    if (pid.bad)
+        fail_errno("answer the broker");
+    tell('N', pid.data, pid.length, -1);
+    free(pid.data);
+    self.waiting = true;
+}
+
+static void on_finish(const struct frame *frame)
+{
+    struct reader reader = frame_reader(frame);
+    self.code = read_u8(&reader);
+    if (reader.bad)
+        fail("the broker sent an end that cannot be read", "protocol", "cloister doctor");
+    self.text = malloc(reader.left + 1);
+    if (self.text) {
+        memcpy(self.text, reader.at, reader.left);
+        self.text_length = reader.left;
+    }
+    self.finished = true;
+    self.deadline_ms = sys_now_ms() + PATIENCE_MS;
+}
+
+static void on_question(const struct frame *frame)
+{
+    int answer = self.question.open ? -1 : question_put(&self.question, frame, &self.pty);
+    if (answer < 0)
+        fail("the broker sent a question that cannot be read", "protocol", "cloister doctor");
+    char letter = (char)answer;
+    if (letter)
+        tell('A', &letter, 1, -1);
+}
+
+/* Stop as the terminal's job control wants it, and tell the broker when we run again. */
+static void stop(void)
+{
+    tty_suspend();
+    tty_stop_self();
+    tty_resume();
+    pty_resize(&self.pty);
+    tell('C', NULL, 0, -1);
+}
+
+static void on_frame(struct frame *frame)
+{
+    switch (frame->type) {
+    case 'B':
+        on_launch(frame);
+        break;
+    case 'F':
+        on_finish(frame);
+        break;
+    case 'Q':
+        on_question(frame);
+        break;
+    case 'T':
+        stop();
+        break;
+    case 'G':
+        if (!self.waiting)
+            fail("the broker said go twice", "protocol", "cloister doctor");
+        self.waiting = false;
+        start();
+        break;
+    default:
+        fail("the broker sent a frame of an unknown type", "protocol", "reinstall cloister");
+    }
+}
+
+static void on_broker(void)
+{
+    struct frame frame;
+    while (!self.finished) {
+        switch (channel_receive(&self.broker, &frame)) {
+        case CHANNEL_AGAIN:
+            return;
+        case CHANNEL_FRAME:
+            on_frame(&frame);
+            frame_release(&frame);
+            break;
+        case CHANNEL_CLOSED:
+            fail_broker();
+        case CHANNEL_BROKEN:
+            fail("the broker broke the protocol", "protocol", "cloister doctor");
+        }
+    }
+}
+
+static void on_child(void)
+{
+    int status;
+    if (self.child > 0 && waitpid(self.child, &status, WNOHANG) == self.child) {
+        self.child = 0;
+        if (!self.finished)
+            self.deadline_ms = sys_now_ms() + PATIENCE_MS;
+    }
+}
+
+static void on_terminal_signal(uint8_t number)
+{
+    /* Nothing runs yet: leaving is enough, the broker sees our connection close. */
+    if (!self.launched && number != SIGTSTP)
+        leave(128 + number, "", 0);
+    if (self.launched && !self.finished)
+        tell('S', &number, 1, -1);
+    if (number == SIGTSTP)
+        stop();
+}
+
+static void on_signals(void)
+{
+    struct signalfd_siginfo info;
+    while (read(self.signals, &info, sizeof info) == sizeof info) {
+        switch (info.ssi_signo) {
+        case SIGCHLD:
+            on_child();
+            break;
+        case SIGWINCH:
+            pty_resize(&self.pty);
+            break;
+        case SIGCONT:
+            tty_resume();
+            pty_resize(&self.pty);
+            break;
+        default:
+            on_terminal_signal((uint8_t)info.ssi_signo);
+        }
+    }
+}
+
+static int watch_signals(void)
+{
+    static const int numbers[] = {SIGCHLD, SIGWINCH, SIGCONT, SIGHUP,  SIGINT,
+                                  SIGQUIT, SIGTERM,  SIGUSR1, SIGUSR2, SIGTSTP};
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        sigaddset(&set, numbers[i]);
+    self.signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    /* Blocked and not watched: a background write to the terminal, and a closed pipe, are ordinary errors. */
+    sigaddset(&set, SIGTTOU);
+    sigaddset(&set, SIGTTIN);
+    sigaddset(&set, SIGPIPE);
+    return self.signals < 0 ? -1 : sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+/* Whether the run is over; ends what does not end in time. */
+static bool over(void)
+{
+    if (self.finished && self.child == 0)
+        return true;
+    if (self.deadline_ms == 0 || sys_now_ms() < self.deadline_ms)
+        return false;
+    if (!self.finished)
+        fail("the broker did not say how the run ended", "broker-silent", "cloister gc");
+    end_child();
+    return true;
+}
+
+static void turn(void)
+{
+    enum { SIGNALS, BROKER, QUESTION, PTY };
+    struct pollfd polls[PTY + PTY_POLLS] = {
+        [SIGNALS] = {.fd = self.signals, .events = POLLIN},
+        [BROKER] = {.fd = self.finished ? -1 : self.broker.fd, .events = POLLIN},
+        [QUESTION] = {.fd = self.question.open ? self.question.terminal : -1, .events = POLLIN},
+    };
+    pty_wanted(&self.pty, polls + PTY);
+    int timeout = -1;
+    if (self.deadline_ms > 0) {
+        int64_t left = self.deadline_ms - sys_now_ms();
+        timeout = left > 0 ? (int)left : 0;
+    }
+    if (poll(polls, PTY + PTY_POLLS, timeout) < 0) {
+        if (errno == EINTR)
+            return;
+        fail_errno("wait for events");
+    }
+    if (polls[QUESTION].revents) {
+        char letter = (char)question_read(&self.question, &self.pty);
+        if (letter)
+            tell('A', &letter, 1, -1);
+    }
+    pty_move(&self.pty, polls + PTY);
+    if (polls[SIGNALS].revents)
+        on_signals();
+    if (polls[BROKER].revents)
+        on_broker();
+}
+
+int outer_main(const char *text)
+{
+    int fd = sys_parse_descriptor(text);
+    self.pty.master = -1;
+    if (fd < 0 || sys_fill_stdio() < 0 || sys_close_others(fd) < 0)
+        fail("the descriptor of the broker is not open", "shim-usage", "cloister run --help");
+    channel_open(&self.broker, fd);
+    if (sys_no_core() < 0 || watch_signals() < 0 || tty_guard() < 0)
+        fail_errno("set up signals");
+    while (!over())
+        turn();
+    pty_drain(&self.pty);
+    leave(self.code, self.text, self.text_length);
+}

@@ -1,0 +1,13 @@
+/*
+ * What it is: the two halves main.c chooses from. What it is not: shared state; they have none.
+ */
+#ifndef CLOISTER_SHIM_H
+#define CLOISTER_SHIM_H
+
+/* Run the outer half on the descriptor named in `text`; returns the exit code of `cloister run`. */
+int outer_main(const char *text);
+
+/* Run the inner half with its options; returns the agent's status. */
+int inner_main(int count, char **options);
+
+#endif
