@@ -1,0 +1,159 @@
+"""Learn the facts of this host. Reads, asks and tries; changes nothing and judges nothing.
+
+`probe` only reads files and asks the kernel: it never starts a program and takes a few hundred
+microseconds, so every compilation may call it. `probe_deep` also does what a run would do, once,
+in processes of their own with a time limit; it is for `cloister doctor`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from cloister.host import programs, trial
+from cloister.host.kernel_features import landlock_abi, seccomp_errno
+from cloister.host.mounts import cgroup_of, proc_masks
+from cloister.plan.facts import Cgroup, HostFacts, Program, Trial
+
+SHIM = Path(__file__).parent / "shim" / "cloister-shim"
+SYSTEM_NAMES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt", "nix", "gnu", "run", "var")
+TRIAL_LIMIT_S = 5.0
+# What a run has: every namespace, a fresh /proc, and a network namespace whose loopback comes up.
+NAMESPACE_TRIAL = ("--unshare-all", "--unshare-user", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev")
+VERSION = re.compile(r"\d[\w.~-]*")
+
+
+def probe() -> HostFacts:
+    """Return what can be known without starting anything. Trials and versions stay unknown."""
+    name = os.uname()
+    search = os.environ.get("PATH", "")
+    links, directories = _root_layout()
+    mounts = _read("/proc/self/mountinfo")
+    return HostFacts(
+        kernel=name.release,
+        arch=name.machine,
+        uid=os.geteuid(),
+        bwrap=programs.find("bwrap", search),
+        shim=Program(path=str(SHIM)) if os.access(SHIM, os.X_OK) else Program(),
+        pasta=programs.find("pasta", search),
+        nft=programs.find("nft", search),
+        systemd=programs.find("systemctl", search),
+        systemd_booted=os.path.isdir("/run/systemd/system"),  # noqa: PTH112  as sd_booted(3) does it
+        systemd_user=os.path.exists(f"/run/user/{os.getuid()}/systemd/private"),  # noqa: PTH110  a socket
+        pid1=_read("/proc/1/comm").strip(),
+        container=_container(),
+        user_namespaces_max=int(_read("/proc/sys/user/max_user_namespaces") or 0),
+        userns_clone=_read("/proc/sys/kernel/unprivileged_userns_clone").strip() != "0",
+        apparmor_userns=_read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1",
+        proc_masked=proc_masks(mounts),
+        seccomp=seccomp_errno(name.machine),
+        landlock_abi=landlock_abi(),
+        lsms=tuple(filter(None, _read("/sys/kernel/security/lsm").strip().split(","))),
+        cgroup=_cgroup(mounts),
+        btf=os.access("/sys/kernel/btf/vmlinux", os.R_OK),
+        root_links=links,
+        root_directories=directories,
+    )
+
+
+def probe_deep() -> HostFacts:
+    """Return the facts of `probe` and those that need trying: namespaces, overlay, KVM, program versions."""
+    facts = probe()
+    return msgspec.structs.replace(
+        facts,
+        bwrap=_with_version(facts.bwrap),
+        pasta=_with_version(facts.pasta),
+        nft=_with_version(facts.nft),
+        systemd=_with_version(facts.systemd),
+        namespaces=_try_namespaces(facts.bwrap.path),
+        overlay=_try("overlay"),
+        kvm=_try("kvm") if os.path.exists("/dev/kvm") else Trial(works="no", reason="no /dev/kvm"),  # noqa: PTH110
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+def _container() -> str:
+    marks = {"/.dockerenv": "docker", "/run/.containerenv": "podman"}
+    for path, name in marks.items():
+        if os.path.exists(path):  # noqa: PTH110
+            return name
+    return _read("/run/systemd/container").strip()
+
+
+def _cgroup(mounts: str) -> Cgroup:
+    found = cgroup_of(mounts, _read("/proc/self/cgroup"))
+    if not found.path:
+        return found
+    writable = all(
+        os.access(f"{found.path}{name}", os.W_OK, effective_ids=True)
+        for name in ("", "/cgroup.procs", "/cgroup.subtree_control")
+    )
+    controllers = tuple(_read(f"{found.path}/cgroup.controllers").split())
+    return msgspec.structs.replace(found, delegated=writable, controllers=controllers)
+
+
+def _root_layout() -> tuple[dict[str, str], tuple[str, ...]]:
+    links, directories = {}, []
+    for name in SYSTEM_NAMES:
+        path = Path("/", name)
+        if path.is_symlink():
+            links[name] = str(path.readlink())
+        elif path.is_dir():
+            directories.append(name)
+    return links, tuple(directories)
+
+
+def _with_version(program: Program) -> Program:
+    if not program.path:
+        return program
+    # PRIVILEGE: none beyond the caller's; the program is one `programs.find` trusts.
+    status, output = _run([program.path, "--version"])
+    found = VERSION.search(output.partition("\n")[0]) if status == 0 else None
+    return msgspec.structs.replace(program, version=found.group() if found else "")
+
+
+def _try_namespaces(bwrap: str) -> Trial:
+    if not bwrap:
+        return Trial(works="no", reason="bubblewrap is not installed")
+    # /proc/self/exe is bubblewrap itself until it executes: the one program sure to be there.
+    status, output = _run([bwrap, *NAMESPACE_TRIAL, "--proc", "/proc", "--", "/proc/self/exe", "--version"])
+    return Trial(works="yes") if status == 0 else Trial(works="no", reason=output.strip() or f"exit status {status}")
+
+
+def _try(name: str) -> Trial:
+    status, output = _run([sys.executable, "-I", str(trial.__file__), name])
+    answer, _, reason = output.strip().partition(": ")
+    if status != 0 or answer not in {"yes", "no"}:
+        return Trial(works="no", reason=f"the trial did not end well: {output.strip() or status}")
+    return Trial(works="yes" if answer == "yes" else "no", reason=reason)
+
+
+def _run(command: Sequence[str]) -> tuple[int, str]:
+    """Return exit status and first output; 124 after the time limit, as timeout(1) has it."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TRIAL_LIMIT_S,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"no answer within {TRIAL_LIMIT_S:.0f} s"
+    except OSError as error:
+        return 126, str(error)
+    return done.returncode, done.stdout.decode("utf-8", "replace")[:2000]
