@@ -20,7 +20,7 @@ from typing import assert_never
 
 from cloister.errors import StepError
 from cloister.host.carry import make_point
-from cloister.host.placeholders import Journal, hold, release
+from cloister.host.placeholders import Journal
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -93,7 +93,7 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
             for point in points:
                 make_point(root, point.name, point.kind)
         case Placeholders(points=points):
-            hold(Journal(state), plan.run, points)
+            Journal(state).make(plan.run, points)
         case LimitCgroup():
             _make_cgroup(step)
         case Launch():
@@ -107,7 +107,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
         case MakeDirectory(path=path, kept=False):
             shutil.rmtree(path, ignore_errors=True)
         case Placeholders():
-            release(Journal(state), plan.run)
+            Journal(state).release(plan.run)
         case LimitCgroup(path=path):
             _remove_cgroup(path)
         case Listen(path=path):

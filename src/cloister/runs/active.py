@@ -14,10 +14,10 @@ from typing import Protocol
 import msgspec
 
 from cloister.egress.events import EgressEvent
-from cloister.host.frames import Frame, pack_list, unpack_list
+from cloister.host.frames import Frame, encode_list, unencode_list
 from cloister.plan.steps import Plan
 from cloister.relay.server import EgressServer
-from cloister.runs.live import LiveRun, Outcome, Timer
+from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Receipt, Record, Store
 
 FLAG_PTY = 1
@@ -31,7 +31,7 @@ class Link(Protocol):
 
     closed: bool
 
-    def send(self, kind: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
+    def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Queue a frame."""
 
     def close(self) -> None:
@@ -81,13 +81,13 @@ class ActiveRun:
     def outer_frame(self, frame: Frame) -> None:
         """Handle a frame of the outer half."""
         match frame.kind:
-            case b"S" if len(frame.payload) == 1:
+            case "S" if len(frame.payload) == 1:
                 self.live.signal(frame.payload[0])
-            case b"C":
+            case "C":
                 self.live.continued()
-            case b"W":
+            case "W":
                 self.live.sandbox_ended()
-            case b"A" if self._answers:
+            case "A" if self._answers:
                 self._answers.pop(0)(frame.payload[:1].decode("ascii", "replace"))
 
     def inner_frame(self, frame: Frame) -> None:
@@ -95,21 +95,21 @@ class ActiveRun:
         payload = frame.payload
         number = int.from_bytes(payload[:4], "little") if len(payload) >= 4 else 0
         match frame.kind:
-            case b"P":
-                self.live.probed(tuple(item.decode("utf-8", "replace") for item in unpack_list(payload)[:64]))
-            case b"R" if number == 0:
+            case "P":
+                self.live.probed(tuple(item.decode("utf-8", "replace") for item in unencode_list(payload)[:64]))
+            case "R" if number == 0:
                 self.live.running()
-            case b"Y" if len(payload) == 8:
-                self._failed(number, int.from_bytes(payload[4:], "little"))
-            case b"E" if len(payload) == 5:
+            case "Y" if len(payload) >= 8:
+                self._failed(number, int.from_bytes(payload[4:8], "little"), payload[8:40].decode("ascii", "replace"))
+            case "E" if len(payload) == 5:
                 self._exited(number, payload[4])
-            case b"Z" if number == 0:
+            case "Z" if number == 0:
                 self.live.stopped()
 
     def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None]) -> None:
         """Put a question to the person at the run's terminal; `answer` gets one letter."""
         self._answers.append(answer)
-        self.outer.send(b"Q", pack_list([text.encode(), letters.encode(), default.encode()]))
+        self.outer.send("Q", encode_list([text.encode(), letters.encode(), default.encode()]))
 
     # --- further commands -------------------------------------------------------------------
 
@@ -120,23 +120,23 @@ class ActiveRun:
         self._next_session += 1
         self.sessions[session.number] = session
         head = session.number.to_bytes(4, "little") + (FLAG_PTY if pty else 0).to_bytes(4, "little")
-        payload = head + pack_list(words) + pack_list(environment) + pack_list([os.fsencode(directory)])
-        self.inner.send(b"X", payload, stdio)
+        payload = head + encode_list(words) + encode_list(environment) + encode_list([os.fsencode(directory)])
+        self.inner.send("X", payload, stdio)
         return session
 
-    def _failed(self, number: int, error: int) -> None:
+    def _failed(self, number: int, error: int, stage: str) -> None:
         if number == 0:
-            self.live.failed(error)
+            self.live.failed(error, stage)
         elif session := self.sessions.pop(number, None):
-            code = 127 if error in (2, 20) else 126
-            session.link.send(b"F", bytes([code]) + f"cloister: {os.strerror(error)} [exec-failed]\n".encode())
+            outcome = start_failure("the command", error, stage)
+            session.link.send("F", bytes([outcome.code]) + outcome.text.encode() + b"\n")
             session.link.close()
 
     def _exited(self, number: int, status: int) -> None:
         if number == 0:
             self.live.exited(status)
         elif session := self.sessions.pop(number, None):
-            session.link.send(b"F", bytes([status]))
+            session.link.send("F", bytes([status]))
             session.link.close()
 
     # --- records ------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class ActiveRun:
 
     def _ended(self, outcome: Outcome) -> None:
         for session in list(self.sessions.values()):
-            session.link.send(b"F", bytes([137]))
+            session.link.send("F", bytes([137]))
             session.link.close()
         self.sessions.clear()
         self._on_end(self, outcome)

@@ -33,7 +33,7 @@ EXIT_NOT_FOUND = 127
 class Peer(Protocol):
     """One half of the shim, as seen from here."""
 
-    def send(self, kind: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
+    def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Queue one frame."""
 
     def close(self) -> None:
@@ -97,12 +97,9 @@ class LiveRun:
             self._timers.append(self._call_later(runtime_s, self._runtime_over))
         self._on_running()
 
-    def failed(self, number: int) -> None:
-        """`execve` of the agent failed; speak as env(1) does."""
-        missing = number in (errno.ENOENT, errno.ENOTDIR)
-        code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
-        command = self.plan.launch.command[0]
-        self._decide(Outcome(code, "not-started", f"cloister: {command}: {os.strerror(number)} [exec-failed]"))
+    def failed(self, number: int, stage: str) -> None:
+        """The agent could not be started."""
+        self._decide(start_failure(self.plan.launch.command[0], number, stage))
 
     def exited(self, status: int) -> None:
         """The agent ended by itself or by a signal (128+n)."""
@@ -110,13 +107,12 @@ class LiveRun:
 
     def stopped(self) -> None:
         """Ctrl-Z inside: the caller's shell shall see the whole run stop."""
-        self.outer.send(b"T")
+        self.outer.send("T")
 
     def inner_closed(self) -> None:
         """PID 1 is gone, and the kernel with it ends everything inside."""
-        bad = [result for result in self.probe if not _expected(result)]
-        if bad and self.status == "starting":
-            self._decide(Outcome(EXIT_FAILED, "probe-failed", _probe_text(bad)))
+        if "verdict=failed" in self.probe and self.status == "starting":
+            self._decide(Outcome(EXIT_FAILED, "probe-failed", _probe_text(self.probe)))
         elif self._outcome is None:
             # Killed from outside, or bubblewrap failed before it began: its own words are on stderr.
             text = "cloister: the sandbox ended before the agent did [sandbox-died]\n  try: cloister doctor"
@@ -127,11 +123,11 @@ class LiveRun:
 
     def signal(self, number: int) -> None:
         """The caller got a signal: pass it on to the agent."""
-        self.inner.send(b"S", bytes([number]))
+        self.inner.send("S", bytes([number]))
 
     def continued(self) -> None:
         """The caller's shell let the run go on (fg)."""
-        self.inner.send(b"S", bytes([signal.SIGCONT]))
+        self.inner.send("S", bytes([signal.SIGCONT]))
 
     def sandbox_ended(self) -> None:
         """Bubblewrap was reaped: nothing lives in the sandbox any more."""
@@ -143,15 +139,15 @@ class LiveRun:
     def outer_closed(self) -> None:
         """The caller died; so does the run."""
         self._decide(Outcome(128 + signal.SIGKILL, "client-died"))
-        self.inner.send(b"K")
+        self.inner.send("K")
         self._finish()
 
     # --- what the owner says --------------------------------------------------------------
 
     def stop(self, grace_s: float = KILL_AFTER_S) -> None:
         """Ask the agent to end, and end it when it does not."""
-        self.inner.send(b"S", bytes([signal.SIGTERM]))
-        self.inner.send(b"S", bytes([signal.SIGCONT]))  # a stopped agent could not hear it
+        self.inner.send("S", bytes([signal.SIGTERM]))
+        self.inner.send("S", bytes([signal.SIGCONT]))  # a stopped agent could not hear it
         self._kill_later(grace_s, Outcome(128 + signal.SIGKILL, "stopped"))
 
     # --- endings --------------------------------------------------------------------------
@@ -171,7 +167,7 @@ class LiveRun:
         outcome = self._outcome or Outcome(EXIT_FAILED, "unknown")
         self._on_finished(outcome)
         text = outcome.text + "\n" if outcome.text else ""
-        self.outer.send(b"F", bytes([outcome.code & 255]) + text.encode("utf-8", "backslashreplace"))
+        self.outer.send("F", bytes([outcome.code & 255]) + text.encode("utf-8", "backslashreplace"))
 
     def _runtime_over(self) -> None:
         limit = self.plan.launch.runtime_s
@@ -193,7 +189,7 @@ class LiveRun:
 
     def _kill(self) -> None:
         """End PID 1; when even that shows no effect, undo anyway and let the outer half kill bubblewrap."""
-        self.inner.send(b"K")
+        self.inner.send("K")
         self._timers.append(self._call_later(2.0, self._finish))
 
     def _cancel_timers(self) -> None:
@@ -202,12 +198,16 @@ class LiveRun:
         self._timers.clear()
 
 
-def _expected(result: str) -> bool:
-    """Tell whether one probe result is as it must be; the inner half marks bad ones with `!`."""
-    return not result.startswith("!")
+def start_failure(command: str, number: int, stage: str) -> Outcome:
+    """Return how a start that failed is told: env(1)'s 126 and 127 where `execve` failed, 125 for anything before it."""
+    text = f"cloister: {command}: {os.strerror(number)}"
+    if stage != "exec":
+        return Outcome(EXIT_FAILED, "not-started", f"{text} (while preparing: {stage}) [start-failed]")
+    missing = number in (errno.ENOENT, errno.ENOTDIR)
+    return Outcome(EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE, "not-started", f"{text} [exec-failed]")
 
 
-def _probe_text(bad: list[str]) -> str:
+def _probe_text(probe: tuple[str, ...]) -> str:
     lines = ["cloister: the sandbox does not hold, so the agent was not started [probe-failed]"]
-    lines += [f"  where: {result.lstrip('!')}" for result in bad]
+    lines += [f"  where: {result}" for result in probe]
     return "\n".join([*lines, "  try: cloister doctor"])

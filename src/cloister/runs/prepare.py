@@ -150,9 +150,9 @@ class Kitchen:
             run_state=paths.run_state(run),
             run_runtime=paths.run_runtime(run),
             shim=SHIM,
-            bubblewrap=host.bubblewrap,
+            bubblewrap=host.bwrap.path,
             etc_directory=self._etc_directory(),
-            merged_usr=host.merged_usr,
+            merged_usr=host.root_links.get("bin") == "usr/bin",
             extra_system=tuple(path for path in ("/nix/store", "/gnu/store") if os.path.isdir(path)),
             directory=real if real == root or real.startswith(root + "/") else root,
             layout=layout,
@@ -164,7 +164,7 @@ class Kitchen:
             write=_existing(_expand(agent.filesystem.write, paths.home), "write"),
             hide=tuple(masks),
             git=self._git.read() if agent.git_identity else (),
-            cgroup=host.cgroup,
+            cgroup=_limits_cgroup(host),
             landlock_abi=host.landlock_abi,
             pty=request.pty,
         )
@@ -267,6 +267,12 @@ def _existing_below(home: str, secrets: tuple[str, ...], carried: tuple[CarriedP
 
 def _kind(path: str) -> str:
     return "directory" if os.path.isdir(path) else "file"
+
+
+def _limits_cgroup(host: HostFacts) -> str:
+    """Return the cgroup below which limits can be set, or nothing: all three controllers or none."""
+    usable = host.cgroup.delegated and {"memory", "pids", "cpu"} <= set(host.cgroup.controllers)
+    return host.cgroup.path if usable else ""
 
 
 def mapping(values: Mapping[str, str]) -> list[bytes]:

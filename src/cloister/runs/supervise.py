@@ -21,7 +21,7 @@ import msgspec
 
 from cloister.errors import CloisterError, UsageError
 from cloister.host import apply as host_apply
-from cloister.host.frames import Frame, pack_list
+from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
 from cloister.isolation import seccomp
 from cloister.plan.steps import LimitCgroup, Plan
@@ -111,16 +111,16 @@ class Supervisor:
         ]
         payload = (
             flags.to_bytes(4, "little")
-            + pack_list([os.fsencode(word) for word in launch.argv])
-            + pack_list(overlays)
-            + pack_list([])
+            + encode_list([os.fsencode(word) for word in launch.argv])
+            + encode_list(overlays)
+            + encode_list([])
         )
         filter_fd = _memory_file("seccomp", self._filter(launch.seccomp))
-        run.outer.send(b"B", payload, (filter_fd, theirs.fileno()))
+        run.outer.send("B", payload, (filter_fd, theirs.fileno()))
         os.close(filter_fd)
         theirs.close()
-        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + pack_list([os.fsencode(word) for word in launch.command])
-        run.inner.send(b"G", go + pack_list(mapping(prepared.environment)) + pack_list([os.fsencode(launch.directory)]))
+        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list([os.fsencode(word) for word in launch.command])
+        run.inner.send("G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)]))
 
     def _filter(self, profile: str) -> bytes:
         if profile not in self._filters:
@@ -142,7 +142,7 @@ class Supervisor:
         answer: asyncio.Future[str] = self._loop.create_future()
 
         def on_frame(_: Any, frame: Frame) -> None:
-            if frame.kind == b"A" and not answer.done():
+            if frame.kind == "A" and not answer.done():
                 answer.set_result(frame.payload[:1].decode("ascii", "replace").lower())
 
         def on_gone(_: Any) -> None:
@@ -150,7 +150,7 @@ class Supervisor:
                 answer.set_result("n")
 
         link.rebind(on_frame, on_gone)
-        link.send(b"Q", pack_list([text.encode("utf-8", "backslashreplace"), b"yn", b"y"]))
+        link.send("Q", encode_list([text.encode("utf-8", "backslashreplace"), b"yn", b"y"]))
         if await answer != "y":
             raise UsageError("not-started", "not started, as you said", remedy="remove names from pass_environment")
 
@@ -168,7 +168,7 @@ class Supervisor:
             os.close(null)
             theirs.close()
         self._reap(pid)
-        link.send(b"F", b"\0" + b"")
+        link.send("F", b"\0" + b"")
         link.close()
         return self._connect(ours, lambda *_: None, lambda *_: None)
 
@@ -312,7 +312,7 @@ def _memory_file(name: str, data: bytes) -> int:
 
 def _host_words(prepared: Prepared) -> dict[str, object]:
     facts = prepared.host
-    return {"kernel": facts.kernel, "bubblewrap": facts.bubblewrap_version, "landlock_abi": facts.landlock_abi, "arch": facts.arch}
+    return {"kernel": facts.kernel, "bubblewrap": facts.bwrap.path, "landlock_abi": facts.landlock_abi, "arch": facts.arch}
 
 
 __all__ = ["LimitCgroup", "Link", "Supervisor", "signal"]

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from cloister.errors import CloisterError, UsageError, render
-from cloister.host.frames import Frame, FrameError, unpack_list
+from cloister.host.frames import Frame, FrameError, unencode_list
 from cloister.host.owner import Owner
 from cloister.runs.paths import Paths
 from cloister.runs.request import decode, decode_fields
@@ -90,13 +90,13 @@ class Requests:
         pending = self._pending[connection]
         try:
             match frame.kind:
-                case b"L":
-                    pending.fields = decode_fields(unpack_list(frame.payload))
+                case "L":
+                    pending.fields = decode_fields(unencode_list(frame.payload))
                     pending.descriptors = frame.descriptors
-                case b"V":
-                    pending.words = unpack_list(frame.payload)
-                case b"N":
-                    self._dispatch(connection, pending, unpack_list(frame.payload))
+                case "V":
+                    pending.words = unencode_list(frame.payload)
+                case "N":
+                    self._dispatch(connection, pending, unencode_list(frame.payload))
                 case _:
                     connection.abort()
         except FrameError:
@@ -107,7 +107,7 @@ class Requests:
             traceback.print_exc()
             sys.stderr.flush()
             text = "cloister: a bug in the broker; its log has the traceback [broker-bug]\n"
-            connection.send(b"F", bytes([70]) + text.encode())
+            connection.send("F", bytes([70]) + text.encode())
             connection.close()
 
     def _dispatch(self, connection: Connection, pending: Pending, environment: list[bytes]) -> None:
@@ -120,7 +120,7 @@ class Requests:
             task.add_done_callback(self._tasks.discard)
             return
         answer = self._supervisor.control(verb, pending.fields)
-        connection.send(b"J", msgspec.json.encode(answer))
+        connection.send("J", msgspec.json.encode(answer))
         connection.close()
 
     async def _start(self, verb: str, connection: Connection, pending: Pending, environment: list[bytes]) -> None:
@@ -135,7 +135,7 @@ class Requests:
         except Exception:  # noqa: BLE001  # a bug must not take the other runs down
             traceback.print_exc()
             sys.stderr.flush()
-            connection.send(b"F", bytes([125]) + b"cloister: a bug in the broker; its log has the traceback [broker-bug]\n")
+            connection.send("F", bytes([125]) + b"cloister: a bug in the broker; its log has the traceback [broker-bug]\n")
             connection.close()
         finally:
             pending.close()
@@ -145,7 +145,7 @@ class Requests:
         pending = self._pending.get(connection)
         runs = pending is None or pending.fields.get("verb") in _RUN_VERBS
         code = error.exit_code if not runs or error.exit_code in (126, 127) else 125
-        connection.send(b"F", bytes([code]) + (render(error) + "\n").encode("utf-8", "backslashreplace"))
+        connection.send("F", bytes([code]) + (render(error) + "\n").encode("utf-8", "backslashreplace"))
         connection.close()
 
 

@@ -229,8 +229,10 @@ static void on_child(void)
     int status;
     if (self.child > 0 && waitpid(self.child, &status, WNOHANG) == self.child) {
         self.child = 0;
-        if (!self.finished)
-            self.deadline_ms = sys_now_ms() + PATIENCE_MS;
+        if (self.finished)
+            return;
+        self.deadline_ms = sys_now_ms() + PATIENCE_MS;
+        tell('W', NULL, 0, -1);
     }
 }
 
