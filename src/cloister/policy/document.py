@@ -65,10 +65,10 @@ class Mistakes:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def settle(self) -> None:
-        """Raise `PolicyError` (`policy-invalid`) with everything noted, in the order of the lines; else do nothing."""
+    def settle(self, reference: str = "policy-invalid") -> None:
+        """Raise `PolicyError` with everything noted, in the order of the lines; do nothing if there is nothing."""
         if self.problems:
-            raise PolicyError(sorted(self.problems, key=_line_of))
+            raise PolicyError(sorted(self.problems, key=_line_of), reference=reference)
 
 
 def _line_of(problem: Problem) -> int:

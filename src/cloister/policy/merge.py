@@ -108,7 +108,6 @@ _ADDED: tuple[tuple[Path, str], ...] = (
 
 def _with_preset(own: Tables, preset: Preset) -> tuple[Tables, dict[Path, int]]:
     """Return the agent's tables on top of the preset's, and how many items the preset put before each list."""
-    egress = own.get("egress", {})
     base: Tables = {
         "command": list(preset.command),
         "environment": dict(preset.environment),
@@ -118,11 +117,18 @@ def _with_preset(own: Tables, preset: Preset) -> tuple[Tables, dict[Path, int]]:
     added: dict[Path, int] = {}
     for path, key in _ADDED:
         mine = _at(own, path) or []
-        wanted = [] if key == "hosts" and not egress.get("preset_hosts", True) else list(getattr(preset, key))
-        before = [item for item in wanted if item not in mine]
+        without = _without(own, key)
+        before = [item for item in getattr(preset, key) if without is not None and item not in (*mine, *without)]
         added[path] = len(before)
         tables = merge(tables, _nest(path, [*before, *mine]))
     return tables, added
+
+
+def _without(own: Tables, key: str) -> list[str] | None:
+    """Return what the agent does not want of a preset's list; None means nothing of it."""
+    if key == "hosts" and not own.get("egress", {}).get("preset_hosts", True):
+        return None
+    return _at(own, ("workspace", "unprotected")) or [] if key == "protect" else []
 
 
 def _rest_of(preset: Preset, own: Tables) -> Preset:
