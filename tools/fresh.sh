@@ -86,8 +86,8 @@ make_wheel() {
     site=$("$fresh/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' |
         as_user tee "$site/dependencies.pth" >/dev/null
-    in_fresh "$environment/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps \
-        --no-index --wheel-dir "$fresh/wheel" "$source_dir"
+    in_fresh "$environment/bin/python" -m hatchling build --target wheel --directory "$fresh/wheel" >/dev/null 2>"$fresh/build" ||
+        { cat "$fresh/build" >&2 && fail "the wheel does not build"; }
     in_fresh "$environment/bin/python" -m pip --python "$fresh/venv/bin/python" install --quiet \
         --disable-pip-version-check --no-deps --no-index "$fresh"/wheel/*.whl
 }
