@@ -19,7 +19,7 @@ import time
 from typing import assert_never
 
 from cloister.errors import StepError
-from cloister.host.carry import make_point
+from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
 from cloister.plan.steps import (
     AnyStep,
@@ -30,6 +30,7 @@ from cloister.plan.steps import (
     MakeDirectory,
     Placeholders,
     Plan,
+    SeedFile,
     WriteFile,
 )
 
@@ -92,6 +93,8 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
         case CarryPoints(root=root, points=points):
             for point in points:
                 make_point(root, point.name, point.kind)
+        case SeedFile(root=root, name=name, text=text):
+            seed_file(root, name, text)
         case Placeholders(points=points):
             Journal(state).make(plan.run, points)
         case LimitCgroup():
@@ -112,7 +115,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             _remove_cgroup(path)
         case Listen(path=path):
             os.unlink(path)
-        case MakeDirectory() | WriteFile() | CarryPoints() | Launch():
+        case MakeDirectory() | WriteFile() | CarryPoints() | SeedFile() | Launch():
             return  # inside a directory that goes as a whole, or kept on purpose
         case _:
             assert_never(step)

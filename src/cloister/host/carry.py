@@ -50,6 +50,32 @@ def make_point(root: str, relative: str, kind: str) -> None:
     Raises:
         OSError: the state directory cannot be written.
     """
+    directory, name = _open_parent(root, relative)
+    try:
+        _clear(directory, name, kind)
+    finally:
+        os.close(directory)
+
+
+def seed_file(root: str, relative: str, text: str) -> None:
+    """Write a file below `root` where nothing of that name is, fd-relative.
+
+    Raises:
+        OSError: the state directory cannot be written.
+    """
+    directory, name = _open_parent(root, relative)
+    try:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, 0o600, dir_fd=directory), "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return
+    finally:
+        os.close(directory)
+
+
+def _open_parent(root: str, relative: str) -> tuple[int, str]:
+    """Open the directory that holds `relative`, making what is missing; anything in the way is removed."""
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     parts = relative.split("/")
     try:
@@ -58,9 +84,10 @@ def make_point(root: str, relative: str, kind: str) -> None:
             child = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             os.close(directory)
             directory = child
-        _clear(directory, parts[-1], kind)
-    finally:
+    except OSError:
         os.close(directory)
+        raise
+    return directory, parts[-1]
 
 
 def _clear(directory: int, name: str, kind: str) -> None:

@@ -83,6 +83,18 @@ class CarryPoints(Step, tag="carry-points"):
         return f"make {len(self.points)} mount points below {self.root}"
 
 
+class SeedFile(Step, tag="seed-file"):
+    """Write a file below an agent's own state where there is none yet, such as "the welcome screen was seen"."""
+
+    root: str
+    name: str
+    text: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write {self.root}/{self.name}, unless it exists"
+
+
 class LimitCgroup(Step, tag="limit-cgroup"):
     """Make a cgroup (v2) for the run below one that is delegated to us. Bytes, tasks, and microseconds per 100 ms."""
 
@@ -135,7 +147,7 @@ class Launch(Step, tag="launch"):
         return f"launch {' '.join(self.command)} in {self.directory}"
 
 
-AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | LimitCgroup | Launch
+AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | SeedFile | LimitCgroup | Launch
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,12 +17,12 @@ from cloister.plan.steps import (
     CarryPoint,
     CarryPoints,
     Launch,
-    LimitCgroup,
     Listen,
     MakeDirectory,
     Overlay,
     Placeholders,
     Plan,
+    SeedFile,
     WriteFile,
 )
 from cloister.plan.workspace import WorkspaceLayout
@@ -31,7 +31,7 @@ from cloister.policy.model import Agent, Preset
 from cloister.runs import limits
 from cloister.runs.unenforced import refuse_unenforced
 
-BOX = namespace.BOX
+_NOTE = "note.txt"
 
 
 class CarriedPath(msgspec.Struct, frozen=True):
@@ -76,6 +76,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: str = ""
     """A cgroup (v2) delegated to us with memory and pids, or empty."""
     landlock_abi: int = 0
+    own_command: bool = True
+    """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
 
@@ -96,7 +98,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_unenforced(agent)
     overlay = agent.workspace.mode == "overlay"
     files = _generated_files(agent, preset, facts, egress, overlay)
-    command = _command(command, preset, agent, files, facts)
+    command = _command(command, preset, files, facts)
     literal, inherit = environment.compose(
         agent,
         preset,
@@ -163,21 +165,19 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
-    if agent.sandbox_note and preset.note:
+    if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=overlay)
-        files.boxed.append(("note.txt", note))
-        if not preset.note.startswith("-"):
-            files.homed.append((preset.note, "note.txt"))
+        files.boxed.append((_NOTE, note))
+        if preset.note_file:
+            files.homed.append((preset.note_file, _NOTE))
     return files
 
 
-def _command(command: tuple[str, ...], preset: Preset, agent: Agent, files: _Files, facts: Facts) -> tuple[str, ...]:
-    """Put the resolved program first, and the note's flag behind it where the preset takes one."""
-    program = facts.program_path or command[0]
-    note = next((text for name, text in files.boxed if name == "note.txt"), "")
-    is_product = bool(preset.command) and command[0] == preset.command[0]
-    flags = (preset.note, note) if note and preset.note.startswith("-") and is_product else ()
-    return (program, *flags, *command[1:])
+def _command(command: tuple[str, ...], preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
+    """Put the resolved program first; behind it the note's arguments, where the product's own command runs."""
+    note = next((text for name, text in files.boxed if name == _NOTE), "")
+    flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
+    return (facts.program_path or command[0], *flags, *command[1:])
 
 
 def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, files: _Files) -> Box:
@@ -239,6 +239,7 @@ def _state_steps(preset: Preset, facts: Facts, files: _Files) -> list[AnyStep]:
     steps: list[AnyStep] = [MakeDirectory(path=facts.state, kept=True)]
     steps += [MakeDirectory(path=f"{facts.state}/{name}", kept=True) for name in preset.state]
     over = [(path.name, path.kind) for path in facts.carried] + [(name, "file") for name, _ in files.homed]
+    steps += [SeedFile(root=facts.state, name=name, text=text) for name, text in preset.seed.items()]
     points = [
         CarryPoint(name, "directory" if kind == "directory" else "file")
         for name, kind in over
@@ -279,6 +280,3 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
     if facts.landlock_abi == 0 and agent.hardening.landlock == "available":
         notices.append("this kernel has no Landlock: one layer less")
     return tuple(notices)
-
-
-__all__ = ["CarriedPath", "Facts", "LimitCgroup", "compile_run"]

@@ -21,7 +21,7 @@ from cloister.policy.load import load_document, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
 from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets
-from cloister.policy.tighten import cap, tighten
+from cloister.policy.tighten import tighten, tighten_project
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 
 PROJECT_FILE = ".cloister.toml"
@@ -106,8 +106,7 @@ class PolicyFiles:
         self._refresh()
         key = (agent, profile)
         if key not in self._resolved:
-            assert self._document is not None  # noqa: S101  # `_refresh` raises otherwise
-            self._resolved[key] = self._capped(resolve(self._document, agent, profile, presets=self._presets))
+            self._resolved[key] = self._resolve(agent, profile)
         resolved = self._resolved[key]
         return self._tightened(resolved, workspace) if workspace else resolved
 
@@ -154,12 +153,13 @@ class PolicyFiles:
             return []
         return [f"{self._paths.presets}/{name}" for name in names if name.endswith(".toml")]
 
-    def _capped(self, resolved: ResolvedAgent) -> ResolvedAgent:
-        """Let the system's agent of the same name be the ceiling of the user's."""
-        if self._system is None or resolved.name not in self._system.tables.get("agents", {}):
-            return resolved
-        ceiling = resolve(self._system, resolved.name, presets=self._presets)
-        return dataclasses.replace(resolved, agent=cap(ceiling.agent, resolved.agent))
+    def _resolve(self, agent: str, profile: str) -> ResolvedAgent:
+        """Resolve an agent; where the system has one of that name, it is the ceiling of the user's."""
+        assert self._document is not None  # noqa: S101  # `_refresh` raises otherwise
+        if self._system is None or agent not in self._system.tables.get("agents", {}):
+            return resolve(self._document, agent, profile, presets=self._presets)
+        ceiling = resolve(self._system, agent, profile, presets=self._presets)
+        return dataclasses.replace(ceiling, agent=tighten(ceiling.agent, self._document, ("agents", agent)))
 
     def _tightened(self, resolved: ResolvedAgent, workspace: str) -> ResolvedAgent:
         """Apply `.cloister.toml` of the workspace: written by anybody with a commit, so it may only tighten."""
@@ -167,8 +167,8 @@ class PolicyFiles:
         source = _read_project(path)
         if source is None:
             return resolved
-        project, _ = load_project(source.text, path)
-        return dataclasses.replace(resolved, agent=tighten(resolved.agent, project))
+        _, document = load_project(source.text, path)
+        return dataclasses.replace(resolved, agent=tighten_project(resolved.agent, resolved.name, document))
 
 
 def _read_project(path: str) -> Source | None:

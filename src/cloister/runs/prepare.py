@@ -30,7 +30,7 @@ from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
-from cloister.policy.protected import PROTECTED
+from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
@@ -166,6 +166,7 @@ class Kitchen:
             git=self._git.read() if agent.git_identity else (),
             cgroup=_limits_cgroup(host),
             landlock_abi=host.landlock_abi,
+            own_command=not request.replaced,
             pty=request.pty,
         )
 
@@ -181,6 +182,13 @@ class Kitchen:
             )
             self._etc = (path, now)
         return path
+
+
+    def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
+        """Return the rules that hold now for a run that is under way."""
+        resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
+        own = tuple(ip_address(text) for text in own_addresses())
+        return compile_ruleset(resolved.agent.egress, agent=plan.agent), compile_guard(resolved.agent.egress, own, agent=plan.agent)
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
@@ -223,16 +231,8 @@ def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
 
 
 def _protected(agent: Agent) -> list[Protected]:
-    own = {entry.name for entry in PROTECTED}
-    listed = [Protected(entry.name, entry.kind, entry.when, entry.content, entry.why) for entry in PROTECTED]
-    more = (path for path in agent.workspace.protect if path not in own)
-    return [*listed, *(Protected(path.rstrip("/"), _looks(path), "always", "", "policy") for path in more)]
-
-
-def _looks(path: str) -> str:
-    """Guess what an absent path would be: a trailing slash or no suffix means a directory, as in .gitignore."""
-    name = path.rstrip("/").rsplit("/", 1)[-1]
-    return "directory" if path.endswith("/") or "." not in name.lstrip(".") else "file"
+    names = effective_names(agent.workspace.protect, agent.workspace.unprotected)
+    return [Protected(entry.name, entry.kind, entry.when, entry.content, entry.why) for entry in names]
 
 
 def _outside(name: str, root: str) -> bool:
