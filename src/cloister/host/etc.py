@@ -60,6 +60,7 @@ def assemble(parent: str, *, user: str, uid: int, gid: int, home: str, hostname:
     for name, text in written.items():
         with open(os.path.join(partial, name), "w", encoding="utf-8") as file:
             file.write(text)
+    _open_modes(partial)  # the broker's umask is 077; inside, services of the agent may drop to another uid
     try:
         os.rename(partial, target)
     except OSError:  # another broker was first
@@ -67,6 +68,18 @@ def assemble(parent: str, *, user: str, uid: int, gid: int, home: str, hostname:
         if not os.path.isdir(target):
             raise
     return target
+
+
+def _open_modes(top: str) -> None:
+    """Give directories 0755 and files 0644, as `/etc` has them."""
+    os.chmod(top, 0o755)
+    for directory, names, files in os.walk(top):
+        for name in names:
+            if not os.path.islink(f"{directory}/{name}"):
+                os.chmod(f"{directory}/{name}", 0o755)
+        for name in files:
+            if not os.path.islink(f"{directory}/{name}"):
+                os.chmod(f"{directory}/{name}", 0o644)
 
 
 def _digest_tree(digest: hashlib._Hash, path: str) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from cloister.egress.events import EgressEvent
-from cloister.host.frames import Frame, encode_list, unencode_list
+from cloister.host.frames import Frame, encode_list, decode_list
 from cloister.plan.steps import Plan
 from cloister.relay.server import EgressServer
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
@@ -96,7 +96,7 @@ class ActiveRun:
         number = int.from_bytes(payload[:4], "little") if len(payload) >= 4 else 0
         match frame.kind:
             case "P":
-                self.live.probed(tuple(item.decode("utf-8", "replace") for item in unencode_list(payload)[:64]))
+                self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
             case "R" if number == 0:
                 self.live.running()
             case "Y" if len(payload) >= 8:

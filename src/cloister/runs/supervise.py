@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import platform
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -24,10 +23,10 @@ from cloister.host import apply as host_apply
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
 from cloister.isolation import seccomp
-from cloister.plan.steps import LimitCgroup, Plan
+from cloister.plan.steps import Plan
 from cloister.relay.server import EgressServer
 from cloister.runs import audit_environment
-from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun, Link
+from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun
 from cloister.runs.approvals import Approvals
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
@@ -187,7 +186,7 @@ class Supervisor:
     async def _serve_egress(self, run: ActiveRun, prepared: Prepared, listener: socket.socket) -> None:
         from cloister.runs.egress import session_for
 
-        server = EgressServer(session_for(run, prepared, self._approvals))
+        server = EgressServer(session_for(run, prepared, self._approvals, None))
         run.egress = server
         await server.start(listener)
 
@@ -313,6 +312,3 @@ def _memory_file(name: str, data: bytes) -> int:
 def _host_words(prepared: Prepared) -> dict[str, object]:
     facts = prepared.host
     return {"kernel": facts.kernel, "bubblewrap": facts.bwrap.path, "landlock_abi": facts.landlock_abi, "arch": facts.arch}
-
-
-__all__ = ["LimitCgroup", "Link", "Supervisor", "signal"]

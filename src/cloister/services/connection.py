@@ -88,7 +88,11 @@ class Connection:
                 return
             if frame is None:
                 return
-            self._on_frame(self, frame)
+            try:
+                self._on_frame(self, frame)
+            except BaseException:
+                self.abort()  # an owner that fails on a frame must not leave its run half alive
+                raise
 
 
 def close_all(descriptors: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from cloister.errors import CloisterError, UsageError, render
-from cloister.host.frames import Frame, FrameError, unencode_list
+from cloister.host.frames import Frame, FrameError, decode_list
 from cloister.host.owner import Owner
 from cloister.runs.paths import Paths
 from cloister.runs.request import decode, decode_fields
@@ -91,12 +91,12 @@ class Requests:
         try:
             match frame.kind:
                 case "L":
-                    pending.fields = decode_fields(unencode_list(frame.payload))
+                    pending.fields = decode_fields(decode_list(frame.payload)[0])
                     pending.descriptors = frame.descriptors
                 case "V":
-                    pending.words = unencode_list(frame.payload)
+                    pending.words = decode_list(frame.payload)[0]
                 case "N":
-                    self._dispatch(connection, pending, unencode_list(frame.payload))
+                    self._dispatch(connection, pending, decode_list(frame.payload)[0])
                 case _:
                     connection.abort()
         except FrameError:
