@@ -7,9 +7,10 @@ writes events and the receipt, and undoes the plan. One object per run, owned by
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -37,14 +38,17 @@ class Link(Protocol):
     def close(self) -> None:
         """Close when everything is sent."""
 
+    def rebind(self, on_frame: Callable[[Any, Frame], None], on_close: Callable[[Any], None]) -> None:
+        """Give the connection to another owner."""
 
-class ExecSession:
-    """One further command in a running sandbox, asked for over its own connection."""
 
-    def __init__(self, number: int, link: Link) -> None:
-        """Remember whom to tell."""
-        self.number = number
-        self.link = link
+class Command(NamedTuple):
+    """One further command for a running sandbox."""
+
+    words: list[bytes]
+    environment: list[bytes]
+    directory: str
+    pty: bool
 
 
 class ActiveRun:
@@ -67,7 +71,7 @@ class ActiveRun:
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
-        self.sessions: dict[int, ExecSession] = {}
+        self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
@@ -113,31 +117,58 @@ class ActiveRun:
 
     # --- further commands -------------------------------------------------------------------
 
-    def execute(self, link: Link, words: list[bytes], environment: list[bytes], directory: str, stdio: tuple[int, ...],
-                *, pty: bool) -> ExecSession:  # fmt: skip
-        """Start another command inside; its end is told to `link`."""
-        session = ExecSession(self._next_session, link)
+    def attach(self, link: Link, command: Command, stdio: tuple[int, ...], on_close: Callable[[Link], None]) -> None:
+        """Start another command inside for the client behind `link`; its end is told there.
+
+        With a pty the client makes it and sends the slave (frame D); the command starts then.
+        """
+        number = self._next_session
         self._next_session += 1
-        self.sessions[session.number] = session
-        head = session.number.to_bytes(4, "little") + (FLAG_PTY if pty else 0).to_bytes(4, "little")
-        payload = head + encode_list(words) + encode_list(environment) + encode_list([os.fsencode(directory)])
-        self.inner.send("X", payload, stdio)
-        return session
+        self.sessions[number] = link
+
+        def on_frame(_: Link, frame: Frame) -> None:
+            match frame.kind:
+                case "D" if len(frame.descriptors) == 1 and command.pty:
+                    self._execute(number, command, frame.descriptors * 3)
+                    os.close(frame.descriptors[0])
+                case "S" if len(frame.payload) == 1:
+                    self._signal(number, frame.payload[0])
+                case "C":
+                    self._signal(number, signal.SIGCONT)
+
+        def gone(closed: Link) -> None:
+            if self.sessions.pop(number, None):  # the client died: its command ends, the run goes on
+                self._signal(number, signal.SIGKILL)
+            on_close(closed)
+
+        link.rebind(on_frame, gone)
+        if command.pty:
+            link.send("B", FLAG_PTY.to_bytes(4, "little") + encode_list([]) * 2)
+        else:
+            self._execute(number, command, stdio)
+
+    def _execute(self, number: int, command: Command, stdio: tuple[int, ...]) -> None:
+        head = number.to_bytes(4, "little") + (FLAG_PTY if command.pty else 0).to_bytes(4, "little")
+        lists = encode_list(command.words) + encode_list(command.environment) + encode_list([os.fsencode(command.directory)])
+        self.inner.send("X", head + lists, stdio)
+
+    def _signal(self, number: int, signal_number: int) -> None:
+        self.inner.send("S", bytes([signal_number]) + number.to_bytes(4, "little"))
 
     def _failed(self, number: int, error: int, stage: str) -> None:
         if number == 0:
             self.live.failed(error, stage)
-        elif session := self.sessions.pop(number, None):
+        elif link := self.sessions.pop(number, None):
             outcome = start_failure("the command", error, stage)
-            session.link.send("F", bytes([outcome.code]) + outcome.text.encode() + b"\n")
-            session.link.close()
+            link.send("F", bytes([outcome.code]) + outcome.text.encode() + b"\n")
+            link.close()
 
     def _exited(self, number: int, status: int) -> None:
         if number == 0:
             self.live.exited(status)
-        elif session := self.sessions.pop(number, None):
-            session.link.send("F", bytes([status]))
-            session.link.close()
+        elif link := self.sessions.pop(number, None):
+            link.send("F", bytes([status]))
+            link.close()
 
     # --- records ------------------------------------------------------------------------------
 
@@ -158,9 +189,9 @@ class ActiveRun:
         self.store.update(self.record)
 
     def _ended(self, outcome: Outcome) -> None:
-        for session in list(self.sessions.values()):
-            session.link.send("F", bytes([137]))
-            session.link.close()
+        for link in list(self.sessions.values()):
+            link.send("F", bytes([128 + signal.SIGKILL]) + b"cloister: the run ended, and this command with it [run-ended]\n")
+            link.close()
         self.sessions.clear()
         self._on_end(self, outcome)
         self._write_receipt(outcome)

@@ -129,7 +129,9 @@ class Requests:
                 request = decode(pending.fields, pending.words, environment)
                 await self._supervisor.start(request, connection, pending.descriptors, self._forget)
             else:
-                await self._supervisor.execute(pending.fields, pending.words, environment, connection, pending.descriptors, self._forget)
+                self._supervisor.execute(
+                    pending.fields, pending.words, environment, connection, pending.descriptors, self._forget
+                )
         except CloisterError as error:
             self._refuse(connection, error)
         except Exception:  # noqa: BLE001  # a bug must not take the other runs down
