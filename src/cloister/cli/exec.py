@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cloister.cli import client
+from cloister.runs import client
 from cloister.errors import UsageError
 
 USAGE = """\

@@ -96,6 +96,15 @@ class Store:
         self._write(plan.run, "plan.json", msgspec.json.encode(plan))
         self.update(record)
 
+    def reserve(self, run: str) -> None:
+        """Check an id that the caller chose.
+
+        Raises:
+            UsageError: it is no id, or it is taken.
+        """
+        if os.path.lexists(self._path(run)):
+            raise UsageError("run-exists", f"the id {run!r} is taken")
+
     def update(self, record: Record) -> None:
         """Replace the record."""
         self._write(record.id, "run.json", msgspec.json.encode(record))

@@ -75,7 +75,9 @@ class Supervisor:
         Raises:
             CloisterError: nothing was started, and everything is as before.
         """
-        prepared = self._kitchen.prepare(request)
+        if request.run:
+            self._store.reserve(request.run)
+        prepared = self._kitchen.prepare(request, request.run)
         await self._confirm(prepared, request, link)
         plan = prepared.plan
         record = Record(
