@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloister.isolation import environment, namespace
+from cloister.isolation import environment, managed, namespace
 from cloister.isolation.namespace import Box, Mount
 from cloister.isolation.note import sandbox_note
 from cloister.plan.steps import (
@@ -98,7 +98,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_unenforced(agent)
     overlay = agent.workspace.mode == "overlay"
     files = _generated_files(agent, preset, facts, egress, overlay)
-    command = _command(command, preset, files, facts)
+    command = _command(command, agent, preset, files, facts)
     literal, inherit = environment.compose(
         agent,
         preset,
@@ -165,6 +165,8 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    if agent.agent_sandbox.managed:
+        files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=overlay)
         files.boxed.append((_NOTE, note))
@@ -173,10 +175,12 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
     return files
 
 
-def _command(command: tuple[str, ...], preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
+def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
     """Put the resolved program first; behind it the note's arguments, where the product's own command runs."""
     note = next((text for name, text in files.boxed if name == _NOTE), "")
     flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
+    if agent.agent_sandbox.managed and facts.own_command:
+        flags = ("--settings", f"{namespace.BOX}/{managed.SETTINGS_FILE}", *flags)
     return (facts.program_path or command[0], *flags, *command[1:])
 
 
