@@ -100,7 +100,7 @@ def _namespaces(facts: HostFacts) -> Finding:
     if facts.apparmor_userns:
         meaning = f"AppArmor takes the rights from user namespaces of programs without a profile ({reason})"
         return missing(meaning, remedies.apparmor_profile("bwrap", facts.bwrap.path))
-    if facts.proc_masked and "proc" in reason:
+    if facts.proc_masked and "mount proc" in reason:
         meaning = f"parts of /proc are masked by a container ({', '.join(facts.proc_masked[:3])} …): {reason}"
         return missing(meaning, remedies.UNMASK_PROC)
     if facts.container:
