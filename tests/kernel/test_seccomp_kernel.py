@@ -273,3 +273,15 @@ def test_nested_runs_an_inner_bubblewrap():
     inner = ["bwrap", "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "true"]
     assert bubblewrapped.run(inner, program=seccomp.assemble(ARCH, nested=True)).returncode == 0
     assert bubblewrapped.run(inner, program=seccomp.assemble(ARCH)).returncode != 0
+
+
+@pytest.mark.parametrize("argv", [["strace", "-f", "true"], ["gdb", "-batch", "-ex", "run", "/usr/bin/true"]])
+def test_ptrace_runs_a_debugger(argv):
+    """`ptrace = true` is enough for strace and gdb, and without it they cannot trace."""
+    if shutil.which(argv[0]) is None:
+        pytest.skip(f"{argv[0]} is not installed")
+    traced = bubblewrapped.run(argv, program=seccomp.assemble(ARCH, ptrace=True))
+    assert "not permitted" not in traced.stdout + traced.stderr
+    assert "exited" in traced.stdout + traced.stderr
+    refused = bubblewrapped.run(argv, program=seccomp.assemble(ARCH))
+    assert "not permitted" in refused.stdout + refused.stderr
