@@ -16,12 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from cloister.host import programs, trial
+from cloister.host import programs
 from cloister.host.kernel_features import landlock_abi, seccomp_errno
 from cloister.host.mounts import cgroup_of, proc_masks
 from cloister.plan.facts import Cgroup, HostFacts, Program, Trial
 
 SHIM = Path(__file__).parent / "shim" / "cloister-shim"
+TRIAL = Path(__file__).with_name("trial.py")
 SYSTEM_NAMES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt", "nix", "gnu", "run", "var")
 TRIAL_LIMIT_S = 5.0
 # What a run has: every namespace, a fresh /proc, and a network namespace whose loopback comes up.
@@ -133,7 +134,7 @@ def _try_namespaces(bwrap: str) -> Trial:
 
 
 def _try(name: str) -> Trial:
-    status, output = _run([sys.executable, "-I", str(trial.__file__), name])
+    status, output = _run([sys.executable, "-I", str(TRIAL), name])
     answer, _, reason = output.strip().partition(": ")
     if status != 0 or answer not in {"yes", "no"}:
         return Trial(works="no", reason=f"the trial did not end well: {output.strip() or status}")
