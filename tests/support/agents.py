@@ -78,6 +78,7 @@ def _claude(url: str) -> Setup:
             "DISABLE_AUTOUPDATER": "1",
             "DISABLE_TELEMETRY": "1",
             "DISABLE_ERROR_REPORTING": "1",
+            "IS_SANDBOX": "1",  # else it refuses to skip permissions as root
         }
     )
 
@@ -118,7 +119,8 @@ AGENTS: dict[str, Agent] = {
         Agent(
             name="claude",
             version="2.1.329",
-            argv=("claude", "--allowedTools", "Bash", "-p"),
+            # Its own questions are off, so that attacks reach the sandbox instead of a prompt.
+            argv=("claude", "--dangerously-skip-permissions", "-p"),
             setup=_claude,
             shell_tool="Bash",
             key_header="x-api-key",
