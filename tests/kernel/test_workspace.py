@@ -13,6 +13,8 @@ import pytest
 from workspace_box import UID, Box, as_owner, host
 
 from cloister.errors import DeniedError, RetryError
+from cloister.host.mount_check import check_mounts
+from cloister.host.tripwires import look_after
 from cloister.host.workspace_probe import find_project
 
 pytestmark = pytest.mark.kernel
@@ -49,8 +51,13 @@ def snapshot(root: Path) -> list[str]:
     kept = []
     for where, names, files in os.walk(root):
         names[:] = [name for name in names if name not in {"objects", "logs", "refs"}]
-        kept += [os.path.relpath(os.path.join(where, name), root) for name in [*names, *files]]
+        kept += [os.path.relpath(f"{where}/{name}", root) for name in [*names, *files]]
     return sorted(kept)
+
+
+def names(directory: Path) -> set[str]:
+    """Return the names in a directory."""
+    return {entry.name for entry in directory.iterdir()}
 
 
 def attack(box, place, command):
@@ -73,8 +80,7 @@ def works(box, place, command):
         "git status --porcelain",
         "echo b > b && git add -A && git commit -qm second && git log --oneline | grep -q second",
         "echo b >> a && git stash && git stash pop",
-        "git checkout -q -b topic && echo t > t && git add t && git commit -qm t && git checkout -q main"
-        " && git commit -q --allow-empty -m m && git checkout -q topic && git rebase -q main",
+        "git checkout -q -b topic && git commit -q --allow-empty -m t && git checkout -q - && git rebase -q topic",
         "git gc -q --prune=now && git fsck",
         "git worktree list && git submodule status",
         "git -C . tag v2 && git branch -m v3 || git branch x",
@@ -86,8 +92,8 @@ def test_git_works_in_a_clone(clone, place, command):
     """Everyday git works in a plain clone, and leaves no file on the host that it would not leave unsandboxed."""
     works(clone, place, command)
 
-    assert not {".vscode", ".claude", ".mcp.json", ".env", "refs"} & set(os.listdir(clone.root))
-    assert not {"commondir", "config.worktree", "modules", "worktrees"} & set(os.listdir(clone.root / ".git"))
+    assert not {".vscode", ".claude", ".mcp.json", ".env", "refs"} & names(clone.root)
+    assert not {"commondir", "config.worktree", "modules", "worktrees"} & names(clone.root / ".git")
     host(clone.root, "git status && git fsck")
 
 
@@ -153,7 +159,8 @@ def test_git_config_fails_cleanly(clone, place):
 def test_a_broken_repository_does_not_turn_the_workspace_into_a_bare_one(clone, place):
     """An agent that breaks .git/HEAD cannot make git obey a config file in the work tree."""
     (place / "config").write_text(
-        f'[core]\nrepositoryformatversion = 0\nbare = false\nworktree = .\nfsmonitor = "touch {place}/outside/pwned; false"\n'
+        "[core]\nrepositoryformatversion = 0\nbare = false\nworktree = .\n"
+        f'fsmonitor = "touch {place}/outside/pwned; false"\n'
     )
     config = (place / "config").read_text()
     works(clone, place, f"rm .git/HEAD; mkdir objects; echo 'ref: refs/heads/main' > HEAD; echo '{config}' > config")
@@ -480,7 +487,7 @@ def test_a_link_that_appears_before_mounting_is_refused(clone, place):
         clone.journal.make("run", made.placeholders)
 
     assert snapshot(clone.root) == before
-    assert os.listdir(place / "outside") == []
+    assert names(place / "outside") == set()
 
 
 def test_a_swapped_workspace_is_refused(clone, place):
@@ -492,7 +499,7 @@ def test_a_swapped_workspace_is_refused(clone, place):
     with as_owner(), pytest.raises(RetryError):
         clone.journal.make("run", made.placeholders)
 
-    assert os.listdir(clone.root) == []
+    assert names(clone.root) == set()
 
 
 def test_symlinked_roots_are_refused(clone, place):
@@ -525,7 +532,7 @@ def test_the_project_is_the_top_of_the_work_tree(clone, place):
 def test_names_that_are_hard_to_write(place, name):
     """Nested repositories whose directories have hostile names are protected like others."""
     top = os.fsencode(place / "project") + b"/" + name
-    os.mkdir(top)
+    os.mkdir(top)  # noqa: PTH102 (bytes that are no text)
     os.chown(top, UID, UID)
     host(place / "project", "cd -- ./*/; git init -q; git commit -q --allow-empty -m x")
     box = Box(place / "project", place / "state")
@@ -544,3 +551,93 @@ def test_an_ordinary_workspace_is_cheap(clone, place):
 
     assert len(made.mounts) <= 20
     assert spent < 0.05
+
+
+def findings(box, made, since):
+    """Return the suspicious paths after a run, relative to the workspace."""
+    with as_owner():
+        report = look_after(made, [entry.name for entry in box.protected], since_ns=since)
+    assert report.complete
+    return sorted(os.path.relpath(finding.path, box.root) for finding in report.findings)
+
+
+def test_tripwires_report_what_mounts_cannot_prevent(clone, place):
+    """New repositories, a rebase with a list, nested tool settings, borrowed objects and links in .git are reported."""
+    host(clone.root, "mkdir old; cd old; git init -q; mkdir -p ../pkg/.vscode")
+    made = clone.plan()
+    time.sleep(0.05)
+    since = time.time_ns()
+    works(
+        clone,
+        place,
+        "git init -q node_modules/x; git init -q --bare deep/er/bare; mkdir .git/rebase-merge;"
+        "echo exec x > .git/rebase-merge/git-rebase-todo; mkdir -p sub/.claude; echo / > .git/objects/info/alternates;"
+        f"ln -s {place}/outside/x .git/COMMIT_EDITMSG.new; mv -T .git/COMMIT_EDITMSG.new .git/COMMIT_EDITMSG",
+    )
+
+    assert findings(clone, made, since) == [
+        ".git/COMMIT_EDITMSG",
+        ".git/objects/info/alternates",
+        ".git/rebase-merge",
+        "deep/er/bare",
+        "node_modules/x/.git",
+        "sub/.claude",
+    ]
+
+
+def test_tripwires_are_silent_after_honest_work(clone, place):
+    """Ordinary commits, new directories and what was there before are not reported."""
+    host(clone.root, "mkdir old; cd old; git init -q; git commit -q --allow-empty -m x; mkdir -p ../pkg/.vscode")
+    made = clone.plan()
+    time.sleep(0.05)
+    since = time.time_ns()
+    works(
+        clone, place, "mkdir d && echo x > d/f && git add d && git commit -qm d && git stash list; cd old; git status"
+    )
+
+    assert findings(clone, made, since) == []
+
+
+def test_protection_lost_to_the_host_is_seen(clone, place):
+    """When git on the host replaces .git/config, the run loses that mount: the check and the report say so."""
+    made = clone.start("run")
+    time.sleep(0.05)
+    since = time.time_ns()
+    agent = clone.spawn(made, place / "contents", "echo ready; read line; echo '# x' >> .git/config")
+    agent.stdout.readline()
+    with as_owner():
+        assert check_mounts(inner(agent), made) == []
+    host(clone.root, "git config foo.bar baz")
+
+    with as_owner():
+        wrong = check_mounts(inner(agent), made)
+    agent.communicate("go\n", timeout=30)
+    clone.end("run")
+
+    assert wrong == [f"{clone.root}/.git/config: writable"]
+    assert findings(clone, made, since) == [".git/config"]
+
+
+def test_a_link_swapped_in_before_mounting_is_seen(clone, place):
+    """If a protected directory becomes a link between looking and mounting, the check before the start says so."""
+    host(clone.root, "mkdir .vscode/; touch .vscode/x")
+    made = clone.start("run")
+    (clone.root / ".vscode").rename(clone.root / "v")
+    (clone.root / ".vscode").symlink_to("v")
+    agent = clone.spawn(made, place / "contents", "echo ready; read line")
+    agent.stdout.readline()
+
+    with as_owner():
+        wrong = check_mounts(inner(agent), made)
+    agent.communicate("go\n", timeout=30)
+    clone.end("run")
+
+    assert wrong == [f"{clone.root}/.vscode: writable"]
+
+
+def inner(agent) -> int:
+    """Return the process id of the shell inside: the youngest descendant of bwrap."""
+    pid = agent.pid
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[-1])
+    return pid

@@ -132,8 +132,8 @@ class Box:
         made = self.start(name)
         try:
             return subprocess.run(
-                self.argv(made, contents, command), env=ENVIRONMENT, text=True, errors="replace", check=False, timeout=60,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                self.argv(made, contents, command), env=ENVIRONMENT, text=True, errors="replace", check=False,
+                timeout=60, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
         finally:
             self.end(name)
