@@ -71,7 +71,9 @@ def _call(verb: str, words: list[str]) -> int:
         import difflib
 
         close = difflib.get_close_matches(verb, VERBS, n=1)
-        raise UsageError("verb-unknown", f"unknown command {verb!r}", remedy=f"cloister {close[0] if close else 'help'}")
+        raise UsageError(
+            "verb-unknown", f"unknown command {verb!r}", remedy=f"cloister {close[0] if close else 'help'}"
+        )
     import importlib
 
     module = importlib.import_module(f"cloister.cli.{verb}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cloister.runs import client
 from cloister.errors import UsageError
+from cloister.runs import client
 
 USAGE = """\
 usage: cloister exec [OPTIONS] RUN [--] COMMAND [ARGUMENT...]
@@ -37,14 +37,18 @@ def main(argv: list[str]) -> int:
         elif word in ("-C", "--directory") and index < len(argv):
             directory, index = argv[index], index + 1
         else:
-            raise UsageError("option-unknown", f"unknown option {word}, or its value is missing", remedy="cloister exec --help")
+            raise UsageError(
+                "option-unknown", f"unknown option {word}, or its value is missing", remedy="cloister exec --help"
+            )
     if index >= len(argv):
         raise UsageError("run-missing", "in which run?", remedy="cloister ps")
     run, words = argv[index], argv[index + 1 :]
     if words[:1] == ["--"]:
         words = words[1:]
     if not words:
-        raise UsageError("command-missing", "which command?", remedy=f"cloister exec {run} -- ls, or cloister shell {run}")
+        raise UsageError(
+            "command-missing", "which command?", remedy=f"cloister exec {run} -- ls, or cloister shell {run}"
+        )
     return start(run, words, directory, terminal=terminal)
 
 

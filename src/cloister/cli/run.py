@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cloister.runs import client
 from cloister.errors import UsageError
+from cloister.runs import client
 
 USAGE = """\
 usage: cloister run [OPTIONS] AGENT [ARGUMENT...]
@@ -33,8 +33,10 @@ options:
 exit codes: the command's own; 124 timed out, 125 cloister failed, 126 cannot be
 executed, 127 not found, 128+n ended by signal n.
 """
-_FLAGS = {"-y": "yes", "--yes": "yes", "-d": "detach", "--detach": "detach", "--no-pty": "no-pty", "--dry-run": "dry-run",
-          "--json": "json", "-h": "help", "--help": "help"}  # fmt: skip
+_FLAGS = {
+    "-y": "yes", "--yes": "yes", "-d": "detach", "--detach": "detach", "--no-pty": "no-pty",
+    "--dry-run": "dry-run", "--json": "json", "-h": "help", "--help": "help",
+}  # fmt: skip
 _VALUES = {"-C": "directory", "--directory": "directory", "--profile": "profile", "-e": "env", "--env": "env"}
 
 
@@ -98,7 +100,7 @@ def parse(argv: list[str]) -> tuple[dict[str, str], str, list[str], bool]:
     rest = argv[index:]
     if not rest:
         return options, "", [], False
-    agent, words = (("shell", rest) if rest[0] == "--" else (rest[0], rest[1:]))
+    agent, words = ("shell", rest) if rest[0] == "--" else (rest[0], rest[1:])
     replaced = bool(words) and words[0] == "--"
     if replaced and len(words) == 1:
         raise UsageError("command-missing", "there is no command after `--`", remedy="cloister run shell -- ls")
@@ -110,4 +112,6 @@ def _open_directory(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError("directory-unusable", f"cannot start there: {reason}", where=path, remedy="cd to a project") from None
+        raise UsageError(
+            "directory-unusable", f"cannot start there: {reason}", where=path, remedy="cd to a project"
+        ) from None

@@ -45,8 +45,8 @@ def probe() -> HostFacts:
         pasta=programs.find("pasta", search),
         nft=programs.find("nft", search),
         systemd=programs.find("systemctl", search),
-        systemd_booted=os.path.isdir("/run/systemd/system"),  # noqa: PTH112  as sd_booted(3) does it
-        systemd_user=os.path.exists(f"/run/user/{os.getuid()}/systemd/private"),  # noqa: PTH110  a socket
+        systemd_booted=os.path.isdir("/run/systemd/system"),
+        systemd_user=os.path.exists(f"/run/user/{os.getuid()}/systemd/private"),
         pid1=_read("/proc/1/comm").strip(),
         container=_container(),
         user_namespaces_max=int(_read("/proc/sys/user/max_user_namespaces") or 0),
@@ -74,7 +74,7 @@ def probe_deep() -> HostFacts:
         systemd=_with_version(facts.systemd),
         namespaces=_try_namespaces(facts.bwrap.path),
         overlay=_try("overlay"),
-        kvm=_try("kvm") if os.path.exists("/dev/kvm") else Trial(works="no", reason="no /dev/kvm"),  # noqa: PTH110
+        kvm=_try("kvm") if os.path.exists("/dev/kvm") else Trial(works="no", reason="no /dev/kvm"),
     )
 
 
@@ -88,7 +88,7 @@ def _read(path: str) -> str:
 def _container() -> str:
     marks = {"/.dockerenv": "docker", "/run/.containerenv": "podman"}
     for path, name in marks.items():
-        if os.path.exists(path):  # noqa: PTH110
+        if os.path.exists(path):
             return name
     return _read("/run/systemd/container").strip()
 

@@ -179,6 +179,6 @@ def _changed(path: str, base: int | None = None) -> int:
 
 def _empty(path: str) -> bool:
     try:
-        return not os.listdir(path)  # noqa: PTH208 (a string)
+        return not os.listdir(path)
     except OSError:
         return False

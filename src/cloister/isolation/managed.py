@@ -16,8 +16,8 @@ from cloister.policy.model import Agent, EgressRule
 SETTINGS_FILE = "claude-settings.json"
 DENY_READ = (
     "~/.ssh", "~/.gnupg", "~/.aws", "~/.azure", "~/.config/gcloud", "~/.config/age", "~/.config/sops", "~/.config/gh",
-    "~/.config/tailscale", "~/.docker", "~/.kube", "~/.netrc", "~/.npmrc", "~/.pypirc", "~/.git-credentials", "~/.password-store",
-    "~/.mozilla", "~/.config/google-chrome", "~/.config/chromium", "~/.local/share/keyrings",
+    "~/.config/tailscale", "~/.docker", "~/.kube", "~/.netrc", "~/.npmrc", "~/.pypirc", "~/.git-credentials",
+    "~/.password-store", "~/.mozilla", "~/.config/google-chrome", "~/.config/chromium", "~/.local/share/keyrings",
 )  # fmt: skip
 """Not there at all in our sandbox; listed for the day the same file is used without it."""
 
@@ -45,4 +45,8 @@ def managed_settings(agent: Agent) -> str:
 def allowed_domains(agent: Agent) -> tuple[str, ...]:
     """Return the names of the allowlist as its settings write them: no ports, no addresses."""
     hosts = (entry.host if isinstance(entry, EgressRule) else entry.rsplit(":", 1)[0] for entry in agent.egress.allow)
-    return tuple(dict.fromkeys(host for host in hosts if any(char.isalpha() for char in host) and "/" not in host and ":" not in host))
+    return tuple(
+        dict.fromkeys(
+            host for host in hosts if any(char.isalpha() for char in host) and "/" not in host and ":" not in host
+        )
+    )

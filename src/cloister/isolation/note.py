@@ -11,7 +11,9 @@ from __future__ import annotations
 def sandbox_note(*, workspace: str, egress: tuple[str, ...], mode: str, overlay: bool) -> str:
     """Return the note, plain text of a few lines."""
     reach = {
-        "deny": "Network: only through the proxy set in your environment, and only to: " + (", ".join(egress) or "nothing") + ".",
+        "deny": "Network: only through the proxy set in your environment, and only to: "
+        + (", ".join(egress) or "nothing")
+        + ".",
         "ask": "Network: only through the proxy set in your environment; the user is asked about each new host.",
         "learn": "Network: public hosts through the proxy set in your environment; each one is recorded.",
         "internet": "Network: the public internet; private and local addresses are refused.",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from cloister.egress.events import EgressEvent
-from cloister.host.frames import Frame, encode_list, decode_list
+from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.plan.steps import Plan
 from cloister.relay.server import EgressServer
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
@@ -25,6 +25,7 @@ FLAG_PTY = 1
 FLAG_USERNS = 2
 FLAG_NETNS = 4
 _MAX_DENIED = 200
+_U32 = 4
 
 
 class Link(Protocol):
@@ -97,15 +98,15 @@ class ActiveRun:
     def inner_frame(self, frame: Frame) -> None:
         """Handle a frame of the inner half: it speaks for hostile surroundings, so sizes are checked."""
         payload = frame.payload
-        number = int.from_bytes(payload[:4], "little") if len(payload) >= 4 else 0
+        number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
             case "P":
                 self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
             case "R" if number == 0:
                 self.live.running()
-            case "Y" if len(payload) >= 8:
+            case "Y" if len(payload) >= 2 * _U32:
                 self._failed(number, int.from_bytes(payload[4:8], "little"), payload[8:40].decode("ascii", "replace"))
-            case "E" if len(payload) == 5:
+            case "E" if len(payload) == _U32 + 1:
                 self._exited(number, payload[4])
             case "Z" if number == 0:
                 self.live.stopped()
@@ -149,7 +150,11 @@ class ActiveRun:
 
     def _execute(self, number: int, command: Command, stdio: tuple[int, ...]) -> None:
         head = number.to_bytes(4, "little") + (FLAG_PTY if command.pty else 0).to_bytes(4, "little")
-        lists = encode_list(command.words) + encode_list(command.environment) + encode_list([os.fsencode(command.directory)])
+        lists = (
+            encode_list(command.words)
+            + encode_list(command.environment)
+            + encode_list([os.fsencode(command.directory)])
+        )
         self.inner.send("X", head + lists, stdio)
 
     def _signal(self, number: int, signal_number: int) -> None:
@@ -190,7 +195,9 @@ class ActiveRun:
 
     def _ended(self, outcome: Outcome) -> None:
         for link in list(self.sessions.values()):
-            link.send("F", bytes([128 + signal.SIGKILL]) + b"cloister: the run ended, and this command with it [run-ended]\n")
+            link.send(
+                "F", bytes([128 + signal.SIGKILL]) + b"cloister: the run ended, and this command with it [run-ended]\n"
+            )
             link.close()
         self.sessions.clear()
         self._on_end(self, outcome)
@@ -212,6 +219,6 @@ class ActiveRun:
             probe=self.live.probe, limits=plan.limits, opt_outs=plan.opt_outs, notices=plan.notices,
             connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
-            denied=tuple(f"{what} ({count}×)" for what, count in denied), warnings=self.warnings,
+            denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
         )  # fmt: skip
         self.store.finish(self.record, receipt)

@@ -8,11 +8,10 @@ process over; control verbs read theirs with `ask`.
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
 import time
-
-import _socket
 
 from cloister.errors import CloisterError, RetryError
 
@@ -20,6 +19,8 @@ SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
 _SO_PEERCRED = 17  # asm-generic/socket.h; _socket has it, but not on every build
 START_TIMEOUT_S = 20.0
 MAX_FRAME = 4 << 20
+HEADER = 5
+"""Bytes of a frame before its payload: length and type."""
 
 
 def pack(items: list[bytes]) -> bytes:
@@ -66,7 +67,9 @@ def home() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
-        raise CloisterError("home-unknown", "there is no home directory for this user", remedy="export HOME=...") from None
+        raise CloisterError(
+            "home-unknown", "there is no home directory for this user", remedy="export HOME=..."
+        ) from None
 
 
 def connect() -> _socket.socket:
@@ -162,7 +165,7 @@ def become_shim(connection: _socket.socket) -> None:
     descriptor = connection.detach()
     os.set_inheritable(descriptor, True)
     try:
-        os.execv(SHIM, [SHIM, "outer", str(descriptor)])
+        os.execv(SHIM, [SHIM, "outer", str(descriptor)])  # noqa: S606  # a list, and no shell is meant
     except OSError as error:
         raise CloisterError(
             "shim-missing", f"the helper program cannot be run: {error.strerror}", where=SHIM,
@@ -176,10 +179,10 @@ def ask(fields: dict[str, str]) -> tuple[int, bytes]:
     data = b""
     while chunk := connection.recv(65536):
         data += chunk
-        if len(data) >= 5 and len(data) >= 5 + int.from_bytes(data[:4], "little"):
+        if len(data) >= HEADER and len(data) >= HEADER + int.from_bytes(data[:4], "little"):
             break
     connection.close()
-    if len(data) < 6:
+    if len(data) <= HEADER:
         raise RetryError("broker-gone", "the broker went away without an answer", remedy="try again")
-    payload = data[5 : 5 + int.from_bytes(data[:4], "little")]
+    payload = data[HEADER : HEADER + int.from_bytes(data[:4], "little")]
     return (payload[0], payload[1:]) if data[4:5] == b"F" else (0, payload)

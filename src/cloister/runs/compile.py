@@ -25,8 +25,8 @@ from cloister.plan.steps import (
     SeedFile,
     WriteFile,
 )
-from cloister.plan.workspace import WorkspaceLayout
 from cloister.plan.workspace import Mount as LayoutMount
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.runs import limits
 from cloister.runs.unenforced import refuse_unenforced
@@ -103,7 +103,12 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         agent,
         preset,
         environment.Situation(
-            run=facts.run, agent=facts.agent_name, user=facts.user, home=facts.home, workspace=facts.directory, git=facts.git
+            run=facts.run,
+            agent=facts.agent_name,
+            user=facts.user,
+            home=facts.home,
+            workspace=facts.directory,
+            git=facts.git,
         ),
     )
     limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)

@@ -42,7 +42,9 @@ def compile_limits(limits: Limits, *, cgroup: str, run: str, is_root: bool) -> L
         _refuse_without_cgroup(limits, is_root=is_root)
     step = None
     if wanted and cgroup:
-        step = LimitCgroup(path=f"{cgroup}/cloister-{run}", memory_bytes=memory, tasks=limits.tasks_max, cpu_quota_us=quota)
+        step = LimitCgroup(
+            path=f"{cgroup}/cloister-{run}", memory_bytes=memory, tasks=limits.tasks_max, cpu_quota_us=quota
+        )
     rlimits = [("core", 0)]
     words = ["core dumps: off (rlimit)"]
     by = "cgroup" if step else "rlimit"
@@ -63,7 +65,7 @@ def compile_limits(limits: Limits, *, cgroup: str, run: str, is_root: bool) -> L
         words.append(f"disk_max {limits.disk_max}: size of the home's and of /tmp's file system")
     if runtime is not None:
         words.append(f"runtime_max {limits.runtime_max}: broker, exit code 124")
-    notices = ()
+    notices: tuple[str, ...] = ()
     if wanted and not step:
         notices = ("no cgroup is delegated: memory is limited per process, not for all together",)
     return Limited(
@@ -74,10 +76,15 @@ def compile_limits(limits: Limits, *, cgroup: str, run: str, is_root: bool) -> L
 def _refuse_without_cgroup(limits: Limits, *, is_root: bool) -> None:
     remedy = "log in through systemd (user manager), or run in a delegated cgroup: see cloister doctor"
     if limits.enforce == "cgroup":
-        raise UnsupportedError("cgroup-missing", "the policy wants limits in a cgroup and none is delegated", remedy=remedy)
+        raise UnsupportedError(
+            "cgroup-missing", "the policy wants limits in a cgroup and none is delegated", remedy=remedy
+        )
     if limits.cpu_quota:
         raise UnsupportedError(
-            "cpu-quota-unenforceable", "cpu_quota needs a delegated cgroup and there is none", where=".limits.cpu_quota", remedy=remedy
+            "cpu-quota-unenforceable",
+            "cpu_quota needs a delegated cgroup and there is none",
+            where=".limits.cpu_quota",
+            remedy=remedy,
         )
     if limits.tasks_max is not None and is_root:
         # The kernel exempts the root user from RLIMIT_NPROC (kernel/fork.c, copy_process).

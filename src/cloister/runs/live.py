@@ -171,7 +171,9 @@ class LiveRun:
 
     def _runtime_over(self) -> None:
         limit = self.plan.launch.runtime_s
-        self._decide(Outcome(EXIT_TIMEOUT, "timed-out", f"cloister: ended after {limit:g} s, its runtime_max [timed-out]"))
+        self._decide(
+            Outcome(EXIT_TIMEOUT, "timed-out", f"cloister: ended after {limit:g} s, its runtime_max [timed-out]")
+        )
         self.stop()
 
     def _launch_timeout(self) -> None:

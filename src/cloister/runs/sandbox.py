@@ -13,6 +13,7 @@ what earlier ones left in `/tmp` and the home. For a fresh sandbox per command, 
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import subprocess
@@ -20,8 +21,6 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
-
-import _socket
 
 from cloister.errors import CloisterError, UsageError
 from cloister.runs import client
@@ -50,7 +49,9 @@ class Sandbox:
         """Return the sandbox itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End the run."""
         self.close()
 
@@ -124,7 +125,9 @@ class Sandbox:
             if process.poll() is not None:
                 assert process.stderr is not None  # noqa: S101  # a pipe was asked for
                 text = process.stderr.read().decode("utf-8", "replace").strip()
-                raise CloisterError("sandbox-not-started", text.removeprefix("cloister: ") or "the sandbox did not start")
+                raise CloisterError(
+                    "sandbox-not-started", text.removeprefix("cloister: ") or "the sandbox did not start"
+                )
             try:
                 self.run(["true"])
             except CloisterError:
@@ -171,7 +174,7 @@ class _Call:
             self._loop(outputs, deadline)
         finally:
             self.out, self.err = b"".join(outputs[self._out]), b"".join(outputs[self._err])
-        code, text = self._answer[5], self._answer[6:].decode("utf-8", "replace")
+        code, text = self._answer[client.HEADER], self._answer[client.HEADER + 1 :].decode("utf-8", "replace")
         if text:
             reference = text.strip().rpartition("[")[2].split("]")[0]
             raise CloisterError(reference, text.split("\n")[0].removeprefix("cloister: ").rpartition(" [")[0])
@@ -207,7 +210,9 @@ class _Call:
             if not data:
                 raise CloisterError("broker-gone", "the broker went away", remedy="start the sandbox again")
             self._answer += data
-            return len(self._answer) < 6 or len(self._answer) < 5 + int.from_bytes(self._answer[:4], "little")
+            return len(self._answer) <= client.HEADER or len(self._answer) < client.HEADER + int.from_bytes(
+                self._answer[:4], "little"
+            )
         data = os.read(descriptor, _CHUNK)
         outputs[descriptor].append(data)
         return bool(data)

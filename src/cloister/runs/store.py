@@ -24,6 +24,7 @@ from cloister.errors import UsageError
 from cloister.plan.steps import Plan
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letters that look like digits
+_ID_LENGTH = 10
 _T = TypeVar("_T")
 Status = Literal["starting", "running", "finished"]
 
@@ -191,7 +192,9 @@ class Store:
 
     def _write(self, run: str, name: str, data: bytes) -> None:
         target = f"{self._path(run)}/{name}"
-        descriptor = os.open(f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             os.write(descriptor, data)
         finally:
@@ -207,4 +210,4 @@ class Store:
 
 
 def _is_id(text: str) -> bool:
-    return len(text) == 10 and all(char in _ALPHABET for char in text)
+    return len(text) == _ID_LENGTH and all(char in _ALPHABET for char in text)

@@ -93,8 +93,12 @@ class Supervisor:
                 host_apply.enter_cgroup(step.path, pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
-        inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].live.inner_closed())
-        run = ActiveRun(plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared))
+        inner = self._connect(
+            ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].live.inner_closed()
+        )
+        run = ActiveRun(
+            plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
+        )
         holder.append(run)
         self._runs[plan.run] = run
 
@@ -123,8 +127,12 @@ class Supervisor:
         run.outer.send("B", payload, (filter_fd, theirs.fileno()))
         os.close(filter_fd)
         theirs.close()
-        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list([os.fsencode(word) for word in launch.command])
-        run.inner.send("G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)]))
+        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list(
+            [os.fsencode(word) for word in launch.command]
+        )
+        run.inner.send(
+            "G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)])
+        )
 
     def _filter(self, profile: str) -> bytes:
         if profile not in self._filters:
@@ -161,11 +169,17 @@ class Supervisor:
     def _detach(self, plan: Plan, link: Any) -> tuple[Any, int]:
         """Start the outer half ourselves, its output in the store; tell the caller the run's id; return link and pid."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        output = os.open(self._store.output_path(plan.run), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = os.open(
+            self._store.output_path(plan.run), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         theirs.set_inheritable(True)
         try:
-            actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+            actions = [
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ]
             pid = os.posix_spawn(SHIM, [SHIM, "outer", str(theirs.fileno())], {}, file_actions=actions, setsid=True)
         finally:
             os.close(output)
@@ -233,7 +247,9 @@ class Supervisor:
             case "living":
                 return {"runs": sorted(self._runs), "pid": os.getpid()}
             case _:
-                raise UsageError("request-unknown", f"the broker knows no request {verb!r}", remedy="cloister stop; then retry")
+                raise UsageError(
+                    "request-unknown", f"the broker knows no request {verb!r}", remedy="cloister stop; then retry"
+                )
 
     def _living(self, prefix: str) -> ActiveRun:
         found = [run for name, run in self._runs.items() if prefix and name.startswith(prefix)]
@@ -320,4 +336,9 @@ def _memory_file(name: str, data: bytes) -> int:
 
 def _host_words(prepared: Prepared) -> dict[str, object]:
     facts = prepared.host
-    return {"kernel": facts.kernel, "bubblewrap": facts.bwrap.path, "landlock_abi": facts.landlock_abi, "arch": facts.arch}
+    return {
+        "kernel": facts.kernel,
+        "bubblewrap": facts.bwrap.path,
+        "landlock_abi": facts.landlock_abi,
+        "arch": facts.arch,
+    }

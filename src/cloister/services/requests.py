@@ -54,7 +54,7 @@ class Requests:
         self._loop = loop
         self._supervisor = Supervisor(loop, paths, owner, self._connect)
         self._pending: dict[Connection, Pending] = {}
-        self._forget: Callable[[Connection], None] = lambda connection: None
+        self._forget: Callable[[Connection], None] = lambda _: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._supervisor.recover()
 
@@ -137,7 +137,9 @@ class Requests:
         except Exception:  # noqa: BLE001  # a bug must not take the other runs down
             traceback.print_exc()
             sys.stderr.flush()
-            connection.send("F", bytes([125]) + b"cloister: a bug in the broker; its log has the traceback [broker-bug]\n")
+            connection.send(
+                "F", bytes([125]) + b"cloister: a bug in the broker; its log has the traceback [broker-bug]\n"
+            )
             connection.close()
         finally:
             pending.close()
@@ -159,4 +161,6 @@ def _check_stdio(descriptors: tuple[int, ...]) -> None:
     """
     for name, descriptor in zip(("input", "output", "error"), descriptors, strict=False):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise UsageError("stdio-directory", f"standard {name} is a directory, which would open the host's files to the agent")
+            raise UsageError(
+                "stdio-directory", f"standard {name} is a directory, which would open the host's files to the agent"
+            )

@@ -1,0 +1,115 @@
+"""What the relay is told about one run: rules, resolver, whom to ask, where to record, and how much it may use.
+
+Values and interfaces only. The broker builds a `Session`; the relay never reads configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from cloister.egress.addresses import Guard
+from cloister.egress.decision import Target, Verdict
+from cloister.egress.events import EgressEvent
+from cloister.egress.rules import Ruleset
+
+Answer = Literal["once", "run", "always", "never"]
+"""What a person says to a question. `always` counts as `run` here; writing it down is for the broker."""
+
+
+class Resolver(Protocol):
+    """Turns an allowed name into addresses."""
+
+    async def resolve(self, name: str, port: int) -> Sequence[str]:
+        """Return addresses in the order to try them.
+
+        Raises:
+            OSError: when the name has none or the lookup failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one run's use of the relay. There is no limit on the whole time of a request or tunnel."""
+
+    connections: int = 256
+    head_bytes: int = 64 * 1024
+    head_fields: int = 200
+    pipelined: int = 64
+    head_timeout_s: float = 30.0
+    """From the first byte of a head (or the connection) to its end."""
+    keepalive_timeout_s: float = 120.0
+    """Between two requests."""
+    idle_timeout_s: float = 3600.0
+    """Without a byte in either direction while a request or tunnel is open."""
+    connect_timeout_s: float = 20.0
+    linger_s: float = 2.0
+    """How long the rest of a refused body is read away, so that the client sees the answer and no reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamProxy:
+    """A proxy that all traffic goes through. It resolves names, so the address guard cannot judge them."""
+
+    host: str
+    port: int
+    authorization: str = field(default="", repr=False)
+    """The whole value of Proxy-Authorization, or nothing."""
+
+    @property
+    def name(self) -> str:
+        """`host:port`, for events."""
+        return f"{self.host}:{self.port}"
+
+
+def _ignore(_event: EgressEvent) -> None:
+    """Record nothing."""
+
+
+async def _refuse(_target: Target) -> Answer:
+    """Answer for nobody: refuse once."""
+    raise LookupError("nobody to ask")
+
+
+@dataclass(slots=True)
+class Session:
+    """One run, as the relay sees it."""
+
+    run: str
+    rules: Ruleset
+    guard: Guard
+    resolver: Resolver | None = None
+    """None means the system's resolver."""
+    record: Callable[[EgressEvent], None] = _ignore
+    ask: Callable[[Target], Awaitable[Answer]] = _refuse
+    """Asked in mode `ask`; an exception means refused."""
+    limits: Limits = field(default_factory=Limits)
+    upstream: UpstreamProxy | None = None
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of one server."""
+
+    connections: int = 0
+    """Accepted since the start."""
+    active: int = 0
+    denials: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class RefusedError(Exception):
+    """A target will not be connected to; the verdict says why."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        """Keep the verdict."""
+        super().__init__(verdict.explanation)
+        self.verdict = verdict
+
+
+def failed(reason: str, explanation: str) -> RefusedError:
+    """Return a refusal that no policy line would change: the network or the server is at fault."""
+    return RefusedError(Verdict("deny", reason, explanation=explanation))
