@@ -35,7 +35,8 @@ in_fresh() {
     as_user env -i \
         HOME="$fresh/home" USER=cloister-test LOGNAME=cloister-test SHELL=/bin/bash LANG=C.UTF-8 TERM="${TERM:-dumb}" \
         XDG_RUNTIME_DIR="$fresh/run" TMPDIR="$fresh/tmp" PATH="$fresh/venv/bin:$environment/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
-        CI="${CI:-}" CLOISTER_TEST_AGENTS="${agents:-}" PYTHONDONTWRITEBYTECODE=1 \
+        CI="${CI:-}" CLOISTER_TEST_AGENTS="${agents:-}" CLOISTER_TEST_PASS="${CLOISTER_TEST_PASS:-}" \
+        HYPOTHESIS_PROFILE="${HYPOTHESIS_PROFILE:-steady}" PYTHONDONTWRITEBYTECODE=1 \
         env -C "$source_dir" "$@"
 }
 

@@ -102,8 +102,8 @@ def reachable(agent):
 
 def models(agent):
     """Return the models of a small world that the agent may use."""
-    return {m for m in ("m-1", "m-12", "m-2", "n", "o")
-            if not agent.llm.models or any(fnmatch.fnmatchcase(m, pattern) for pattern in agent.llm.models)}  # fmt: skip
+    patterns = agent.llm.models or ("*",)
+    return {model for model in ("m-1", "m-12", "m-2", "n") if any(fnmatch.fnmatchcase(model, p) for p in patterns)}
 
 
 def power(agent):

@@ -41,7 +41,7 @@ def test_json_and_toml_mean_the_same():
 
 
 def test_all_mistakes_are_reported_at_once():
-    """Nobody has to run a check five times to find five mistakes."""
+    """Nobody has to run a check five times to find five mistakes, be they of form or of meaning."""
     found = problems(
         "schema = 1\n"
         "[agents.claude]\n"
@@ -49,7 +49,7 @@ def test_all_mistakes_are_reported_at_once():
         'isolation = "namespce"\n'
         'memory_max = "4G"\n'
         "[agents.claude.egress]\n"
-        'allow = [{ host = "a.b", port = "443" }, { hots = "x" }]\n'
+        'allow = [{ host = "a.b", port = "443" }, { hots = "x" }, "127.1", "*.a.b"]\n'
         "[agents.claude.limits]\n"
         "tasks_max = 0\n"
         "[colour]\n"
@@ -67,6 +67,10 @@ def test_all_mistakes_are_reported_at_once():
         ),
         "p.toml:7 .agents.claude.egress.allow[1].hots": ("unknown key", "did you mean host?"),
         "p.toml:7 .agents.claude.egress.allow[1]": ("the key host is missing", ""),
+        "p.toml:7 .agents.claude.egress.allow[2]": (
+            "some resolvers read this name as an address: write the address with all four numbers",
+            "",
+        ),
         "p.toml:9 .agents.claude.limits.tasks_max": ("expected a whole number not below 1, got 0", ""),
         "p.toml:10 .colour": (
             "unknown key",
@@ -114,7 +118,7 @@ def test_the_schema_number_comes_first(text, message):
 )
 def test_a_wrong_type_says_what_was_expected(line, message):
     """A value of the wrong type is never converted in silence."""
-    found = problems(f"schema = 1\n[agents.a]\n{line}\n")
+    found = problems(f"schema = 1\n[profiles.a]\n{line}\n")
     assert [found_message for found_message, _ in found.values()] == [message]
 
 

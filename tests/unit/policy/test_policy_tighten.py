@@ -53,6 +53,27 @@ microvm.memory = "4G"
 microvm.cpus = 4
 [agents.bare]
 preset = "shell"
+[agents.strict]
+preset = "shell"
+git_identity = false
+workspace.mode = "overlay"
+[agents.strict.llm]
+concurrency = 2
+max_tokens = 9
+tokens_per_minute = 9
+tokens_per_day = 9
+cost_per_run_usd = 1
+cost_per_month_usd = 1
+[agents.strict.limits]
+disk_max = "1G"
+open_files = 64
+enforce = "cgroup"
+[agents.strict.hardening]
+write_execute = false
+netlink = false
+landlock = "required"
+[agents.strict.microvm]
+disk = "1G"
 """,
     "p.toml",
 ).agents
@@ -181,6 +202,36 @@ def test_opt_outs_cannot_be_made_by_a_project(wider):
     assert refused(wider, "bare")
 
 
+@pytest.mark.parametrize(
+    "wider",
+    [
+        "sandbox_note = false",
+        "environment_audit = false",
+        "git_identity = true",
+        "workspace.mode = 'direct'",
+        "llm.concurrency = 3",
+        "llm.max_tokens = 10",
+        "llm.tokens_per_minute = 10",
+        "llm.tokens_per_day = 10",
+        "llm.cost_per_run_usd = 1.5",
+        "llm.cost_per_month_usd = 1.5",
+        "limits.disk_max = '2G'",
+        "limits.open_files = 65",
+        "limits.enforce = 'available'",
+        "hardening.write_execute = true",
+        "hardening.netlink = true",
+        "hardening.landlock = 'available'",
+        "service.restart = 'no'",
+        "microvm.image = 'other'",
+        "microvm.disk = '2G'",
+        "microvm.monitor = 'qemu'",
+    ],
+)
+def test_strictness_cannot_be_taken_back(wider):
+    """What the owner made strict stays strict, whatever the project would like."""
+    assert refused(wider, "strict")
+
+
 def test_deny_lists_only_grow():
     """What was refused stays refused; the project adds to it."""
     agent = narrowed(
@@ -190,6 +241,7 @@ def test_deny_lists_only_grow():
     assert agent.egress.deny == ("bad.example", "worse.example")
     assert agent.filesystem.hide == ("~/src/secret", "~/src/x")
     assert agent.workspace.protect == ("ci", "deploy")
+    assert narrowed("workspace.protect = ['deploy']").workspace.protect == ("ci", "deploy")
     assert agent.agent_sandbox.deny_read == ("~/.ssh",)
 
 
