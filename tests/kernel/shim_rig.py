@@ -236,7 +236,7 @@ class Run:
         with contextlib.suppress(frames.FrameError):
             if name == "outer":
                 other.send("K")
-            elif self.status is None:
+            elif self.status is None and self._argv:
                 self._end(125)
 
     def _end(self, code: int, text: bytes = b"") -> None:
