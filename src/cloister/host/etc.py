@@ -17,11 +17,12 @@ import stat
 from cloister.host.owner import Owner
 
 CARRIED = (
-    "alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies", "debian_version",
-    "fonts", "host.conf", "inputrc", "java-11-openjdk", "java-17-openjdk", "java-21-openjdk", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "localtime", "locale.alias", "lsb-release", "magic", "mailcap", "manpath.config", "mime.types",
-    "nanorc", "npmrc", "os-release", "papersize", "perl", "pki", "profile", "protocols", "python3", "python3.11", "python3.12",
-    "python3.13", "rpc", "services", "shells", "ssl", "terminfo", "timezone", "vim", "xattr.conf",
+    "alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies",
+    "debian_version", "fonts", "host.conf", "inputrc", "java-11-openjdk", "java-17-openjdk", "java-21-openjdk",
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "locale.alias", "lsb-release", "magic",
+    "mailcap", "manpath.config", "mime.types", "nanorc", "npmrc", "os-release", "papersize", "perl", "pki",
+    "profile", "protocols", "python3", "python3.11", "python3.12", "python3.13", "rpc", "services", "shells",
+    "ssl", "terminfo", "timezone", "vim", "xattr.conf",
 )  # fmt: skip
 PRIVATE = ("private",)
 """Directory names left out wherever they appear: `/etc/ssl/private` holds keys."""

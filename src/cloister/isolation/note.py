@@ -21,7 +21,8 @@ def sandbox_note(*, workspace: str, egress: tuple[str, ...], mode: str, overlay:
     changes = " Changes are reviewed by the user before they reach the real files." if overlay else ""
     return (
         "You run inside a Cloister sandbox.\n"
-        f"Files: you may write below {workspace}, the home and /tmp; the home and /tmp are empty at the next start.{changes}\n"
+        f"Files: you may write below {workspace}, the home and /tmp; "
+        f"the home and /tmp are empty at the next start.{changes}\n"
         "Git hooks, git configuration, editor and agent configuration in the workspace are read-only on purpose.\n"
         f"{reach}\n"
         "A refused connection answers with a reason; http://cloister.internal/ lists what is allowed. "

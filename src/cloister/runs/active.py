@@ -55,7 +55,7 @@ class Command(NamedTuple):
 class ActiveRun:
     """One run from launch to receipt."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # made in one place
         self,
         plan: Plan,
         record: Record,

@@ -139,7 +139,7 @@ class Kitchen:
         )
         return root, workspace_layout.layout(found, protected, options)
 
-    def _facts_for(
+    def _facts_for(  # noqa: PLR0913  # what `prepare` has at hand
         self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,
         program: Program | None, root: str,
     ) -> Facts:  # fmt: skip
@@ -222,11 +222,11 @@ def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str,
             return project if project.startswith(path.rstrip("/") + "/") or project == path else path
     missing = [root for path, root in expanded if path not in existing]
     shown = "allowed: " + ", ".join(existing or ["none"]) + (f"; missing: {', '.join(missing)}" if missing else "")
+    message = f"{directory} is outside the workspaces of {agent!r} ({shown})"
     raise PolicyError(
-        [Problem(f"{directory} is outside the workspaces of {agent!r} ({shown})", f".agents.{agent}.workspace.roots",
-                 "cd into one of them, or add the directory to roots")],
+        [Problem(message, f".agents.{agent}.workspace.roots", "cd into one of them, or add the directory to roots")],
         reference="workspace-outside-roots",
-    )  # fmt: skip
+    )
 
 
 def project_id(layout: WorkspaceLayout, root: str) -> str:
@@ -269,8 +269,8 @@ def _expand(names: tuple[str, ...], home: str, relative_to: str = "") -> tuple[s
 def _existing(names: tuple[str, ...], key: str) -> tuple[str, ...]:
     for name in names:
         if not os.path.exists(name):
-            raise PolicyError([Problem(f"{name} does not exist", f".filesystem.{key}", f"remove it, or: mkdir -p {name}")],
-                              reference="path-missing")  # fmt: skip
+            problem = Problem(f"{name} does not exist", f".filesystem.{key}", f"remove it, or: mkdir -p {name}")
+            raise PolicyError([problem], reference="path-missing")
     return names
 
 

@@ -67,9 +67,7 @@ class Supervisor:
 
     # --- starting ---------------------------------------------------------------------------
 
-    async def start(
-        self, request: RunRequest, link: Any, descriptors: tuple[int, ...], on_close: Callable[[Any], None]
-    ) -> None:
+    async def start(self, request: RunRequest, link: Any, on_close: Callable[[Any], None]) -> None:
         """Start a run whose outer half is behind `link`.
 
         Raises:
@@ -167,7 +165,7 @@ class Supervisor:
             raise UsageError("not-started", "not started, as you said", remedy="remove names from pass_environment")
 
     def _detach(self, plan: Plan, link: Any) -> tuple[Any, int]:
-        """Start the outer half ourselves, its output in the store; tell the caller the run's id; return link and pid."""
+        """Start the outer half ourselves, its output in the store, and tell the caller the id; return link and pid."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         output = os.open(
             self._store.output_path(plan.run), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -211,7 +209,7 @@ class Supervisor:
 
     # --- further commands, control ------------------------------------------------------------
 
-    def execute(
+    def execute(  # noqa: PLR0913  # a request's parts, as they came
         self, fields: dict[str, str], words: list[bytes], environment: list[bytes], link: Any,
         descriptors: tuple[int, ...], on_close: Callable[[Any], None],
     ) -> None:  # fmt: skip

@@ -127,7 +127,7 @@ class Requests:
         try:
             if verb == "run":
                 request = decode(pending.fields, pending.words, environment)
-                await self._supervisor.start(request, connection, pending.descriptors, self._forget)
+                await self._supervisor.start(request, connection, self._forget)
             else:
                 self._supervisor.execute(
                     pending.fields, pending.words, environment, connection, pending.descriptors, self._forget
