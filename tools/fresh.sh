@@ -68,6 +68,8 @@ end_fresh() {
     elif [[ -n ${job:-} ]]; then
         kill -TERM "$job" 2>/dev/null && wait "$job" || true
     fi
+    # Overlay file systems leave folders of mode 000, which only root can enter as they are.
+    chmod -R u+rwX "$fresh" 2>/dev/null || true
     rm -rf --one-file-system "$fresh"
     exit "$status"
 }
