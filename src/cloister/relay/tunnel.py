@@ -23,7 +23,7 @@ HIGH_WATER, LOW_WATER = 512 * 1024, 128 * 1024
 
 
 def as_transport(transport: asyncio.BaseTransport) -> asyncio.Transport:
-    """Return the transport of a stream, its write buffer bounded. (uvloop's is no subclass of asyncio's.)"""
+    """Return the transport of a stream, its write buffer bounded; uvloop's is no subclass of asyncio's."""
     stream = cast("asyncio.Transport", transport)
     stream.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
     return stream
