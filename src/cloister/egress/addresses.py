@@ -143,7 +143,7 @@ def embedded(address: Address) -> list[IPv4Address]:
         return []
     number = int(address)
     found = []
-    if number >> 32 == 0x64FF9B << 72 or number >> 80 == 0x64FF9B0001:  # noqa: PLR2004 - NAT64 in its /96 form (RFC 6052)
+    if number >> 32 == 0x64FF9B << 64 or number >> 80 == 0x64FF9B0001:  # noqa: PLR2004 - NAT64 in its /96 form (RFC 6052)
         found.append(IPv4Address(number & 0xFFFFFFFF))
     if number >> 32 in {0, 0xFFFF0000}:  # IPv4-compatible, IPv4-translated
         found.append(IPv4Address(number & 0xFFFFFFFF))

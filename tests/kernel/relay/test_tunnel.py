@@ -169,7 +169,7 @@ SPELLINGS = [
     "0x7f.1",
     "0177.0.0.1",
     "0",
-    "0.0.0.0",
+    "0.0.0.0",  # noqa: S104 - a spelling of loopback for connect(2)
     "[::1]",
     "[::]",
     "[::ffff:127.0.0.1]",
