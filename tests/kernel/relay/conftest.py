@@ -149,6 +149,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until something has become true, at most five seconds."""
+    for _ in range(500):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true")
+
+
 LOOPBACK = {"private": ["127.0.0.1/32"]}
 """Opens loopback for upstreams of these tests."""
 LIMITS = Limits(head_timeout_s=0.3, keepalive_timeout_s=0.4, idle_timeout_s=0.6, linger_s=0.3, connect_timeout_s=3)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import ssl
 import struct
 
 import pytest
-from conftest import LIMITS, LOOPBACK, Relay, Upstream, read_head
+from conftest import LIMITS, LOOPBACK, Relay, Upstream, read_head, until
 from test_http import LOCAL, OK, answering, bridge, curl
 
 from cloister.egress.rules import compile_ruleset
@@ -68,7 +69,8 @@ def test_curl_speaks_tls_through_connect_and_socks(relay, run, certificate, tls_
                     assert (done.returncode, done.stdout) == (0, b"ok"), done.stderr
 
             await bridge(r, use)
-            assert [event.protocol for event in r.events] == ["connect", "socks5"]
+            await until(lambda: len(r.events) == 2)
+            assert {event.protocol for event in r.events} == {"connect", "socks5"}
 
     run(scenario())
 
@@ -91,7 +93,7 @@ def test_tls_must_ask_for_the_name_of_the_tunnel(relay, run, tls_server, name, p
             await asyncio.sleep(0.05)
             writer.write(hello[half:])
             await ended(reader)
-            await asyncio.sleep(0.02)
+            await until(lambda: bool(r.events))
             assert r.events[-1].reason == ("sni-mismatch" if name else "sni-missing")
             assert r.events[-1].verdict == "deny"
             writer.close()
@@ -292,7 +294,7 @@ def test_a_reset_of_the_server_ends_the_client(relay, run):
     async def scenario():
         async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
             await r.talk(connect("a.test", up.port) + b"x")
-            await asyncio.sleep(0.05)
+            await until(lambda: bool(r.events))
             assert r.events[-1].reason == "connection-reset"
 
     run(scenario())
@@ -368,6 +370,65 @@ def test_a_client_that_does_not_read_stops_the_server(relay, run):
             await asyncio.sleep(0.3)
             assert stopped == sent < 32 << 20
             writer.transport.abort()
+
+    run(scenario())
+
+
+def test_bulk_transfers_keep_every_byte_and_both_ends(relay, run):
+    """Directions that were handed to the kernel deliver the same bytes, pass half-close on, and are counted."""
+    size = 5_000_000
+    data = random.Random(7).randbytes(size)  # noqa: S311 - any bytes
+
+    async def scenario():
+        async with Upstream(echo) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a number
+            reader, writer = await r.client()
+            writer.write(connect("a.test", up.port))
+            await read_head(reader)
+
+            async def send():
+                for at in range(0, size, 100_000):
+                    writer.write(data[at : at + 100_000])
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                writer.write_eof()
+
+            sender = asyncio.create_task(send())
+            assert await asyncio.wait_for(reader.read(), 20) == data
+            await sender
+            writer.close()
+            await until(lambda: bool(r.events))
+            assert (r.events[0].bytes_up, r.events[0].bytes_down, r.events[0].reason) == (size, size, "allowed-by-rule")
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # noqa: PTH208
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("side", ["client", "policy"])
+def test_bulk_transfers_end_with_their_tunnel(relay, run, side):
+    """A client that leaves, or a policy that no longer allows the host, stops a transfer inside the kernel too."""
+
+    async def serve(reader, writer):
+        await reader.readexactly(1)
+        while True:
+            writer.write(bytes(1 << 16))
+            await asyncio.wait_for(writer.drain(), 5)
+
+    async def scenario():
+        async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            reader, writer = await r.client()
+            writer.write(connect("a.test", up.port) + b"x")
+            for _ in range(100):
+                await reader.readexactly(1 << 16)
+            if side == "client":
+                writer.transport.abort()
+            else:
+                r.server.update(compile_ruleset(Egress()))
+                await ended(reader)
+            await until(lambda: bool(r.events))
+            assert r.events[0].bytes_down > 6_000_000
+            assert r.events[0].verdict == ("allow" if side == "client" else "deny")
+            writer.close()
 
     run(scenario())
 
@@ -494,7 +555,7 @@ def test_idle_tunnels_end(relay, run):
             await read_head(reader)
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await asyncio.wait_for(reader.readexactly(1), 5)
-            await asyncio.sleep(0.05)
+            await until(lambda: bool(r.events))
             assert r.events[-1].reason == "idle-timeout"
             writer.close()
 
