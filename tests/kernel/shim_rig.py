@@ -170,7 +170,9 @@ class Run:
             "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **as_user(),
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [str(shim or rig.shim), "outer", str(theirs.fileno())], pass_fds=[theirs.fileno(), *inherited], **{**defaults, **popen}
+            [str(shim or rig.shim), "outer", str(theirs.fileno())],
+            pass_fds=[theirs.fileno(), *inherited],
+            **{**defaults, **popen},
         )
         theirs.close()
         self.outer = frames.Channel(broker_outer)
@@ -194,10 +196,11 @@ class Run:
         """Send `B`: the inner channel becomes descriptor 3, the seccomp filter 4, nft rules 5."""
         descriptors = [self._inner_end.fileno()]
         for text in (self._filter_text, self._nft_text):
-            reading, writing = os.pipe()
-            os.write(writing, text)
-            os.close(writing)
-            descriptors.append(reading)
+            # Not a pipe: nft opens /dev/fd/5 anew, and a pipe made by root is closed to the ordinary user then.
+            memory = os.memfd_create("text")
+            os.write(memory, text)
+            os.lseek(memory, 0, os.SEEK_SET)
+            descriptors.append(memory)
         payload = frames.encode_u32(self.flags)
         for words in (self._argv, self._overlays, self._nft):
             payload += frames.encode_list(os.fsencode(word) for word in words)
