@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from pathlib import Path
 
-from cloister.host import frames
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cloister.host import frames
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20), st.binary(max_size=9), st.binary(max_size=9))
@@ -30,7 +32,7 @@ def test_any_bytes_as_a_list(payload: bytes) -> None:
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 3)), max_size=12))
 def test_any_bytes_on_a_channel(pieces: list[tuple[bytes, int]]) -> None:
     """A hostile peer with descriptors in hand gets FrameError at worst; every descriptor is handed on or closed."""
-    count = len(os.listdir("/proc/self/fd"))
+    count = len(list(Path("/proc/self/fd").iterdir()))
     ours, theirs = socket.socketpair()
     channel = frames.Channel(ours)
     with contextlib.suppress(frames.FrameError):
@@ -41,4 +43,4 @@ def test_any_bytes_on_a_channel(pieces: list[tuple[bytes, int]]) -> None:
                     os.close(descriptor)
     channel.close()
     theirs.close()
-    assert len(os.listdir("/proc/self/fd")) == count
+    assert len(list(Path("/proc/self/fd").iterdir())) == count

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from cloister.host import frames
 from shim_rig import NETNS, USERNS, Rig, Run, family, rig_of_test, wait_gone
+
+from cloister.host import frames
 
 pytestmark = pytest.mark.kernel
 rig = pytest.fixture(rig_of_test)
@@ -21,6 +22,21 @@ RULES = b"""table inet cloister {
     }
 }
 """
+
+
+INTERFACE = (
+    "link set lo up",
+    "link add eth0 type veth peer name eth1",
+    "address add 198.51.100.1/24 dev eth0",
+    "link set eth0 up",
+    "link set eth1 up",
+    "route add default dev eth0",
+)
+PASTA = "/usr/bin/pasta -q --config-net --no-map-gw -t none -u none -T none -U none"
+SHARED_NETWORK = (
+    "/usr/bin/bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --die-with-parent --as-pid-1"
+    " --ro-bind / / --proc /proc --dev /dev --seccomp 4 --cap-drop ALL --"
+)
 
 
 def overlay(rig: Rig, *names: str) -> list[str]:
@@ -53,7 +69,7 @@ def test_an_overlay_keeps_changes_aside(rig: Rig) -> None:
     assert Path(fields[0], "gone").exists()
     assert Path(fields[1], "old").read_text() == "oldnew\n"
     assert Path(fields[1], "made").read_text() == "made\n"
-    assert not os.listdir(fields[3])
+    assert not list(Path(fields[3]).iterdir())
     assert fields[3] not in Path("/proc/self/mounts").read_text()
 
 
@@ -72,11 +88,7 @@ def test_a_broken_overlay_ends_the_run(rig: Rig) -> None:
 
 def net_run(rig: Rig, *, probe: bool = True, **options: object) -> Run:
     """Start a run that shares the network namespace of the outer half."""
-    argv = (
-        "/usr/bin/bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --die-with-parent --as-pid-1".split()
-    )
-    argv += "--ro-bind / / --proc /proc --dev /dev --seccomp 4 --cap-drop ALL --".split()
-    argv += [str(rig.shim), "inner", "--ctl", "3", "--egress", str(rig.relay.path)]
+    argv = [*SHARED_NETWORK.split(), str(rig.shim), "inner", "--ctl", "3", "--egress", str(rig.relay.path)]
     argv += ["--probe-connect", "192.0.2.1:9"] if probe else []
     return Run(rig, flags=USERNS | NETNS, argv=argv, **options)
 
@@ -87,14 +99,12 @@ def serve(pid: int) -> None:
     Root may do it by hand: `/dev/net/tun` may be root's alone, and pasta would drop root.
     """
     if os.getuid() == 0:
-        for words in ("link set lo up", "link add eth0 type veth peer name eth1", "address add 198.51.100.1/24 dev eth0",
-                      "link set eth0 up", "link set eth1 up", "route add default dev eth0"):  # fmt: skip
+        for words in INTERFACE:
             subprocess.run(["nsenter", "-n", "-t", str(pid), "ip", *words.split()], check=True)
         return
     if not os.access("/dev/net/tun", os.W_OK):
         pytest.skip("/dev/net/tun is not open to users")
-    pasta = "/usr/bin/pasta -q --config-net --no-map-gw -t none -u none -T none -U none".split()
-    subprocess.run([*pasta, str(pid)], check=True)
+    subprocess.run([*PASTA.split(), str(pid)], check=True)
 
 
 def test_the_namespace_waits_for_go(rig: Rig) -> None:
@@ -102,7 +112,7 @@ def test_the_namespace_waits_for_go(rig: Rig) -> None:
     run = net_run(rig, probe=False)
     pid = frames.decode_u32(run.until("outer", "N"))[0]
     assert pid == run.process.pid
-    assert os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
+    assert Path(f"/proc/{pid}/ns/net").stat().st_ino != Path("/proc/self/ns/net").stat().st_ino
     time.sleep(0.1)
     assert len(family(pid)) == 1
     serve(pid)
@@ -125,7 +135,7 @@ def test_a_lost_broker_instead_of_go_starts_nothing(rig: Rig) -> None:
 
 
 def test_rules_stand_before_the_namespace_is_served(rig: Rig) -> None:
-    """nft runs inside before `N`; its rules refuse what they name and pass the rest; the agent cannot change them."""
+    """Nft runs inside before `N`; its rules refuse what they name and pass the rest; the agent cannot change them."""
     run = net_run(rig, nft=["/usr/sbin/nft", "-f", "/dev/fd/5"], nft_text=RULES)
     pid = frames.decode_u32(run.until("outer", "N"))[0]
     serve(pid)

@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from cloister.host import frames
 from shim_rig import PTY, Rig, Run, as_user, rig_of_test
+
+from cloister.host import frames
 
 pytestmark = pytest.mark.kernel
 rig = pytest.fixture(rig_of_test)
@@ -38,9 +39,11 @@ class Terminal:
         }  # fmt: skip
 
     def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the window."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def type(self, keys: bytes) -> None:
+        """Press keys."""
         os.write(self.master, keys)
 
     def until(self, run: Run, text: bytes, timeout_s: float = 10) -> bytes:
@@ -55,9 +58,11 @@ class Terminal:
         return seen + text
 
     def restored(self) -> bool:
+        """Return whether the modes are those before the run."""
         return termios.tcgetattr(self.slave) == self.before
 
     def close(self) -> None:
+        """Take the terminal away."""
         os.close(self.master)
         os.close(self.slave)
 
