@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+from shim_rig import Rig, Run, order, rig_of_test
 
 import shim_build
 from cloister.host import frames
 
 pytestmark = pytest.mark.kernel
+rig = pytest.fixture(rig_of_test)
 
 CRASH = (b"AddressSanitizer", b"runtime error", b"LeakSanitizer")
 KINDS = "BQGTFSXKPZ"
@@ -86,6 +89,35 @@ def test_hostile_bytes_end_in_125_or_an_ordinary_code(sanitized: Path, half: str
         err = ended(process)
         assert process.returncode not in {99, -6, -11, -7}, (data, err)
         assert not any(mark in err for mark in CRASH), (data, err)
+
+
+def test_hostile_frames_to_a_running_inner_half(sanitized: Path, rig: Rig) -> None:
+    """After go too: damaged exec, signal and unknown frames end the sandbox or are obeyed, without a report."""
+    dice = random.Random(7)  # noqa: S311 - the same dice every time
+    copy = Path(shutil.copy(sanitized, rig.directory / "sanitized"))
+    log = rig.work / "report"
+    argv = "/usr/bin/bwrap --unshare-all --die-with-parent --as-pid-1 --ro-bind / / --proc /proc --dev /dev --bind"
+    words = [*argv.split(), str(rig.work), str(rig.work), "--seccomp", "4", "--cap-drop", "ALL"]
+    words += ["--setenv", "ASAN_OPTIONS", f"detect_leaks=0:log_path={log}", "--", str(copy), "inner", "--ctl", "3"]
+    words += ["--egress", str(rig.relay.path), "--listen", "127.0.0.1:3128"]
+    for _ in range(25):
+        run = Run(rig, argv=words)
+        run.go("sleep", "60")
+        run.until("inner", "R")
+        with contextlib.suppress(frames.FrameError), Path(os.devnull).open("r+b") as null:
+            for _ in range(dice.randrange(1, 6)):
+                kind, payload = dice.choice("XXXSSPQ"), some_payload(dice)
+                if kind == "X" and dice.random() < 0.5:
+                    command = dice.choice([["true"], [""], ["sleep", "9"], ["\udcff" * dice.randrange(400)]])
+                    payload = frames.encode_u32(dice.randrange(1, 4)) + frames.encode_u32(dice.randrange(2))
+                    payload += order(command, [b"PATH=/usr/bin::x", dice.randbytes(9).replace(b"\0", b"")], "/")
+                run.inner.send(kind, payload, [null.fileno()] * dice.choice([0, 3, 3, 3, 5]))
+                run.turn(0.01)
+        run.inner.close()
+        run._on_closed("inner")
+        assert run.wait() in {125, 137, 143}
+        run.close()
+        assert not list(rig.work.iterdir()), next(rig.work.iterdir()).read_text()
 
 
 def test_the_sanitizer_would_see_a_mistake(sanitized: Path, tmp_path: Path) -> None:
