@@ -20,6 +20,8 @@ from cloister.errors import PolicyError, Problem
 
 MAX_BYTES = 1024 * 1024
 """A policy for a thousand agents is about 300 KiB; more than this is not a policy."""
+MAX_MISTAKES = 100
+"""More are not read by anybody, and looking for what was meant takes time."""
 MAX_DEPTH = 32
 """Tables in tables; the model itself is six deep."""
 
@@ -28,6 +30,9 @@ Path = tuple[Key, ...]
 Tables = dict[str, Any]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{64}}")
+"""tomllib takes time with the cube of the parts of a dotted key: 40 KB of `a.a.a` keep it busy for seconds."""
 _AT_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -63,13 +68,16 @@ class Mistakes:
         self._broken: frozenset[Path] = frozenset()
 
     def add(self, path: Path, message: str, remedy: str = "") -> None:
-        """Note a mistake once; the same words at the same place are not repeated."""
+        """Note a mistake once; raise as `settle` does when there are `MAX_MISTAKES` of them."""
         if any(path[: len(broken)] == broken or broken[:-1] == path for broken in self._broken):
             return
         problem = Problem(message, self.document.where(path), remedy)
         if problem not in self.problems:
             self.problems.append(problem)
             self.paths.add(path)
+        if len(self.problems) >= MAX_MISTAKES:
+            self.problems.append(Problem(f"and more: only the first {MAX_MISTAKES} mistakes are shown"))
+            self.settle()
 
     def close_broken(self) -> None:
         """From now on note nothing at or below the places found so far, nor on a table around one of them.
@@ -85,8 +93,9 @@ class Mistakes:
 
 
 def _line_of(problem: Problem) -> int:
+    """Order by line; what has none stands first, and the note that closes a long list stands last."""
     found = re.search(r":(\d+) \.", problem.where)
-    return int(found[1]) if found else 0
+    return int(found[1]) if found else 0 if problem.where else MAX_BYTES
 
 
 def show_path(path: Path) -> str:
@@ -111,8 +120,24 @@ def read(text: str | bytes, name: str) -> Document:
     """
     text = _plain_text(text, name)
     is_json = name.endswith(".json") or text.lstrip()[:1] == "{"
+    tables = _parse(text, name, is_json=is_json)
+    if not isinstance(tables, dict):
+        _refuse("a policy is a table of keys, not a single value", name, 'begin with {"schema": 1}')
+    if _deeper_than(tables, MAX_DEPTH):
+        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
+    lines: dict[Path, int] = {}
+    for path, line in _Scanner(text).scan(is_json=is_json):
+        for end in range(1, len(path) + 1):  # `[agents.pi]` also tells where `agents` is
+            lines.setdefault(path[:end], line)
+    return Document(name, tables, lines)
+
+
+def _parse(text: str, name: str, *, is_json: bool) -> Any:
+    """Return what the text holds, with every way in which the parsers fail turned into a refusal."""
+    if not is_json and _LONG_KEY.search(text):
+        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
     try:
-        tables = _read_json(text) if is_json else tomllib.loads(text)
+        return _read_json(text) if is_json else tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         _refuse_toml(str(error), name, text)
     except json.JSONDecodeError as error:
@@ -124,15 +149,6 @@ def read(text: str | bytes, name: str) -> Document:
     except ValueError as error:
         # Numbers of more than 4300 digits, and constants that JSON does not have.
         _refuse(f"not a value a policy can hold: {str(error).lower()[:80]}", name)
-    if not isinstance(tables, dict):
-        _refuse("a policy is a table of keys, not a single value", name, 'begin with {"schema": 1}')
-    if _deeper_than(tables, MAX_DEPTH):
-        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
-    lines: dict[Path, int] = {}
-    for path, line in _Scanner(text).scan(is_json=is_json):
-        for end in range(1, len(path) + 1):  # `[agents.pi]` also tells where `agents` is
-            lines.setdefault(path[:end], line)
-    return Document(name, tables, lines)
 
 
 def _refuse(message: str, where: str, remedy: str = "") -> NoReturn:
