@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from itertools import combinations
 
 from cloister.policy import values
-from cloister.policy.document import Mistakes, Path
+from cloister.policy.document import Mistakes
 from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
 from cloister.policy.model import Agent, Credential, Egress, EgressRule, Injection, Policy, Preset, Project
+from cloister.policy.scanner import Path
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 
 GATEWAY_DISTANCE = 120

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 
 from cloister.errors import PolicyError, Problem
-from cloister.policy.document import Document, Path, Tables
+from cloister.policy.document import Document, Tables
 from cloister.policy.load import load_document
 from cloister.policy.model import Agent, Policy, Preset
+from cloister.policy.scanner import Path
 
 
 @dataclass(frozen=True, slots=True)
