@@ -368,4 +368,6 @@ class Preset(Table, frozen=True):
     note: tuple[str, ...] = ()
     """Arguments by which the sandbox note reaches the model; `{note}` is the text."""
     note_file: str = ""
-    """The file below the home in which the note reaches the model, for products without such arguments."""
+    """The file below the home that holds the note, for products without such arguments; replaced at every start."""
+    subcommands: tuple[str, ...] = ()
+    """First arguments with which the product takes no note, such as `install`."""
