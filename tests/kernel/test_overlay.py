@@ -232,6 +232,15 @@ def test_a_commit_made_in_the_copy_can_be_applied(copy):
     ]
 
 
+def test_a_forged_index_is_not_applied(copy):
+    """An index that leads `git checkout` into .git is applied only when asked for."""
+    host(copy.lower, "git init -q; git add .; git commit -qm first")
+    forge = "d=open('.git/index','rb').read();open('.git/index','wb').write(d.replace(b'd/x',b'../')+b'')"
+    copy.act(f'python3 -c "{forge}"')
+
+    assert "forged" in copy.apply()[".git/index"]
+
+
 def test_conflicts_are_refused_unless_forced(copy):
     """What the person changed since the run began is not overwritten or deleted, unless by force."""
     copy.act("echo agent > a; rm b; rm -r d; echo agent > new; echo agent > e/z")

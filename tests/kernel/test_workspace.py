@@ -523,9 +523,10 @@ def test_the_project_is_the_top_of_the_work_tree(clone, place):
     """From a directory inside a repository the project is the top of its work tree, and never the home."""
     (clone.root / "src/deep").mkdir(parents=True)
 
-    assert find_project(str(clone.root / "src/deep"), home="/home/x") == str(clone.root)
-    assert find_project(str(clone.root / "src/deep"), home=str(clone.root)) == str(clone.root / "src/deep")
-    assert find_project(str(place / "outside"), home="/home/x") == str(place / "outside")
+    assert find_project(str(clone.root / "src/deep"), home="/home/x", uid=UID) == str(clone.root)
+    assert find_project(str(clone.root / "src/deep"), home=str(clone.root), uid=UID) == str(clone.root / "src/deep")
+    assert find_project(str(clone.root / "src/deep"), home="/home/x", uid=UID + 1) == str(clone.root / "src/deep")
+    assert find_project(str(place / "outside"), home="/home/x", uid=UID) == str(place / "outside")
 
 
 @pytest.mark.parametrize("name", [b"caf\xc3\xa9 %n$(x)", b"\xff\xfe", b"new\nline", b"a" * 255, b"-rf"])
@@ -583,6 +584,28 @@ def test_tripwires_report_what_mounts_cannot_prevent(clone, place):
         "node_modules/x/.git",
         "sub/.claude",
     ]
+
+
+FORGE = r"""
+import hashlib
+data = open(".git/index", "rb").read()[:-20].replace(b"xgit/hooks", b".git/hooks")
+open(".git/index", "wb").write(data + hashlib.sha1(data).digest())
+"""
+
+
+def test_a_forged_index_is_reported(clone, place):
+    """An index that would make `git checkout .` write a hook on the host is reported; an honest one is not."""
+    made = clone.plan()
+    time.sleep(0.05)
+    since = time.time_ns()
+    works(clone, place, "mkdir -p xgit/hooks; echo true > xgit/hooks/pre-commit; git add xgit")
+    assert findings(clone, made, since) == []
+
+    works(clone, place, f"rm -r xgit; python3 -c '{FORGE}'")
+
+    assert findings(clone, made, since) == [".git/index"]
+    host(clone.root, "git checkout -q .")
+    assert (clone.root / ".git/hooks/pre-commit").exists(), "the attack itself must work"
 
 
 def test_tripwires_are_silent_after_honest_work(clone, place):

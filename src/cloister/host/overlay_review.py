@@ -18,7 +18,9 @@ from typing import Literal
 
 from cloister.errors import UnsupportedError
 from cloister.host import beneath
+from cloister.host.tripwires import MAX_INDEX_BYTES, hash_bytes
 from cloister.plan.changes import Change, Stamp, asks
+from cloister.plan.gitindex import forged_paths
 from cloister.plan.textdiff import MAX_BYTES, printable, unified
 
 MAX_CHANGES = 100_000
@@ -180,9 +182,18 @@ class Review:
             link=link,
             # A directory's own stamp changes with every name in it, so it counts only where it goes away.
             conflict=touched and not (before.kind == "directory" and op == "modified"),
-            asks=asks(path, kind, link, self._names),
+            asks=asks(path, kind, link, self._names) or (self._forged(path) if kind == "file" else ""),
             never="devices, FIFOs and sockets are not applied" if special else "",
         )
+
+    def _forged(self, path: str) -> str:
+        """Say what is wrong with the run's git index, through which `git checkout` would write anywhere."""
+        if path != ".git/index":
+            return ""
+        with beneath.directory(self.lower, ".git") as git:
+            size = hash_bytes(git, "config")
+        data = beneath.read_file(self.upper, path, limit=MAX_INDEX_BYTES)
+        return "a forged git index" if data is None or forged_paths(data, hash_bytes=size) else ""
 
 
 @contextmanager

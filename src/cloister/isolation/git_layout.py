@@ -139,6 +139,7 @@ def _worktree(builder: Builder, found: GitDir, tree: Worktree, prefix: str) -> N
         return
     path = f"{found.path}/worktrees/{tree.name}"
     builder.mount(Mount("bind", path, path, tree.node, why="this worktree"))
+    builder.writable_git_dir(path)
     base = Base(path, tree.node, f"{prefix}worktrees/{tree.name}/", "file")
     for rule in _WORKTREE_RULES:
         builder.protect_in(base, rule, tree.nodes[rule.name])

@@ -61,14 +61,19 @@ def asks(path: str, kind: NodeKind, link: str, names: Iterable[str]) -> str:
     directory they are opened in.
     """
     parts = path.split("/")
-    if ".git" in parts:
-        at = parts.index(".git")
-        return "" if at == 0 and kind != "symlink" and _git_state(parts[1:], kind) else "git may run what it says"
-    if parts[-1] == "HEAD" and kind != "directory":
+    folded = path.casefold()  # `.GIT` is `.git` on a casefolded file system
+    if ".git" in folded.split("/"):
+        at = folded.split("/").index(".git")
+        return (
+            ""
+            if at == 0 and parts[0] == ".git" and kind != "symlink" and _git_state(parts[1:], kind)
+            else "git may run what it says"
+        )
+    if parts[-1].casefold() == "head" and kind != "directory":
         return "it can make a directory look like a git repository"
-    padded = f"/{path}/"
+    padded = f"/{folded}/"
     for name in names:
-        if f"/{name}/" in padded:
+        if f"/{name.casefold()}/" in padded:
             return "tools on your machine load it by themselves"
     if kind == "symlink" and leads_out(path, link):
         return "a symbolic link that leads out of the workspace"
