@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from workspace_box import ENVIRONMENT, UID, as_owner, host, owner_argv
 
-from cloister.host import beneath
 from cloister.host.overlay_apply import Permission, apply, discard
-from cloister.host.overlay_review import Review
+from cloister.host.overlay_review import open_review
 
 pytestmark = pytest.mark.kernel
 
@@ -56,12 +55,9 @@ class Copy:
     def review(self):
         """Open both sides as the owner."""
         with as_owner():
-            lower, upper = (beneath.open_root(str(self.place / name)) for name in ("lower", "upper"))
-            try:
-                yield Review(lower, upper, names=NAMES, since_ns=self.since_ns)
-            finally:
-                os.close(lower)
-                os.close(upper)
+            sides = str(self.lower), str(self.place / "upper")
+            with open_review(*sides, names=NAMES, since_ns=self.since_ns) as review:
+                yield review
 
     def listed(self) -> list[tuple[str, str]]:
         """Return path and kind of change."""
@@ -179,6 +175,14 @@ def test_set_user_id_does_not_leave_the_copy(copy):
     assert copy.apply() == {}
     assert stat.S_IMODE((copy.lower / "tool").stat().st_mode) == 0o755
     assert stat.S_IMODE((copy.lower / "g").stat().st_mode) == 0o775
+
+
+def test_a_closed_copy_is_opened_again(copy):
+    """An agent that takes away all access to its root hides nothing; closed directories below are named."""
+    copy.act("echo n > n; mkdir c; echo h > c/h; chmod 000 c .")
+
+    assert ("n", "added") in copy.listed()
+    assert copy.apply("n") == {}
 
 
 def test_special_files_are_never_applied(copy):

@@ -148,7 +148,7 @@ def _unlocked(holder: int, name: str) -> Iterator[int]:
     handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=holder)
     try:
         if os.fstat(handle).st_mode & stat.S_IRWXU != stat.S_IRWXU:
-            os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)  # noqa: PTH101 (through the descriptor)
+            os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)
         opened = beneath.open_directory(handle)
         try:
             yield opened
@@ -256,7 +256,7 @@ def _newest(holder: int, name: str) -> int:
         place = queue.pop()
         try:
             with beneath.directory(holder, place) as opened:
-                for child in os.listdir(opened):  # noqa: PTH208 (a descriptor)
+                for child in os.listdir(opened):
                     status = os.stat(child, dir_fd=opened, follow_symlinks=False)
                     newest = max(newest, status.st_ctime_ns)
                     if stat.S_ISDIR(status.st_mode):

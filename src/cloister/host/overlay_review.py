@@ -13,10 +13,10 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
-from cloister.errors import UnsupportedError
+from cloister.errors import DeniedError, UnsupportedError
 from cloister.host import beneath
 from cloister.host.tripwires import MAX_INDEX_BYTES, hash_bytes
 from cloister.plan.changes import Change, Stamp, asks
@@ -50,6 +50,40 @@ def stamp_of(status: os.stat_result) -> Stamp:
         ctime_ns=status.st_ctime_ns,
         ino=status.st_ino,
     )
+
+
+@contextmanager
+def open_review(lower: str, upper: str, *, names: Iterable[str], since_ns: int) -> Iterator[Review]:
+    """Open the workspace `lower` and a run's upper directory for the time of a `with` block; see `Review`.
+
+    The agent owns the upper directory's mode and may have closed it; it is opened again for its owner.
+
+    Raises:
+        DeniedError: one of them is gone or is a symbolic link.
+    """
+    with ExitStack() as stack:
+        opened: list[int] = []
+        for path in (lower, upper):
+            try:
+                opened.append(_open_unlocked(path))
+            except OSError as error:
+                message = f"cannot open the changes of the run: {error.strerror}"
+                raise DeniedError("overlay-unreadable", message, where=path) from error
+            stack.callback(os.close, opened[-1])
+        yield Review(opened[0], opened[1], names=names, since_ns=since_ns)
+
+
+def _open_unlocked(path: str) -> int:
+    try:
+        return beneath.open_root(path)
+    except PermissionError:
+        holder = beneath.open_root(path.rpartition("/")[0])
+        with _closing(holder):
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(path.rpartition("/")[2], flags, dir_fd=holder)
+        with _closing(handle):
+            os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)
+        return beneath.open_root(path)
 
 
 class Review:
@@ -130,7 +164,7 @@ class Review:
         except OSError:
             return
         with _closing(opened):
-            for name in sorted(set(os.listdir(opened)) - seen):  # noqa: PTH208 (a descriptor)
+            for name in sorted(set(os.listdir(opened)) - seen):
                 path = f"{place}/{name}" if place else name
                 yield self._change(path, stamp(self.lower, path))
 
@@ -190,8 +224,7 @@ class Review:
         """Say what is wrong with the run's git index, through which `git checkout` would write anywhere."""
         if path != ".git/index":
             return ""
-        with beneath.directory(self.lower, ".git") as git:
-            size = hash_bytes(git, "config")
+        size = hash_bytes(self.lower, ".git/config")
         data = beneath.read_file(self.upper, path, limit=MAX_INDEX_BYTES)
         return "a forged git index" if data is None or forged_paths(data, hash_bytes=size) else ""
 

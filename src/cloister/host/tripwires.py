@@ -103,7 +103,7 @@ def _in_git(git_dirs: Iterable[str], since_ns: int) -> Iterable[Finding]:
 def _indexes(directory: str, since_ns: int) -> Iterable[Finding]:
     """Yield index files, split ones too, that hold paths git would not have put there."""
     try:
-        names = os.listdir(directory)  # noqa: PTH208 (a string)
+        names = os.listdir(directory)
         opened = beneath.open_root(directory)
         # A worktree's own directory has no configuration; its repository's lies two levels up.
         common = beneath.open_root(directory.rpartition("/worktrees/")[0] or directory)
@@ -215,6 +215,6 @@ def _changed(path: str, base: int | None = None) -> int:
 
 def _empty(path: str) -> bool:
     try:
-        return not os.listdir(path)  # noqa: PTH208 (a string)
+        return not os.listdir(path)
     except OSError:
         return False

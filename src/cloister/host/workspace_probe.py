@@ -76,16 +76,18 @@ def probe_workspace(
         os.close(opened)
 
 
-def find_project(start: str, *, home: str, uid: int) -> str:
+def find_project(start: str, *, home: str, uid: int | None = None) -> str:
     """Return the top of the git work tree that holds `start`, else `start`.
 
     git needs the top: its index and ignore rules cover the whole work tree. The search stops below
-    `home` and below `/`, so a home that is a repository does not become a workspace. A `.git` of
-    another user does not count (git calls that dubious ownership, CVE-2022-24765), nor does an empty one.
+    `home` and below `/`, so a home that is a repository does not become a workspace. A `.git` that
+    does not belong to `uid` (by default the process's own) does not count: git calls that dubious
+    ownership (CVE-2022-24765). Nor does an empty one.
     """
+    owner = os.geteuid() if uid is None else uid
     place = start
     while place not in {"/", home}:
-        if _is_repository(f"{place}/.git", uid):
+        if _is_repository(f"{place}/.git", owner):
             return place
         place = git_probe.above(place)
     return start

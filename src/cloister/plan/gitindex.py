@@ -59,6 +59,8 @@ def _paths(data: bytes, hash_bytes: int) -> Iterator[bytes]:
         at += _FIXED + hash_bytes + (4 if flags & _EXTENDED and version > 2 else 2)  # noqa: PLR2004 (the version)
         if version == 4:  # noqa: PLR2004 (the version)
             strip, at = _offset(data, at)
+            if strip > len(path):
+                raise ValueError(strip)
             end = data.index(b"\0", at)
             path = path[: len(path) - strip] + data[at:end]
             at = end + 1
