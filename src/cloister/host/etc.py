@@ -36,20 +36,8 @@ def assemble(parent: str, *, user: str, uid: int, gid: int, home: str, hostname:
     Raises:
         OSError: the parent cannot be written.
     """
-    written = {
-        "passwd": f"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
-        + (f"{user}:x:{uid}:{gid}::{home}:/bin/sh\n" if uid else ""),
-        "group": f"root:x:0:\nnogroup:x:65534:\n{user}:x:{gid}:\n",
-        "hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
-        "hostname": f"{hostname}\n",
-        "nsswitch.conf": _NSSWITCH,
-        "resolv.conf": f"nameserver {nameserver}\n" if nameserver else "# names are resolved by the egress proxy\n",
-        "machine-id": hashlib.sha256(f"{uid}:{hostname}".encode()).hexdigest()[:32] + "\n",
-    }
-    digest = hashlib.sha256(repr(sorted(written.items())).encode())
-    for name in CARRIED:
-        _digest_tree(digest, f"/etc/{name}")
-    target = os.path.join(parent, digest.hexdigest()[:32])
+    written = _written(user=user, uid=uid, gid=gid, home=home, hostname=hostname, nameserver=nameserver)
+    target = f"{parent}/{_digest(written)}"
     if os.path.isdir(target):
         return target
     partial = f"{target}.{os.getpid()}"
@@ -68,6 +56,32 @@ def assemble(parent: str, *, user: str, uid: int, gid: int, home: str, hostname:
         if not os.path.isdir(target):
             raise
     return target
+
+
+def locate(parent: str, *, user: str, uid: int, gid: int, home: str, hostname: str, nameserver: str = "") -> str:
+    """Return the directory that `assemble` would return for these facts, without making it."""
+    written = _written(user=user, uid=uid, gid=gid, home=home, hostname=hostname, nameserver=nameserver)
+    return f"{parent}/{_digest(written)}"
+
+
+def _written(*, user: str, uid: int, gid: int, home: str, hostname: str, nameserver: str) -> dict[str, str]:
+    return {
+        "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        + (f"{user}:x:{uid}:{gid}::{home}:/bin/sh\n" if uid else ""),
+        "group": f"root:x:0:\nnogroup:x:65534:\n{user}:x:{gid}:\n",
+        "hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
+        "hostname": f"{hostname}\n",
+        "nsswitch.conf": _NSSWITCH,
+        "resolv.conf": f"nameserver {nameserver}\n" if nameserver else "# names are resolved by the egress proxy\n",
+        "machine-id": hashlib.sha256(f"{uid}:{hostname}".encode()).hexdigest()[:32] + "\n",
+    }
+
+
+def _digest(written: dict[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(written.items())).encode())
+    for name in CARRIED:
+        _digest_tree(digest, f"/etc/{name}")
+    return digest.hexdigest()[:32]
 
 
 def _open_modes(top: str) -> None:

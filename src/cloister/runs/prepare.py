@@ -57,9 +57,10 @@ class Prepared(msgspec.Struct, frozen=True):
 class Kitchen:
     """What stays the same between runs of one user."""
 
-    def __init__(self, paths: Paths, owner: Owner) -> None:
-        """Look at nothing yet."""
+    def __init__(self, paths: Paths, owner: Owner, *, writes: bool = True) -> None:
+        """Look at nothing yet. Without `writes` the assembled `/etc` is named in the plan and not made."""
         self.paths = paths
+        self._writes = writes
         self.owner = owner
         self.policies = PolicyFiles(paths, owner.uid)
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
@@ -176,8 +177,10 @@ class Kitchen:
         now = time.monotonic()
         if not path or now - checked > 60 or not os.path.isdir(path):  # noqa: PLR2004  # a minute
             owner = self.owner
-            os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
-            path = etc.assemble(
+            if self._writes:
+                os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
+            make = etc.assemble if self._writes else etc.locate
+            path = make(
                 self.paths.etc, user=owner.name, uid=owner.uid, gid=owner.gid, home=self.paths.home, hostname="cloister"
             )
             self._etc = (path, now)
