@@ -19,7 +19,7 @@ test-quick: setup ## The same without the real agents from npm
 	@CLOISTER_TESTS=quick tools/test -m 'not slow and not agents' $(ARGS)
 
 test-all: setup ## All tests, the slow ones too
-	@tools/test --durations=30 $(ARGS)
+	@HYPOTHESIS_PROFILE=thorough tools/test --durations=30 $(ARGS)
 
 lint: setup ## Linters, type checker, import contracts, sizes, links
 	@CLOISTER_TESTS=quick tools/test tests/style $(ARGS)

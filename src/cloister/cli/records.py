@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from cloister.cli import client
 from cloister.errors import CloisterError
+from cloister.runs import client
 from cloister.runs.paths import Paths, locate
 from cloister.runs.store import Store
 

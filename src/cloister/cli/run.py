@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cloister.cli import client
 from cloister.errors import UsageError
+from cloister.runs import client
 
 USAGE = """\
 usage: cloister run [OPTIONS] AGENT [ARGUMENT...]
@@ -33,8 +33,10 @@ options:
 exit codes: the command's own; 124 timed out, 125 cloister failed, 126 cannot be
 executed, 127 not found, 128+n ended by signal n.
 """
-_FLAGS = {"-y": "yes", "--yes": "yes", "-d": "detach", "--detach": "detach", "--no-pty": "no-pty", "--dry-run": "dry-run",
-          "--json": "json", "-h": "help", "--help": "help"}  # fmt: skip
+_FLAGS = {
+    "-y": "yes", "--yes": "yes", "-d": "detach", "--detach": "detach", "--no-pty": "no-pty",
+    "--dry-run": "dry-run", "--json": "json", "-h": "help", "--help": "help",
+}  # fmt: skip
 _VALUES = {"-C": "directory", "--directory": "directory", "--profile": "profile", "-e": "env", "--env": "env"}
 
 

@@ -22,7 +22,7 @@ NodeKind = Literal["absent", "file", "directory", "symlink", "other"]
 GIT_NAMES = ("HEAD", "hooks", "config", "config.worktree", "commondir", "worktrees", "modules")
 """Names below a git directory that decide where git runs code from; see gitrepository-layout(5)."""
 
-WORKTREE_NAMES = ("commondir", "gitdir", "config.worktree", "logs")
+WORKTREE_NAMES = ("commondir", "gitdir", "config.worktree")
 """Names below `.git/worktrees/NAME` that matter here; see git-worktree(1), "Details"."""
 
 

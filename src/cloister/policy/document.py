@@ -58,12 +58,25 @@ class Mistakes:
         """Start with none."""
         self.document = document
         self.problems: list[Problem] = []
+        self.paths: set[Path] = set()
+        """Where a mistake was noted."""
+        self._broken: frozenset[Path] = frozenset()
 
     def add(self, path: Path, message: str, remedy: str = "") -> None:
         """Note a mistake once; the same words at the same place are not repeated."""
+        if any(path[: len(broken)] == broken or broken[:-1] == path for broken in self._broken):
+            return
         problem = Problem(message, self.document.where(path), remedy)
         if problem not in self.problems:
             self.problems.append(problem)
+            self.paths.add(path)
+
+    def close_broken(self) -> None:
+        """From now on note nothing at or below the places found so far, nor on a table around one of them.
+
+        A key that is misspelt is also missing: one mistake is reported once.
+        """
+        self._broken = frozenset(self.paths)
 
     def settle(self, reference: str = "policy-invalid") -> None:
         """Raise `PolicyError` with everything noted, in the order of the lines; do nothing if there is nothing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloister.isolation import environment, namespace
+from cloister.isolation import environment, managed, namespace
 from cloister.isolation.namespace import Box, Mount
 from cloister.isolation.note import sandbox_note
 from cloister.plan.steps import (
@@ -25,8 +25,8 @@ from cloister.plan.steps import (
     SeedFile,
     WriteFile,
 )
-from cloister.plan.workspace import WorkspaceLayout
 from cloister.plan.workspace import Mount as LayoutMount
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.runs import limits
 from cloister.runs.unenforced import refuse_unenforced
@@ -98,12 +98,17 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_unenforced(agent)
     overlay = agent.workspace.mode == "overlay"
     files = _generated_files(agent, preset, facts, egress, overlay)
-    command = _command(command, preset, files, facts)
+    command = _command(command, agent, preset, files, facts)
     literal, inherit = environment.compose(
         agent,
         preset,
         environment.Situation(
-            run=facts.run, agent=facts.agent_name, user=facts.user, home=facts.home, workspace=facts.directory, git=facts.git
+            run=facts.run,
+            agent=facts.agent_name,
+            user=facts.user,
+            home=facts.home,
+            workspace=facts.directory,
+            git=facts.git,
         ),
     )
     limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
@@ -165,6 +170,8 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    if agent.agent_sandbox.managed:
+        files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=overlay)
         files.boxed.append((_NOTE, note))
@@ -173,10 +180,12 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
     return files
 
 
-def _command(command: tuple[str, ...], preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
+def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
     """Put the resolved program first; behind it the note's arguments, where the product's own command runs."""
     note = next((text for name, text in files.boxed if name == _NOTE), "")
     flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
+    if agent.agent_sandbox.managed and facts.own_command:
+        flags = ("--settings", f"{namespace.BOX}/{managed.SETTINGS_FILE}", *flags)
     return (facts.program_path or command[0], *flags, *command[1:])
 
 
@@ -188,12 +197,13 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
     mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
     mounts += [Mount("ro", path, path) for path in facts.read]
     mounts += [Mount("rw", path, path) for path in facts.write]
-    workspace, contents = _workspace_mounts(facts.layout.mounts, facts.run_runtime)
+    laid_out = overlaid(facts.layout) if agent.workspace.mode == "overlay" else facts.layout.mounts
+    workspace, contents = _workspace_mounts(laid_out, facts.run_runtime)
     files.boxed += contents
     mounts += workspace
     mounts += [Mount("mask-directory" if kind == "directory" else "mask-file", path) for path, kind in facts.hide]
     writable = [home, "/tmp", "/dev", "/proc", *facts.write]  # noqa: S108  # the sandbox's own
-    writable += [mount.target for mount in facts.layout.mounts if mount.op in ("bind", "pin")]
+    writable += [mount.target for mount in laid_out if mount.op in ("bind", "pin")]
     return Box(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
@@ -213,6 +223,22 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=limited.rlimits,
     )
+
+
+def overlaid(layout: WorkspaceLayout) -> tuple[LayoutMount, ...]:
+    """Return the mounts for overlay mode.
+
+    What is absent needs no holding: a file made there lies in the upper layer, and `apply` refuses it. A git
+    directory outside the workspace is not overlaid, so it is shown read-only.
+    """
+    held = {f"{point.base}/{point.name}" for point in layout.placeholders}
+    shown = []
+    for mount in layout.mounts:
+        inside = mount.target == layout.root or mount.target.startswith(layout.root + "/")
+        if mount.target in held:
+            continue
+        shown.append(mount if inside or mount.op == "mask" else msgspec.structs.replace(mount, op="ro"))
+    return tuple(shown)
 
 
 def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[list[Mount], list[tuple[str, str]]]:

@@ -60,7 +60,7 @@ class Outcome:
 class LiveRun:
     """The state machine of one run. `on_finished` is called once, with the outcome."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # made in one place, by name
         self,
         plan: Plan,
         outer: Peer,
@@ -171,7 +171,9 @@ class LiveRun:
 
     def _runtime_over(self) -> None:
         limit = self.plan.launch.runtime_s
-        self._decide(Outcome(EXIT_TIMEOUT, "timed-out", f"cloister: ended after {limit:g} s, its runtime_max [timed-out]"))
+        self._decide(
+            Outcome(EXIT_TIMEOUT, "timed-out", f"cloister: ended after {limit:g} s, its runtime_max [timed-out]")
+        )
         self.stop()
 
     def _launch_timeout(self) -> None:
@@ -199,7 +201,7 @@ class LiveRun:
 
 
 def start_failure(command: str, number: int, stage: str) -> Outcome:
-    """Return how a start that failed is told: env(1)'s 126 and 127 where `execve` failed, 125 for anything before it."""
+    """Return how a failed start is told: env(1)'s 126 and 127 where `execve` failed, 125 for what comes before."""
     text = f"cloister: {command}: {os.strerror(number)}"
     if stage != "exec":
         return Outcome(EXIT_FAILED, "not-started", f"{text} (while preparing: {stage}) [start-failed]")

@@ -1,4 +1,4 @@
-"""Talking to the broker from the command line: connect, start it when needed, send a request.
+"""Talking to the broker: connect, start it when needed, send a request.
 
 On the hot path of `cloister run`, so it imports nothing that is not in the interpreter already
 (measured: `socket` costs 6 ms, `json` 6 ms, `_socket` 0.2 ms). Frames are those of
@@ -19,6 +19,8 @@ SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
 _SO_PEERCRED = 17  # asm-generic/socket.h; _socket has it, but not on every build
 START_TIMEOUT_S = 20.0
 MAX_FRAME = 4 << 20
+HEADER = 5
+"""Bytes of a frame before its payload: length and type."""
 
 
 def pack(items: list[bytes]) -> bytes:
@@ -165,7 +167,7 @@ def become_shim(connection: _socket.socket) -> None:
     descriptor = connection.detach()
     os.set_inheritable(descriptor, True)
     try:
-        os.execv(SHIM, [SHIM, "outer", str(descriptor)])
+        os.execv(SHIM, [SHIM, "outer", str(descriptor)])  # noqa: S606  # a list, and no shell is meant
     except OSError as error:
         raise CloisterError(
             "shim-missing", f"the helper program cannot be run: {error.strerror}", where=SHIM,
@@ -188,10 +190,10 @@ def _answer(connection: _socket.socket) -> tuple[int, bytes]:
     data = b""
     while chunk := connection.recv(65536):
         data += chunk
-        if len(data) >= 5 and len(data) >= 5 + int.from_bytes(data[:4], "little"):
+        if len(data) >= HEADER and len(data) >= HEADER + int.from_bytes(data[:4], "little"):
             break
     connection.close()
-    if len(data) < 6:
+    if len(data) <= HEADER:
         raise RetryError("broker-gone", "the broker went away without an answer", remedy="try again")
-    payload = data[5 : 5 + int.from_bytes(data[:4], "little")]
+    payload = data[HEADER : HEADER + int.from_bytes(data[:4], "little")]
     return (payload[0], payload[1:]) if data[4:5] == b"F" else (0, payload)
