@@ -1,4 +1,4 @@
-"""Every policy file that would count here, looked at as a start would look at it: all mistakes, and what is not kept yet.
+"""Every policy file that would count here: all mistakes, and what is valid but not enforced yet.
 
 A start stops at the first file that is wrong; `cloister check` goes on and reports on all of
 them. Reads files, changes nothing, prints nothing.
@@ -111,9 +111,10 @@ class Checker:
         if resolved.agent.isolation != "namespace":
             keys.append("isolation")
         for key in keys:
-            what = f"the agent {resolved.name!r} will not start: nothing in this version enforces `{key}`"
+            what = f"nothing in this version enforces `{key}`"
             if key == "isolation":
-                what = f"the agent {resolved.name!r} will not start: this version has no isolation {resolved.agent.isolation!r}"
+                what = f"this version has no isolation {resolved.agent.isolation!r}"
+            what = f"the agent {resolved.name!r} will not start: {what}"
             finding = Finding(message=what, where=resolved.source((key,)), remedy=f"remove `{key}` until it is there")
             if finding not in self.report.warnings:
                 self.report.warnings.append(finding)

@@ -52,6 +52,7 @@ class Prepared(msgspec.Struct, frozen=True):
     carried_names: tuple[str, ...]
     """Names whose values come from the caller beyond terminal and language: what the audit shows."""
     host: HostFacts
+    layout: WorkspaceLayout
 
 
 class Kitchen:
@@ -102,7 +103,7 @@ class Kitchen:
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
         named = (*agent.pass_environment, *resolved.preset.pass_environment)
         carried = tuple(name for name in dict.fromkeys(named) if name in values)
-        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host())
+        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host(), layout)
 
     def _workspace_root(self, directory: str) -> str:
         """Return the project that `directory` is in: the top of the git work tree, else the directory."""
