@@ -170,7 +170,9 @@ class Run:
             "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **as_user(),
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [str(shim or rig.shim), "outer", str(theirs.fileno())], pass_fds=[theirs.fileno(), *inherited], **{**defaults, **popen}
+            [str(shim or rig.shim), "outer", str(theirs.fileno())],
+            pass_fds=[theirs.fileno(), *inherited],
+            **{**defaults, **popen},
         )
         theirs.close()
         self.outer = frames.Channel(broker_outer)

@@ -206,7 +206,9 @@ def question(text: bytes) -> bytes:
     return frames.encode_list([text, b"yn", b"n"])
 
 
-@pytest.mark.parametrize(("keys", "answer"), [(b"y", b"y"), (b"n", b"n"), (b"\r", b"n"), (b"xy", b"y"), (b"\x04", b"n")])
+@pytest.mark.parametrize(
+    ("keys", "answer"), [(b"y", b"y"), (b"n", b"n"), (b"\r", b"n"), (b"xy", b"y"), (b"\x04", b"n")]
+)
 def test_a_question_before_the_launch(rig: Rig, terminal: Terminal, keys: bytes, answer: bytes) -> None:
     """One letter, not echoed, answers; what is not allowed is passed over; Enter and Ctrl-D mean the default."""
     run = Run(rig, launch=False, **terminal.popen())

@@ -302,7 +302,9 @@ def test_orphans_are_reaped_and_die_with_the_run(rig: Rig) -> None:
     members = family(run.process.pid)
     names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in members]
     assert b"sleep\x00300\x00" in names
-    inside = [Path(f"/proc/{pid}/stat").read_text() for pid in os.listdir("/proc") if pid.isdigit() and int(pid) in members]
+    inside = [
+        Path(f"/proc/{pid}/stat").read_text() for pid in os.listdir("/proc") if pid.isdigit() and int(pid) in members
+    ]
     assert not [line for line in inside if ") Z " in line]
     assert run.wait() == 4
     run.close()
