@@ -28,6 +28,7 @@ from cloister.plan.steps import (
 from cloister.plan.workspace import Mount as LayoutMount
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
+from cloister.policy.secretscan import names_secret
 from cloister.runs import limits
 from cloister.runs.unenforced import refuse_unenforced
 
@@ -279,7 +280,7 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
     if agent.hardening.landlock == "off":
         words.append("hardening.landlock = off")
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
-    words += [f"environment carries {name}" for name in agent.pass_environment]
+    words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
     words += [f"filesystem.write: {path}" for path in facts.write]
     return tuple(words)
 
