@@ -169,7 +169,9 @@ def test_equal_starts_have_equal_plan_digests(user: User, workspace: Path) -> No
     for command in ("true", "true", "false"):
         user.run("run", "shell", "--", command, cwd=workspace)
     first, second, third = (receipt["plan_digest"] for receipt in user.receipts())
+    plans = [path.read_text().replace(path.parent.name, "RUN") for path in sorted(user.state.glob("runs/*/plan.json"))]
 
+    assert plans[0] == plans[1]
     assert first == second != third
     user.close()
 
