@@ -88,6 +88,12 @@ class LiveRun:
         """The self-probe's results: the inner half refuses by itself; here they are kept for the receipt."""
         self.probe = results
 
+    def refuse(self, reference: str, message: str, where: list[str]) -> None:
+        """End the run before it has begun, for a reason found from outside."""
+        lines = [f"cloister: {message}, so the run was ended [{reference}]", *(f"  where: {line}" for line in where)]
+        self._decide(Outcome(EXIT_FAILED, reference, "\n".join([*lines, "  try: again"])))
+        self._kill()
+
     def running(self) -> None:
         """The agent has control: from now on its own time counts."""
         self.status = "running"

@@ -101,7 +101,7 @@ class Supervisor:
         run = ActiveRun(
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
-        run.layout = prepared.layout
+        run.layout, run.outer_pid = prepared.layout, pid
         holder.append(run)
         self._runs[plan.run] = run
 
