@@ -515,12 +515,38 @@ def test_many_runs_at_once_leave_nothing(clone):
 
 def test_an_unreadable_journal_stops_the_start(clone, place):
     """A journal that is no journal is an error with a remedy, not an empty one."""
-    (place / "state/placeholders.json").write_text("{")
+    for text, remedy in (("{\n", "rm "), ("", "chown ")):
+        (place / "state/placeholders.jsonl").write_text(text)
+        os.chmod(place / "state/placeholders.jsonl", 0o666 if text else 0)
+        with pytest.raises(StepError) as stopped:
+            clone.start("run")
+        assert remedy in stopped.value.remedy
 
-    with pytest.raises(StepError) as stopped:
-        clone.start("run")
 
-    assert "rm " in stopped.value.remedy
+def test_a_journal_that_grows_is_cut(clone, place, monkeypatch):
+    """Under constant use the journal drops old states and keeps what is in use."""
+    monkeypatch.setattr(placeholders, "MAX_JOURNAL_BYTES", 1)
+    before = snapshot(clone.root)
+    clone.start("one")
+    clone.start("two")
+
+    assert (place / "state/placeholders.jsonl").read_bytes().count(b"\n") == 1
+    clone.end("one")
+    clone.end("two")
+    assert snapshot(clone.root) == before
+
+
+def test_a_journal_cut_off_by_a_crash_is_read_up_to_there(clone, place):
+    """A last line without its end is ignored and removed; the state before it counts."""
+    before = snapshot(clone.root)
+    clone.start("run")
+    known = [record.path for record in clone.journal.records()]
+    with (place / "state/placeholders.jsonl").open("a") as file:
+        file.write('[{"base":')
+
+    assert [record.path for record in clone.journal.records()] == known
+    clone.end("run")
+    assert snapshot(clone.root) == before
 
 
 def test_two_runs_share_placeholders(clone, place):
