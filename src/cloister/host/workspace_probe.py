@@ -57,7 +57,7 @@ def probe_workspace(
             node=beneath.node_of(status),
             owner=status.st_uid,
             writable=os.access(f"/proc/self/fd/{opened}", os.W_OK | os.X_OK),
-            nodes=look_at(opened, [*wanted, "refs", "objects"]),
+            nodes=look_at(opened, [*wanted, *(entry.name for entry in found), "refs", "objects"]),
             git=git,
             shape=shape,
             directory=directory,

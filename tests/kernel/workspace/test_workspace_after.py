@@ -23,13 +23,16 @@ def test_tripwires_report_what_mounts_cannot_prevent(clone, place):
         place,
         "git init -q node_modules/x; git init -q --bare deep/er/bare; mkdir .git/rebase-merge;"
         "echo exec x > .git/rebase-merge/git-rebase-todo; mkdir -p sub/.claude; echo / > .git/objects/info/alternates;"
+        "mkdir -p .git/refs/replace/x; echo hidden >> .git/info/exclude;"
         f"ln -s {place}/outside/x .git/COMMIT_EDITMSG.new; mv -T .git/COMMIT_EDITMSG.new .git/COMMIT_EDITMSG",
     )
 
     assert findings(clone, made, since) == [
         ".git/COMMIT_EDITMSG",
+        ".git/info/exclude",
         ".git/objects/info/alternates",
         ".git/rebase-merge",
+        ".git/refs/replace",
         "deep/er/bare",
         "node_modules/x/.git",
         "sub/.claude",
