@@ -21,6 +21,7 @@ from cloister.relay.override import override
 from cloister.relay.session import Limits
 from cloister.relay.tunnel import as_transport
 
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 SMALL = 4096
 """Below this, a chunk is copied into one buffer; above, its frame is written separately."""
 
@@ -110,8 +111,8 @@ class Exchange:
 
     @property
     def replayable(self) -> bool:
-        """Whether the request can be sent again because nothing of a body has left."""
-        return self.body.framing == "none"
+        """Whether the request can be sent again: it has no body and doing it twice is the same (RFC 9110, 9.2.2)."""
+        return self.body.framing == "none" and self.method in _IDEMPOTENT
 
     @property
     def waits_for_sink(self) -> bool:
@@ -209,6 +210,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = bytearray()
         self._fields: Headers = []
         self._field_bytes = self._head_bytes = 0
+        self._silent = 0  # bytes since the last callback: llhttp keeps an unfinished field in memory
         self._new_parser()
 
     # The transport's side.
@@ -230,9 +232,11 @@ class HttpConnection(asyncio.Protocol):
             if not self._head_bytes:
                 self._stamp = self.loop.time()
             self._head_bytes += len(data)
+        self._silent += len(data)
         try:
             self._parser.feed_data(data)
-            if self._parsing is None and self._head_bytes > self._limits.head_bytes:
+            unfinished = self._head_bytes if self._parsing is None else self._silent
+            if unfinished > self._limits.head_bytes:
                 raise HttpError("head-too-large", "the head of the request is too large")  # noqa: TRY301 - one handler for all
         except httptools.HttpParserUpgrade as upgrade:
             self._after_upgrade(data[upgrade.args[0] :])
@@ -303,7 +307,7 @@ class HttpConnection(asyncio.Protocol):
             self._linger(drain=not exchange.ended)
             return
         self._stamp = self.loop.time()
-        if self._held:
+        if self._held and exchange is self._newest:
             self._held, rest = False, bytes(self.rest)
             self.rest.clear()
             self._new_parser()
@@ -351,6 +355,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header or trailer field."""
+        self._silent = 0
         self._fields.append((name, value))
         self._field_bytes += len(name) + len(value) + 4
         too_large = self._field_bytes + len(self._url) > self._limits.head_bytes
@@ -378,11 +383,13 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Pass body bytes to the request being read."""
+        self._silent = 0
         if self._parsing is not None:
             self._parsing.on_body(data)
 
     def on_message_complete(self) -> None:
         """The request is complete; the next one may begin."""
+        self._silent = 0
         exchange, self._parsing = self._parsing, None
         trailers, self._fields, self._field_bytes = self._fields, [], 0
         self._url.clear()

@@ -206,6 +206,10 @@ def test_responses_of_every_shape(relay, run, response, expected):
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
         b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nraw",
         b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 " + b"y" * 600_000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1_200_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"y" * 1_200_000,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 60_000,
         b"",
     ],
 )
@@ -439,6 +443,50 @@ def test_a_stale_connection_is_replaced(relay, run):
                 await reader.readexactly(2)
             assert up.connections == 3
             writer.close()
+
+    run(scenario())
+
+
+def test_a_request_that_may_not_be_repeated_is_not(relay, run):
+    """A POST on a connection that the server has closed is answered with 502; the server saw it at most once."""
+    seen: list[bytes] = []
+
+    async def serve(reader, writer):
+        seen.append(await read_head(reader))
+        writer.write(OK)
+        seen.append(await read_head(reader))
+
+    async def scenario():
+        async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            reader, writer = await r.client()
+            for status in (b"200", b"502"):
+                writer.write(b"POST http://a.test:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % up.port)
+                assert (await read_head(reader))[9:12] == status
+                if status == b"200":
+                    await reader.readexactly(2)
+            writer.close()
+
+    run(scenario())
+    assert len(seen) == 2
+
+
+def test_a_connect_behind_another_request_waits_for_its_turn(relay, run):
+    """CONNECT may be sent ahead: the response before it comes first, and its bytes reach its own server."""
+
+    async def serve(reader, writer):
+        first = await reader.readexactly(1)
+        if first == b"G":
+            await read_head(reader)
+            await asyncio.sleep(0.05)
+            writer.write(OK)
+            await reader.read()
+        writer.write(first + await reader.read(3))
+
+    async def scenario():
+        async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            get = b"GET http://a.test:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % up.port
+            answer = await r.talk(get + b"CONNECT a.test:%d HTTP/1.1\r\n\r\nping" % up.port)
+            assert answer.endswith(b"\r\n\r\nokHTTP/1.1 200 Connection established\r\n\r\nping")
 
     run(scenario())
 
