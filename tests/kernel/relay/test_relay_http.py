@@ -4,28 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 
 import pytest
-from conftest import LIMITS, LOOPBACK, Upstream, read_head
+from relay_support import LIMITS, LOCAL, LOOPBACK, OK, Upstream, answering, bridge, curl, read_head
 
 pytestmark = pytest.mark.kernel
-
-
-def answering(response: bytes, seen: list[bytes] | None = None):
-    """Make a server that answers every request head on a connection with the same bytes."""
-
-    async def serve(reader, writer):
-        while True:
-            head = await read_head(reader)
-            if seen is not None:
-                seen.append(head)
-            writer.write(response)
-
-    return serve
-
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def test_curl_gets_an_allowed_page_and_a_readable_refusal(relay, run):
@@ -518,36 +501,3 @@ def test_not_a_proxy_request_is_explained(relay, run):
             assert r.resolver.asked == []
 
     run(scenario())
-
-
-LOCAL = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
-
-
-async def curl(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run the real curl."""
-    command = ["curl", "-sS", "--max-time", "10", "--noproxy", "", *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
-    stdout, stderr = await process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode or 0, stdout, stderr)
-
-
-async def bridge(relay, use):
-    """Offer the relay's Unix socket on a loopback port, as the forwarder in a sandbox does."""
-
-    async def carry(reader, writer):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        writer.write_eof()
-
-    async def accept(reader, writer):
-        inner_reader, inner_writer = await relay.client()
-        await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer), return_exceptions=True)
-        writer.close()
-        inner_writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        await use(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    finally:
-        server.close()
