@@ -14,7 +14,8 @@ import httptools
 
 from cloister.egress import http1
 from cloister.egress.http1 import Body, Headers, HttpError
-from cloister.relay.exchange import SMALL, callback_error
+from cloister.relay.connection import callback_error
+from cloister.relay.exchange import SMALL
 from cloister.relay.override import override
 from cloister.relay.tunnel import as_transport
 
