@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from relay_support import LIMITS, LOCAL, LOOPBACK, OK, Upstream, answering, bridge, curl, read_head
+from relay_support import LIMITS, LOCAL, LOOPBACK, OK, Upstream, answering, bridge, curl, read_head, until
 
 pytestmark = pytest.mark.kernel
 
@@ -212,6 +212,29 @@ def test_a_broken_answer_is_never_complete(relay, run, response):
             else:
                 assert answer.startswith(b"HTTP/1.1 502 ") or not answer
             assert r.events[-1].reason == "bad-gateway"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("start", [b"", b"Transfer-Encoding: chunked\r\n\r\n0\r\n"])
+def test_a_field_that_never_ends_is_cut_off(relay, run, start):
+    """A server that sends one endless header or trailer field is cut off early; it cannot fill the broker's memory."""
+    sent = 0
+
+    async def serve(reader, writer):
+        nonlocal sent
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + start + b"X: ")
+        while sent < 64 << 20:
+            writer.write(b"y" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    async def scenario():
+        async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            await r.talk(b"GET http://a.test:%d/ HTTP/1.1\r\nConnection: close\r\n\r\n" % up.port)
+            await until(lambda: r.events[-1].reason == "bad-gateway")
+        assert sent < 16 << 20
 
     run(scenario())
 

@@ -347,10 +347,12 @@ def test_a_gigabyte_passes_in_bounded_memory(relay, run, direction):  # noqa: C9
     run(scenario(), 90)
 
 
-@pytest.mark.parametrize("kind", ["tunnel", "http"])
-def test_a_client_that_does_not_read_stops_the_server(relay, run, kind):
+@pytest.mark.parametrize("kind", ["tunnel", "tunnel without pump", "http"])
+def test_a_client_that_does_not_read_stops_the_server(relay, run, kind, monkeypatch):
     """Bytes for a client that does not read wait at the server, not in the relay's memory."""
     sent = 0
+    if kind == "tunnel without pump":
+        monkeypatch.setattr("cloister.relay.tunnel.BULK", 1 << 60)
 
     async def serve(reader, writer):
         nonlocal sent
