@@ -10,12 +10,11 @@ import ssl
 import struct
 
 import pytest
-from test_http import LOCAL, OK, answering, bridge, curl
+from relay_support import LIMITS, LOCAL, LOOPBACK, OK, Relay, Upstream, answering, bridge, curl, read_head, until
 
 from cloister.egress.rules import compile_ruleset
 from cloister.policy.model import Egress
 from cloister.relay.session import UpstreamProxy
-from conftest import LIMITS, LOOPBACK, Relay, Upstream, read_head, until
 
 pytestmark = pytest.mark.kernel
 
@@ -348,13 +347,18 @@ def test_a_gigabyte_passes_in_bounded_memory(relay, run, direction):  # noqa: C9
     run(scenario(), 90)
 
 
-def test_a_client_that_does_not_read_stops_the_server(relay, run):
+@pytest.mark.parametrize("kind", ["tunnel", "tunnel without pump", "http"])
+def test_a_client_that_does_not_read_stops_the_server(relay, run, kind, monkeypatch):
     """Bytes for a client that does not read wait at the server, not in the relay's memory."""
     sent = 0
+    if kind == "tunnel without pump":
+        monkeypatch.setattr("cloister.relay.tunnel.BULK", 1 << 60)
 
     async def serve(reader, writer):
         nonlocal sent
         await reader.readexactly(1)
+        if kind == "http":
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
             writer.write(bytes(1 << 16))
             await asyncio.wait_for(writer.drain(), 1)
@@ -364,7 +368,8 @@ def test_a_client_that_does_not_read_stops_the_server(relay, run):
         async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
             _, writer = await r.client()
             writer.transport.pause_reading()
-            writer.write(connect("a.test", up.port) + b"x")
+            get = b"GET http://a.test:%d/ HTTP/1.1\r\n\r\n" % up.port
+            writer.write(get if kind == "http" else connect("a.test", up.port) + b"x")
             await asyncio.sleep(0.7)
             stopped = sent
             await asyncio.sleep(0.3)
@@ -381,7 +386,7 @@ def test_bulk_transfers_keep_every_byte_and_both_ends(relay, run):
 
     async def scenario():
         async with Upstream(echo) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
-            before = len(os.listdir("/proc/self/fd"))
+            before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a number
             reader, writer = await r.client()
             writer.write(connect("a.test", up.port))
             await read_head(reader)
@@ -399,7 +404,7 @@ def test_bulk_transfers_keep_every_byte_and_both_ends(relay, run):
             writer.close()
             await until(lambda: bool(r.events))
             assert (r.events[0].bytes_up, r.events[0].bytes_down, r.events[0].reason) == (size, size, "allowed-by-rule")
-            await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # noqa: PTH208
 
     run(scenario())
 
@@ -435,7 +440,7 @@ def test_bulk_transfers_end_with_their_tunnel(relay, run, side):
 
 def resident() -> int:
     """Return the resident size of this process in bytes."""
-    with open("/proc/self/statm", "rb") as file:
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - one number
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
