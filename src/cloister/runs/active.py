@@ -77,6 +77,8 @@ class ActiveRun:
         self.egress: EgressServer | None = None
         self.layout: WorkspaceLayout | None = None
         self.outer_pid = 0
+        self.go = b""
+        """The inner half's last word to wait for: command, environment, directory."""
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._next_session = 1
@@ -106,8 +108,8 @@ class ActiveRun:
         number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
             case "P":
-                self._check_mounts()
                 self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
+                self._admit()
             case "R" if number == 0:
                 self.live.running()
             case "Y" if len(payload) >= 2 * _U32:
@@ -181,22 +183,25 @@ class ActiveRun:
             link.send("F", bytes([status]))
             link.close()
 
-    def _check_mounts(self) -> None:
-        """See that what is mounted is what was looked at: bubblewrap mounts by path, and paths can be swapped meanwhile.
+    def _admit(self) -> None:
+        """Say go, once the self-probe has passed and what is mounted is what was looked at.
 
-        The agent is about to get control, or just has it; a mount that is wrong ends the run.
+        bubblewrap mounts by path, and paths can be swapped between the look and the mount.
         """
-        if self.layout is None:
-            return
+        if "verdict=passed" not in self.live.probe or not self.go:
+            return  # the inner half ends by itself
+        wrong: list[str] = []
         pid = find_sandbox_pid(self.outer_pid)
-        if not pid:
-            return  # it is gone already, or the kernel lists no children (CONFIG_PROC_CHILDREN)
-        try:
-            wrong = check_mounts(pid, self.layout)
-        except OSError:
-            return  # gone while we looked
+        if self.layout is not None and pid:  # no pid: a kernel without CONFIG_PROC_CHILDREN
+            try:
+                wrong = check_mounts(pid, self.layout)
+            except OSError as error:
+                wrong = [f"the sandbox cannot be looked at: {error.strerror}"]
         if wrong:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
+            return
+        self.inner.send("G", self.go)
+        self.go = b""
 
     # --- records ------------------------------------------------------------------------------
 

@@ -114,8 +114,14 @@ class Supervisor:
         self._launch(run, prepared, theirs)
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
-        """Send both halves what they need. The inner one reads its part when it has come up."""
+        """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
         launch = run.plan.launch
+        run.go = (
+            (FLAG_PTY if launch.pty else 0).to_bytes(4, "little")
+            + encode_list([os.fsencode(word) for word in launch.command])
+            + encode_list(mapping(prepared.environment))
+            + encode_list([os.fsencode(launch.directory)])
+        )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
@@ -130,12 +136,6 @@ class Supervisor:
         run.outer.send("B", payload, (filter_fd, theirs.fileno()))
         os.close(filter_fd)
         theirs.close()
-        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list(
-            [os.fsencode(word) for word in launch.command]
-        )
-        run.inner.send(
-            "G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)])
-        )
 
     def _filter(self, profile: str) -> bytes:
         if profile not in self._filters:
