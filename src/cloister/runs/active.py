@@ -18,6 +18,7 @@ from cloister.egress.events import EgressEvent
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.mount_check import check_mounts
 from cloister.host.sandbox_pid import find_sandbox_pid
+from cloister.host.watch import Watch
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
@@ -76,6 +77,7 @@ class ActiveRun:
         self.host = host
         self.egress: EgressServer | None = None
         self.layout: WorkspaceLayout | None = None
+        self.watch: Watch | None = None
         self.outer_pid = 0
         self.go = b""
         """The inner half's last word to wait for: command, environment, directory."""
@@ -183,6 +185,22 @@ class ActiveRun:
             link.send("F", bytes([status]))
             link.close()
 
+    def mounts_wrong(self) -> list[str]:
+        """Return one sentence for each mount of the workspace that is not, or no longer, as it was laid out."""
+        pid = find_sandbox_pid(self.outer_pid)
+        if self.layout is None or not pid:  # no pid: it is gone, or the kernel has no CONFIG_PROC_CHILDREN
+            return []
+        try:
+            return check_mounts(pid, self.layout)
+        except OSError as error:
+            return [f"the sandbox cannot be looked at: {error.strerror}"]
+
+    def protection_lost(self) -> None:
+        """Something protected was touched on the host: end the run where a mount has gone."""
+        if self.live.status == "running" and (wrong := self.mounts_wrong()) and find_sandbox_pid(self.outer_pid):
+            message = "a protected file was replaced on the host, which takes its protection away"
+            self.live.refuse("protection-lost", message, wrong)
+
     def _admit(self) -> None:
         """Say go, once the self-probe has passed and what is mounted is what was looked at.
 
@@ -190,13 +208,7 @@ class ActiveRun:
         """
         if "verdict=passed" not in self.live.probe or not self.go:
             return  # the inner half ends by itself
-        wrong: list[str] = []
-        pid = find_sandbox_pid(self.outer_pid)
-        if self.layout is not None and pid:  # no pid: a kernel without CONFIG_PROC_CHILDREN
-            try:
-                wrong = check_mounts(pid, self.layout)
-            except OSError as error:
-                wrong = [f"the sandbox cannot be looked at: {error.strerror}"]
+        wrong = self.mounts_wrong()
         if wrong:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
             return

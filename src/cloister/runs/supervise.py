@@ -23,6 +23,7 @@ from cloister.host import apply as host_apply
 from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
+from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import LimitCgroup, Plan
 from cloister.policy.protected import protected_names
@@ -111,6 +112,7 @@ class Supervisor:
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
         await self._serve_egress(run, prepared, applied.listener)
+        self._watch(run)
         self._launch(run, prepared, theirs)
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
@@ -285,8 +287,30 @@ class Supervisor:
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
+    def _watch(self, run: ActiveRun) -> None:
+        """End the run when the host takes a protection away; see host/watch.py."""
+        if run.layout is None or run.record.mode == "overlay":
+            return
+        try:
+            watch = Watch(mount.source for mount in run.layout.mounts if mount.op == "ro")
+        except OSError:
+            run.write_event(
+                "warning", {"what": "no inotify instance is left: replaced files are found at the end only"}
+            )
+            return
+        run.watch = watch
+
+        def touched() -> None:
+            if watch.drain():
+                run.protection_lost()
+
+        self._loop.add_reader(watch.descriptor, touched)
+
     async def _end(self, run: ActiveRun, outcome: Outcome) -> None:
         """Close its connections, undo the plan, look at the workspace, write the receipt, in this order."""
+        if run.watch is not None:
+            self._loop.remove_reader(run.watch.descriptor)
+            run.watch.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
