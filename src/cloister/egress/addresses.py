@@ -70,6 +70,13 @@ _METADATA: tuple[tuple[str, str], ...] = (
 )
 
 
+EMBEDDING: tuple[IPv6Network, ...] = tuple(
+    IPv6Network(text)
+    for text in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+)
+"""Networks whose addresses embed an IPv4 address at a fixed place (`embedded`); ISATAP may be in any network."""
+
+
 class Refusal(NamedTuple):
     """Why an address is refused: the judged address (it may be an embedded one), the network, and what it is."""
 
@@ -81,10 +88,13 @@ class Refusal(NamedTuple):
 class Guard:
     """Judges addresses. Immutable; make a new one when the policy or the host's addresses change."""
 
-    def __init__(self, own: Iterable[Address] = (), exceptions: Iterable[Network] = ()) -> None:
-        """Take the host's own addresses and the networks of `egress.private`."""
+    def __init__(
+        self, own: Iterable[Address] = (), exceptions: Iterable[Network] = (), attached: Iterable[Network] = ()
+    ) -> None:
+        """Take the host's own addresses, the networks of `egress.private`, and the networks the host is attached to."""
         table = [(ip_network(text), why) for text, why in _REFUSED + _METADATA]
         table += [(ip_network(unmap(address)), "an address of this host") for address in own]
+        table += [(network, "a network this host is attached to") for network in attached]
         self.exceptions = tuple(exceptions)
         # As numbers: a few dozen shifts and compares per new connection.
         self._table = tuple(_Entry.of(network, why) for network, why in table)
@@ -103,6 +113,17 @@ class Guard:
                 ):
                     return Refusal(view, entry.network, entry.why)
         return None
+
+    def refused(self) -> tuple[tuple[Network, str, tuple[Network, ...]], ...]:
+        """Return what `check` refuses as a table: network, what it is, and the exceptions inside it.
+
+        An address is refused when one row covers it and none of the row's exceptions does. What an
+        address embeds is not in the table: those networks stand in `EMBEDDING`.
+        """
+        rows = []
+        for entry in self._table:
+            rows.append((entry.network, entry.why, tuple(inner.network for inner in self._lifted[entry.network])))
+        return tuple(rows)
 
     def lifts_something(self, network: Network) -> bool:
         """Say whether an exception lies inside a refused network; one that does not is a mistake in the policy."""
