@@ -51,7 +51,7 @@ def main(argv: list[str], verb: str = "run") -> int:
     if "dry-run" in options:
         from cloister.cli import plan
 
-        return plan.show(options, agent, words, replaced)
+        return plan.show(options, agent, words, replaced=replaced)
     directory = _open_directory(options.get("directory", "."))
     terminal = os.isatty(0) and os.isatty(1) and "no-pty" not in options
     fields = {
@@ -71,19 +71,22 @@ def main(argv: list[str], verb: str = "run") -> int:
     return 125
 
 
-def parse(argv: list[str]) -> tuple[dict[str, str], str, list[str], bool]:
+def parse(argv: list[str], more: dict[str, str] | None = None) -> tuple[dict[str, str], str, list[str], bool]:
     """Return options, agent, the words after it, and whether they replace the agent's command.
+
+    `more` holds further flags and their names, for verbs that take the words of `run`.
 
     Raises:
         UsageError: an unknown option, or an option without its value.
     """
     options: dict[str, str] = {}
+    flags = _FLAGS | (more or {})
     index = 0
     while index < len(argv):
         word = argv[index]
         name, equals, value = word.partition("=")
-        if word in _FLAGS:
-            options[_FLAGS[word]] = "1"
+        if word in flags:
+            options[flags[word]] = "1"
         elif name in _VALUES:
             if not equals:
                 index += 1

@@ -40,21 +40,8 @@ def assemble(parent: str, owner: Owner, *, hostname: str, nameserver: str = "") 
     Raises:
         OSError: the parent cannot be written.
     """
-    user, uid, gid, home = owner.name, owner.uid, owner.gid, owner.home
-    written = {
-        "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
-        + (f"{user}:x:{uid}:{gid}::{home}:/bin/sh\n" if uid else ""),
-        "group": f"root:x:0:\nnogroup:x:65534:\n{user}:x:{gid}:\n",
-        "hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
-        "hostname": f"{hostname}\n",
-        "nsswitch.conf": _NSSWITCH,
-        "resolv.conf": _RESOLV.format(nameserver) if nameserver else "# names are resolved by the egress proxy\n",
-        "machine-id": hashlib.sha256(f"{uid}:{hostname}".encode()).hexdigest()[:32] + "\n",
-    }
-    digest = hashlib.sha256(repr(sorted(written.items())).encode())
-    for name in CARRIED:
-        _digest_tree(digest, f"/etc/{name}")
-    target = os.path.join(parent, digest.hexdigest()[:32])
+    written = _written(owner, hostname=hostname, nameserver=nameserver)
+    target = f"{parent}/{_digest(written)}"
     if os.path.isdir(target):
         return target
     partial = f"{target}.{os.getpid()}"
@@ -73,6 +60,32 @@ def assemble(parent: str, owner: Owner, *, hostname: str, nameserver: str = "") 
         if not os.path.isdir(target):
             raise
     return target
+
+
+def locate(parent: str, owner: Owner, *, hostname: str, nameserver: str = "") -> str:
+    """Return the directory that `assemble` would return for these facts, without making it."""
+    return f"{parent}/{_digest(_written(owner, hostname=hostname, nameserver=nameserver))}"
+
+
+def _written(owner: Owner, *, hostname: str, nameserver: str) -> dict[str, str]:
+    user, uid, gid, home = owner.name, owner.uid, owner.gid, owner.home
+    return {
+        "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        + (f"{user}:x:{uid}:{gid}::{home}:/bin/sh\n" if uid else ""),
+        "group": f"root:x:0:\nnogroup:x:65534:\n{user}:x:{gid}:\n",
+        "hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
+        "hostname": f"{hostname}\n",
+        "nsswitch.conf": _NSSWITCH,
+        "resolv.conf": _RESOLV.format(nameserver) if nameserver else "# names are resolved by the egress proxy\n",
+        "machine-id": hashlib.sha256(f"{uid}:{hostname}".encode()).hexdigest()[:32] + "\n",
+    }
+
+
+def _digest(written: dict[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(written.items())).encode())
+    for name in CARRIED:
+        _digest_tree(digest, f"/etc/{name}")
+    return digest.hexdigest()[:32]
 
 
 def _open_modes(top: str) -> None:

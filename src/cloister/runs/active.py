@@ -16,7 +16,10 @@ import msgspec
 
 from cloister.egress.events import EgressEvent
 from cloister.host.frames import Frame, decode_list, encode_list
+from cloister.host.mount_check import check_mounts
+from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import Plan
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Receipt, Record, Store
@@ -72,6 +75,8 @@ class ActiveRun:
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
+        self.layout: WorkspaceLayout | None = None
+        self.outer_pid = 0
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._next_session = 1
@@ -101,6 +106,7 @@ class ActiveRun:
         number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
             case "P":
+                self._check_mounts()
                 self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
             case "R" if number == 0:
                 self.live.running()
@@ -175,6 +181,23 @@ class ActiveRun:
             link.send("F", bytes([status]))
             link.close()
 
+    def _check_mounts(self) -> None:
+        """See that what is mounted is what was looked at: bubblewrap mounts by path, and paths can be swapped meanwhile.
+
+        The agent is about to get control, or just has it; a mount that is wrong ends the run.
+        """
+        if self.layout is None:
+            return
+        pid = find_sandbox_pid(self.outer_pid)
+        if not pid:
+            return  # it is gone already, or the kernel lists no children (CONFIG_PROC_CHILDREN)
+        try:
+            wrong = check_mounts(pid, self.layout)
+        except OSError:
+            return  # gone while we looked
+        if wrong:
+            self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
+
     # --- records ------------------------------------------------------------------------------
 
     def note(self, event: EgressEvent) -> None:
@@ -201,8 +224,13 @@ class ActiveRun:
             link.close()
         self.sessions.clear()
         self._on_end(self, outcome)
+
+    def close(self, outcome: Outcome, warnings: tuple[str, ...]) -> None:
+        """Write the receipt, then tell the caller."""
+        self.warnings = warnings
         self._write_receipt(outcome)
         self._events.close()
+        self.live.say_goodbye(outcome, warnings)
 
     def _write_receipt(self, outcome: Outcome) -> None:
         now = time.time()

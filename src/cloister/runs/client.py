@@ -141,9 +141,11 @@ def _broker_environment() -> dict[str, str]:
     return {**environment, "HOME": home()}
 
 
-def request(fields: dict[str, str], argv: list[str], descriptors: tuple[int, ...]) -> _socket.socket:
+def request(
+    fields: dict[str, str], argv: list[str], descriptors: tuple[int, ...], connection: _socket.socket | None = None
+) -> _socket.socket:
     """Send a request with its argv and the caller's environment; return the connection for the answer."""
-    connection = connect()
+    connection = connection or connect()
     head = [f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in fields.items()]
     words = [os.fsencode(word) for word in argv]
     variables = [name + b"=" + value for name, value in os.environb.items()]
@@ -175,7 +177,16 @@ def become_shim(connection: _socket.socket) -> None:
 
 def ask(fields: dict[str, str]) -> tuple[int, bytes]:
     """Send a control request; return the exit code and the answer (JSON, or a text when the code is not 0)."""
-    connection = request(fields, [], ())
+    return _answer(request(fields, [], ()))
+
+
+def ask_running(fields: dict[str, str]) -> tuple[int, bytes] | None:
+    """Send a control request to a broker that runs already; return None when there is none."""
+    connection = _try(runtime_directory() + "/broker.sock")
+    return None if connection is None else _answer(request(fields, [], (), connection))
+
+
+def _answer(connection: _socket.socket) -> tuple[int, bytes]:
     data = b""
     while chunk := connection.recv(65536):
         data += chunk

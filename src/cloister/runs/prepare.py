@@ -52,14 +52,16 @@ class Prepared(msgspec.Struct, frozen=True):
     carried_names: tuple[str, ...]
     """Names whose values come from the caller beyond terminal and language: what the audit shows."""
     host: HostFacts
+    layout: WorkspaceLayout
 
 
 class Kitchen:
     """What stays the same between runs of one user."""
 
-    def __init__(self, paths: Paths, owner: Owner) -> None:
-        """Look at nothing yet."""
+    def __init__(self, paths: Paths, owner: Owner, *, writes: bool = True) -> None:
+        """Look at nothing yet. Without `writes` the assembled `/etc` is named in the plan and not made."""
         self.paths = paths
+        self._writes = writes
         self.owner = owner
         self.policies = PolicyFiles(paths, owner.uid)
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
@@ -101,7 +103,7 @@ class Kitchen:
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
         named = (*agent.pass_environment, *resolved.preset.pass_environment)
         carried = tuple(name for name in dict.fromkeys(named) if name in values)
-        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host())
+        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host(), layout)
 
     def _workspace_root(self, directory: str) -> str:
         """Return the project that `directory` is in: the top of the git work tree, else the directory."""
@@ -124,6 +126,7 @@ class Kitchen:
             reserved=(self.paths.config, self.paths.state, self.paths.runtime),
             hide=tuple(path for path in agent.filesystem.hide if not path.startswith(("/", "~"))),
             unprotected=agent.workspace.unprotected,
+            overlay=agent.workspace.mode == "overlay",
         )
         configs = (
             f"{self.paths.home}/.gitconfig",
@@ -190,9 +193,11 @@ class Kitchen:
         path, checked = self._etc
         now = time.monotonic()
         if not path or now - checked > 60 or not os.path.isdir(path):  # noqa: PLR2004  # a minute
-            owner = self.owner
-            os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
-            path = etc.assemble(self.paths.etc, owner._replace(home=self.paths.home), hostname="cloister")
+            owner = self.owner._replace(home=self.paths.home)
+            if self._writes:
+                os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
+            make = etc.assemble if self._writes else etc.locate
+            path = make(self.paths.etc, owner, hostname="cloister")
             self._etc = (path, now)
         return path
 

@@ -24,7 +24,8 @@ from cloister.errors import UsageError
 from cloister.plan.steps import Plan
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letters that look like digits
-_ID_LENGTH = 10
+_ID_LENGTH = 12
+_CHANCE = 3
 _T = TypeVar("_T")
 Status = Literal["starting", "running", "finished"]
 
@@ -76,12 +77,12 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def new_id(now: float) -> str:
-    """Return an id that sorts by time: six letters of seconds, four of chance."""
-    seconds, letters = int(now) & ((1 << 30) - 1), ""
-    for _ in range(6):
-        letters = _ALPHABET[seconds & 31] + letters
-        seconds >>= 5
-    return letters + "".join(secrets.choice(_ALPHABET) for _ in range(4))
+    """Return an id that sorts by time: nine letters of milliseconds, three of chance."""
+    left, letters = int(now * 1000), ""
+    for _ in range(_ID_LENGTH - _CHANCE):
+        letters = _ALPHABET[left & 31] + letters
+        left >>= 5
+    return letters + "".join(secrets.choice(_ALPHABET) for _ in range(_CHANCE))
 
 
 class Store:
@@ -150,7 +151,7 @@ class Store:
     def ids(self) -> list[str]:
         """Return all ids, oldest first."""
         try:
-            return sorted(name for name in os.listdir(self.directory) if _is_id(name))
+            return sorted(name for name in os.listdir(self.directory) if is_id(name))
         except FileNotFoundError:
             return []
 
@@ -186,7 +187,7 @@ class Store:
         return removed
 
     def _path(self, run: str) -> str:
-        if not _is_id(run):
+        if not is_id(run):
             raise UsageError("run-unknown", f"{run!r} is not the id of a run", remedy="cloister ps --all")
         return f"{self.directory}/{run}"
 
@@ -209,5 +210,6 @@ class Store:
             return None
 
 
-def _is_id(text: str) -> bool:
+def is_id(text: str) -> bool:
+    """Tell whether a text is shaped like the id of a run."""
     return len(text) == _ID_LENGTH and all(char in _ALPHABET for char in text)

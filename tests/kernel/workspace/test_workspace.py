@@ -3,75 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
-from workspace_box import UID, Box, as_owner, host
+from workspace_box import UID, Box, as_owner, attack, host, names, snapshot, works
 
-from cloister.errors import DeniedError, RetryError
-from cloister.host.mount_check import check_mounts
-from cloister.host.tripwires import look_after
+from cloister.errors import DeniedError
 from cloister.host.workspace_probe import find_project
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def place():
-    """Give a directory all of whose parents the owner may enter."""
-    path = Path(tempfile.mkdtemp(prefix="cloister-workspace-", dir="/tmp"))
-    path.chmod(0o755)
-    for name in ("project", "state", "outside"):
-        (path / name).mkdir()
-        os.chown(path / name, UID, UID)
-    (path / "contents").mkdir()
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def plain(place):
-    """Give a box around a plain directory."""
-    return Box(place / "project", place / "state")
-
-
-@pytest.fixture
-def clone(place, plain):
-    """Give a box around a clone with one commit and an `origin` beside it."""
-    host(place / "project", "git init -q; echo a > a; git add a; git commit -qm first; git tag v1")
-    return plain
-
-
-def snapshot(root: Path) -> list[str]:
-    """Return every name below a directory except git's own bookkeeping."""
-    kept = []
-    for where, names, files in os.walk(root):
-        names[:] = [name for name in names if name not in {"objects", "logs", "refs"}]
-        kept += [os.path.relpath(f"{where}/{name}", root) for name in [*names, *files]]
-    return sorted(kept)
-
-
-def names(directory: Path) -> set[str]:
-    """Return the names in a directory."""
-    return {entry.name for entry in directory.iterdir()}
-
-
-def attack(box, place, command):
-    """Run a command that must fail inside, and return what it said."""
-    ended = box.run(place / "contents", command)
-    assert ended.returncode != 0, ended.stdout
-    return ended.stdout
-
-
-def works(box, place, command):
-    """Run a command that must succeed inside, and return what it said."""
-    ended = box.run(place / "contents", command)
-    assert ended.returncode == 0, ended.stdout
-    return ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -260,13 +200,6 @@ def test_hide_masks_files_and_directories(clone, place):
     assert works(box, place, "cat visible") == "v\n"
 
 
-@pytest.fixture
-def worktree(clone, place):
-    """Give a box around a linked worktree of a repository elsewhere."""
-    host(clone.root, "git worktree add -q ../outside/tree -b topic")
-    return Box(place / "outside/tree", place / "state")
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -396,112 +329,6 @@ def test_a_leftover_empty_git_directory_is_read_only(plain, place):
     works(plain, place, "echo x > x")
 
 
-def test_git_on_the_host_works_during_a_run(clone, place):
-    """While a run is on, host git neither sees the placeholders nor fails, and the run sees host commits."""
-    made = clone.start("run")
-    agent = clone.spawn(made, place / "contents", "read line; git log --oneline")
-    said = host(
-        clone.root, "git status --porcelain; echo n > n; git add -A; git commit -qm during; git ls-files"
-    ).stdout
-    agent.stdin.write("go\n")
-    out = agent.communicate(timeout=30)[0]
-    clone.end("run")
-
-    assert said.split() == ["a", "n"]
-    assert "during" in out
-    assert host(clone.root, "git status --porcelain").stdout == ""
-
-
-def test_nothing_is_left_behind(clone, place):
-    """After a run the workspace holds what it held before, byte for byte by name."""
-    before = snapshot(clone.root)
-
-    works(clone, place, "true")
-
-    assert snapshot(clone.root) == before
-    assert clone.journal.records() == []
-
-
-def test_placeholders_survive_a_kill_and_are_swept(clone, place):
-    """After SIGKILL in the middle, the next start's sweep removes every placeholder, and only those."""
-    before = snapshot(clone.root)
-    child = os.fork()
-    if child == 0:  # pragma: no cover
-        try:
-            clone.start("killed")
-            os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(1)
-    os.waitpid(child, 0)
-    assert snapshot(clone.root) != before
-    (clone.root / ".vscode/mine").write_text("x")
-
-    with as_owner():
-        left = clone.journal.sweep(lambda _run: False)
-
-    assert left == [f"{clone.root}/.vscode"]
-    (clone.root / ".vscode/mine").unlink()
-    (clone.root / ".vscode").rmdir()
-    assert snapshot(clone.root) == before
-
-
-def test_two_runs_share_placeholders(clone, place):
-    """The first of two runs to end leaves the other's protection in place; the second cleans up."""
-    before = snapshot(clone.root)
-    clone.start("one")
-    second = clone.start("two")
-    agent = clone.spawn(
-        second, place / "contents", "read line; echo x > .vscode/x || echo x > .mcp.json || echo x > .git/commondir"
-    )
-    assert clone.end("one") == []
-    assert (clone.root / ".vscode").exists()
-    agent.stdin.write("go\n")
-    agent.communicate(timeout=30)
-
-    assert agent.returncode != 0
-    assert clone.end("two") == []
-    assert snapshot(clone.root) == before
-
-
-def test_what_a_person_put_in_the_way_stays(clone):
-    """A placeholder that was replaced by somebody's file is not removed."""
-    clone.start("run")
-    (clone.root / ".mcp.json").unlink()
-    (clone.root / ".mcp.json").write_text("{}")
-    (clone.root / ".git/commondir").unlink()
-    (clone.root / ".git/commondir").write_text("./\n")
-
-    clone.end("run")
-
-    assert (clone.root / ".mcp.json").exists()
-    assert (clone.root / ".git/commondir").exists()
-
-
-def test_a_link_that_appears_before_mounting_is_refused(clone, place):
-    """A link planted between looking and making stops the start, and nothing stays behind."""
-    made = clone.plan()
-    (clone.root / ".vscode").symlink_to(place / "outside")
-    before = snapshot(clone.root)
-
-    with as_owner(), pytest.raises(RetryError):
-        clone.journal.make("run", made.placeholders)
-
-    assert snapshot(clone.root) == before
-    assert names(place / "outside") == set()
-
-
-def test_a_swapped_workspace_is_refused(clone, place):
-    """A directory that takes the workspace's place between looking and making gets nothing."""
-    made = clone.plan()
-    clone.root.rename(place / "moved")
-    clone.root.mkdir()
-
-    with as_owner(), pytest.raises(RetryError):
-        clone.journal.make("run", made.placeholders)
-
-    assert names(clone.root) == set()
-
-
 def test_symlinked_roots_are_refused(clone, place):
     """A root reached through a link is refused with its real path; the real path is accepted."""
     (place / "alias").symlink_to(clone.root)
@@ -523,16 +350,17 @@ def test_the_project_is_the_top_of_the_work_tree(clone, place):
     """From a directory inside a repository the project is the top of its work tree, and never the home."""
     (clone.root / "src/deep").mkdir(parents=True)
 
-    assert find_project(str(clone.root / "src/deep"), home="/home/x") == str(clone.root)
-    assert find_project(str(clone.root / "src/deep"), home=str(clone.root)) == str(clone.root / "src/deep")
-    assert find_project(str(place / "outside"), home="/home/x") == str(place / "outside")
+    assert find_project(str(clone.root / "src/deep"), home="/home/x", uid=UID) == str(clone.root)
+    assert find_project(str(clone.root / "src/deep"), home=str(clone.root), uid=UID) == str(clone.root / "src/deep")
+    assert find_project(str(clone.root / "src/deep"), home="/home/x", uid=UID + 1) == str(clone.root / "src/deep")
+    assert find_project(str(place / "outside"), home="/home/x", uid=UID) == str(place / "outside")
 
 
 @pytest.mark.parametrize("name", [b"caf\xc3\xa9 %n$(x)", b"\xff\xfe", b"new\nline", b"a" * 255, b"-rf"])
 def test_names_that_are_hard_to_write(place, name):
     """Nested repositories whose directories have hostile names are protected like others."""
     top = os.fsencode(place / "project") + b"/" + name
-    os.mkdir(top)  # noqa: PTH102 (bytes that are no text)
+    os.mkdir(top)
     os.chown(top, UID, UID)
     host(place / "project", "cd -- ./*/; git init -q; git commit -q --allow-empty -m x")
     box = Box(place / "project", place / "state")
@@ -551,93 +379,3 @@ def test_an_ordinary_workspace_is_cheap(clone, place):
 
     assert len(made.mounts) <= 20
     assert spent < 0.05
-
-
-def findings(box, made, since):
-    """Return the suspicious paths after a run, relative to the workspace."""
-    with as_owner():
-        report = look_after(made, [entry.name for entry in box.protected], since_ns=since)
-    assert report.complete
-    return sorted(os.path.relpath(finding.path, box.root) for finding in report.findings)
-
-
-def test_tripwires_report_what_mounts_cannot_prevent(clone, place):
-    """New repositories, a rebase with a list, nested tool settings, borrowed objects and links in .git are reported."""
-    host(clone.root, "mkdir old; cd old; git init -q; mkdir -p ../pkg/.vscode")
-    made = clone.plan()
-    time.sleep(0.05)
-    since = time.time_ns()
-    works(
-        clone,
-        place,
-        "git init -q node_modules/x; git init -q --bare deep/er/bare; mkdir .git/rebase-merge;"
-        "echo exec x > .git/rebase-merge/git-rebase-todo; mkdir -p sub/.claude; echo / > .git/objects/info/alternates;"
-        f"ln -s {place}/outside/x .git/COMMIT_EDITMSG.new; mv -T .git/COMMIT_EDITMSG.new .git/COMMIT_EDITMSG",
-    )
-
-    assert findings(clone, made, since) == [
-        ".git/COMMIT_EDITMSG",
-        ".git/objects/info/alternates",
-        ".git/rebase-merge",
-        "deep/er/bare",
-        "node_modules/x/.git",
-        "sub/.claude",
-    ]
-
-
-def test_tripwires_are_silent_after_honest_work(clone, place):
-    """Ordinary commits, new directories and what was there before are not reported."""
-    host(clone.root, "mkdir old; cd old; git init -q; git commit -q --allow-empty -m x; mkdir -p ../pkg/.vscode")
-    made = clone.plan()
-    time.sleep(0.05)
-    since = time.time_ns()
-    works(
-        clone, place, "mkdir d && echo x > d/f && git add d && git commit -qm d && git stash list; cd old; git status"
-    )
-
-    assert findings(clone, made, since) == []
-
-
-def test_protection_lost_to_the_host_is_seen(clone, place):
-    """When git on the host replaces .git/config, the run loses that mount: the check and the report say so."""
-    made = clone.start("run")
-    time.sleep(0.05)
-    since = time.time_ns()
-    agent = clone.spawn(made, place / "contents", "echo ready; read line; echo '# x' >> .git/config")
-    agent.stdout.readline()
-    with as_owner():
-        assert check_mounts(inner(agent), made) == []
-    host(clone.root, "git config foo.bar baz")
-
-    with as_owner():
-        wrong = check_mounts(inner(agent), made)
-    agent.communicate("go\n", timeout=30)
-    clone.end("run")
-
-    assert wrong == [f"{clone.root}/.git/config: writable"]
-    assert findings(clone, made, since) == [".git/config"]
-
-
-def test_a_link_swapped_in_before_mounting_is_seen(clone, place):
-    """If a protected directory becomes a link between looking and mounting, the check before the start says so."""
-    host(clone.root, "mkdir .vscode/; touch .vscode/x")
-    made = clone.start("run")
-    (clone.root / ".vscode").rename(clone.root / "v")
-    (clone.root / ".vscode").symlink_to("v")
-    agent = clone.spawn(made, place / "contents", "echo ready; read line")
-    agent.stdout.readline()
-
-    with as_owner():
-        wrong = check_mounts(inner(agent), made)
-    agent.communicate("go\n", timeout=30)
-    clone.end("run")
-
-    assert wrong == [f"{clone.root}/.vscode: writable"]
-
-
-def inner(agent) -> int:
-    """Return the process id of the shell inside: the youngest descendant of bwrap."""
-    pid = agent.pid
-    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        pid = int(children[-1])
-    return pid
