@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cloister.egress import nft
 from cloister.errors import CloisterError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host import tripwires
@@ -28,8 +29,9 @@ from cloister.plan.steps import LimitCgroup, Plan
 from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
 from cloister.runs import audit_environment
-from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun, Command
+from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command
 from cloister.runs.approvals import Approvals
+from cloister.runs.attach import Attachment
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
@@ -37,6 +39,9 @@ from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 
 CLOSE_EGRESS_S = 2.0
+NFT_LOAD = ("-f", "/dev/fd/5")
+"""5 is the third descriptor of the frame (`plan.steps.Launch`)."""
+NFT_REPORT = ("-j", "list", "table", "inet", nft.TABLE)
 
 
 class Connect(Protocol):
@@ -104,6 +109,11 @@ class Supervisor:
         run.layout, run.outer_pid = prepared.layout, pid
         holder.append(run)
         self._runs[plan.run] = run
+        if plan.launch.pasta:
+            run.network = Attachment(
+                self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
+                on_ready=lambda pidfd: outer.send("G", b"", (pidfd,)), on_failed=run.live.network_failed,
+            )  # fmt: skip
 
         def outer_closed(closed: Any) -> None:
             run.live.outer_closed()
@@ -117,6 +127,7 @@ class Supervisor:
         """Send both halves what they need. The inner one reads its part when it has come up."""
         launch = run.plan.launch
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
+        flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
         ]
@@ -124,11 +135,14 @@ class Supervisor:
             flags.to_bytes(4, "little")
             + encode_list([os.fsencode(word) for word in launch.argv])
             + encode_list(overlays)
-            + encode_list([])
+            + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_LOAD)] if launch.ruleset else [])
+            + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_REPORT)] if launch.ruleset else [])
         )
-        filter_fd = _memory_file("seccomp", self._filter(launch.seccomp))
-        run.outer.send("B", payload, (filter_fd, theirs.fileno()))
-        os.close(filter_fd)
+        files = [_memory_file("seccomp", self._filter(launch.seccomp))]
+        files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
+        run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:]))
+        for descriptor in files:
+            os.close(descriptor)
         theirs.close()
         go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list(
             [os.fsencode(word) for word in launch.command]
@@ -287,6 +301,8 @@ class Supervisor:
 
     async def _end(self, run: ActiveRun, outcome: Outcome) -> None:
         """Close its connections, undo the plan, look at the workspace, write the receipt, in this order."""
+        if run.network:
+            run.network.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
