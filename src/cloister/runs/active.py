@@ -22,8 +22,9 @@ from cloister.host.watch import Watch
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
+from cloister.runs.attach import Attachment
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
-from cloister.runs.store import Receipt, Record, Store
+from cloister.runs.store import Direct, Receipt, Record, Store
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
@@ -81,6 +82,7 @@ class ActiveRun:
         self.outer_pid = 0
         self.go = b""
         """The inner half's last word to wait for: command, environment, directory."""
+        self.network: Attachment | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._next_session = 1
@@ -99,7 +101,11 @@ class ActiveRun:
                 self.live.signal(frame.payload[0])
             case "C":
                 self.live.continued()
+            case "N" if len(frame.payload) == _U32 and self.network:
+                self.network.namespace_ready(int.from_bytes(frame.payload, "little"))
             case "W":
+                if self.network:
+                    self.network.report(frame.payload)
                 self.live.sandbox_ended()
             case "A" if self._answers:
                 self._answers.pop(0)(frame.payload[:1].decode("ascii", "replace"))
@@ -265,5 +271,6 @@ class ActiveRun:
             connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
+            direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
         self.store.finish(self.record, receipt)

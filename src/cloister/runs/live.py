@@ -156,6 +156,12 @@ class LiveRun:
         self.inner.send("S", bytes([signal.SIGCONT]))  # a stopped agent could not hear it
         self._kill_later(grace_s, Outcome(128 + signal.SIGKILL, "stopped"))
 
+    def network_failed(self, why: str) -> None:
+        """The run has no network of its own, or no more: nobody shall take the silence for an empty internet."""
+        text = f"cloister: {why} [network-failed]\n  try: cloister doctor"
+        self._decide(Outcome(EXIT_FAILED, "network-failed", text))
+        self._kill()
+
     # --- endings --------------------------------------------------------------------------
 
     def _decide(self, outcome: Outcome) -> None:

@@ -48,6 +48,19 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     reason: str = ""
 
 
+class Direct(msgspec.Struct, frozen=True):
+    """Connections that did not go through the proxy, as the packet filter counted them."""
+
+    connections: int
+    """Packets that opened something: one for each TCP connection (and each retry), UDP exchange or ping."""
+    names: int
+    """Questions to the host's resolver."""
+    bytes_up: int
+    bytes_down: int
+    refused: dict[str, int]
+    """Refused packets, by what the address is or by the deny rule."""
+
+
 class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     """What happened, in the end: the answer to "what did it do, under which rules?"."""
 
@@ -74,6 +87,8 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     bytes_down: int
     denied: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    direct: Direct | None = None
+    """Mode `internet` only: what went past the proxy. None there means that the counters were lost."""
 
 
 def new_id(now: float) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cloister.egress import nft
 from cloister.errors import CloisterError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host import tripwires
@@ -29,8 +30,9 @@ from cloister.plan.steps import LimitCgroup, Plan
 from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
 from cloister.runs import audit_environment
-from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun, Command
+from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command
 from cloister.runs.approvals import Approvals
+from cloister.runs.attach import Attachment
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
@@ -38,6 +40,9 @@ from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 
 CLOSE_EGRESS_S = 2.0
+NFT_LOAD = ("-f", "/dev/fd/5")
+"""5 is the third descriptor of the frame (`plan.steps.Launch`)."""
+NFT_REPORT = ("-j", "list", "table", "inet", nft.TABLE)
 
 
 class Connect(Protocol):
@@ -105,6 +110,11 @@ class Supervisor:
         run.layout, run.outer_pid = prepared.layout, pid
         holder.append(run)
         self._runs[plan.run] = run
+        if plan.launch.pasta:
+            run.network = Attachment(
+                self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
+                on_ready=lambda pidfd: outer.send("G", b"", (pidfd,)), on_failed=run.live.network_failed,
+            )  # fmt: skip
 
         def outer_closed(closed: Any) -> None:
             run.live.outer_closed()
@@ -125,6 +135,7 @@ class Supervisor:
             + encode_list([os.fsencode(launch.directory)])
         )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
+        flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
         ]
@@ -132,11 +143,14 @@ class Supervisor:
             flags.to_bytes(4, "little")
             + encode_list([os.fsencode(word) for word in launch.argv])
             + encode_list(overlays)
-            + encode_list([])
+            + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_LOAD)] if launch.ruleset else [])
+            + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_REPORT)] if launch.ruleset else [])
         )
-        filter_fd = _memory_file("seccomp", self._filter(launch.seccomp))
-        run.outer.send("B", payload, (filter_fd, theirs.fileno()))
-        os.close(filter_fd)
+        files = [_memory_file("seccomp", self._filter(launch.seccomp))]
+        files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
+        run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:]))
+        for descriptor in files:
+            os.close(descriptor)
         theirs.close()
 
     def _filter(self, profile: str) -> bytes:
@@ -311,6 +325,8 @@ class Supervisor:
         if run.watch is not None:
             self._loop.remove_reader(run.watch.descriptor)
             run.watch.close()
+        if run.network:
+            run.network.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
