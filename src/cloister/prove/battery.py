@@ -12,6 +12,7 @@ from cloister.errors import UnsupportedError, UsageError
 from cloister.host.addresses import own_addresses
 from cloister.policy.model import Agent
 from cloister.policy.protected import effective_names
+from cloister.policy.units import parse_size
 from cloister.prove.canaries import Canaries
 from cloister.prove.case import Case, load
 from cloister.prove.place import Place
@@ -68,7 +69,6 @@ def lifted(agent: Agent) -> frozenset[str]:
         "egress.private": bool(agent.egress.private),
         "workspace.unprotected": bool(agent.workspace.unprotected),
         "workspace.mode = overlay": agent.workspace.mode == "overlay",
-        "pass_environment": bool(agent.pass_environment),
         "limits.tasks_max is not set": agent.limits.tasks_max is None,
         "limits.memory_max is not set": not agent.limits.memory_max,
         "limits.disk_max is not set": not agent.limits.disk_max,
@@ -89,13 +89,17 @@ def facts(place: Place) -> dict[str, Any]:
         "host_sockets": _host_sockets(),
         "host_path": [part for part in os.environ.get("PATH", "").split(":") if part.startswith("/")],
         "base": place.base,
+        "pass_environment": [*agent.pass_environment, *place.resolved.preset.pass_environment],
         "policy": paths.policy,
         "cloister_paths": [paths.config, paths.state, paths.runtime, own.state, own.runtime],
         "broker_socket": own.broker_socket,
         "allowed_hosts": [str(rule) for rule in agent.egress.allow if isinstance(rule, str)],
         "tasks_max": agent.limits.tasks_max or 0,
-        "memory_max": agent.limits.memory_max,
         "ptrace": agent.hardening.ptrace,
+        "memory_bytes": parse_size(agent.limits.memory_max) if agent.limits.memory_max else 0,
+        "disk_bytes": parse_size(agent.limits.disk_max) if agent.limits.disk_max else 0,
+        "host_name": os.uname().nodename,
+        "host_machine_id": _machine_id(),
         "nested": "hardening.nested" in lifted(agent),
     }
 
@@ -108,6 +112,14 @@ def _is_home(path: str, own: str) -> bool:
         and os.path.isdir(path)
         and (path.startswith(("/home/", "/root", "/var/lib/", "/var/spool/")))
     )
+
+
+def _machine_id() -> str:
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def _host_sockets() -> list[str]:

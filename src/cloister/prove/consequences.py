@@ -18,6 +18,14 @@ from cloister.policy.protected import effective_names
 MARKER = "cloister-prove-was-here"
 """A file of this name in the workspace's parent, or this word in a command line, is the trace of a breach."""
 PATIENCE_S = 3.0
+STARTUP_FILES = (
+    ".bashrc", ".bash_profile", ".profile", ".zshrc", ".zshenv", ".gitconfig", ".config/git/config", ".npmrc", ".netrc",
+    ".ssh/authorized_keys", ".ssh/config", ".ssh/rc", ".config/autostart/evil.desktop", ".config/systemd/user/evil.service",
+    ".config/systemd/user/default.target.wants/evil.service", ".config/environment.d/evil.conf", ".pam_environment",
+    ".local/bin/ls", "bin/ls", ".config/fish/config.fish", ".vimrc", ".claude/settings.json", ".codex/config.toml",
+    ".pi/agent/settings.json", ".local/share/applications/evil.desktop", ".xprofile", ".inputrc", ".python_history",
+)  # fmt: skip
+"""Files of a home that something runs or obeys later."""
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -90,6 +98,34 @@ def no_mounts(scene: Scene) -> str:
     return f"still mounted: {', '.join(left)}" if left else ""
 
 
+def nothing_beside_workspace(scene: Scene) -> str:
+    """What an agent writes beside its workspace does not appear on the host."""
+    left = [name for name in os.listdir(scene.base) if MARKER in name]
+    return f"written on the host: {', '.join(left)}" if left else ""
+
+
+def nothing_in_store(scene: Scene) -> str:
+    """No file of an attack in our state and runtime directories."""
+    found = [folder for place in (f"{scene.base}/state", scene.runtime) for folder, _, files in os.walk(place) if MARKER in files]
+    return f"written on the host: {', '.join(found)}" if found else ""
+
+
+def home_untouched(scene: Scene) -> str:
+    """None of the owner's start-up files holds the marker."""
+    del scene
+    home = os.path.expanduser("~")
+    changed = [name for name in STARTUP_FILES if MARKER.encode() in _content(f"{home}/{name}")]
+    return f"changed in the home: {', '.join(changed)}" if changed else ""
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return b""
+
+
 def _marked(pid: str) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -111,4 +147,7 @@ CHECKS: dict[str, Callable[[Scene], str]] = {
     "no-survivor": no_survivor,
     "runtime-empty": runtime_empty,
     "no-mounts": no_mounts,
+    "nothing-beside-workspace": nothing_beside_workspace,
+    "nothing-in-store": nothing_in_store,
+    "home-untouched": home_untouched,
 }

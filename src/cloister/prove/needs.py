@@ -62,5 +62,12 @@ def _sibling(battery: Battery, stack: contextlib.ExitStack) -> dict[str, Any]:
     return {"sibling": {"name": "cloister-prove-sibling", "port": 47811, "key": 0x50524F56, "workspace": workspace}}
 
 
-NEEDS: dict[str, Callable[[Any, contextlib.ExitStack], dict[str, Any]]] = {"sibling": _sibling}
+def _project_policy(battery: Battery, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Have workspaces made with a project file in them, as an owner would put it there."""
+    battery.project_policy = True
+    stack.callback(setattr, battery, "project_policy", False)
+    return {}
+
+
+NEEDS: dict[str, Callable[[Any, contextlib.ExitStack], dict[str, Any]]] = {"sibling": _sibling, "project-policy": _project_policy}
 """Other needs name facts that are always there (`canaries.py`, `battery.py`)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -28,6 +29,21 @@ def in_turn(battery: Battery, case: Case, workspace: str, facts: dict[str, Any])
     for stage in case.stages:
         with battery.session(workspace) as session:
             answers.append(_ask(session, case, stage, facts, twin=stage == case.stages[-1]))
+    return answers
+
+
+def next_start(battery: Battery, case: Case, workspace: str, facts: dict[str, Any]) -> Answers:
+    """Like `in_turn`; a later start that Cloister refuses by name is a denial too."""
+    answers: Answers = []
+    for stage in case.stages:
+        try:
+            with battery.session(workspace) as session:
+                answers.append(_ask(session, case, stage, facts, twin=stage == case.stages[-1]))
+        except SessionError as error:
+            refused = re.search(r"\[(workspace|git|policy|project)-[a-z-]+\]", str(error))
+            if not answers or not refused:
+                raise
+            answers.append({"outcome": "denied", "detail": f"the next start is refused: {refused[0]}"})
     return answers
 
 
@@ -88,6 +104,7 @@ def in_terminal(battery: Battery, case: Case, workspace: str, facts: dict[str, A
 
 PROCEDURES: dict[str, Callable[[Any, Case, str, dict[str, Any]], Answers]] = {
     "in-turn": in_turn,
+    "next-start": next_start,
     "kill-broker": kill_broker,
     "kill-client": kill_client,
     "terminal": in_terminal,

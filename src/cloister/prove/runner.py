@@ -72,6 +72,8 @@ class Battery:
         self.lifted = lifted
         self.facts = {**canaries.facts, **facts}
         self.here = here
+        self.project_policy = False
+        """Whether workspaces are made with a project file in them (`needs.py`)."""
         self._on_result = on_result
         self._count = 0
 
@@ -154,8 +156,9 @@ class Battery:
         started = time.monotonic()
         try:
             with contextlib.ExitStack() as prepared:
+                needed = needs.prepare([case], self, prepared)
                 workspace = self.workspace("clone" if case.shape == "any" else case.shape)
-                facts = self.facts | {"workspace": workspace} | needs.prepare([case], self, prepared)
+                facts = self.facts | needed | {"workspace": workspace}
                 answers = procedures.PROCEDURES[case.procedure](self, case, workspace, facts)
             result = self.judge(case, answers, workspace)
         except SessionError as error:
@@ -169,7 +172,10 @@ class Battery:
     def workspace(self, shape: str) -> str:
         """Make another workspace."""
         self._count += 1
-        return workspaces.make(self.ground.base, f"project-{self._count}", shape)
+        path = workspaces.make(self.ground.base, f"project-{self._count}", shape)
+        if self.project_policy:
+            workspaces.add_project_policy(path)
+        return path
 
     @contextlib.contextmanager
     def session(self, workspace: str) -> Iterator[Session]:

@@ -46,6 +46,11 @@ def make(base: str, name: str, shape: str) -> str:
     return path
 
 
+def add_project_policy(path: str) -> None:
+    """Put a project file into a workspace, as an owner would: it tightens."""
+    _write(f"{path}/.cloister.toml", 'schema = 1\n\n[every_agent.limits]\nruntime_max = "1h"\n')
+
+
 def _fill(path: str, kind: str) -> None:
     if kind == "directory":
         _write(f"{path}/present.json", "{}\n")
