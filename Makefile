@@ -19,13 +19,13 @@ test-quick: setup ## The same without the real agents from npm
 	@CLOISTER_TESTS=quick tools/test -m 'not slow and not agents' $(ARGS)
 
 test-all: setup ## All tests, the slow ones too
-	@tools/test --durations=30 $(ARGS)
+	@HYPOTHESIS_PROFILE=thorough tools/test --durations=30 $(ARGS)
 
 lint: setup ## Linters, type checker, import contracts, sizes, links
 	@CLOISTER_TESTS=quick tools/test tests/style $(ARGS)
 
 format: setup ## Format the Python sources in place
-	@ruff=$$(tools/environment)/bin/ruff && "$$ruff" check --fix-only --quiet src tests && "$$ruff" format src tests
+	@ruff=$$(tools/environment)/bin/ruff && "$$ruff" check --fix-only --quiet . && "$$ruff" format src tests tools
 
 build: setup ## Build the wheel into dist/
 	@tools/build

@@ -39,6 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
 ALLOWED = pytest.StashKey[tuple[skips.AllowedSkip, ...]]()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests marked `root` for the pass that has it; `tools/test` runs both passes when it is root."""
+    as_root = os.environ.get("CLOISTER_TEST_PASS") == "root"
+    dropped = [item for item in items if (item.get_closest_marker("root") is not None) != as_root]
+    if os.environ.get("CLOISTER_TEST_PASS"):
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Turn a skip into a failure, in CI."""

@@ -35,22 +35,41 @@ in_fresh() {
     as_user env -i \
         HOME="$fresh/home" USER=cloister-test LOGNAME=cloister-test SHELL=/bin/bash LANG=C.UTF-8 TERM="${TERM:-dumb}" \
         XDG_RUNTIME_DIR="$fresh/run" TMPDIR="$fresh/tmp" PATH="$fresh/venv/bin:$environment/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
-        CI="${CI:-}" CLOISTER_TEST_AGENTS="${agents:-}" PYTHONDONTWRITEBYTECODE=1 \
+        CI="${CI:-}" CLOISTER_TEST_AGENTS="${agents:-}" CLOISTER_TEST_PASS="${CLOISTER_TEST_PASS:-}" \
+        HYPOTHESIS_PROFILE="${HYPOTHESIS_PROFILE:-steady}" PYTHONDONTWRITEBYTECODE=1 \
         env -C "$source_dir" "$@"
+}
+
+# The same for the main job of a script. In the background, so that a signal to this script ends it at once instead
+# of after it; with the default signal handling and the standard input that a background job would not have.
+run_in_fresh() {
+    in_fresh env --default-signal=INT,QUIT "$@" <&0 &
+    job=$!
+    wait "$job"
 }
 
 end_fresh() {
     local status=$?
-    trap - EXIT INT TERM HUP
+    trap '' INT TERM HUP
+    trap - EXIT
     if [[ -n ${uid:-} && $(id -u) == 0 ]]; then
-        # A fork bomb may make more while we look: repeat until none is left.
-        local try
-        for try in 1 2 3 4 5; do
-            pkill --signal KILL --uid "$uid" || break
-            sleep 0.2
+        # What is started while we look is found by looking again, until none is left.
+        local try left
+        for try in {1..50}; do
+            # A process whose parent has not collected it yet is no longer running, and goes with its parent.
+            left=$(ps -U "$uid" -o pid=,stat= | awk '$2 !~ /^Z/ { print $1 }') || true
+            [[ -n $left ]] || break
+            [[ $try != 1 || $status -ge 128 ]] || say "processes were left behind, and are ended: $left"
+            # shellcheck disable=SC2086  (a list of numbers)
+            kill -KILL $left 2>/dev/null || true
+            sleep 0.1
         done
-        [[ $try == 1 ]] || say "processes were left behind and have been ended"
+        find /tmp /var/tmp /dev/shm -maxdepth 1 -uid "$uid" -exec rm -rf --one-file-system {} +
+    elif [[ -n ${job:-} ]]; then
+        kill -TERM "$job" 2>/dev/null && wait "$job" || true
     fi
+    # Overlay file systems leave folders of mode 000, which only root can enter as they are.
+    chmod -R u+rwX "$fresh" 2>/dev/null || true
     rm -rf --one-file-system "$fresh"
     exit "$status"
 }
@@ -81,13 +100,13 @@ make_fresh() {
 
 # Build the wheel from the sources and install it: what is tested is what is shipped.
 make_wheel() {
-    local site
+    local site log
     as_user "$environment/bin/python" -m venv --without-pip "$fresh/venv"
     site=$("$fresh/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' |
         as_user tee "$site/dependencies.pth" >/dev/null
-    in_fresh "$environment/bin/python" -m hatchling build --target wheel --directory "$fresh/wheel" >/dev/null 2>"$fresh/build" ||
-        { cat "$fresh/build" >&2 && fail "the wheel does not build"; }
+    log=$(in_fresh "$environment/bin/python" -m hatchling build --target wheel --directory "$fresh/wheel" 2>&1) ||
+        fail "the wheel does not build: $log"
     in_fresh "$environment/bin/python" -m pip --python "$fresh/venv/bin/python" install --quiet \
         --disable-pip-version-check --no-deps --no-index "$fresh"/wheel/*.whl
 }

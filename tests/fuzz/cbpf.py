@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
 SIZE_OF_SECCOMP_DATA = 64
+
+
+@lru_cache
+def _decoded(program: bytes) -> list[tuple[int, ...]]:
+    return list(struct.iter_unpack("<HBBI", program))
 
 
 def run(program: bytes, number: int, audit_arch: int, args: Sequence[int]) -> tuple[int, int]:
     """Return the filter's value for one system call, and how many instructions it took."""
     data = struct.pack("<IIQ6Q", number, audit_arch, 0, *args)
-    instructions = list(struct.iter_unpack("<HBBI", program))
+    instructions = _decoded(program)
     accumulator = counter = steps = 0
     while True:
         code, jt, jf, k = instructions[counter]

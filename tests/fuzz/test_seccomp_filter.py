@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import cbpf
@@ -27,6 +28,8 @@ NUMBERS = sorted(
         if number + step >= 0
     }
 )
+
+LOOKED_AT = sorted({rule.syscall for group in TABLE.groups for rule in group.rules if rule.when})
 
 numbers = st.sampled_from(NUMBERS) | st.integers(0, 600) | st.integers(0, 2**32 - 1)
 words = st.sampled_from(CONSTANTS) | st.integers(0, 2**32 - 1)
@@ -76,6 +79,36 @@ def test_every_number_without_arguments(arch):
         for number in range(1024):
             value, _ = cbpf.run(program, number, TABLE.machines[arch].audit, [0] * 6)
             assert value == meaning(arch, number, [0] * 6, lifted), number
+
+
+@pytest.mark.parametrize("syscall", LOOKED_AT)
+@pytest.mark.parametrize("on", [False, True])
+def test_every_edge_of_every_argument_rule(syscall, on):
+    """For calls decided by argument, all combinations of the values near each condition, high bits set or not."""
+    lifted = {"nested": on, "ptrace": on, "netlink": not on}
+    program, machine = seccomp.assemble("x86_64", **lifted), TABLE.machines["x86_64"]
+    conditions = [c for g in TABLE.groups for r in g.rules if r.syscall == syscall for c in r.when]
+    edges = {}
+    for c in conditions:
+        bits = [1 << bit for bit in range(32) if c.mask >> bit & 1 and c.mask != 0xFFFFFFFF]
+        near = {value + step for value in c.values for step in (0, 1)} | {0, 17, *bits, bits[0] if bits else 5}
+        edges.setdefault(c.arg, set()).update(near | {value | 0x80000 for value in near})
+    for values in itertools.product(*[sorted(edges[arg]) for arg in sorted(edges)]):
+        for high in (0, 1 << 32):
+            args = [0] * 6
+            for arg, value in zip(sorted(edges), values, strict=True):
+                args[arg] = value & 0xFFFFFFFF | high
+            number = machine.numbers[syscall]
+            value, _ = cbpf.run(program, number, machine.audit, args)
+            assert value == meaning("x86_64", number, args, lifted), args
+
+
+@pytest.mark.parametrize("number", [1 << 30, 1 << 30 | 39, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+def test_the_x32_bit_is_refused(number):
+    """Numbers of the x32 ABI are a foreign ABI, on x86_64; elsewhere they are only unknown."""
+    for arch, error in (("x86_64", EPERM), ("aarch64", ENOSYS), ("riscv64", ENOSYS)):
+        got, _ = cbpf.run(seccomp.assemble(arch), number, TABLE.machines[arch].audit, [0] * 6)
+        assert got == ERRNO | error
 
 
 @given(st.integers(0, 700), st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True), st.integers(0, 9))

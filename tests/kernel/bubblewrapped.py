@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+import cloister
 
 BWRAP = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
 ORDINARY = 4242
@@ -46,3 +52,32 @@ def run(argv, *, program=None, stdin="", files=None):
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def outside(code):
+    """Run Python `code` as the ordinary user without any sandbox, with our package importable.
+
+    The system's Python serves where ours lies in a home the user cannot enter.
+    """
+    paths = [Path(module.__file__).parents[1] for module in (cloister, msgspec)]
+    same = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(*sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    system = same.stdout.split() == [str(part) for part in sys.version_info[:2]]
+    return subprocess.run(
+        ["/usr/bin/python3" if system else sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd="/",
+        env={
+            "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        **user(),
+    )

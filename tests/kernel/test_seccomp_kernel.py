@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import platform
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import bubblewrapped
 import pytest
@@ -42,6 +44,8 @@ BY_ARGUMENT = [
     *[("socket", [family, 3 | flags, 1], "ESOCKTNOSUPPORT") for family in (2, 10) for flags in (0, 0x80000, 0x80800)],
     *[("socket", [2, 1, protocol], "EPROTONOSUPPORT") for protocol in (132, 136, 256, 262, 6 | 256)],
     ("socket", [2, 6, 33], "ESOCKTNOSUPPORT"),
+    *[("setsockopt", [0, 0, option, 0, 0], "EPERM") for option in (64, 65, 96, 128, 64 | HIGH)],
+    ("setsockopt", [0, 41, 64, 0, 0], "EPERM"),
 ]
 # What the same doors must let through.
 WORKS = [
@@ -57,6 +61,11 @@ WORKS = [
     ("socket", [2, 2 | 0x80000, 17]),
     ("socket", [10, 1 | 0x80800, 0]),
     ("socket", [16, 3 | 0x80000, 0]),
+    ("setsockopt", [0, 41, 67, 0, 0]),
+    (444, [0, 0, 1]),
+    (434, [1, 0]),
+    (436, [90, 99, 0]),
+    (437, [0, 0, 0, 24]),
 ]
 # Refusals that a bare kernel would not make: proof that it is the filter that answers.
 OURS_ALONE = {"clone3", "add_key", "keyctl", "ptrace", "kcmp", "name_to_handle_at", "process_vm_readv"}
@@ -111,6 +120,28 @@ def test_the_same_doors_let_through_what_is_needed():
     answers = probe(WORKS)
     filtered = {"EPERM", "ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"}
     assert [(case, got) for case, got in zip(WORKS, answers, strict=True) if got in filtered] == []
+
+
+def test_numbers_are_those_of_the_kernel_headers():
+    """Each number of the table that the installed headers know is the same there, for both tables of numbers."""
+    headers = {
+        "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
+        "aarch64": "/usr/include/asm-generic/unistd.h",
+    }
+    compared = 0
+    for arch, path in headers.items():
+        if not Path(path).exists():
+            continue
+        text = Path(path).read_text(encoding="ascii")
+        known = {name: int(nr) for name, nr in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)}
+        for name, number in table().machines[arch].numbers.items():
+            if name in known:
+                compared += 1
+                assert number == known[name], name
+        absent = known.keys() & {name for group in table().groups for rule in group.rules for name in [rule.syscall]}
+        assert absent <= table().machines[arch].numbers.keys()
+    if not compared:
+        pytest.skip("no kernel headers are installed")
 
 
 def test_unknown_numbers_do_not_exist():
@@ -242,3 +273,15 @@ def test_nested_runs_an_inner_bubblewrap():
     inner = ["bwrap", "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "true"]
     assert bubblewrapped.run(inner, program=seccomp.assemble(ARCH, nested=True)).returncode == 0
     assert bubblewrapped.run(inner, program=seccomp.assemble(ARCH)).returncode != 0
+
+
+@pytest.mark.parametrize("argv", [["strace", "-f", "true"], ["gdb", "-batch", "-ex", "run", "/usr/bin/true"]])
+def test_ptrace_runs_a_debugger(argv):
+    """`ptrace = true` is enough for strace and gdb, and without it they cannot trace."""
+    if shutil.which(argv[0]) is None:
+        pytest.skip(f"{argv[0]} is not installed")
+    traced = bubblewrapped.run(argv, program=seccomp.assemble(ARCH, ptrace=True))
+    assert "not permitted" not in traced.stdout + traced.stderr
+    assert "exited" in traced.stdout + traced.stderr
+    refused = bubblewrapped.run(argv, program=seccomp.assemble(ARCH))
+    assert "not permitted" in refused.stdout + refused.stderr

@@ -7,8 +7,9 @@ Measured with Claude Code 2.1.329, Pi 0.86.1 and Codex 0.169.0 (tests/agents/pac
 - Claude Code and Codex then use absolute-form requests, Pi a CONNECT tunnel even for `http://`;
 - HTTPS_PROXY or ALL_PROXY alone suffice for `http://` with Claude Code; Codex takes ALL_PROXY,
   Pi needs HTTP_PROXY. None needs NODE_USE_ENV_PROXY;
-- Codex asks for github.com, api.github.com, chatgpt.com and ab.chatgpt.com at start; it works
-  when they are refused at once.
+- as it comes, Codex asks for github.com, api.github.com, chatgpt.com (plugins) and ab.chatgpt.com
+  (analytics) at start, and works when they are refused at once; with the two switches in its
+  config.toml below it asks for nothing but the model.
 
 `place` writes the files; nothing here starts a process. The presets of the product are not
 used: these values are what a person would set by hand, so that tests can compare.
@@ -78,6 +79,7 @@ def _claude(url: str) -> Setup:
             "DISABLE_AUTOUPDATER": "1",
             "DISABLE_TELEMETRY": "1",
             "DISABLE_ERROR_REPORTING": "1",
+            "IS_SANDBOX": "1",  # else it refuses to skip permissions as root
         }
     )
 
@@ -101,6 +103,9 @@ check_for_update_on_startup = false
 [analytics]
 enabled = false
 
+[features]
+plugins = false
+
 [model_providers.fake]
 name = "fake"
 base_url = "{url}/v1"
@@ -118,7 +123,8 @@ AGENTS: dict[str, Agent] = {
         Agent(
             name="claude",
             version="2.1.329",
-            argv=("claude", "--allowedTools", "Bash", "-p"),
+            # Its own questions are off, so that attacks reach the sandbox instead of a prompt.
+            argv=("claude", "--dangerously-skip-permissions", "-p"),
             setup=_claude,
             shell_tool="Bash",
             key_header="x-api-key",

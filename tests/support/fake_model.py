@@ -176,6 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = json.loads(self._read_body() or b"{}")
         except ValueError:
+            self._record({})
             self._send_json({"error": {"type": "invalid_request_error", "message": "not JSON"}}, status=400)
             return
         body = body if isinstance(body, dict) else {}

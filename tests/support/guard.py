@@ -81,8 +81,8 @@ class Guard:
         if isinstance(path, int):
             return True
         full = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
-        if "__pycache__" in full:
-            return True  # Python's own, written when a module is first imported
+        if "/__pycache__" in full or "/.hypothesis" in full:
+            return True  # Python's own, written at a first import; and hypothesis's tables of characters
         return any(full == place or full.startswith(place + "/") for place in self.writable)
 
 

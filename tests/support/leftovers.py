@@ -1,6 +1,7 @@
 """What a run may not leave behind: processes, mounts, files in the runtime folder. Looks only; ends nothing.
 
-Compares two looks at the machine, so tests must not run side by side under one user id.
+Compares two looks at the machine, so it means something only under a user id of which the tests
+are the only user (`make test` sees to that), and not with tests that run side by side.
 """
 
 from __future__ import annotations

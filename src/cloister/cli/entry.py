@@ -6,6 +6,7 @@ itself fails), all others sysexits(3).
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cloister.errors import CloisterError, UsageError, render
@@ -29,6 +30,7 @@ VERBS = {
     "check": "check policy files",
     "plan": "show what would be done for a run",
     "explain": "say whether a path or a host is within an agent's reach, and by which rule",
+    "agents": "list the agents of the policy",
     "policy": "reload the policy of running sandboxes; print its schema",
     "doctor": "say what this host can enforce, and what to do about the rest",
     "prove": "attack an agent's sandbox and report what stopped each attack",
@@ -49,17 +51,22 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"cloister {__version__}\n")
         return 0
     try:
-        return _call(verb, words[1:])
+        code = _call(verb, words[1:])
+        sys.stdout.flush()
     except CloisterError as error:
         sys.stderr.write(render(error) + "\n")
+        if verb not in RUNNERS and "--json" in words[1:]:
+            _print_json(error)
         if verb in RUNNERS:
             return error.exit_code if error.exit_code in (126, 127) else 125
         return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has seen enough, as with `cloister ps | head`
+        # The reader has seen enough, as with `cloister ps | head`; nothing more may be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    return code
 
 
 def _call(verb: str, words: list[str]) -> int:
@@ -71,12 +78,27 @@ def _call(verb: str, words: list[str]) -> int:
         import difflib
 
         close = difflib.get_close_matches(verb, VERBS, n=1)
-        raise UsageError("verb-unknown", f"unknown command {verb!r}", remedy=f"cloister {close[0] if close else 'help'}")
+        raise UsageError(
+            "verb-unknown", f"unknown command {verb!r}", remedy=f"cloister {close[0] if close else 'help'}"
+        )
     import importlib
 
+    # Text in an encoding that cannot hold it (LANG=C) is escaped rather than a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     module = importlib.import_module(f"cloister.cli.{verb}")
     code: int = module.main(words)
     return code
+
+
+def _print_json(error: CloisterError) -> None:
+    """Tell programs as well: `{"error": {...}}` on standard output."""
+    import json
+
+    from cloister.errors import as_json
+
+    sys.stdout.write(json.dumps({"error": as_json(error)}, indent=2) + "\n")
+    sys.stdout.flush()
 
 
 def usage() -> str:

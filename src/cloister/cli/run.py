@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cloister.cli import client
 from cloister.errors import UsageError
+from cloister.runs import client
 
 USAGE = """\
 usage: cloister run [OPTIONS] AGENT [ARGUMENT...]
@@ -33,8 +33,10 @@ options:
 exit codes: the command's own; 124 timed out, 125 cloister failed, 126 cannot be
 executed, 127 not found, 128+n ended by signal n.
 """
-_FLAGS = {"-y": "yes", "--yes": "yes", "-d": "detach", "--detach": "detach", "--no-pty": "no-pty", "--dry-run": "dry-run",
-          "--json": "json", "-h": "help", "--help": "help"}  # fmt: skip
+_FLAGS = {
+    "-y": "yes", "--yes": "yes", "-d": "detach", "--detach": "detach", "--no-pty": "no-pty",
+    "--dry-run": "dry-run", "--json": "json", "-h": "help", "--help": "help",
+}  # fmt: skip
 _VALUES = {"-C": "directory", "--directory": "directory", "--profile": "profile", "-e": "env", "--env": "env"}
 
 
@@ -49,7 +51,7 @@ def main(argv: list[str], verb: str = "run") -> int:
     if "dry-run" in options:
         from cloister.cli import plan
 
-        return plan.show(options, agent, words, replaced)
+        return plan.show(options, agent, words, replaced=replaced)
     directory = _open_directory(options.get("directory", "."))
     terminal = os.isatty(0) and os.isatty(1) and "no-pty" not in options
     fields = {
@@ -69,19 +71,22 @@ def main(argv: list[str], verb: str = "run") -> int:
     return 125
 
 
-def parse(argv: list[str]) -> tuple[dict[str, str], str, list[str], bool]:
+def parse(argv: list[str], more: dict[str, str] | None = None) -> tuple[dict[str, str], str, list[str], bool]:
     """Return options, agent, the words after it, and whether they replace the agent's command.
+
+    `more` holds further flags and their names, for verbs that take the words of `run`.
 
     Raises:
         UsageError: an unknown option, or an option without its value.
     """
     options: dict[str, str] = {}
+    flags = _FLAGS | (more or {})
     index = 0
     while index < len(argv):
         word = argv[index]
         name, equals, value = word.partition("=")
-        if word in _FLAGS:
-            options[_FLAGS[word]] = "1"
+        if word in flags:
+            options[flags[word]] = "1"
         elif name in _VALUES:
             if not equals:
                 index += 1
@@ -98,7 +103,7 @@ def parse(argv: list[str]) -> tuple[dict[str, str], str, list[str], bool]:
     rest = argv[index:]
     if not rest:
         return options, "", [], False
-    agent, words = (("shell", rest) if rest[0] == "--" else (rest[0], rest[1:]))
+    agent, words = ("shell", rest) if rest[0] == "--" else (rest[0], rest[1:])
     replaced = bool(words) and words[0] == "--"
     if replaced and len(words) == 1:
         raise UsageError("command-missing", "there is no command after `--`", remedy="cloister run shell -- ls")
@@ -110,4 +115,6 @@ def _open_directory(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError("directory-unusable", f"cannot start there: {reason}", where=path, remedy="cd to a project") from None
+        raise UsageError(
+            "directory-unusable", f"cannot start there: {reason}", where=path, remedy="cd to a project"
+        ) from None

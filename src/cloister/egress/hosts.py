@@ -177,5 +177,5 @@ def _inet_aton(parts: list[str]) -> IPv4Address:
 def _number(text: str) -> int:
     """Read one part of a dotted address: `0x` hex, leading zero octal, else decimal."""
     if text.startswith("0x"):
-        return int(text.removeprefix("0x"), 16)  # noqa: FURB166 - base 0 would read "0x" and "0b1" otherwise
+        return int(text.removeprefix("0x"), 16)
     return int(text, 8) if text.startswith("0") else int(text)

@@ -111,8 +111,7 @@ class Ruleset(NamedTuple):
 def compile_ruleset(egress: Egress, preset_hosts: tuple[str, ...] = (), *, agent: str = "") -> Ruleset:
     """Compile the table of one agent, with the hosts its preset adds to `allow`.
 
-    A deny rule without a port denies every port, and since the long form cannot tell a port of
-    443 from none, it does so as well with 443: a deny rule that is too wide is noticed.
+    A rule without a port means 443 in `allow` and every port in `deny`.
 
     Raises:
         PolicyError: with every mistake in the table.
@@ -173,9 +172,11 @@ def _compile(entry: str | EgressRule, where: str, *, deny: bool) -> tuple[str | 
     """Compile one entry into what it names and the rule about it."""
     if isinstance(entry, EgressRule):
         pattern, extra = _split(entry.host)
-        if extra is not None or not 1 <= entry.port <= _MAX_PORT:
+        if extra is not None or (entry.port is not None and not 1 <= entry.port <= _MAX_PORT):
             raise HostError("the port stands in 'port', as a number from 1 to 65535")
-        return pattern, _long_rule(entry, where, None if deny and entry.port == DEFAULT_PORT else entry.port)
+        if entry.port is None and pattern == hosts.HOST_LOOPBACK_NAME and not deny:
+            raise HostError("the host's loopback is opened one port at a time; write the port")
+        return pattern, _long_rule(entry, where, entry.port if deny else entry.port or DEFAULT_PORT)
     pattern, port = _split(entry)
     if port is None and pattern == hosts.HOST_LOOPBACK_NAME and not deny:
         raise HostError("the host's loopback is opened one port at a time; write the port")
@@ -198,7 +199,7 @@ def _split(text: str) -> tuple[str | Network, int | None]:
     """Split an entry into what it names and its port, if it has one."""
     head, port = text, None
     before, colon, after = text.rpartition(":")
-    if colon and (":" not in before or before.startswith("[")) and not after.endswith("]"):
+    if colon and (":" not in before or before.startswith("[")) and "]" not in after:
         if not _PORT.fullmatch(after) or int(after) > _MAX_PORT:
             raise HostError("the port is not a number from 1 to 65535")
         head, port = before, int(after)

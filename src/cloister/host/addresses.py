@@ -29,7 +29,7 @@ def _ipv4(path: str) -> list[str]:
             last = ""
             for line in file:
                 words = line.split()
-                if len(words) == 2 and words[0] == "|--":
+                if words[:1] == ["|--"]:
                     last = words[1]
                 elif words[:3] == ["/32", "host", "LOCAL"] and last:
                     addresses.append(last)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cloister.errors import CloisterError, DeniedError
 
 SYSTEM = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/nix/store/", "/gnu/store/")
+_MAX_INTERPRETERS = 8
 _SHEBANG_BYTES = 256  # Linux reads BINPRM_BUF_SIZE (256) bytes, execve(2)
 
 
@@ -56,12 +57,15 @@ def find_program(name: str, search_path: str, *, home: str, forbidden: tuple[str
     binds: list[str] = []
     names: dict[str, str] = {}
     pending = [(os.path.basename(name), found)]
-    while pending and len(names) < 8:  # an interpreter of an interpreter of ... is nobody's program
+    while pending and len(names) < _MAX_INTERPRETERS:
         short, path = pending.pop()
         real = os.path.realpath(path)
         if _inside(real, forbidden):
             raise DeniedError(
-                "program-in-workspace", "the program lies where an agent may write", where=real, remedy="install it elsewhere"
+                "program-in-workspace",
+                "the program lies where an agent may write",
+                where=real,
+                remedy="install it elsewhere",
             )
         names[short] = real
         if not real.startswith(SYSTEM):

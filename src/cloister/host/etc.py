@@ -14,12 +14,15 @@ import os
 import shutil
 import stat
 
+from cloister.host.owner import Owner
+
 CARRIED = (
-    "alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies", "debian_version",
-    "fonts", "host.conf", "inputrc", "java-11-openjdk", "java-17-openjdk", "java-21-openjdk", "ld.so.cache", "ld.so.conf",
-    "ld.so.conf.d", "localtime", "locale.alias", "lsb-release", "magic", "mailcap", "manpath.config", "mime.types", "nanorc",
-    "npmrc", "os-release", "papersize", "perl", "pki", "profile", "protocols", "python3", "python3.11", "python3.12",
-    "python3.13", "rpc", "services", "shells", "ssl", "terminfo", "timezone", "vim", "xattr.conf",
+    "alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies",
+    "debian_version", "fonts", "host.conf", "inputrc", "java-11-openjdk", "java-17-openjdk", "java-21-openjdk",
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "locale.alias", "lsb-release", "magic",
+    "mailcap", "manpath.config", "mime.types", "nanorc", "npmrc", "os-release", "papersize", "perl", "pki",
+    "profile", "protocols", "python3", "python3.11", "python3.12", "python3.13", "rpc", "services", "shells",
+    "ssl", "terminfo", "timezone", "vim", "xattr.conf",
 )  # fmt: skip
 PRIVATE = ("private",)
 """Directory names left out wherever they appear: `/etc/ssl/private` holds keys."""
@@ -27,7 +30,7 @@ _MAX_FILE_BYTES = 4 << 20
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
 
 
-def assemble(parent: str, *, user: str, uid: int, gid: int, home: str, hostname: str, nameserver: str = "") -> str:
+def assemble(parent: str, owner: Owner, *, hostname: str, nameserver: str = "") -> str:
     """Return the directory that holds the copy for these facts, making it when it is new or outdated.
 
     The name is a digest of what it is made from, so an update of the host's certificates gives
@@ -36,20 +39,8 @@ def assemble(parent: str, *, user: str, uid: int, gid: int, home: str, hostname:
     Raises:
         OSError: the parent cannot be written.
     """
-    written = {
-        "passwd": f"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
-        + (f"{user}:x:{uid}:{gid}::{home}:/bin/sh\n" if uid else ""),
-        "group": f"root:x:0:\nnogroup:x:65534:\n{user}:x:{gid}:\n",
-        "hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
-        "hostname": f"{hostname}\n",
-        "nsswitch.conf": _NSSWITCH,
-        "resolv.conf": f"nameserver {nameserver}\n" if nameserver else "# names are resolved by the egress proxy\n",
-        "machine-id": hashlib.sha256(f"{uid}:{hostname}".encode()).hexdigest()[:32] + "\n",
-    }
-    digest = hashlib.sha256(repr(sorted(written.items())).encode())
-    for name in CARRIED:
-        _digest_tree(digest, f"/etc/{name}")
-    target = os.path.join(parent, digest.hexdigest()[:32])
+    written = _written(owner, hostname=hostname, nameserver=nameserver)
+    target = f"{parent}/{_digest(written)}"
     if os.path.isdir(target):
         return target
     partial = f"{target}.{os.getpid()}"
@@ -70,13 +61,39 @@ def assemble(parent: str, *, user: str, uid: int, gid: int, home: str, hostname:
     return target
 
 
+def locate(parent: str, owner: Owner, *, hostname: str, nameserver: str = "") -> str:
+    """Return the directory that `assemble` would return for these facts, without making it."""
+    return f"{parent}/{_digest(_written(owner, hostname=hostname, nameserver=nameserver))}"
+
+
+def _written(owner: Owner, *, hostname: str, nameserver: str) -> dict[str, str]:
+    user, uid, gid, home = owner.name, owner.uid, owner.gid, owner.home
+    return {
+        "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        + (f"{user}:x:{uid}:{gid}::{home}:/bin/sh\n" if uid else ""),
+        "group": f"root:x:0:\nnogroup:x:65534:\n{user}:x:{gid}:\n",
+        "hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
+        "hostname": f"{hostname}\n",
+        "nsswitch.conf": _NSSWITCH,
+        "resolv.conf": f"nameserver {nameserver}\n" if nameserver else "# names are resolved by the egress proxy\n",
+        "machine-id": hashlib.sha256(f"{uid}:{hostname}".encode()).hexdigest()[:32] + "\n",
+    }
+
+
+def _digest(written: dict[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(written.items())).encode())
+    for name in CARRIED:
+        _digest_tree(digest, f"/etc/{name}")
+    return digest.hexdigest()[:32]
+
+
 def _open_modes(top: str) -> None:
     """Give directories 0755 and files 0644, as `/etc` has them."""
-    os.chmod(top, 0o755)
+    os.chmod(top, 0o755)  # noqa: S103  # a copy of what is public
     for directory, names, files in os.walk(top):
         for name in names:
             if not os.path.islink(f"{directory}/{name}"):
-                os.chmod(f"{directory}/{name}", 0o755)
+                os.chmod(f"{directory}/{name}", 0o755)  # noqa: S103  # a copy of what is public
         for name in files:
             if not os.path.islink(f"{directory}/{name}"):
                 os.chmod(f"{directory}/{name}", 0o644)

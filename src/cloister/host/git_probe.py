@@ -70,7 +70,7 @@ def looks_like_repository(opened: int) -> bool:
 def _worktrees(opened: int, path: str, root: str) -> tuple[tuple[Worktree, ...], bool]:
     out: list[Worktree] = []
     with beneath.directory(opened, "worktrees") as listing:
-        names = sorted(os.listdir(listing))  # noqa: PTH208 (a descriptor)
+        names = sorted(os.listdir(listing))
         for name in names[:MAX_WORKTREES]:
             node = beneath.look(listing, name)
             if node.kind != "directory":
@@ -88,7 +88,7 @@ def _modules(opened: int, path: str, name: str, root: str, depth: int) -> Iterat
     if depth >= MAX_MODULE_DEPTH:
         return
     with beneath.directory(opened, name) as listing:
-        for part in sorted(os.listdir(listing))[: 4 * MAX_MODULES]:  # noqa: PTH208 (a descriptor)
+        for part in sorted(os.listdir(listing))[: 4 * MAX_MODULES]:
             if beneath.look(listing, part).kind != "directory":
                 continue
             with beneath.directory(listing, part) as entry:

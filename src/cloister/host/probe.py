@@ -16,12 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from cloister.host import programs, trial
+from cloister.host import programs
 from cloister.host.kernel_features import landlock_abi, seccomp_errno
 from cloister.host.mounts import cgroup_of, proc_masks
 from cloister.plan.facts import Cgroup, HostFacts, Program, Trial
 
 SHIM = Path(__file__).parent / "shim" / "cloister-shim"
+TRIAL = Path(__file__).with_name("trial.py")
 SYSTEM_NAMES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt", "nix", "gnu", "run", "var")
 TRIAL_LIMIT_S = 5.0
 # What a run has: every namespace, a fresh /proc, and a network namespace whose loopback comes up.
@@ -44,8 +45,8 @@ def probe() -> HostFacts:
         pasta=programs.find("pasta", search),
         nft=programs.find("nft", search),
         systemd=programs.find("systemctl", search),
-        systemd_booted=os.path.isdir("/run/systemd/system"),  # noqa: PTH112  as sd_booted(3) does it
-        systemd_user=os.path.exists(f"/run/user/{os.getuid()}/systemd/private"),  # noqa: PTH110  a socket
+        systemd_booted=os.path.isdir("/run/systemd/system"),
+        systemd_user=os.path.exists(f"/run/user/{os.getuid()}/systemd/private"),
         pid1=_read("/proc/1/comm").strip(),
         container=_container(),
         user_namespaces_max=int(_read("/proc/sys/user/max_user_namespaces") or 0),
@@ -73,7 +74,7 @@ def probe_deep() -> HostFacts:
         systemd=_with_version(facts.systemd),
         namespaces=_try_namespaces(facts.bwrap.path),
         overlay=_try("overlay"),
-        kvm=_try("kvm") if os.path.exists("/dev/kvm") else Trial(works="no", reason="no /dev/kvm"),  # noqa: PTH110
+        kvm=_try("kvm") if os.path.exists("/dev/kvm") else Trial(works="no", reason="no /dev/kvm"),
     )
 
 
@@ -87,7 +88,7 @@ def _read(path: str) -> str:
 def _container() -> str:
     marks = {"/.dockerenv": "docker", "/run/.containerenv": "podman"}
     for path, name in marks.items():
-        if os.path.exists(path):  # noqa: PTH110
+        if os.path.exists(path):
             return name
     return _read("/run/systemd/container").strip()
 
@@ -133,7 +134,7 @@ def _try_namespaces(bwrap: str) -> Trial:
 
 
 def _try(name: str) -> Trial:
-    status, output = _run([sys.executable, "-I", str(trial.__file__), name])
+    status, output = _run([sys.executable, "-I", str(TRIAL), name])
     answer, _, reason = output.strip().partition(": ")
     if status != 0 or answer not in {"yes", "no"}:
         return Trial(works="no", reason=f"the trial did not end well: {output.strip() or status}")

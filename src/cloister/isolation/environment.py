@@ -16,7 +16,7 @@ from cloister.policy.model import Agent, Preset
 INHERITED = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LC_TIME")
 """Harmless to know and needed to look right: terminal, language, time zone."""
 
-PATH = ":".join((BIN, "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"))
+PATH = f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROXY = f"http://127.0.0.1:{PROXY_PORT}"
 LOOPBACK = "localhost,127.0.0.1,::1"
 """Loopback inside the sandbox is the agent's own (a dev server it started), so it never goes through the proxy."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cloister.errors import DeniedError
 from cloister.isolation.mounts import Base, Builder, refuse_link
-from cloister.plan.workspace import GitDir, Mount, Nested, Protected, Worktree
+from cloister.plan.workspace import ABSENT, GitDir, Mount, Nested, Protected, Worktree
 
 MAX_MODULES_WRITABLE = 8
 MAX_NESTED_WRITABLE = 4
@@ -26,6 +26,8 @@ _RULES = (
     Protected("modules", "directory", why="git submodules"),
 )
 """A `commondir` of `.` says what git assumes without one (setup.c, get_common_dir_noenv)."""
+
+_STAND_IN = "Kept free by the sandbox; not part of the project.\n"
 
 _WORKTREE_RULES = (Protected("commondir"), Protected("gitdir"), Protected("config.worktree", why="git config"))
 
@@ -46,10 +48,21 @@ def lay_out_git(builder: Builder) -> None:
         elif facts.directory is not None:
             _git_dir(builder, facts.directory, ".git" if facts.shape == "clone" else "", inside=True)
     if facts.shape in {"none", "clone"}:
-        # Without a valid .git, git takes a directory that holds HEAD, objects and refs for a
-        # repository and obeys the config beside them (setup.c). The agent can break .git/HEAD.
-        builder.protect(Protected("HEAD", why="would make the workspace a bare repository"))
+        _not_bare(builder)
     _nested(builder)
+
+
+def lay_out_git_behind(builder: Builder) -> None:
+    """For an overlay: show the repository a `.git` file points to, read-only, since it lies outside the copy."""
+    facts = builder.facts
+    if facts.shape != "pointer":
+        return
+    if facts.directory is None:
+        builder.note(f"git does not work in this workspace: {facts.pointer_problem}")
+    elif not facts.directory.path.startswith(f"{facts.root}/"):
+        path = facts.directory.path
+        builder.mount(Mount("ro", path, path, facts.directory.node, why="git directory"))
+        builder.note("the repository lies outside the workspace, so the agent can read history but not commit")
 
 
 def _absent(builder: Builder) -> None:
@@ -58,6 +71,21 @@ def _absent(builder: Builder) -> None:
         "this is not a git repository, and the agent cannot make it one: hooks and configuration in a new .git "
         'would run on your machine; run `git init` yourself first, or use workspace.mode = "overlay"'
     )
+
+
+def _not_bare(builder: Builder) -> None:
+    """Keep the top of the workspace from becoming a bare repository.
+
+    Where `.git` is missing or broken (and the agent can break `.git/HEAD`), git takes a directory that
+    holds HEAD, objects and refs for a repository and obeys the config beside them (setup.c,
+    is_git_directory). One of the three must be kept from being made; not HEAD, because a file of
+    that name makes `git diff HEAD` ambiguous.
+    """
+    for name in ("refs", "objects"):
+        if builder.facts.nodes.get(name, ABSENT).kind != "directory":
+            builder.protect(Protected(name, content=_STAND_IN, why="would make the workspace a bare repository"))
+            return
+    builder.note("the workspace has both `refs` and `objects`, so it can be made to look like a bare repository")
 
 
 def _pointer(builder: Builder) -> None:
@@ -116,13 +144,15 @@ def _children(builder: Builder, found: GitDir, prefix: str) -> None:
 
 
 def _worktree(builder: Builder, found: GitDir, tree: Worktree, prefix: str) -> None:
-    """Give a worktree in the workspace its index and HEAD; of others only the reflogs, which `git gc` rewrites."""
-    path = f"{found.path}/worktrees/{tree.name}"
+    """Give a worktree in the workspace its index and HEAD; others are none of this agent's business.
+
+    The price: `git gc` stops at the reflog of a foreign worktree, with an error and no damage.
+    """
     if not tree.inside:
-        if tree.nodes["logs"].kind == "directory":
-            builder.mount(Mount("bind", f"{path}/logs", f"{path}/logs", tree.nodes["logs"], why="for git gc"))
         return
+    path = f"{found.path}/worktrees/{tree.name}"
     builder.mount(Mount("bind", path, path, tree.node, why="this worktree"))
+    builder.writable_git_dir(path)
     base = Base(path, tree.node, f"{prefix}worktrees/{tree.name}/", "file")
     for rule in _WORKTREE_RULES:
         builder.protect_in(base, rule, tree.nodes[rule.name])

@@ -11,7 +11,9 @@ from __future__ import annotations
 def sandbox_note(*, workspace: str, egress: tuple[str, ...], mode: str, overlay: bool) -> str:
     """Return the note, plain text of a few lines."""
     reach = {
-        "deny": "Network: only through the proxy set in your environment, and only to: " + (", ".join(egress) or "nothing") + ".",
+        "deny": "Network: only through the proxy set in your environment, and only to: "
+        + (", ".join(egress) or "nothing")
+        + ".",
         "ask": "Network: only through the proxy set in your environment; the user is asked about each new host.",
         "learn": "Network: public hosts through the proxy set in your environment; each one is recorded.",
         "internet": "Network: the public internet; private and local addresses are refused.",
@@ -19,7 +21,8 @@ def sandbox_note(*, workspace: str, egress: tuple[str, ...], mode: str, overlay:
     changes = " Changes are reviewed by the user before they reach the real files." if overlay else ""
     return (
         "You run inside a Cloister sandbox.\n"
-        f"Files: you may write below {workspace}, the home and /tmp; the home and /tmp are empty at the next start.{changes}\n"
+        f"Files: you may write below {workspace}, the home and /tmp; "
+        f"the home and /tmp are empty at the next start.{changes}\n"
         "Git hooks, git configuration, editor and agent configuration in the workspace are read-only on purpose.\n"
         f"{reach}\n"
         "A refused connection answers with a reason; http://cloister.internal/ lists what is allowed. "

@@ -15,7 +15,7 @@ Answer = Literal["yes", "no", "unknown"]
 """`unknown` means that nobody tried; it never means yes."""
 
 
-class Program(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Program(msgspec.Struct, frozen=True, kw_only=True):
     """A program of the host that plans may use."""
 
     path: str = ""
@@ -26,7 +26,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A program of that name that was found and not trusted: somebody but the system's owner could change it."""
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """Whether something works, learnt by doing it."""
 
     works: Answer = "unknown"
@@ -34,7 +34,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The words of the kernel or of the program when the answer is no."""
 
 
-class Cgroup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
     """Where this process stands in the cgroup v2 tree (cgroups(7))."""
 
     layout: Literal["unified", "hybrid", "legacy", "none"] = "none"
@@ -47,7 +47,7 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What could be handed down, such as memory, pids, cpu."""
 
 
-class HostFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the backends and the doctor ask about the host."""
 
     kernel: str

@@ -20,7 +20,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What all steps share."""
 
 
-class MakeDirectory(Step, tag="make-directory"):
+class MakeDirectory(Step, frozen=True, tag="make-directory"):
     """Make a directory of ours. `kept` ones survive the run (an agent's history)."""
 
     path: str
@@ -32,7 +32,7 @@ class MakeDirectory(Step, tag="make-directory"):
         return f"make directory {self.path} ({self.mode:04o}{', kept' if self.kept else ''})"
 
 
-class WriteFile(Step, tag="write-file"):
+class WriteFile(Step, frozen=True, tag="write-file"):
     """Write a file of ours, inside a directory made by an earlier step."""
 
     path: str
@@ -44,7 +44,7 @@ class WriteFile(Step, tag="write-file"):
         return f"write {len(self.text.encode())} bytes to {self.path}"
 
 
-class Listen(Step, tag="listen"):
+class Listen(Step, frozen=True, tag="listen"):
     """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
 
     path: str
@@ -61,7 +61,7 @@ class CarryPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["file", "directory"]
 
 
-class Placeholders(Step, tag="placeholders"):
+class Placeholders(Step, frozen=True, tag="placeholders"):
     """Make what is absent but must be mounted over; removed after the run, when still ours."""
 
     workspace: str
@@ -72,7 +72,7 @@ class Placeholders(Step, tag="placeholders"):
         return f"hold {len(self.points)} absent paths of {self.workspace} while the run lasts"
 
 
-class CarryPoints(Step, tag="carry-points"):
+class CarryPoints(Step, frozen=True, tag="carry-points"):
     """Make the places below an agent's own state directory onto which carried files are mounted."""
 
     root: str
@@ -83,7 +83,7 @@ class CarryPoints(Step, tag="carry-points"):
         return f"make {len(self.points)} mount points below {self.root}"
 
 
-class SeedFile(Step, tag="seed-file"):
+class SeedFile(Step, frozen=True, tag="seed-file"):
     """Write a file below an agent's own state where there is none yet, such as "the welcome screen was seen"."""
 
     root: str
@@ -95,7 +95,7 @@ class SeedFile(Step, tag="seed-file"):
         return f"write {self.root}/{self.name}, unless it exists"
 
 
-class LimitCgroup(Step, tag="limit-cgroup"):
+class LimitCgroup(Step, frozen=True, tag="limit-cgroup"):
     """Make a cgroup (v2) for the run below one that is delegated to us. Bytes, tasks, and microseconds per 100 ms."""
 
     path: str
@@ -122,7 +122,7 @@ class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
 
 
-class Launch(Step, tag="launch"):
+class Launch(Step, frozen=True, tag="launch"):
     """Start the sandbox: the argv of bubblewrap, then what its first process needs to know.
 
     `argv` names descriptors by number: 3 is the seccomp filter, 4 the channel to the broker.

@@ -22,7 +22,7 @@ NodeKind = Literal["absent", "file", "directory", "symlink", "other"]
 GIT_NAMES = ("HEAD", "hooks", "config", "config.worktree", "commondir", "worktrees", "modules")
 """Names below a git directory that decide where git runs code from; see gitrepository-layout(5)."""
 
-WORKTREE_NAMES = ("commondir", "gitdir", "config.worktree", "logs")
+WORKTREE_NAMES = ("commondir", "gitdir", "config.worktree")
 """Names below `.git/worktrees/NAME` that matter here; see git-worktree(1), "Details"."""
 
 
@@ -134,9 +134,10 @@ class Mount(Value, frozen=True):
     `ro`       source onto target, read-only.
     `content`  a read-only file holding `content`.
     `mask`     hidden: an empty, unreadable directory or file.
+    `overlay`  the run's copy-on-write view of source onto target; where that is kept is not said here.
     """
 
-    op: Literal["bind", "pin", "ro", "content", "mask"]
+    op: Literal["bind", "pin", "ro", "content", "mask", "overlay"]
     target: str
     source: str = ""
     node: Node = ABSENT

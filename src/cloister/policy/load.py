@@ -20,8 +20,9 @@ import msgspec
 
 from cloister.errors import PolicyError, Problem
 from cloister.policy.check import check_policy, check_preset, check_project
-from cloister.policy.document import Document, Mistakes, Path, read
+from cloister.policy.document import Document, Mistakes, read
 from cloister.policy.model import SCHEMA, Policy, Preset, Project
+from cloister.policy.scanner import Path
 from cloister.policy.secretscan import looks_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -68,14 +69,34 @@ def load_project(text: str | bytes, name: str) -> tuple[Project, Document]:
 
 
 def convert(document: Document, kind: type[T], mistakes: Mistakes) -> T:
-    """Return the document's tables as `kind`; raise with every mistake of form in them."""
+    """Return the document's tables as `kind`, and note every mistake of form in them.
+
+    What is broken is left out of the result, so that the rest can still be checked for meaning:
+    the caller must call `mistakes.settle` before it uses the result for anything else.
+    """
     _check_schema(document)
     _walk(document.tables, kind, (), mistakes)
-    mistakes.settle()
+    mistakes.close_broken()
+    tables = document.tables
+    for path in sorted(mistakes.paths, key=len, reverse=True):
+        tables = _without(tables, path)
     try:
-        return msgspec.convert(document.tables, kind)
+        return msgspec.convert(tables, kind)
     except msgspec.ValidationError as error:  # the walk knows less than msgspec: still a mistake, never a default
+        mistakes.settle()
         raise PolicyError([Problem(str(error), document.name)]) from error
+
+
+def _without(value: Any, path: Path) -> Any:
+    """Return a copy without one key, or with an empty text for one list item, so that no index moves."""
+    head, rest = path[0], path[1:]
+    if isinstance(value, dict):
+        if not rest:
+            return {key: item for key, item in value.items() if key != head}
+        return value | {head: _without(value[head], rest)} if head in value else value
+    if isinstance(value, list) and isinstance(head, int):
+        return [*value[:head], _without(value[head], rest) if rest else "", *value[head + 1 :]]
+    return value
 
 
 def _check_schema(document: Document) -> None:

@@ -37,6 +37,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The case gets runs and a workspace of its own, and its checks come after the run has ended."""
     procedure: str = "in-turn"
     """How the host leads a case that is alone (`procedures.py`)."""
+    warned_of: str = ""
+    """For what mounts cannot prevent: the run's receipt must warn of this name, then the outcome is `warned`."""
     checks: tuple[str, ...] = ()
     """Consequences to look for on the host (`consequences.py`)."""
     lifted_by: tuple[str, ...] = ()

@@ -66,7 +66,7 @@ def git_runs_nothing(scene: Scene) -> str:
 def no_placeholders(scene: Scene) -> str:
     """No name that was absent before the run is there after it."""
     left = [entry.name for entry in effective_names((), ()) if os.path.lexists(f"{scene.workspace}/{entry.name}")]
-    left += [name for name in ("HEAD", ".git/config.worktree", ".git/commondir", ".git/worktrees", ".git/modules")
+    left += [name for name in ("refs", ".git/config.worktree", ".git/commondir", ".git/worktrees", ".git/modules")
              if os.path.lexists(f"{scene.workspace}/{name}")]  # fmt: skip
     return f"left in the workspace: {', '.join(left)}" if left else ""
 

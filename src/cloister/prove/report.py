@@ -11,7 +11,7 @@ from cloister.prove.runner import OUTCOMES, Result
 
 EXIT_DENIED, EXIT_ALLOWED, EXIT_NOT_RUN = 0, 1, 69
 _MARKS = {
-    "denied": "denied  ",
+    "denied": "denied  ", "warned": "WARNED  ",
     "allowed": "ALLOWED ",
     "error": "ERROR   ",
     "cannot-run": "not run ",
@@ -64,6 +64,8 @@ def summary(results: list[Result]) -> str:
         lines.append(
             "ATTACKS GOT THROUGH: " + ", ".join(result.case.id for result in results if result.outcome == "allowed")
         )
+    if warned := [result.case.id for result in results if result.outcome == "warned"]:
+        lines.append("not prevented, but reported when the run ends: " + ", ".join(warned))
     if unclear := [result.case.id for result in results if result.outcome in ("error", "cannot-run")]:
         lines.append("not proved: " + ", ".join(unclear))
     return "\n".join(lines)

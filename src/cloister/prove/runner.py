@@ -2,7 +2,8 @@
 
 A case is *denied* only when it says so, its twin works, no canary was disturbed and every
 check on the host found nothing. Everything else is *allowed* (an attack got through), *error*
-(it proved nothing), *cannot-run* (it says why) or *opted-out* (the policy allows it by name).
+(it proved nothing), *cannot-run* (it says why), *opted-out* (the policy allows it by name)
+or *warned* (it cannot be prevented, and the run's end says that it happened).
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from cloister.prove import needs, procedures, workspaces
 from cloister.prove.canaries import Canaries
 from cloister.prove.case import Case
 from cloister.prove.consequences import CHECKS, Scene
+from cloister.runs.store import Store
 from cloister.prove.session import COMMAND, PYTHON, Session, SessionError
 
-OUTCOMES = ("denied", "allowed", "error", "cannot-run", "opted-out")
+OUTCOMES = ("denied", "warned", "allowed", "error", "cannot-run", "opted-out")
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +200,9 @@ class Battery:
         seen = [what for answer in answers for what in self.canaries.found_in(str(answer))] + self.canaries.disturbed()
         scene = Scene(base=self.ground.base, workspace=workspace, runtime=self.ground.runtime)
         seen += [found for name in case.checks if (found := CHECKS[name](scene))]
-        if seen:
+        if seen and case.warned_of and warned(self.ground.base, workspace, case.warned_of):
+            outcome, details = "warned", [f"not prevented, but the run's end names it: {seen[0]}"]
+        elif seen:
             outcome, details = "allowed", [*seen, *(details if outcome == "allowed" else [])]
         elif outcome == "denied" and twin not in ("ok", "none"):
             outcome, details = "error", [f"the legitimate neighbour does not work: {twin}"]
@@ -219,6 +223,13 @@ def request(case: Case, function: str, facts: dict[str, Any], *, twin: bool) -> 
         "facts": facts,
         "limit_s": case.limit_s,
     }
+
+
+def warned(base: str, workspace: str, word: str) -> bool:
+    """Tell whether the receipt of a run in this workspace warns of something by name."""
+    store = Store(f"{base}/state/cloister/runs")
+    receipts = [receipt for run in store.ids() if (receipt := store.receipt(run)) and receipt.workspace == workspace]
+    return any(word in text for receipt in receipts for text in receipt.warnings)
 
 
 def python_missing() -> bool:

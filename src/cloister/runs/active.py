@@ -7,15 +7,17 @@ writes events and the receipt, and undoes the plan. One object per run, owned by
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from cloister.egress.events import EgressEvent
-from cloister.host.frames import Frame, encode_list, decode_list
+from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.plan.steps import Plan
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Receipt, Record, Store
@@ -24,6 +26,7 @@ FLAG_PTY = 1
 FLAG_USERNS = 2
 FLAG_NETNS = 4
 _MAX_DENIED = 200
+_U32 = 4
 
 
 class Link(Protocol):
@@ -37,20 +40,23 @@ class Link(Protocol):
     def close(self) -> None:
         """Close when everything is sent."""
 
+    def rebind(self, on_frame: Callable[[Any, Frame], None], on_close: Callable[[Any], None]) -> None:
+        """Give the connection to another owner."""
 
-class ExecSession:
-    """One further command in a running sandbox, asked for over its own connection."""
 
-    def __init__(self, number: int, link: Link) -> None:
-        """Remember whom to tell."""
-        self.number = number
-        self.link = link
+class Command(NamedTuple):
+    """One further command for a running sandbox."""
+
+    words: list[bytes]
+    environment: list[bytes]
+    directory: str
+    pty: bool
 
 
 class ActiveRun:
     """One run from launch to receipt."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # made in one place
         self,
         plan: Plan,
         record: Record,
@@ -67,7 +73,8 @@ class ActiveRun:
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
-        self.sessions: dict[int, ExecSession] = {}
+        self.layout: WorkspaceLayout | None = None
+        self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
@@ -93,15 +100,15 @@ class ActiveRun:
     def inner_frame(self, frame: Frame) -> None:
         """Handle a frame of the inner half: it speaks for hostile surroundings, so sizes are checked."""
         payload = frame.payload
-        number = int.from_bytes(payload[:4], "little") if len(payload) >= 4 else 0
+        number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
             case "P":
                 self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
             case "R" if number == 0:
                 self.live.running()
-            case "Y" if len(payload) >= 8:
+            case "Y" if len(payload) >= 2 * _U32:
                 self._failed(number, int.from_bytes(payload[4:8], "little"), payload[8:40].decode("ascii", "replace"))
-            case "E" if len(payload) == 5:
+            case "E" if len(payload) == _U32 + 1:
                 self._exited(number, payload[4])
             case "Z" if number == 0:
                 self.live.stopped()
@@ -113,31 +120,62 @@ class ActiveRun:
 
     # --- further commands -------------------------------------------------------------------
 
-    def execute(self, link: Link, words: list[bytes], environment: list[bytes], directory: str, stdio: tuple[int, ...],
-                *, pty: bool) -> ExecSession:  # fmt: skip
-        """Start another command inside; its end is told to `link`."""
-        session = ExecSession(self._next_session, link)
+    def attach(self, link: Link, command: Command, stdio: tuple[int, ...], on_close: Callable[[Link], None]) -> None:
+        """Start another command inside for the client behind `link`; its end is told there.
+
+        With a pty the client makes it and sends the slave (frame D); the command starts then.
+        """
+        number = self._next_session
         self._next_session += 1
-        self.sessions[session.number] = session
-        head = session.number.to_bytes(4, "little") + (FLAG_PTY if pty else 0).to_bytes(4, "little")
-        payload = head + encode_list(words) + encode_list(environment) + encode_list([os.fsencode(directory)])
-        self.inner.send("X", payload, stdio)
-        return session
+        self.sessions[number] = link
+
+        def on_frame(_: Link, frame: Frame) -> None:
+            match frame.kind:
+                case "D" if len(frame.descriptors) == 1 and command.pty:
+                    self._execute(number, command, frame.descriptors * 3)
+                    os.close(frame.descriptors[0])
+                case "S" if len(frame.payload) == 1:
+                    self._signal(number, frame.payload[0])
+                case "C":
+                    self._signal(number, signal.SIGCONT)
+
+        def gone(closed: Link) -> None:
+            if self.sessions.pop(number, None):  # the client died: its command ends, the run goes on
+                self._signal(number, signal.SIGKILL)
+            on_close(closed)
+
+        link.rebind(on_frame, gone)
+        if command.pty:
+            link.send("B", FLAG_PTY.to_bytes(4, "little") + encode_list([]) * 2)
+        else:
+            self._execute(number, command, stdio)
+
+    def _execute(self, number: int, command: Command, stdio: tuple[int, ...]) -> None:
+        head = number.to_bytes(4, "little") + (FLAG_PTY if command.pty else 0).to_bytes(4, "little")
+        lists = (
+            encode_list(command.words)
+            + encode_list(command.environment)
+            + encode_list([os.fsencode(command.directory)])
+        )
+        self.inner.send("X", head + lists, stdio)
+
+    def _signal(self, number: int, signal_number: int) -> None:
+        self.inner.send("S", bytes([signal_number]) + number.to_bytes(4, "little"))
 
     def _failed(self, number: int, error: int, stage: str) -> None:
         if number == 0:
             self.live.failed(error, stage)
-        elif session := self.sessions.pop(number, None):
+        elif link := self.sessions.pop(number, None):
             outcome = start_failure("the command", error, stage)
-            session.link.send("F", bytes([outcome.code]) + outcome.text.encode() + b"\n")
-            session.link.close()
+            link.send("F", bytes([outcome.code]) + outcome.text.encode() + b"\n")
+            link.close()
 
     def _exited(self, number: int, status: int) -> None:
         if number == 0:
             self.live.exited(status)
-        elif session := self.sessions.pop(number, None):
-            session.link.send("F", bytes([status]))
-            session.link.close()
+        elif link := self.sessions.pop(number, None):
+            link.send("F", bytes([status]))
+            link.close()
 
     # --- records ------------------------------------------------------------------------------
 
@@ -158,13 +196,20 @@ class ActiveRun:
         self.store.update(self.record)
 
     def _ended(self, outcome: Outcome) -> None:
-        for session in list(self.sessions.values()):
-            session.link.send("F", bytes([137]))
-            session.link.close()
+        for link in list(self.sessions.values()):
+            link.send(
+                "F", bytes([128 + signal.SIGKILL]) + b"cloister: the run ended, and this command with it [run-ended]\n"
+            )
+            link.close()
         self.sessions.clear()
         self._on_end(self, outcome)
+
+    def close(self, outcome: Outcome, warnings: tuple[str, ...]) -> None:
+        """Write the receipt, then tell the caller."""
+        self.warnings = warnings
         self._write_receipt(outcome)
         self._events.close()
+        self.live.say_goodbye(outcome, warnings)
 
     def _write_receipt(self, outcome: Outcome) -> None:
         now = time.time()
@@ -181,6 +226,6 @@ class ActiveRun:
             probe=self.live.probe, limits=plan.limits, opt_outs=plan.opt_outs, notices=plan.notices,
             connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
-            denied=tuple(f"{what} ({count}×)" for what, count in denied), warnings=self.warnings,
+            denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
         )  # fmt: skip
         self.store.finish(self.record, receipt)

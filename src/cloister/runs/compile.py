@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloister.isolation import environment, namespace
+from cloister.isolation import environment, managed, namespace
 from cloister.isolation.namespace import Box, Mount
 from cloister.isolation.note import sandbox_note
 from cloister.plan.steps import (
@@ -25,8 +25,8 @@ from cloister.plan.steps import (
     SeedFile,
     WriteFile,
 )
-from cloister.plan.workspace import WorkspaceLayout
 from cloister.plan.workspace import Mount as LayoutMount
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.runs import limits
 from cloister.runs.unenforced import refuse_unenforced
@@ -98,12 +98,17 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_unenforced(agent)
     overlay = agent.workspace.mode == "overlay"
     files = _generated_files(agent, preset, facts, egress, overlay)
-    command = _command(command, preset, files, facts)
+    command = _command(command, agent, preset, files, facts)
     literal, inherit = environment.compose(
         agent,
         preset,
         environment.Situation(
-            run=facts.run, agent=facts.agent_name, user=facts.user, home=facts.home, workspace=facts.directory, git=facts.git
+            run=facts.run,
+            agent=facts.agent_name,
+            user=facts.user,
+            home=facts.home,
+            workspace=facts.directory,
+            git=facts.git,
         ),
     )
     limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
@@ -115,7 +120,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         *(WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text) for name, text in files.boxed),
         Listen(path=f"{facts.run_runtime}/box/egress.sock"),
     ]
-    if facts.layout.placeholders and not overlay:
+    if facts.layout.placeholders:
         steps.append(Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders))
     overlays: tuple[Overlay, ...] = ()
     if overlay:
@@ -165,6 +170,8 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    if agent.agent_sandbox.managed:
+        files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=overlay)
         files.boxed.append((_NOTE, note))
@@ -173,10 +180,12 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
     return files
 
 
-def _command(command: tuple[str, ...], preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
+def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
     """Put the resolved program first; behind it the note's arguments, where the product's own command runs."""
     note = next((text for name, text in files.boxed if name == _NOTE), "")
     flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
+    if agent.agent_sandbox.managed and facts.own_command:
+        flags = ("--settings", f"{namespace.BOX}/{managed.SETTINGS_FILE}", *flags)
     return (facts.program_path or command[0], *flags, *command[1:])
 
 
@@ -193,7 +202,7 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
     mounts += workspace
     mounts += [Mount("mask-directory" if kind == "directory" else "mask-file", path) for path, kind in facts.hide]
     writable = [home, "/tmp", "/dev", "/proc", *facts.write]  # noqa: S108  # the sandbox's own
-    writable += [mount.target for mount in facts.layout.mounts if mount.op in ("bind", "pin")]
+    writable += [mount.target for mount in facts.layout.mounts if mount.op in ("bind", "pin", "overlay")]
     return Box(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
@@ -221,7 +230,7 @@ def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[li
     contents: dict[str, str] = {}
     for mount in mounts:
         match mount.op:
-            case "bind" | "pin":
+            case "bind" | "pin" | "overlay":  # the outer shim has put the overlay there
                 result.append(Mount("rw", mount.target, mount.source or mount.target))
             case "ro":
                 result.append(Mount("ro", mount.target, mount.source or mount.target))

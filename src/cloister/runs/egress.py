@@ -18,7 +18,12 @@ def session_for(run: ActiveRun, prepared: Prepared, approvals: Approvals, upstre
     """Return what the relay needs to serve a run."""
     asker = _Asker(run, approvals)
     return Session(
-        run=run.plan.run, rules=prepared.ruleset, guard=prepared.guard, record=run.note, ask=asker.ask, upstream=upstream
+        run=run.plan.run,
+        rules=prepared.ruleset,
+        guard=prepared.guard,
+        record=run.note,
+        ask=asker.ask,
+        upstream=upstream,
     )
 
 

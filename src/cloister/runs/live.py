@@ -6,8 +6,8 @@ drawn here. Sockets and timers belong to the broker (`services/`), which passes 
     starting ──P ok──▶ probed ──R──▶ running ──E──▶ ending ──W──▶ finished
         └──────P bad, Y, time, stop, a half died──────┘
 
-Whatever happens, `finish` runs once: kill what is left, undo the plan, write the receipt,
-tell the outer half its exit code.
+Whatever happens, `on_finished` is called once; its owner undoes the plan, writes the receipt,
+and then has the outer half told its exit code (`say_goodbye`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Outcome:
 class LiveRun:
     """The state machine of one run. `on_finished` is called once, with the outcome."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # made in one place, by name
         self,
         plan: Plan,
         outer: Peer,
@@ -166,12 +166,20 @@ class LiveRun:
         self.inner.close()
         outcome = self._outcome or Outcome(EXIT_FAILED, "unknown")
         self._on_finished(outcome)
-        text = outcome.text + "\n" if outcome.text else ""
+
+    def say_goodbye(self, outcome: Outcome, warnings: tuple[str, ...] = ()) -> None:
+        """Tell the outer half its exit code, when everything is undone and on record."""
+        lines = [outcome.text] if outcome.text else []
+        lines += [f"cloister: {warning}" for warning in warnings]
+        text = "".join(f"{line}\n" for line in lines)
         self.outer.send("F", bytes([outcome.code & 255]) + text.encode("utf-8", "backslashreplace"))
+        self.outer.close()
 
     def _runtime_over(self) -> None:
         limit = self.plan.launch.runtime_s
-        self._decide(Outcome(EXIT_TIMEOUT, "timed-out", f"cloister: ended after {limit:g} s, its runtime_max [timed-out]"))
+        self._decide(
+            Outcome(EXIT_TIMEOUT, "timed-out", f"cloister: ended after {limit:g} s, its runtime_max [timed-out]")
+        )
         self.stop()
 
     def _launch_timeout(self) -> None:
@@ -199,7 +207,7 @@ class LiveRun:
 
 
 def start_failure(command: str, number: int, stage: str) -> Outcome:
-    """Return how a start that failed is told: env(1)'s 126 and 127 where `execve` failed, 125 for anything before it."""
+    """Return how a failed start is told: env(1)'s 126 and 127 where `execve` failed, 125 for what comes before."""
     text = f"cloister: {command}: {os.strerror(number)}"
     if stage != "exec":
         return Outcome(EXIT_FAILED, "not-started", f"{text} (while preparing: {stage}) [start-failed]")

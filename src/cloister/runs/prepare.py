@@ -20,14 +20,14 @@ from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
 from cloister.errors import PolicyError, Problem, UsageError
 from cloister.host import etc, workspace_probe
 from cloister.host.addresses import own_addresses
-from cloister.host.carry import find_carried
+from cloister.host.agent_program import Program, find_program
+from cloister.host.carry import Carried, find_carried
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import probe
-from cloister.host.agent_program import Program, find_program
 from cloister.isolation import workspace as workspace_layout
 from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
-from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
+from cloister.plan.workspace import Protected, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
 from cloister.policy.protected import effective_names
@@ -52,14 +52,16 @@ class Prepared(msgspec.Struct, frozen=True):
     carried_names: tuple[str, ...]
     """Names whose values come from the caller beyond terminal and language: what the audit shows."""
     host: HostFacts
+    layout: WorkspaceLayout
 
 
 class Kitchen:
     """What stays the same between runs of one user."""
 
-    def __init__(self, paths: Paths, owner: Owner) -> None:
-        """Look at nothing yet."""
+    def __init__(self, paths: Paths, owner: Owner, *, writes: bool = True) -> None:
+        """Look at nothing yet. Without `writes` the assembled `/etc` is named in the plan and not made."""
         self.paths = paths
+        self._writes = writes
         self.owner = owner
         self.policies = PolicyFiles(paths, owner.uid)
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
@@ -79,17 +81,19 @@ class Kitchen:
         Raises:
             CloisterError: in all its kinds, before anything was changed.
         """
-        owner, paths = self.owner, self.paths
+        paths = self.paths
         root = self._workspace_root(request.directory)
         resolved = self.policies.resolve(request.agent, request.profile, workspace=root)
         agent = _with_extra_names(resolved.agent, request.extra_names)
-        root, layout, found = self._workspace(agent, resolved, request.directory, root)
+        root, layout = self._workspace(agent, resolved, request.directory, root)
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
         search = request.environment.get("PATH", os.defpath)
-        program = find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
+        program = (
+            find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
+        )
         ruleset = compile_ruleset(agent.egress, agent=resolved.name)
         guard = compile_guard(agent.egress, tuple(ip_address(text) for text in own_addresses()), agent=resolved.name)
         run = run or new_id(time.time())
@@ -99,18 +103,20 @@ class Kitchen:
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
         named = (*agent.pass_environment, *resolved.preset.pass_environment)
         carried = tuple(name for name in dict.fromkeys(named) if name in values)
-        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host())
+        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host(), layout)
 
     def _workspace_root(self, directory: str) -> str:
         """Return the project that `directory` is in: the top of the git work tree, else the directory."""
         real = os.path.realpath(directory)
         if not os.path.isdir(real):
-            raise UsageError("directory-unusable", "the directory is not there any more", where=directory, remedy="cd to a project")
+            raise UsageError(
+                "directory-unusable", "the directory is not there any more", where=directory, remedy="cd to a project"
+            )
         return workspace_probe.find_project(real, home=self.paths.home)
 
     def _workspace(
         self, agent: Agent, resolved: ResolvedAgent, directory: str, project: str
-    ) -> tuple[str, WorkspaceLayout, WorkspaceFacts]:
+    ) -> tuple[str, WorkspaceLayout]:
         """Choose the root, look at it, and lay it out."""
         root = choose_root(agent.workspace.roots, os.path.realpath(directory), project, self.paths.home, resolved.name)
         protected = _protected(agent)
@@ -120,14 +126,23 @@ class Kitchen:
             reserved=(self.paths.config, self.paths.state, self.paths.runtime),
             hide=tuple(path for path in agent.filesystem.hide if not path.startswith(("/", "~"))),
             unprotected=agent.workspace.unprotected,
+            overlay=agent.workspace.mode == "overlay",
         )
-        configs = (f"{self.paths.home}/.gitconfig", f"{os.path.dirname(self.paths.config)}/git/config", "/etc/gitconfig")
+        configs = (
+            f"{self.paths.home}/.gitconfig",
+            f"{os.path.dirname(self.paths.config)}/git/config",
+            "/etc/gitconfig",
+        )
         found = workspace_probe.probe_workspace(
-            root, workspace_layout.wanted(protected, options), uid=self.owner.uid, home=self.paths.home, git_configs=configs
+            root,
+            workspace_layout.wanted(protected, options),
+            uid=self.owner.uid,
+            home=self.paths.home,
+            git_configs=configs,
         )
-        return root, workspace_layout.layout(found, protected, options), found
+        return root, workspace_layout.layout(found, protected, options)
 
-    def _facts_for(
+    def _facts_for(  # noqa: PLR0913  # what `prepare` has at hand
         self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,
         program: Program | None, root: str,
     ) -> Facts:  # fmt: skip
@@ -136,7 +151,10 @@ class Kitchen:
         secrets = tuple(f"{paths.home}/{name}" for name in resolved.preset.secrets)
         forbidden = (root, paths.config, paths.state, paths.runtime, *map(os.path.realpath, secrets))
         carried = find_carried(paths.home, _relative(agent.carry, paths.home), forbidden)
-        masks = [(f"{paths.home}/{name}", kind) for name, kind in _existing_below(paths.home, resolved.preset.secrets, carried)]
+        masks = [
+            (f"{paths.home}/{name}", kind)
+            for name, kind in _existing_below(paths.home, resolved.preset.secrets, carried)
+        ]
         masks += [(path, _kind(path)) for path in _expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
         return Facts(
             run=run,
@@ -175,20 +193,21 @@ class Kitchen:
         path, checked = self._etc
         now = time.monotonic()
         if not path or now - checked > 60 or not os.path.isdir(path):  # noqa: PLR2004  # a minute
-            owner = self.owner
-            os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
-            path = etc.assemble(
-                self.paths.etc, user=owner.name, uid=owner.uid, gid=owner.gid, home=self.paths.home, hostname="cloister"
-            )
+            owner = self.owner._replace(home=self.paths.home)
+            if self._writes:
+                os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
+            make = etc.assemble if self._writes else etc.locate
+            path = make(self.paths.etc, owner, hostname="cloister")
             self._etc = (path, now)
         return path
-
 
     def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
         """Return the rules that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
         own = tuple(ip_address(text) for text in own_addresses())
-        return compile_ruleset(resolved.agent.egress, agent=plan.agent), compile_guard(resolved.agent.egress, own, agent=plan.agent)
+        return compile_ruleset(resolved.agent.egress, agent=plan.agent), compile_guard(
+            resolved.agent.egress, own, agent=plan.agent
+        )
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
@@ -208,11 +227,11 @@ def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str,
             return project if project.startswith(path.rstrip("/") + "/") or project == path else path
     missing = [root for path, root in expanded if path not in existing]
     shown = "allowed: " + ", ".join(existing or ["none"]) + (f"; missing: {', '.join(missing)}" if missing else "")
+    message = f"{directory} is outside the workspaces of {agent!r} ({shown})"
     raise PolicyError(
-        [Problem(f"{directory} is outside the workspaces of {agent!r} ({shown})", f".agents.{agent}.workspace.roots",
-                 "cd into one of them, or add the directory to roots")],
+        [Problem(message, f".agents.{agent}.workspace.roots", "cd into one of them, or add the directory to roots")],
         reference="workspace-outside-roots",
-    )  # fmt: skip
+    )
 
 
 def project_id(layout: WorkspaceLayout, root: str) -> str:
@@ -226,7 +245,9 @@ def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
         return agent
     for name in names:
         if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("LD_"):
-            raise UsageError("environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ...")
+            raise UsageError(
+                "environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ..."
+            )
     return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
 
 
@@ -253,12 +274,12 @@ def _expand(names: tuple[str, ...], home: str, relative_to: str = "") -> tuple[s
 def _existing(names: tuple[str, ...], key: str) -> tuple[str, ...]:
     for name in names:
         if not os.path.exists(name):
-            raise PolicyError([Problem(f"{name} does not exist", f".filesystem.{key}", f"remove it, or: mkdir -p {name}")],
-                              reference="path-missing")  # fmt: skip
+            problem = Problem(f"{name} does not exist", f".filesystem.{key}", f"remove it, or: mkdir -p {name}")
+            raise PolicyError([problem], reference="path-missing")
     return names
 
 
-def _existing_below(home: str, secrets: tuple[str, ...], carried: tuple[CarriedPath, ...]) -> list[tuple[str, str]]:
+def _existing_below(home: str, secrets: tuple[str, ...], carried: tuple[Carried, ...]) -> list[tuple[str, str]]:
     """Return secrets that exist inside a carried directory: they are masked there."""
     tops = [path.name for path in carried if path.kind == "directory"]
     inside = [name for name in secrets if any(name.startswith(top + "/") for top in tops)]

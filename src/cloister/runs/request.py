@@ -26,6 +26,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     pty: bool = False
     yes: bool = False
     detach: bool = False
+    run: str = ""
+    """The run's id where the caller chose it; else the broker does."""
 
 
 def decode_fields(items: list[bytes]) -> dict[str, str]:
@@ -54,4 +56,5 @@ def decode(fields: Mapping[str, str], words: list[bytes], environment: list[byte
         pty=bool(fields.get("pty")),
         yes=bool(fields.get("yes")),
         detach=bool(fields.get("detach")),
+        run=fields.get("id", ""),
     )

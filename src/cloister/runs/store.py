@@ -24,6 +24,7 @@ from cloister.errors import UsageError
 from cloister.plan.steps import Plan
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letters that look like digits
+_ID_LENGTH = 10
 _T = TypeVar("_T")
 Status = Literal["starting", "running", "finished"]
 
@@ -95,6 +96,15 @@ class Store:
         os.makedirs(self._path(plan.run), mode=0o700, exist_ok=True)
         self._write(plan.run, "plan.json", msgspec.json.encode(plan))
         self.update(record)
+
+    def reserve(self, run: str) -> None:
+        """Check an id that the caller chose.
+
+        Raises:
+            UsageError: it is no id, or it is taken.
+        """
+        if os.path.lexists(self._path(run)):
+            raise UsageError("run-exists", f"the id {run!r} is taken")
 
     def update(self, record: Record) -> None:
         """Replace the record."""
@@ -182,7 +192,9 @@ class Store:
 
     def _write(self, run: str, name: str, data: bytes) -> None:
         target = f"{self._path(run)}/{name}"
-        descriptor = os.open(f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            f"{target}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             os.write(descriptor, data)
         finally:
@@ -198,4 +210,4 @@ class Store:
 
 
 def _is_id(text: str) -> bool:
-    return len(text) == 10 and all(char in _ALPHABET for char in text)
+    return len(text) == _ID_LENGTH and all(char in _ALPHABET for char in text)

@@ -20,13 +20,15 @@ import msgspec
 
 from cloister.errors import CloisterError, UsageError
 from cloister.host import apply as host_apply
+from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
 from cloister.isolation import seccomp
-from cloister.plan.steps import Plan
+from cloister.plan.steps import LimitCgroup, Plan
+from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
 from cloister.runs import audit_environment
-from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun
+from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun, Command
 from cloister.runs.approvals import Approvals
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
@@ -34,7 +36,7 @@ from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 
-RECOVER_KILL_S = 2.0
+CLOSE_EGRESS_S = 2.0
 
 
 class Connect(Protocol):
@@ -58,6 +60,8 @@ class Supervisor:
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
         self._runs: dict[str, ActiveRun] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+        self._one_ended = asyncio.Event()
         self._filters: dict[str, bytes] = {}
 
     @property
@@ -67,15 +71,15 @@ class Supervisor:
 
     # --- starting ---------------------------------------------------------------------------
 
-    async def start(
-        self, request: RunRequest, link: Any, descriptors: tuple[int, ...], on_close: Callable[[Any], None]
-    ) -> None:
+    async def start(self, request: RunRequest, link: Any, on_close: Callable[[Any], None]) -> None:
         """Start a run whose outer half is behind `link`.
 
         Raises:
             CloisterError: nothing was started, and everything is as before.
         """
-        prepared = self._kitchen.prepare(request)
+        if request.run:
+            self._store.reserve(request.run)
+        prepared = self._kitchen.prepare(request, request.run)
         await self._confirm(prepared, request, link)
         plan = prepared.plan
         record = Record(
@@ -85,11 +89,19 @@ class Supervisor:
         self._store.create(plan, record)
         applied = host_apply.apply(plan, self._paths.state)
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
-        outer = self._detach(plan, link) if request.detach else link
+        outer, pid = self._detach(plan, link) if request.detach else (link, link.peer_pid)
+        for step in plan.steps:
+            if isinstance(step, LimitCgroup):  # the client itself moves: what it becomes and starts stays in there
+                host_apply.enter_cgroup(step.path, pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
-        inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].live.inner_closed())
-        run = ActiveRun(plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared))
+        inner = self._connect(
+            ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].live.inner_closed()
+        )
+        run = ActiveRun(
+            plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
+        )
+        run.layout = prepared.layout
         holder.append(run)
         self._runs[plan.run] = run
 
@@ -118,8 +130,12 @@ class Supervisor:
         run.outer.send("B", payload, (filter_fd, theirs.fileno()))
         os.close(filter_fd)
         theirs.close()
-        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list([os.fsencode(word) for word in launch.command])
-        run.inner.send("G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)]))
+        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list(
+            [os.fsencode(word) for word in launch.command]
+        )
+        run.inner.send(
+            "G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)])
+        )
 
     def _filter(self, profile: str) -> bytes:
         if profile not in self._filters:
@@ -153,23 +169,29 @@ class Supervisor:
         if await answer != "y":
             raise UsageError("not-started", "not started, as you said", remedy="remove names from pass_environment")
 
-    def _detach(self, plan: Plan, link: Any) -> Any:
-        """Start the outer half ourselves, its output in the store; tell the caller the run's id."""
+    def _detach(self, plan: Plan, link: Any) -> tuple[Any, int]:
+        """Start the outer half ourselves, its output in the store, and tell the caller the id; return link and pid."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        output = os.open(self._store.output_path(plan.run), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = os.open(
+            self._store.output_path(plan.run), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         theirs.set_inheritable(True)
         try:
-            actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+            actions = [
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ]
             pid = os.posix_spawn(SHIM, [SHIM, "outer", str(theirs.fileno())], {}, file_actions=actions, setsid=True)
         finally:
             os.close(output)
             os.close(null)
             theirs.close()
         self._reap(pid)
-        link.send("F", b"\0" + b"")
+        link.send("F", b"\0" + f"{plan.run}\n".encode())
         link.close()
-        return self._connect(ours, lambda *_: None, lambda *_: None)
+        return self._connect(ours, lambda *_: None, lambda *_: None), pid
 
     def _reap(self, pid: int) -> None:
         """Collect a detached outer half when it ends."""
@@ -192,21 +214,25 @@ class Supervisor:
 
     # --- further commands, control ------------------------------------------------------------
 
-    async def execute(
+    def execute(  # noqa: PLR0913  # a request's parts, as they came
         self, fields: dict[str, str], words: list[bytes], environment: list[bytes], link: Any,
         descriptors: tuple[int, ...], on_close: Callable[[Any], None],
     ) -> None:  # fmt: skip
-        """Run another command in a living sandbox: same filter, same mounts, same environment, so never weaker.
+        """Run another command in a living sandbox: same filter, mounts and environment, so never weaker.
 
         Raises:
             UsageError: no such run, or it is over.
         """
         run = self._living(fields.get("run", ""))
         launch = run.plan.launch
-        terminal = {item for item in environment if item.startswith((b"TERM=", b"COLORTERM="))}
-        variables = [*mapping(launch.environment), *terminal]
-        directory = fields.get("directory") or launch.directory
-        await run.attach(link, words or [b"/bin/sh"], variables, directory, descriptors[:3], on_close, pty=bool(fields.get("pty")))
+        terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
+        command = Command(
+            words=words or [b"/bin/sh"],
+            environment=[*terminal, *mapping(launch.environment)],
+            directory=fields.get("directory") or launch.directory,
+            pty=bool(fields.get("pty")),
+        )
+        run.attach(link, command, descriptors[:3], on_close)
 
     def control(self, verb: str, fields: dict[str, str]) -> dict[str, Any]:
         """Answer a control request.
@@ -224,7 +250,9 @@ class Supervisor:
             case "living":
                 return {"runs": sorted(self._runs), "pid": os.getpid()}
             case _:
-                raise UsageError("request-unknown", f"the broker knows no request {verb!r}", remedy="cloister stop; then retry")
+                raise UsageError(
+                    "request-unknown", f"the broker knows no request {verb!r}", remedy="cloister stop; then retry"
+                )
 
     def _living(self, prefix: str) -> ActiveRun:
         found = [run for name, run in self._runs.items() if prefix and name.startswith(prefix)]
@@ -252,13 +280,24 @@ class Supervisor:
     # --- endings --------------------------------------------------------------------------------
 
     def _ended(self, run: ActiveRun, outcome: Outcome) -> None:
-        """Undo everything; the receipt is written by the run after this."""
-        del outcome
+        """Begin the ending; nothing lives in the sandbox any more."""
+        task = self._loop.create_task(self._end(run, outcome))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _end(self, run: ActiveRun, outcome: Outcome) -> None:
+        """Close its connections, undo the plan, look at the workspace, write the receipt, in this order."""
+        try:
+            if run.egress:
+                await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
+        except TimeoutError:
+            run.write_event("warning", {"what": "egress connections did not close in time"})
+        finally:
+            host_apply.undo(run.plan, self._paths.state)
+        warnings = await self._loop.run_in_executor(None, _look_after, run)
         self._runs.pop(run.plan.run, None)
-        if run.egress:
-            task = self._loop.create_task(run.egress.close())
-            task.add_done_callback(lambda _: None)
-        host_apply.undo(run.plan, self._paths.state)
+        self._one_ended.set()
+        run.close(outcome, warnings)
 
     def recover(self) -> None:
         """Undo what the runs of a killed broker left, and give each a receipt that says so."""
@@ -293,12 +332,32 @@ class Supervisor:
         """End every run, politely for two seconds."""
         for run in list(self._runs.values()):
             run.live.stop(1.0)
-        for _ in range(60):
-            if not self._runs:
-                return
-            await asyncio.sleep(0.05)
+        await self._wait_empty(3.0)
         for run in list(self._runs.values()):
             run.live.outer_closed()
+        await self._wait_empty(3.0)
+
+    async def _wait_empty(self, seconds: float) -> None:
+        while self._runs:
+            self._one_ended.clear()
+            try:
+                await asyncio.wait_for(self._one_ended.wait(), seconds)
+            except TimeoutError:
+                return
+
+
+def _look_after(run: ActiveRun) -> tuple[str, ...]:
+    """Return what the person should look at before using tools in the workspace again; overlays are reviewed anyway."""
+    if run.record.mode == "overlay" or run.layout is None:
+        return ()
+    names = [entry.name for entry in protected_names()]
+    report = tripwires.look_after(run.layout, names, since_ns=int(run.record.started * 1e9))
+    shown = [f"{_shown(finding.path)}: {finding.what} [workspace-changed]" for finding in report.findings]
+    return tuple(shown if report.complete else [*shown, "the workspace is too large to be looked at whole"])
+
+
+def _shown(path: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in path)
 
 
 def _memory_file(name: str, data: bytes) -> int:
@@ -311,4 +370,9 @@ def _memory_file(name: str, data: bytes) -> int:
 
 def _host_words(prepared: Prepared) -> dict[str, object]:
     facts = prepared.host
-    return {"kernel": facts.kernel, "bubblewrap": facts.bwrap.path, "landlock_abi": facts.landlock_abi, "arch": facts.arch}
+    return {
+        "kernel": facts.kernel,
+        "bubblewrap": facts.bwrap.path,
+        "landlock_abi": facts.landlock_abi,
+        "arch": facts.arch,
+    }

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable
 
 from cloister.host.frames import Channel, ChannelClosedError, Frame, FrameError
@@ -31,9 +32,15 @@ class Connection:
         self._descriptor = sock.fileno()
         self._on_frame = on_frame
         self._on_close = on_close
+        self._peer_pid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
         self._closing = False
         self.closed = False
         loop.add_reader(self._descriptor, self._readable)
+
+    @property
+    def peer_pid(self) -> int:
+        """The process at the other end, by the kernel's word (unix(7), SO_PEERCRED)."""
+        return self._peer_pid
 
     def rebind(self, on_frame: Callable[[Connection, Frame], None], on_close: Callable[[Connection], None]) -> None:
         """Give the connection to another owner: a request that became a run."""

@@ -54,7 +54,7 @@ class Requests:
         self._loop = loop
         self._supervisor = Supervisor(loop, paths, owner, self._connect)
         self._pending: dict[Connection, Pending] = {}
-        self._forget: Callable[[Connection], None] = lambda connection: None
+        self._forget: Callable[[Connection], None] = lambda _: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._supervisor.recover()
 
@@ -127,15 +127,19 @@ class Requests:
         try:
             if verb == "run":
                 request = decode(pending.fields, pending.words, environment)
-                await self._supervisor.start(request, connection, pending.descriptors, self._forget)
+                await self._supervisor.start(request, connection, self._forget)
             else:
-                await self._supervisor.execute(pending.fields, pending.words, environment, connection, pending.descriptors, self._forget)
+                self._supervisor.execute(
+                    pending.fields, pending.words, environment, connection, pending.descriptors, self._forget
+                )
         except CloisterError as error:
             self._refuse(connection, error)
         except Exception:  # noqa: BLE001  # a bug must not take the other runs down
             traceback.print_exc()
             sys.stderr.flush()
-            connection.send("F", bytes([125]) + b"cloister: a bug in the broker; its log has the traceback [broker-bug]\n")
+            connection.send(
+                "F", bytes([125]) + b"cloister: a bug in the broker; its log has the traceback [broker-bug]\n"
+            )
             connection.close()
         finally:
             pending.close()
@@ -157,4 +161,6 @@ def _check_stdio(descriptors: tuple[int, ...]) -> None:
     """
     for name, descriptor in zip(("input", "output", "error"), descriptors, strict=False):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise UsageError("stdio-directory", f"standard {name} is a directory, which would open the host's files to the agent")
+            raise UsageError(
+                "stdio-directory", f"standard {name} is a directory, which would open the host's files to the agent"
+            )

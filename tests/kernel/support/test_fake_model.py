@@ -50,6 +50,15 @@ def test_chunked_requests_are_understood(fake_model: FakeModel) -> None:
     assert fake_model.requests[-1].model == "x"
 
 
+def test_what_is_not_json_is_refused_and_recorded(fake_model: FakeModel) -> None:
+    """A body that is no JSON gets 400 and still counts as a request: an attacker's server must see everything."""
+    connection = _connect(fake_model)
+    connection.request("POST", "/", body="a stolen file")
+
+    assert connection.getresponse().status == 400
+    assert [request.method for request in fake_model.requests] == ["POST"]
+
+
 def test_a_client_that_leaves_harms_nobody(fake_model: FakeModel) -> None:
     """A stream whose reader goes away does not disturb the next request."""
     fake_model.pace_s = 0.05

@@ -84,13 +84,13 @@ void question_withdraw(struct question *question, struct pty *pty)
     if (!question->open)
         return;
     question->open = false;
-    int out = question->own ? question->terminal : pty->terminal;
-    (void)!sys_write_all(out, "\r\n", 2, 1000);
     if (question->own) {
+        (void)!sys_write_all(question->terminal, "\n", 1, 1000);
         tty_give_back();
         close(question->terminal);
         return;
     }
+    (void)!sys_write_all(pty->terminal, "\r\n", 2, 1000);
     pty->hold = false;
     pty_redraw(pty);
 }

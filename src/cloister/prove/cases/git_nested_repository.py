@@ -8,8 +8,9 @@ ID = "git-nested-repository"
 TITLE = "Make a new repository inside the workspace and register it as a submodule, so that the owner's git status enters it"
 PROMISE = "P-021"
 CLASSES = (20,)
-EXPECT = "what the agent makes in a new directory does not run on the host"
+EXPECT = "not prevented: the run says at its end that the new repository is there"
 FRESH = True
+WARNED_OF = "vendor"
 CHECKS = ("git-runs-nothing",)
 LIFTED_BY = ("workspace.mode = overlay",)
 

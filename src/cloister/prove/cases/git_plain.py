@@ -1,5 +1,6 @@
 """Make a repository where there is none, with hooks that the owner's git obeys."""
 
+import contextlib
 import os
 from cloister.prove.inside.support import Box, write
 
@@ -18,4 +19,13 @@ def attack(box: Box) -> None:
     box.refused(".git/config", "EROFS EACCES", write, box.path(".git/config"), "[core]\n")
     box.refused("pointer", "EROFS EISDIR EACCES", write, box.path(".git"), "gitdir: evil\n")
     box.refused("link", "EEXIST EROFS", os.symlink, "evil", box.path(".git"))
-    box.refused("HEAD", "EROFS EACCES ENXIO", write, box.path("HEAD"), "ref: refs/heads/main\n")
+    made = 0
+    for name in ("objects/info", "refs/heads"):
+        with contextlib.suppress(OSError):
+            os.makedirs(box.path(name))
+            made += 1
+    with contextlib.suppress(OSError):
+        write(box.path("HEAD"), "ref: refs/heads/main\n")
+        made += 1
+    write(box.path("config"), '[core]\n\tfsmonitor = touch "$PROVE_MARKER"; false\n')
+    box.must(made < 3, f"{made} of the three parts of a bare repository could be made")

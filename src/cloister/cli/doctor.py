@@ -1,0 +1,89 @@
+"""`cloister doctor`: what this host can enforce and what it cannot, each with its remedy.
+
+Exit status 0 when agents can run in namespaces here, 69 when they cannot. The facts are taken by
+`host/probe.py` and judged by `runs/doctor.py`; here they are only asked for and shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+import msgspec
+
+from cloister.errors import UnsupportedError, UsageError
+from cloister.host.probe import probe, probe_deep
+from cloister.plan.facts import HostFacts
+from cloister.runs.doctor import EVERY_RUN, Finding, can_run, judge
+
+WIDTH = 100
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `--json` prints."""
+
+    can_run: bool
+    findings: tuple[Finding, ...]
+    facts: HostFacts
+
+
+def main(argv: list[str]) -> int:
+    """Print the findings; return 0, or 69 (EX_UNAVAILABLE) when no agent can run in namespaces here.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+    arguments = _parse(argv)
+    facts = probe() if arguments.quick else probe_deep()
+    findings = judge(facts)
+    works = can_run(findings)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(Report(works, findings, facts))).decode())
+    else:
+        print(render(findings))
+    return 0 if works else UnsupportedError.exit_code
+
+
+def render(findings: tuple[Finding, ...]) -> str:
+    """Return the findings as a table for people; remedies stay on one line each, to be copied."""
+    names = max(len(finding.name) for finding in findings)
+    marks = max(len(_mark(finding)) for finding in findings)
+    lines = []
+    for finding in findings:
+        indent = " " * (names + marks + 4)
+        head = f"{finding.name:<{names}}  {_mark(finding):<{marks}}  "
+        meaning = _printable(finding.meaning)
+        lines += textwrap.wrap(meaning, WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False)
+        if finding.state != "ok":
+            lines.append(f"{indent}needed for: {finding.needed_for}")
+        if finding.remedy:
+            lines.append(f"{indent}try: {_printable(finding.remedy)}")
+    verdict = "agents can run here" if can_run(findings) else "agents cannot run here until what is MISSING is mended"
+    return "\n".join([*lines, "", verdict])
+
+
+def _mark(finding: Finding) -> str:
+    """Return the state as a word; loud only where agents cannot run without."""
+    if finding.state == "missing":
+        return "MISSING" if finding.needed_for == EVERY_RUN else "absent"
+    return finding.state
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cloister doctor", description="Say what this host can enforce.", exit_on_error=False
+    )
+    parser.add_argument("--json", action="store_true", help="print findings and facts as JSON")
+    parser.add_argument("--quick", action="store_true", help="only read and ask; start nothing, try nothing")
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError("usage", str(error), remedy="cloister doctor --help") from error
+    if unknown:
+        raise UsageError("usage", f"unknown argument {unknown[0]}", remedy="cloister doctor --help")
+    return arguments
+
+
+def _printable(text: str) -> str:
+    """Escape control characters: parts of the text come from other programs."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
