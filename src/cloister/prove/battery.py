@@ -98,6 +98,7 @@ def facts(place: Place) -> dict[str, Any]:
         "ptrace": agent.hardening.ptrace,
         "memory_bytes": parse_size(agent.limits.memory_max) if agent.limits.memory_max else 0,
         "disk_bytes": parse_size(agent.limits.disk_max) if agent.limits.disk_max else 0,
+        "egress_mode": agent.egress.mode,
         "host_name": os.uname().nodename,
         "host_machine_id": _machine_id(),
         "nested": "hardening.nested" in lifted(agent),

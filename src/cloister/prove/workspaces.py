@@ -43,6 +43,7 @@ def make(base: str, name: str, shape: str) -> str:
     if shape == "full":
         for entry in effective_names((), ()):
             _fill(f"{path}/{entry.name}", entry.kind)
+        add_project_policy(path)
     return path
 
 

@@ -12,8 +12,15 @@ CLASSES = (18,)
 EXPECT = "no_new_privs: they run as the caller, and system mounts are nosuid"
 
 
-PROBES = {"su": ["-c", "id -u"], "sudo": ["-n", "id", "-u"], "pkexec": ["id", "-u"], "mount": ["-t", "tmpfs", "none", "/tmp"], "newgrp": ["root"],
-          "newuidmap": ["1", "0", "0", "1"], "fusermount3": ["-u", "/tmp"], "doas": ["-n", "id"], "unix_chkpwd": ["root", "nullok"]}
+PROBES = {
+    "sudo": ["-n", "id", "-u"],
+    "pkexec": ["id", "-u"],
+    "mount": ["-t", "tmpfs", "none", "/tmp"],
+    "newgrp": ["root"],
+    "newuidmap": ["1", "0", "0", "1"],
+    "fusermount3": ["-u", "/tmp"],
+    "doas": ["-n", "id"],
+}
 
 
 def attack(box: Box) -> None:

@@ -34,7 +34,7 @@ NUMBERS = {
     "open_tree": (428, 428), "openat2": (437, 437), "perf_event_open": (298, 241), "personality": (135, 92),
     "pidfd_getfd": (438, 438), "pidfd_open": (434, 434), "pivot_root": (155, 41), "prctl": (157, 167),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "ptrace": (101, 117), "reboot": (169, 142), "renameat2": (316, 276),
-    "request_key": (249, 218), "seccomp": (317, 277), "setns": (308, 268), "shmget": (29, 194), "socket": (41, 198),
+    "request_key": (249, 218), "seccomp": (317, 277), "setns": (308, 268), "shmat": (30, 196), "shmctl": (31, 195), "shmget": (29, 194), "socket": (41, 198),
     "swapon": (167, 224), "syslog": (103, 116), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
 }  # fmt: skip
 
