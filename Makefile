@@ -25,7 +25,7 @@ lint: setup ## Linters, type checker, import contracts, sizes, links
 	@CLOISTER_TESTS=quick tools/test tests/style $(ARGS)
 
 format: setup ## Format the Python sources in place
-	@ruff=$$(tools/environment)/bin/ruff && "$$ruff" check --fix-only --quiet src tests && "$$ruff" format src tests
+	@ruff=$$(tools/environment)/bin/ruff && "$$ruff" check --fix-only --quiet . && "$$ruff" format src tests tools
 
 build: setup ## Build the wheel into dist/
 	@tools/build

@@ -15,8 +15,18 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SHIM = Path("src/cloister/host/shim")
 FLAGS = [
-    "-std=gnu11", "-O2", "-static-pie", "-fPIE", "-s", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong",
-    "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now,-z,noexecstack",
+    "-std=gnu11",
+    "-O2",
+    "-static-pie",
+    "-fPIE",
+    "-s",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fstack-protector-strong",
+    "-fstack-clash-protection",
+    "-D_FORTIFY_SOURCE=2",
+    "-Wl,-z,relro,-z,now,-z,noexecstack",
 ]
 
 

@@ -43,6 +43,8 @@ with_lock() {
     local name=$1
     shift
     mkdir -p "$cache"
+    # Root's cache is read by the ordinary user who runs the tests, whatever root's umask is.
+    [[ $(id -u) != 0 ]] || chmod a+rx "$cache"
     exec 9>"$cache/$name.lock"
     flock 9
     "$@"

@@ -68,6 +68,8 @@ end_fresh() {
     elif [[ -n ${job:-} ]]; then
         kill -TERM "$job" 2>/dev/null && wait "$job" || true
     fi
+    # Overlay file systems leave folders of mode 000, which only root can enter as they are.
+    chmod -R u+rwX "$fresh" 2>/dev/null || true
     rm -rf --one-file-system "$fresh"
     exit "$status"
 }
@@ -98,13 +100,13 @@ make_fresh() {
 
 # Build the wheel from the sources and install it: what is tested is what is shipped.
 make_wheel() {
-    local site
+    local site log
     as_user "$environment/bin/python" -m venv --without-pip "$fresh/venv"
     site=$("$fresh/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' |
         as_user tee "$site/dependencies.pth" >/dev/null
-    in_fresh "$environment/bin/python" -m hatchling build --target wheel --directory "$fresh/wheel" >/dev/null 2>"$fresh/build" ||
-        { cat "$fresh/build" >&2 && fail "the wheel does not build"; }
+    log=$(in_fresh "$environment/bin/python" -m hatchling build --target wheel --directory "$fresh/wheel" 2>&1) ||
+        fail "the wheel does not build: $log"
     in_fresh "$environment/bin/python" -m pip --python "$fresh/venv/bin/python" install --quiet \
         --disable-pip-version-check --no-deps --no-index "$fresh"/wheel/*.whl
 }

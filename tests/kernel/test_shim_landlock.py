@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+import shim_rig
 from shim_rig import Rig, Run, rig_of_test
 
 pytestmark = pytest.mark.kernel
@@ -33,7 +37,8 @@ def test_only_named_paths_can_be_read_and_written(rig: Rig) -> None:
         (rig.work / name / "text").write_text(name)
     options = [*WALLS, "--landlock-rw", str(rig.work / "open"), "--landlock-rw", "/dev"]
     script = f"""cd {rig.work}/open
-        cat text; echo new > new && cat new && mv new moved && mkdir d && ln -s x l && rm moved && echo > /dev/null && echo good
+        cat text; echo new > new && cat new && mv new moved && mkdir d && ln -s x l && rm moved
+        echo > /dev/null && echo good
         cat ../closed/text; echo x > ../closed/new; cat /etc/passwd; ls {rig.work}; echo x > /usr/x"""
     run = Run(rig, options=options)
     code, out, err = run.complete("sh", "-c", script)
@@ -64,10 +69,6 @@ def test_required_is_met_or_refused(rig: Rig) -> None:
 
 def test_required_without_landlock_stops_the_run(rig: Rig) -> None:
     """Attack: a kernel without Landlock (the system call refused). `required` ends with 125, `available` goes on."""
-    import os
-
-    import shim_rig
-
     number = 444
     refuse = shim_rig._bpf(0x20, 0, 0, 0) + shim_rig._bpf(0x15, 0, 1, number) + shim_rig._bpf(6, 0, 0, 0x00050000 | 38)
     unshare = {"x86_64": 272, "aarch64": 97}[os.uname().machine]
@@ -81,12 +82,10 @@ def test_required_without_landlock_stops_the_run(rig: Rig) -> None:
 @pytest.mark.usefixtures("_landlock")
 def test_exec_and_agent_share_one_domain(rig: Rig) -> None:
     """Signals work between commands of one sandbox: `exec kill` reaches the agent."""
-    import os
-
     run = Run(rig, options=[*WALLS, "--landlock-rw", "/dev", "--landlock-ro", "/proc"])
     run.go("sleep", "60")
     pid = int.from_bytes(run.until("inner", "R")[4:], "little")
-    with open(os.devnull, "r+b") as null:
+    with Path(os.devnull).open("r+b") as null:
         run.execute(1, [null.fileno()] * 3, "sh", "-c", f"kill -TERM {pid}")
     assert run.wait() == 143
     run.close()

@@ -7,14 +7,17 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
+import subprocess
 import termios
 import time
 from collections.abc import Iterator
 
 import pytest
-from cloister.host import frames
 from shim_rig import PTY, Rig, Run, as_user, rig_of_test
+
+from cloister.host import frames
 
 pytestmark = pytest.mark.kernel
 rig = pytest.fixture(rig_of_test)
@@ -38,9 +41,11 @@ class Terminal:
         }  # fmt: skip
 
     def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the window."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def type(self, keys: bytes) -> None:
+        """Press keys."""
         os.write(self.master, keys)
 
     def until(self, run: Run, text: bytes, timeout_s: float = 10) -> bytes:
@@ -55,9 +60,11 @@ class Terminal:
         return seen + text
 
     def restored(self) -> bool:
+        """Return whether the modes are those before the run."""
         return termios.tcgetattr(self.slave) == self.before
 
     def close(self) -> None:
+        """Take the terminal away."""
         os.close(self.master)
         os.close(self.slave)
 
@@ -198,6 +205,37 @@ def test_a_pty_without_a_terminal_is_refused(rig: Rig) -> None:
     run = Run(rig, flags=PTY)
     assert run.process.wait(5) == 125
     assert b"cannot open a pty" in run.process.stderr.read()
+    run.close()
+
+
+def test_a_terminal_as_plain_stdio_is_put_right(rig: Rig, terminal: Terminal) -> None:
+    """Attack: with stdout in a pipe the agent has the user's terminal as stdin, and leaves it raw without echo."""
+    run = Run(rig, **{**terminal.popen(), "stdout": subprocess.PIPE})
+    run.go("sh", "-c", "stty raw -echo; stty -a")
+    assert run.wait() == 0
+    assert b"-echo " in run.process.stdout.read()
+    assert terminal.restored()
+    run.close()
+
+
+def test_a_start_in_the_background_waits(rig: Rig, terminal: Terminal) -> None:
+    """A run that needs the terminal stops while another job has it, and leaves the modes alone; fg starts it."""
+    script = "set -m; %s outer %d & sleep 0.3; stty -a | grep -q isig && echo cooked; fg; echo ended $?"
+    ours, theirs = socket.socketpair()
+    os.set_inheritable(theirs.fileno(), True)
+    shell = subprocess.Popen(
+        ["bash", "-c", script % (rig.shim, theirs.fileno())], pass_fds=[theirs.fileno()], **terminal.popen()
+    )
+    theirs.close()
+    run = Run(rig, flags=PTY, launch=False)
+    run.process.kill()
+    run.outer.close()
+    run.outer = frames.Channel(ours)
+    run.launch()
+    run.go("sh", "-c", "stty size; exit 7")
+    seen = terminal.until(run, b"ended 7\r\n")
+    assert seen.index(b"cooked") < seen.index(b"24 80")
+    assert shell.wait(5) == 0
     run.close()
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from workspace_box import UID, Box, as_owner, host
 
-from cloister.errors import DeniedError, RetryError
+from cloister.errors import DeniedError, RetryError, StepError
+from cloister.host import placeholders
 from cloister.host.mount_check import check_mounts
 from cloister.host.tripwires import look_after
 from cloister.host.workspace_probe import find_project
@@ -445,6 +446,83 @@ def test_placeholders_survive_a_kill_and_are_swept(clone, place):
     assert snapshot(clone.root) == before
 
 
+@pytest.mark.parametrize("point", range(6))
+def test_every_step_of_making_can_be_killed(clone, monkeypatch, point):
+    """Killed before the journal is written, before or after any placeholder is made: a sweep leaves nothing."""
+    before = snapshot(clone.root)
+    if (child := os.fork()) == 0:  # pragma: no cover
+        create = placeholders._create
+        calls = iter(range(point))
+
+        def die_later(base, record):
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return create(base, record)
+
+        try:
+            monkeypatch.setattr(placeholders, "_create", die_later)
+            clone.start("killed")
+        finally:
+            os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert len(snapshot(clone.root)) == len(before) + point
+
+    with as_owner():
+        assert clone.journal.sweep(lambda _run: False) == []
+
+    assert snapshot(clone.root) == before
+    assert clone.journal.records() == []
+
+
+def test_a_placeholder_made_but_not_recorded_is_swept(clone):
+    """A crash between making a placeholder and writing its inode down is cleaned up by what it is."""
+    before = snapshot(clone.root)
+    clone.start("killed")
+    with clone.journal._locked() as records:
+        for record in records:
+            record.dev = record.ino = 0
+
+    with as_owner():
+        clone.journal.sweep(lambda _run: False)
+
+    assert snapshot(clone.root) == before
+
+
+def test_many_runs_at_once_leave_nothing(clone):
+    """Processes that start and end runs in one workspace at the same time never miss a placeholder, and leave none."""
+    before = snapshot(clone.root)
+    children = []
+    for number in range(4):
+        if (child := os.fork()) == 0:  # pragma: no cover
+            status = 1
+            try:
+                for turn in range(15):
+                    made = clone.start(f"{number}-{turn}")
+                    missing = [mount for mount in made.mounts if not os.path.lexists(mount.target)]
+                    clone.end(f"{number}-{turn}")
+                    if missing:
+                        break
+                else:
+                    status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert snapshot(clone.root) == before
+    assert clone.journal.records() == []
+
+
+def test_an_unreadable_journal_stops_the_start(clone, place):
+    """A journal that is no journal is an error with a remedy, not an empty one."""
+    (place / "state/placeholders.json").write_text("{")
+
+    with pytest.raises(StepError) as stopped:
+        clone.start("run")
+
+    assert "rm " in stopped.value.remedy
+
+
 def test_two_runs_share_placeholders(clone, place):
     """The first of two runs to end leaves the other's protection in place; the second cleans up."""
     before = snapshot(clone.root)
@@ -523,16 +601,17 @@ def test_the_project_is_the_top_of_the_work_tree(clone, place):
     """From a directory inside a repository the project is the top of its work tree, and never the home."""
     (clone.root / "src/deep").mkdir(parents=True)
 
-    assert find_project(str(clone.root / "src/deep"), home="/home/x") == str(clone.root)
-    assert find_project(str(clone.root / "src/deep"), home=str(clone.root)) == str(clone.root / "src/deep")
-    assert find_project(str(place / "outside"), home="/home/x") == str(place / "outside")
+    assert find_project(str(clone.root / "src/deep"), home="/home/x", uid=UID) == str(clone.root)
+    assert find_project(str(clone.root / "src/deep"), home=str(clone.root), uid=UID) == str(clone.root / "src/deep")
+    assert find_project(str(clone.root / "src/deep"), home="/home/x", uid=UID + 1) == str(clone.root / "src/deep")
+    assert find_project(str(place / "outside"), home="/home/x", uid=UID) == str(place / "outside")
 
 
 @pytest.mark.parametrize("name", [b"caf\xc3\xa9 %n$(x)", b"\xff\xfe", b"new\nline", b"a" * 255, b"-rf"])
 def test_names_that_are_hard_to_write(place, name):
     """Nested repositories whose directories have hostile names are protected like others."""
     top = os.fsencode(place / "project") + b"/" + name
-    os.mkdir(top)  # noqa: PTH102 (bytes that are no text)
+    os.mkdir(top)
     os.chown(top, UID, UID)
     host(place / "project", "cd -- ./*/; git init -q; git commit -q --allow-empty -m x")
     box = Box(place / "project", place / "state")
@@ -583,6 +662,28 @@ def test_tripwires_report_what_mounts_cannot_prevent(clone, place):
         "node_modules/x/.git",
         "sub/.claude",
     ]
+
+
+FORGE = r"""
+import hashlib
+data = open(".git/index", "rb").read()[:-20].replace(b"xgit/hooks", b".git/hooks")
+open(".git/index", "wb").write(data + hashlib.sha1(data).digest())
+"""
+
+
+def test_a_forged_index_is_reported(clone, place):
+    """An index that would make `git checkout .` write a hook on the host is reported; an honest one is not."""
+    made = clone.plan()
+    time.sleep(0.05)
+    since = time.time_ns()
+    works(clone, place, "mkdir -p xgit/hooks; echo true > xgit/hooks/pre-commit; git add xgit")
+    assert findings(clone, made, since) == []
+
+    works(clone, place, f"rm -r xgit; python3 -c '{FORGE}'")
+
+    assert findings(clone, made, since) == [".git/index"]
+    host(clone.root, "git checkout -q .")
+    assert (clone.root / ".git/hooks/pre-commit").exists(), "the attack itself must work"
 
 
 def test_tripwires_are_silent_after_honest_work(clone, place):

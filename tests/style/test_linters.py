@@ -31,7 +31,7 @@ def test_ruff_has_no_complaint(root: Path) -> None:
 
 def test_the_code_is_formatted(root: Path) -> None:
     """The formatter would change nothing."""
-    _run(root, _program("ruff"), "format", "--no-cache", "--check", "src", "tests")
+    _run(root, _program("ruff"), "format", "--no-cache", "--check", "src", "tests", "tools")
 
 
 def test_types_hold(root: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cloister.egress.hosts import Address, unmap
 
@@ -35,11 +35,12 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     ("224.0.0.0/4", "multicast"),
     ("240.0.0.0/4", "reserved (RFC 1112)"),
     ("255.255.255.255/32", "broadcast"),
-    # IPv6: only 2000::/3 is global unicast; the four networks around it make that the default.
+    ("::1/128", "loopback of the host"),
+    # IPv6: only 2000::/3 is global unicast; the three networks around it make that the default.
     ("::/3", "not global unicast"),
     ("4000::/2", "not global unicast"),
     ("8000::/1", "not global unicast"),
-    ("::/96", "IPv4-compatible, loopback and unspecified (RFC 4291)"),
+    ("::/96", "IPv4-compatible and unspecified (RFC 4291)"),
     ("::ffff:0:0:0/96", "IPv4-translated (RFC 2765)"),
     ("64:ff9b::/96", "NAT64 (RFC 6052)"),
     ("64:ff9b:1::/48", "local NAT64 (RFC 8215)"),
@@ -54,6 +55,8 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     ("fec0::/10", "site-local (RFC 3879)"),
     ("ff00::/8", "multicast"),
 )
+
+_LOOPBACK: dict[str, Kind] = {"127.0.0.0/8": "loopback", "::1/128": "loopback"}
 
 _METADATA: tuple[tuple[str, str], ...] = (
     ("169.254.169.254/32", "cloud metadata"),
@@ -70,12 +73,16 @@ _METADATA: tuple[tuple[str, str], ...] = (
 )
 
 
+Kind = Literal["network", "loopback", "own", "metadata"]
+
+
 class Refusal(NamedTuple):
     """Why an address is refused: the judged address (it may be an embedded one), the network, and what it is."""
 
     address: Address
     network: Network
     why: str
+    kind: Kind
 
 
 class Guard:
@@ -83,13 +90,15 @@ class Guard:
 
     def __init__(self, own: Iterable[Address] = (), exceptions: Iterable[Network] = ()) -> None:
         """Take the host's own addresses and the networks of `egress.private`."""
-        table = [(ip_network(text), why) for text, why in _REFUSED + _METADATA]
-        table += [(ip_network(unmap(address)), "an address of this host") for address in own]
+        # The narrow ones first: they give the better reason.
+        self._table = (
+            *(_Entry.of(ip_network(text), why, "metadata") for text, why in _METADATA),
+            *(_Entry.of(ip_network(unmap(address)), "an address of this host", "own") for address in own),
+            *(_Entry.of(ip_network(text), why, _LOOPBACK.get(text, "network")) for text, why in _REFUSED),
+        )
         self.exceptions = tuple(exceptions)
-        # As numbers: a few dozen shifts and compares per new connection.
-        self._table = tuple(_Entry.of(network, why) for network, why in table)
         self._lifted = {
-            entry.network: tuple(_Entry.of(inner, "") for inner in self.exceptions if _inside(inner, entry.network))
+            entry.network: tuple(_Entry.of(inner) for inner in self.exceptions if _inside(inner, entry.network))
             for entry in self._table
         }
 
@@ -101,7 +110,7 @@ class Guard:
                 if entry.covers(number, version) and not any(
                     inner.covers(number, version) for inner in self._lifted[entry.network]
                 ):
-                    return Refusal(view, entry.network, entry.why)
+                    return Refusal(view, entry.network, entry.why, entry.kind)
         return None
 
     def lifts_something(self, network: Network) -> bool:
@@ -110,18 +119,19 @@ class Guard:
 
 
 class _Entry(NamedTuple):
-    """A network as numbers."""
+    """A network as numbers, so that a check is a few dozen shifts and compares."""
 
     network: Network
     why: str
+    kind: Kind
     version: int
     shift: int
     prefix: int
 
     @classmethod
-    def of(cls, network: Network, why: str) -> _Entry:
+    def of(cls, network: Network, why: str = "", kind: Kind = "network") -> _Entry:
         shift = network.max_prefixlen - network.prefixlen
-        return cls(network, why, network.version, shift, int(network.network_address) >> shift)
+        return cls(network, why, kind, network.version, shift, int(network.network_address) >> shift)
 
     def covers(self, number: int, version: int) -> bool:
         return version == self.version and number >> self.shift == self.prefix
@@ -133,7 +143,7 @@ def embedded(address: Address) -> list[IPv4Address]:
         return []
     number = int(address)
     found = []
-    if number >> 32 == 0x64FF9B << 72 or number >> 80 == 0x64FF9B0001:  # noqa: PLR2004 - NAT64 in its /96 form (RFC 6052)
+    if number >> 32 == 0x64FF9B << 64 or number >> 80 == 0x64FF9B0001:  # noqa: PLR2004 - NAT64 in its /96 form (RFC 6052)
         found.append(IPv4Address(number & 0xFFFFFFFF))
     if number >> 32 in {0, 0xFFFF0000}:  # IPv4-compatible, IPv4-translated
         found.append(IPv4Address(number & 0xFFFFFFFF))

@@ -214,5 +214,11 @@ def _address_refused(rules: Ruleset, target: Target, address: Address, refusal: 
     leads = "" if target.host.address == address else f"{target.host.text} leads to {address}: "
     inner = "" if refusal.address == address else f" through {refusal.address}"
     why = f"{leads}{refusal.network} is refused{inner}, {refusal.why}"
-    remedy = _remedy(rules, f'"{refusal.address}/{refusal.address.max_prefixlen}"', "private")
+    if refusal.kind == "metadata":
+        remedy = ""  # nobody should be talked into opening the keys of the machine
+    elif refusal.kind == "network":
+        remedy = _remedy(rules, f'"{refusal.address}/{refusal.address.max_prefixlen}"', "private")
+    else:
+        entry = f'"{hosts.HOST_LOOPBACK_NAME}:{target.port}"'
+        remedy = f"{_remedy(rules, entry)}, and use that name for services of the host"
     return Verdict("deny", "address-refused", str(refusal.network), why, remedy)

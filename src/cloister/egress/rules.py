@@ -199,7 +199,7 @@ def _split(text: str) -> tuple[str | Network, int | None]:
     """Split an entry into what it names and its port, if it has one."""
     head, port = text, None
     before, colon, after = text.rpartition(":")
-    if colon and (":" not in before or before.startswith("[")) and not after.endswith("]"):
+    if colon and (":" not in before or before.startswith("[")) and "]" not in after:
         if not _PORT.fullmatch(after) or int(after) > _MAX_PORT:
             raise HostError("the port is not a number from 1 to 65535")
         head, port = before, int(after)

@@ -18,7 +18,7 @@ from cloister.plan.workspace import ABSENT, Node
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def split(name: str) -> list[str]:
@@ -117,7 +117,7 @@ def read_file(base: int, name: str, *, limit: int) -> bytes | None:
     """
     try:
         with parent(base, name) as (holder, last):
-            opened = os.open(last, _FILE, dir_fd=holder)
+            opened = os.open(last, FILE_FLAGS, dir_fd=holder)
     except OSError:
         return None
     try:

@@ -20,6 +20,8 @@ MAX_DESCRIPTORS = 16
 
 _HEADER = struct.Struct("<IB")
 _COUNT = struct.Struct("<I")
+_INT = struct.Struct("i")
+_ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT.size)
 # What a peer that does not read may make us keep; one largest frame must always fit.
 _MAX_PENDING = 2 * MAX_PAYLOAD
 
@@ -190,7 +192,8 @@ class Channel:
 
     def _send_some(self, data: memoryview, descriptors: tuple[int, ...]) -> int:
         if descriptors:
-            return socket.send_fds(self._socket, [data], list(descriptors), socket.MSG_NOSIGNAL)
+            rights = struct.pack(f"{len(descriptors)}i", *descriptors)
+            return self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], socket.MSG_NOSIGNAL)
         return self._socket.send(data, socket.MSG_NOSIGNAL)
 
     def _receive(self) -> Frame | None:
@@ -225,11 +228,13 @@ class Channel:
         at_start = not self._arrived and not self._kind
         room = min(self._wanted - len(self._arrived), 1 << 18)
         try:
-            data, descriptors, flags, _ = socket.recv_fds(self._socket, room, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            # Not socket.recv_fds: it ignores its flags (CPython 3.11), and another thread's child would inherit these.
+            data, ancillary, flags, _ = self._socket.recvmsg(room, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return False
         except OSError as error:
             raise FrameError(f"the channel failed: {error.strerror}") from error
+        descriptors = _descriptors_of(ancillary)
         self._descriptors += descriptors
         if flags & socket.MSG_CTRUNC:
             raise FrameError(f"more than {MAX_DESCRIPTORS} descriptors in one frame")
@@ -245,6 +250,14 @@ class Channel:
     def _drop_descriptors(self) -> None:
         _close_all(self._descriptors)
         self._descriptors = []
+
+
+def _descriptors_of(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found += struct.unpack(f"{len(data) // _INT.size}i", data[: len(data) // _INT.size * _INT.size])
+    return found
 
 
 def _close_all(descriptors: Iterable[int]) -> None:

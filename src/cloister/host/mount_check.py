@@ -40,7 +40,7 @@ def _check(mount: Mount, inside: int, outside: int) -> str:
         seen, read_only = _look(inside, mount.target)
     except OSError as error:
         return f"not there: {error.strerror}"
-    if mount.op not in {"bind", "pin"} and not read_only:
+    if mount.op not in {"bind", "pin", "overlay"} and not read_only:
         return "writable"
     if mount.op in {"content", "mask"}:
         return ""
@@ -49,6 +49,8 @@ def _check(mount: Mount, inside: int, outside: int) -> str:
     except OSError as error:
         return f"gone from the host: {error.strerror}"
     expected = mount.node.identity
+    if mount.op == "overlay":
+        return "" if seen.kind == "directory" and seen.dev != there.dev else "not a copy of what the host has there"
     if seen.identity != there.identity or (mount.op == "bind" and expected not in {None, seen.identity}):
         return "not what the host has there"
     return ""

@@ -235,12 +235,17 @@ def _create_in(holder: int, last: str, record: Record) -> None:
 
 
 def _remove(record: Record) -> bool:
-    """Remove what the record names if it is still that, untouched; True when nothing of ours is left."""
+    """Remove what the record names if it is still that, untouched; True when nothing of ours is left.
+
+    Devices are not compared: their numbers may change with a reboot, and only what holds nothing is removed.
+    """
     try:
-        base = _open_base(os.fsdecode(record.base), (record.base_dev, record.base_ino))
-    except RetryError:
+        base = beneath.open_root(os.fsdecode(record.base))
+    except OSError:
         return False
     try:
+        if os.fstat(base).st_ino != record.base_ino:
+            return False
         with beneath.parent(base, os.fsdecode(record.name)) as (holder, last):
             return _remove_in(holder, last, record)
     except FileNotFoundError:
@@ -254,7 +259,7 @@ def _remove(record: Record) -> bool:
 def _remove_in(holder: int, last: str, record: Record) -> bool:
     status = os.stat(last, dir_fd=holder, follow_symlinks=False)
     known = record.ino != 0
-    if known and (status.st_dev, status.st_ino) != (record.dev, record.ino):
+    if known and status.st_ino != record.ino:
         return True  # ours is gone; this is the person's
     if not known and status.st_uid != os.geteuid():
         return True

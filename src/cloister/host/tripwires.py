@@ -15,11 +15,15 @@ from collections import deque
 from collections.abc import Iterable
 
 from cloister.host import beneath
+from cloister.plan.gitconfig import pairs
+from cloister.plan.gitindex import forged_paths
 from cloister.plan.workspace import Value, WorkspaceLayout
 
 MAX_DEPTH = 24
 MAX_DIRECTORIES = 10_000
 MAX_FINDINGS = 100
+MAX_CONFIG_BYTES = 256 * 1024
+MAX_INDEX_BYTES = 256 << 20
 MAX_GIT_DIRECTORIES = 2_000
 
 TICK_NS = 20_000_000
@@ -36,6 +40,7 @@ _IN_GIT = {
 _NEW_GIT = "a new repository: git runs programs its configuration names; look before you cd or `git status` here"
 _NEW_BARE = "looks like a bare repository, and git obeys its config; look before you cd here"
 _CHANGED_GIT = "its hooks or configuration changed during the run"
+_FORGED = "a forged index; `git checkout` would write these paths: remove it, then `git reset`"
 _GIT_LINK = "a new symbolic link, through which git on the host would write: remove it before using git"
 _NEW_SETTINGS = "new or changed; tools load it when this directory is opened"
 _BARE = frozenset({"HEAD", "objects", "refs"})
@@ -92,6 +97,37 @@ def _in_git(git_dirs: Iterable[str], since_ns: int) -> Iterable[Finding]:
             if _changed(path) >= since_ns and not _empty(path):
                 yield Finding(path, what)
         yield from _links(directory, since_ns)
+        yield from _indexes(directory, since_ns)
+
+
+def _indexes(directory: str, since_ns: int) -> Iterable[Finding]:
+    """Yield index files, split ones too, that hold paths git would not have put there."""
+    try:
+        names = os.listdir(directory)
+        opened = beneath.open_root(directory)
+        # A worktree's own directory has no configuration; its repository's lies two levels up.
+        common = beneath.open_root(directory.rpartition("/worktrees/")[0] or directory)
+    except OSError:
+        return
+    try:
+        size = hash_bytes(common, "config")
+        for name in names:
+            if (name != "index" and not name.startswith("sharedindex.")) or _changed(name, opened) < since_ns:
+                continue
+            data = beneath.read_file(opened, name, limit=MAX_INDEX_BYTES)
+            bad = ["(too large to read)"] if data is None else forged_paths(data, hash_bytes=size)
+            if bad:
+                yield Finding(f"{directory}/{name}", f"{_FORGED}: {', '.join(bad)}")
+    finally:
+        os.close(opened)
+        os.close(common)
+
+
+def hash_bytes(opened: int, name: str) -> int:
+    """Return the length of object names by the configuration file `name` (`extensions.objectFormat`)."""
+    data = beneath.read_file(opened, name, limit=MAX_CONFIG_BYTES) or b""
+    formats = [value.lower() for key, value in pairs(os.fsdecode(data)) if key == "extensions.objectformat"]
+    return 32 if formats[-1:] == ["sha256"] else 20
 
 
 def _links(directory: str, since_ns: int) -> Iterable[Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable
 
@@ -75,18 +76,31 @@ def probe_workspace(
         os.close(opened)
 
 
-def find_project(start: str, *, home: str) -> str:
+def find_project(start: str, *, home: str, uid: int | None = None) -> str:
     """Return the top of the git work tree that holds `start`, else `start`.
 
     git needs the top: its index and ignore rules cover the whole work tree. The search stops below
-    `home` and below `/`, so a home that is a repository does not become a workspace.
+    `home` and below `/`, so a home that is a repository does not become a workspace. A `.git` that
+    does not belong to `uid` (by default the process's own) does not count: git calls that dubious
+    ownership (CVE-2022-24765). Nor does an empty one.
     """
+    owner = os.geteuid() if uid is None else uid
     place = start
     while place not in {"/", home}:
-        if os.path.lexists(f"{place}/.git"):
+        if _is_repository(f"{place}/.git", owner):
             return place
         place = git_probe.above(place)
     return start
+
+
+def _is_repository(path: str, uid: int) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    if status.st_uid != uid:
+        return False
+    return not stat.S_ISDIR(status.st_mode) or os.path.lexists(f"{path}/HEAD")
 
 
 def look_at(opened: int, names: Iterable[str]) -> dict[str, Node]:

@@ -52,6 +52,19 @@ def lay_out_git(builder: Builder) -> None:
     _nested(builder)
 
 
+def lay_out_git_behind(builder: Builder) -> None:
+    """For an overlay: show the repository a `.git` file points to, read-only, since it lies outside the copy."""
+    facts = builder.facts
+    if facts.shape != "pointer":
+        return
+    if facts.directory is None:
+        builder.note(f"git does not work in this workspace: {facts.pointer_problem}")
+    elif not facts.directory.path.startswith(f"{facts.root}/"):
+        path = facts.directory.path
+        builder.mount(Mount("ro", path, path, facts.directory.node, why="git directory"))
+        builder.note("the repository lies outside the workspace, so the agent can read history but not commit")
+
+
 def _absent(builder: Builder) -> None:
     builder.protect_in(builder.base, Protected(".git", "directory", why="no repository here"), builder.facts.git)
     builder.note(
@@ -139,6 +152,7 @@ def _worktree(builder: Builder, found: GitDir, tree: Worktree, prefix: str) -> N
         return
     path = f"{found.path}/worktrees/{tree.name}"
     builder.mount(Mount("bind", path, path, tree.node, why="this worktree"))
+    builder.writable_git_dir(path)
     base = Base(path, tree.node, f"{prefix}worktrees/{tree.name}/", "file")
     for rule in _WORKTREE_RULES:
         builder.protect_in(base, rule, tree.nodes[rule.name])

@@ -47,10 +47,10 @@ class Builder:
         self._git_dirs: list[str] = []
         self._notes: list[str] = []
 
-    def add_root(self) -> None:
-        """Show the workspace itself, writable."""
+    def add_root(self, *, overlay: bool = False) -> None:
+        """Show the workspace itself, writable, or a copy-on-write view of it."""
         root = self.facts.root
-        self.mount(Mount("bind", root, root, self.facts.node, why="workspace"))
+        self.mount(Mount("overlay" if overlay else "bind", root, root, self.facts.node, why="workspace"))
 
     def mount(self, made: Mount) -> None:
         """Add a mount unless its target has one."""
@@ -142,7 +142,10 @@ class Builder:
         parts = name.split("/")
         for depth in range(1, len(parts) + 1):
             part = "/".join(parts[:depth])
-            refuse_link(f"{self.facts.root}/{part}", self.facts.nodes.get(part, ABSENT), part)
+            if self.facts.nodes.get(part, ABSENT).kind == "symlink":
+                message = "a path to hide is a symbolic link, or lies behind one"
+                where = f"{self.facts.root}/{part}"
+                raise DeniedError("hide-symlink", message, where=where, remedy="hide what the link points to")
         node = self.facts.nodes.get(name, ABSENT)
         if node.kind == "absent":
             self.note(f"{name} is to be hidden but is not there")

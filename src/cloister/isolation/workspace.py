@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 
 from cloister.errors import DeniedError
-from cloister.isolation.git_layout import lay_out_git
+from cloister.isolation.git_layout import lay_out_git, lay_out_git_behind
 from cloister.isolation.mounts import Builder
 from cloister.plan.workspace import Protected, Value, WorkspaceFacts, WorkspaceLayout
 
@@ -43,6 +43,8 @@ class Options(Value, frozen=True):
     home: str
     reserved: tuple[str, ...] = ()
     """Cloister's own configuration, state and runtime directories."""
+    overlay: bool = False
+    """Changes are kept aside for review, so nothing needs protection in place."""
     hide: tuple[str, ...] = ()
     """Relative paths to mask."""
     unprotected: tuple[str, ...] = ()
@@ -57,7 +59,18 @@ def layout(facts: WorkspaceFacts, protected: Iterable[Protected], options: Optio
     """
     refuse_place(facts, options)
     builder = Builder(facts, options.unprotected)
-    builder.add_root()
+    builder.add_root(overlay=options.overlay)
+    if options.overlay:
+        lay_out_git_behind(builder)
+    else:
+        _protect(builder, protected)
+    for name in options.hide:
+        builder.hide(name)
+    return builder.finish()
+
+
+def _protect(builder: Builder, protected: Iterable[Protected]) -> None:
+    facts = builder.facts
     lay_out_git(builder)
     for entry in {entry.name: entry for entry in [*facts.configured, *protected]}.values():
         if entry.name == ".":
@@ -68,11 +81,8 @@ def layout(facts: WorkspaceFacts, protected: Iterable[Protected], options: Optio
                 remedy="git config --unset core.hooksPath, or use a directory of its own such as .githooks",
             )
         builder.protect(entry)
-    for name in options.hide:
-        builder.hide(name)
     if not facts.scan_complete:
         builder.note("the workspace is large: nested repositories may exist that were not seen before the run")
-    return builder.finish()
 
 
 def refuse_place(facts: WorkspaceFacts, options: Options) -> None:

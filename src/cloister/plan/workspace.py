@@ -134,9 +134,10 @@ class Mount(Value, frozen=True):
     `ro`       source onto target, read-only.
     `content`  a read-only file holding `content`.
     `mask`     hidden: an empty, unreadable directory or file.
+    `overlay`  the run's copy-on-write view of source onto target; where that is kept is not said here.
     """
 
-    op: Literal["bind", "pin", "ro", "content", "mask"]
+    op: Literal["bind", "pin", "ro", "content", "mask", "overlay"]
     target: str
     source: str = ""
     node: Node = ABSENT

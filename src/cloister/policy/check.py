@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import combinations
+from typing import get_args
 
 from cloister.policy import values
-from cloister.policy.document import Mistakes, Path
+from cloister.policy.document import Mistakes
 from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
-from cloister.policy.model import Agent, Credential, Egress, EgressRule, Injection, Policy, Preset, Project
+from cloister.policy.model import Agent, Credential, Egress, EgressRule, Injection, Policy, Preset, Project, Protocol
+from cloister.policy.scanner import Path
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 
 GATEWAY_DISTANCE = 120
 """OpenClaw derives ports +2 to +110 from its own: two gateways need this much between them."""
+
+PROTOCOLS = frozenset(get_args(Protocol))
 
 _KEY_REMEDY = 'put it into a file with mode 0600 and write "file:~/.config/cloister/NAME.key"'
 
@@ -98,8 +102,13 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
         for path, content in files.items():
             check.value((key, path), values.check_inner_path, path)
             check.value((key, path), values.check_plain_value, content)
-    for name in preset.base_url.values():
-        check.value(("base_url",), values.check_variable, name)
+    for protocol, name in preset.base_url.items():
+        check.value(("base_url", protocol), values.check_variable, name)
+    for protocol, arguments in preset.base_url_arguments.items():
+        if not any("{base_url}" in argument for argument in arguments):
+            check.add(("base_url_arguments", protocol), "no argument holds {base_url}")
+    for protocol in {*preset.base_url, *preset.base_url_arguments} - PROTOCOLS:
+        check.add((), f"{protocol[:40]!r} is no protocol", f"one of {', '.join(sorted(PROTOCOLS))}")
     check.optional(("unix_socket",), values.check_variable, preset.unix_socket)
     check.optional(("note_file",), values.check_inner_path, preset.note_file)
     if preset.note and not any("{note}" in argument for argument in preset.note):

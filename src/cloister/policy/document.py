@@ -2,32 +2,34 @@
 
 It reads TOML (written by hand) and JSON (made by Nix), and knows nothing of what the keys
 mean: that is for `load`. It is not a TOML parser either: `tomllib` decides what is valid,
-and the scanner here only looks up, in text that is known to be valid, where keys are.
+and `scanner` looks up, in text that is known to be valid, where keys are.
 TOML: https://toml.io/en/v1.0.0. JSON: RFC 8259, with duplicate keys and NaN refused.
 """
 
 from __future__ import annotations
 
-import bisect
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from cloister.errors import PolicyError, Problem
+from cloister.policy.scanner import BARE_KEY, Path, key_lines
 
 MAX_BYTES = 1024 * 1024
 """A policy for a thousand agents is about 300 KiB; more than this is not a policy."""
+MAX_MISTAKES = 100
+"""More are not read by anybody, and looking for what was meant takes time."""
 MAX_DEPTH = 32
 """Tables in tables; the model itself is six deep."""
 
-Key = str | int
-Path = tuple[Key, ...]
 Tables = dict[str, Any]
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{64}}")
+"""tomllib takes time with the cube of the parts of a dotted key: 40 KB of `a.a.a` keep it busy for seconds."""
 _AT_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -63,13 +65,16 @@ class Mistakes:
         self._broken: frozenset[Path] = frozenset()
 
     def add(self, path: Path, message: str, remedy: str = "") -> None:
-        """Note a mistake once; the same words at the same place are not repeated."""
+        """Note a mistake once; raise as `settle` does when there are `MAX_MISTAKES` of them."""
         if any(path[: len(broken)] == broken or broken[:-1] == path for broken in self._broken):
             return
         problem = Problem(message, self.document.where(path), remedy)
         if problem not in self.problems:
             self.problems.append(problem)
             self.paths.add(path)
+        if len(self.problems) >= MAX_MISTAKES:
+            self.problems.append(Problem(f"and more: only the first {MAX_MISTAKES} mistakes are shown"))
+            self.settle()
 
     def close_broken(self) -> None:
         """From now on note nothing at or below the places found so far, nor on a table around one of them.
@@ -85,8 +90,9 @@ class Mistakes:
 
 
 def _line_of(problem: Problem) -> int:
+    """Order by line; what has none stands first, and the note that closes a long list stands last."""
     found = re.search(r":(\d+) \.", problem.where)
-    return int(found[1]) if found else 0
+    return int(found[1]) if found else 0 if problem.where else MAX_BYTES
 
 
 def show_path(path: Path) -> str:
@@ -95,7 +101,7 @@ def show_path(path: Path) -> str:
     for key in path:
         if isinstance(key, int):
             shown += f"[{key}]"
-        elif _BARE.fullmatch(key):
+        elif BARE_KEY.fullmatch(key):
             shown += f".{key[:60]}"
         else:
             shown += "." + json.dumps(key[:60])
@@ -111,8 +117,24 @@ def read(text: str | bytes, name: str) -> Document:
     """
     text = _plain_text(text, name)
     is_json = name.endswith(".json") or text.lstrip()[:1] == "{"
+    tables = _parse(text, name, is_json=is_json)
+    if not isinstance(tables, dict):
+        _refuse("a policy is a table of keys, not a single value", name, 'begin with {"schema": 1}')
+    if _deeper_than(tables, MAX_DEPTH):
+        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
+    lines: dict[Path, int] = {}
+    for path, line in key_lines(text, is_json=is_json):
+        for end in range(1, len(path) + 1):  # `[agents.pi]` also tells where `agents` is
+            lines.setdefault(path[:end], line)
+    return Document(name, tables, lines)
+
+
+def _parse(text: str, name: str, *, is_json: bool) -> Any:
+    """Return what the text holds, with every way in which the parsers fail turned into a refusal."""
+    if not is_json and _LONG_KEY.search(text):
+        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
     try:
-        tables = _read_json(text) if is_json else tomllib.loads(text)
+        return _read_json(text) if is_json else tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         _refuse_toml(str(error), name, text)
     except json.JSONDecodeError as error:
@@ -124,15 +146,6 @@ def read(text: str | bytes, name: str) -> Document:
     except ValueError as error:
         # Numbers of more than 4300 digits, and constants that JSON does not have.
         _refuse(f"not a value a policy can hold: {str(error).lower()[:80]}", name)
-    if not isinstance(tables, dict):
-        _refuse("a policy is a table of keys, not a single value", name, 'begin with {"schema": 1}')
-    if _deeper_than(tables, MAX_DEPTH):
-        _refuse(f"nested deeper than {MAX_DEPTH} levels", name)
-    lines: dict[Path, int] = {}
-    for path, line in _Scanner(text).scan(is_json=is_json):
-        for end in range(1, len(path) + 1):  # `[agents.pi]` also tells where `agents` is
-            lines.setdefault(path[:end], line)
-    return Document(name, tables, lines)
 
 
 def _refuse(message: str, where: str, remedy: str = "") -> NoReturn:
@@ -214,133 +227,3 @@ def _deeper_than(value: Any, limit: int) -> bool:
             return False
         level = deeper
     return any(isinstance(item, dict | list) for item in level)
-
-
-class _Scanner:
-    """Finds the line of every key and array item in text that is known to be valid.
-
-    JSON objects are TOML inline tables with `:` for `=` and newlines allowed, so one scanner
-    does for both. Where it is puzzled it stops: a missing line costs comfort, nothing else.
-    """
-
-    _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
-    _SPACE = re.compile(r"[ \t]*")
-    _STRING = re.compile(
-        r'"""(?:[^"\\]|\\[\s\S]|"{1,2}(?!"))*"{3,5}'
-        r"|'''(?:[^']|'{1,2}(?!'))*'{3,5}"
-        r'|"(?:[^"\\\n]|\\.)*"'
-        r"|'[^'\n]*'"
-    )
-    _PLAIN = re.compile(r"[^,\]}#\n]+")
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-        self._breaks = [index for index, char in enumerate(text) if char == "\n"]
-        self._items: dict[Path, int] = {}
-
-    def scan(self, *, is_json: bool) -> Iterator[tuple[Path, int]]:
-        """Yield every key path with its line."""
-        try:
-            yield from self._value(()) if is_json else self._document()
-        except (IndexError, ValueError, RecursionError):
-            return
-
-    def _line(self) -> int:
-        return bisect.bisect_left(self._breaks, self._at) + 1
-
-    def _skip(self, pattern: re.Pattern[str]) -> str:
-        found = pattern.match(self._text, self._at)
-        if found is None:
-            return ""
-        self._at = found.end()
-        return found[0]
-
-    def _document(self) -> Iterator[tuple[Path, int]]:
-        base: Path = ()
-        while True:
-            self._skip(self._BLANK)
-            if self._at >= len(self._text):
-                return
-            line = self._line()
-            if self._text[self._at] == "[":
-                base = self._header()
-                yield base, line
-            else:
-                path = base + self._key()
-                yield path, line
-                self._skip(self._SPACE)
-                self._at += 1  # the equals sign
-                yield from self._value(path)
-
-    def _header(self) -> Path:
-        """Read `[a.b]` or `[[a.b]]`; the latter adds an item to an array of tables."""
-        double = self._text.startswith("[[", self._at)
-        self._at += 2 if double else 1
-        self._skip(self._SPACE)
-        path: Path = ()
-        keys = self._key()
-        for index, key in enumerate(keys):
-            path = (*path, key)
-            if double and index == len(keys) - 1:
-                self._items[path] = self._items.get(path, -1) + 1
-            if path in self._items:
-                path = (*path, self._items[path])
-        self._skip(self._SPACE)
-        self._at += 2 if double else 1
-        return path
-
-    def _key(self) -> tuple[str, ...]:
-        """Read a dotted key; stops before the sign that follows it."""
-        parts: list[str] = []
-        while True:
-            self._skip(self._SPACE)
-            quoted = self._skip(self._STRING)
-            part = tomllib.loads(f"key = {quoted}")["key"] if quoted else self._skip(_BARE)
-            parts.append(str(part))
-            self._skip(self._SPACE)
-            if self._text[self._at] != ".":
-                return tuple(parts)
-            self._at += 1
-
-    def _value(self, path: Path) -> Iterator[tuple[Path, int]]:
-        self._skip(self._BLANK)
-        sign = self._text[self._at]
-        if sign == "[":
-            yield from self._array(path)
-        elif sign == "{":
-            yield from self._inline(path)
-        elif not self._skip(self._STRING) and not self._skip(self._PLAIN):
-            raise ValueError("no value here: the scanner lost its way")
-
-    def _array(self, path: Path) -> Iterator[tuple[Path, int]]:
-        self._at += 1
-        index = 0
-        while True:
-            self._skip(self._BLANK)
-            if self._text[self._at] == "]":
-                self._at += 1
-                return
-            yield (*path, index), self._line()
-            yield from self._value((*path, index))
-            index += 1
-            self._skip(self._BLANK)
-            if self._text[self._at] == ",":
-                self._at += 1
-
-    def _inline(self, path: Path) -> Iterator[tuple[Path, int]]:
-        self._at += 1
-        while True:
-            self._skip(self._BLANK)
-            if self._text[self._at] == "}":
-                self._at += 1
-                return
-            line = self._line()
-            key = path + self._key()
-            yield key, line
-            self._skip(self._BLANK)
-            self._at += 1  # the equals sign, or the colon of JSON
-            yield from self._value(key)
-            self._skip(self._BLANK)
-            if self._text[self._at] == ",":
-                self._at += 1

@@ -20,8 +20,9 @@ import msgspec
 
 from cloister.errors import PolicyError, Problem
 from cloister.policy.check import check_policy, check_preset, check_project
-from cloister.policy.document import Document, Mistakes, Path, read
+from cloister.policy.document import Document, Mistakes, read
 from cloister.policy.model import SCHEMA, Policy, Preset, Project
+from cloister.policy.scanner import Path
 from cloister.policy.secretscan import looks_secret
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 
 from cloister.errors import PolicyError, Problem
-from cloister.policy.document import Document, Path, Tables
+from cloister.policy.document import Document, Tables
 from cloister.policy.load import load_document
 from cloister.policy.model import Agent, Policy, Preset
+from cloister.policy.scanner import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,14 @@ def merge(base: Tables, over: Mapping[str, Any]) -> Tables:
     return merged
 
 
-def resolve(document: Document, agent_name: str, profile: str = "", *, presets: Mapping[str, Preset]) -> ResolvedAgent:
+def resolve(
+    document: Document,
+    agent_name: str,
+    profile: str = "",
+    *,
+    presets: Mapping[str, Preset],
+    policy: Policy | None = None,
+) -> ResolvedAgent:
     """Return one agent of a policy, ready for the compiler.
 
     Args:
@@ -62,11 +70,13 @@ def resolve(document: Document, agent_name: str, profile: str = "", *, presets: 
         agent_name: a key of `[agents]`.
         profile: a key of `[profiles]`, or empty.
         presets: every preset there is, by name (`presets.builtin_presets` and the user's own).
+        policy: what `load.load_document` returned for this document, so that a broker checks it only once.
 
     Raises:
         PolicyError: `policy-invalid` for mistakes in the file; `agent-unknown`, `profile-unknown`.
     """
-    policy = load_document(document, preset_names=tuple(presets))
+    if policy is None:
+        policy = load_document(document, preset_names=tuple(presets))
     _require(agent_name, policy.agents, "agent")
     own = document.tables["agents"][agent_name]
     sources = _written(document, own, ("agents", agent_name))

@@ -349,6 +349,8 @@ class Preset(Table, frozen=True):
     """Names of variables in which the product takes a model key; `cloister init` and the audit know them by this."""
     base_url: dict[str, str] = msgspec.field(default_factory=dict)
     """Variables that point the agent at another model endpoint, by protocol."""
+    base_url_arguments: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Arguments that do so, where there is no such variable; `{base_url}` is the endpoint."""
     unix_socket: str = ""
     """The variable in which the agent takes a Unix socket for model traffic, if it knows one."""
     hosts: tuple[str, ...] = ()
@@ -366,4 +368,6 @@ class Preset(Table, frozen=True):
     note: tuple[str, ...] = ()
     """Arguments by which the sandbox note reaches the model; `{note}` is the text."""
     note_file: str = ""
-    """The file below the home in which the note reaches the model, for products without such arguments."""
+    """The file below the home that holds the note, for products without such arguments; replaced at every start."""
+    subcommands: tuple[str, ...] = ()
+    """First arguments with which the product takes no note, such as `install`."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cloister.policy.document import Document, Mistakes, Path
+from cloister.policy.document import Document, Mistakes
 from cloister.policy.hosts import network_covers, parse_network, parse_rule
 from cloister.policy.model import (
     Agent,
@@ -30,6 +30,7 @@ from cloister.policy.model import (
     Service,
     Workspace,
 )
+from cloister.policy.scanner import Path
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 
 T = TypeVar("T", bound=msgspec.Struct)

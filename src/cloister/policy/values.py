@@ -117,23 +117,26 @@ def check_host_path(path: str) -> None:
 
 
 def check_read_path(path: str) -> None:
-    """Accept a path that may be shown; not kernel file systems, and no sockets: read-only does not stop connect(2)."""
+    """Accept a path that may be shown: no kernel file system, nothing of Cloister's own, and no socket.
+
+    A socket that is mounted read-only can still be connected to (connect(2) asks for write permission on
+    the inode only, not on the mount).
+    """
     check_host_path(path)
     normal = _normal(path)
     if any(_within(normal, tree) for tree in _KERNEL_TREES):
         raise ValueError("the sandbox has its own /proc, /sys and /dev")
     if _within(normal, "/run/user") or normal.endswith((".sock", ".socket")):
         raise ValueError("sockets lead out of the sandbox, and read-only does not stop a connection")
+    _check_not_own(normal)
 
 
 def check_write_path(path: str) -> None:
-    """Accept a path that may be writable; not system directories, and not Cloister's own policy and state."""
+    """Accept a path that may be writable: one that may be shown, and no system directory."""
     check_read_path(path)
     normal = _normal(path)
     if any(_within(normal, tree) for tree in _SYSTEM_TREES):
         raise ValueError("system directories are never writable in a sandbox")
-    if any(_within(normal, own) or _within(own, normal) for own in _OWN_DIRECTORIES):
-        raise ValueError("Cloister's own policy or state lies there: an agent must not rewrite its own rules")
 
 
 def check_inner_path(path: str) -> None:
@@ -151,6 +154,7 @@ def check_home_path(path: str) -> None:
     if path.startswith("/"):
         raise ValueError("this path is below the home: write it as ~/NAME")
     check_host_path(path)
+    _check_not_own(_normal(path))
 
 
 def check_network(text: str) -> None:
@@ -220,6 +224,12 @@ def _check_path_text(path: str) -> None:
         raise ValueError("a path in a policy has no ..")
     if path.startswith("~") and path != "~" and not path.startswith("~/"):
         raise ValueError("~ stands for the caller's own home only: write ~/NAME or an absolute path")
+
+
+def _check_not_own(normal: str) -> None:
+    """Keep Cloister's own keys out of reach, and its rules from being rewritten by whom they bind."""
+    if any(_within(normal, own) or _within(own, normal) for own in _OWN_DIRECTORIES):
+        raise ValueError("Cloister's own policy, keys or state lie there: name what is needed beside them")
 
 
 def _normal(path: str) -> str:

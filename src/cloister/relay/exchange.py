@@ -62,7 +62,7 @@ class Exchange:
         self.body = Body("none") if method == "CONNECT" else http1.request_body(headers, version)
         self.websocket = http1.wants_websocket(headers)
         self.keep_alive = True
-        self.ended = False
+        self.ended = self.body.framing == "none" or self.body == Body("length", 0)
         self.started = False
         self.status = 0
         self.bytes_up = self.bytes_down = 0
@@ -86,6 +86,8 @@ class Exchange:
 
     def on_end(self, trailers: Headers) -> None:
         """Pass the end of the body on."""
+        if self.ended:
+            return  # known from the head
         self.ended, self._trailers = True, trailers
         if self._sink is not None:
             self._sink.end_body(trailers)

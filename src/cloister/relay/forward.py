@@ -49,6 +49,7 @@ class Forward:
         try:
             self.target = self._read_target()
         except HttpError as error:
+            exchange.keep_alive = False
             self._refuse(Verdict("deny", error.reason, explanation=error.explanation))
             return
         verdict = self.server.gate.decide(self.target)

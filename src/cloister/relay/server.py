@@ -30,6 +30,8 @@ from cloister.relay.socks import SocksConnection
 from cloister.relay.tunnel import Tunnel, as_transport
 
 _MAX_SHOWN = 255
+_MAX_TURNED_AWAY = 32
+"""Connections beyond the limit that are given an answer at one time; more are closed without one."""
 _NO_LINE = Line("")
 
 
@@ -42,6 +44,7 @@ class EgressServer:
         self.gate = Gate(session)
         self.dialer = Dialer(session, self.gate)
         self.stats = Stats()
+        self.turned_away = 0
         self.open_forwards: set[Forward] = set()
         self._clients: set[_Entry | HttpConnection | SocksConnection] = set()
         self._tunnels: set[Tunnel] = set()
@@ -206,6 +209,7 @@ class _Entry(asyncio.Protocol):
         self._server = server
         self._since = asyncio.get_running_loop().time()
         self.transport: asyncio.Transport | None = None
+        self._turned_away = False
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -213,8 +217,7 @@ class _Entry(asyncio.Protocol):
         if server.full():
             verdict = Verdict("deny", "too-many-connections", explanation="this run has too many open connections")
             server.record(None, verdict, begun=time.time(), status=503)
-            self.transport.write(denial.denial_response(verdict, None, close=True))
-            self.transport.close()
+            self._turn_away(self.transport, denial.denial_response(verdict, None, close=True))
             self.transport = None
             return
         server.stats.connections += 1
@@ -238,10 +241,23 @@ class _Entry(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the same for every cause
         if self.transport is not None:
             self._server.left(self)
+        if self._turned_away:
+            self._server.turned_away -= 1
 
     def sweep(self, now: float) -> None:
         if self.transport is not None and now - self._since > self._server.session.limits.head_timeout_s:
             self.transport.close()
+
+    def _turn_away(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Answer, and read what the client sends for a moment: closing with unread bytes would lose the answer."""
+        if self._server.turned_away >= _MAX_TURNED_AWAY:
+            transport.abort()
+            return
+        self._server.turned_away += 1
+        self._turned_away = True
+        transport.write(answer)
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(self._server.session.limits.linger_s, transport.close)
 
     def _http(self) -> HttpConnection:
         server = self._server

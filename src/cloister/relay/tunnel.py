@@ -17,9 +17,11 @@ from cloister.egress.decision import Target, Verdict
 from cloister.egress.tunnel import judge_hello
 from cloister.relay.dial import Line
 from cloister.relay.override import override
+from cloister.relay.splice import BULK, Pump
 
 HIGH_WATER, LOW_WATER = 512 * 1024, 128 * 1024
 """Bytes waiting in one direction at which reading stops and goes on."""
+_FLUSH_S, _MAX_FLUSH_S = 0.001, 0.1
 
 
 def as_transport(transport: asyncio.BaseTransport) -> asyncio.Transport:
@@ -87,6 +89,7 @@ class Tunnel:
     def end(self, reason: str) -> None:
         """Close both sides once what is buffered has been delivered."""
         self._reason = self._reason or reason
+        self._stop_pumps()
         self.client.transport.close()
         if self.server is not None:
             self.server.transport.close()
@@ -94,9 +97,20 @@ class Tunnel:
     def abort(self, reason: str) -> None:
         """Close both sides at once."""
         self._reason = self._reason or reason
+        self._stop_pumps()
         self.client.transport.abort()
         if self.server is not None:
             self.server.transport.abort()
+
+    def other(self, side: _Side) -> _Side | None:
+        """Return the opposite side."""
+        return self.server if side is self.client else self.client
+
+    def _stop_pumps(self) -> None:
+        """Close the pumps: nothing is in their pipes unless the tunnel is broken off."""
+        self.client.stop_pump()
+        if self.server is not None:
+            self.server.stop_pump()
 
     def side_lost(self, error: Exception | None) -> None:
         """End with either side, and report when both are gone."""
@@ -119,7 +133,7 @@ class Tunnel:
 class _Side(asyncio.Protocol):
     """What both sides share: pass data, pressure and ends to the peer."""
 
-    __slots__ = ("count", "ended", "lost", "peer", "transport", "tunnel")
+    __slots__ = ("_pump", "_tried", "bulk", "count", "ended", "lost", "peer", "transport", "tunnel")
 
     def __init__(self, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
@@ -127,6 +141,10 @@ class _Side(asyncio.Protocol):
         self.count = 0
         self.ended = False
         self.lost = False
+        self.bulk = False
+        """Whether this side's bytes go through a pump, or are about to."""
+        self._tried = False
+        self._pump: Pump | None = None
 
     transport: asyncio.Transport
 
@@ -137,7 +155,8 @@ class _Side(asyncio.Protocol):
 
     @override
     def resume_writing(self) -> None:
-        if self.peer is not None and not self.peer.is_closing():
+        other = self.tunnel.other(self)
+        if self.peer is not None and not self.peer.is_closing() and other is not None and not other.bulk:
             self.peer.resume_reading()
 
     @override
@@ -156,7 +175,51 @@ class _Side(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self.stop_pump()
         self.tunnel.side_lost(exc)
+
+    def forward(self, data: bytes) -> None:
+        """Write to the peer; a direction that carries much is handed to a pump."""
+        if self.peer is None:
+            return
+        self.peer.write(data)
+        if self.count > BULK and not self._tried:
+            self._tried = self.bulk = True
+            self.transport.pause_reading()
+            self._begin_pump(_FLUSH_S)
+
+    def stop_pump(self) -> None:
+        """Close the pump, if there is one."""
+        if self._pump is not None:
+            self._pump.close()
+
+    def _begin_pump(self, pause_s: float) -> None:
+        """Start the pump once everything written so far has left; go on without one when that fails."""
+        if self.lost or self.peer is None or self.peer.is_closing() or self.transport.is_closing():
+            return
+        loop = asyncio.get_running_loop()
+        if self.peer.get_write_buffer_size():
+            loop.call_later(pause_s, self._begin_pump, min(2 * pause_s, _MAX_FLUSH_S))
+            return
+        source, sink = (side.get_extra_info("socket").fileno() for side in (self.transport, self.peer))
+        try:
+            self._pump = Pump(source, sink, self._pumped, self._pump_ended)
+        except OSError:
+            self.bulk = False
+            self.transport.resume_reading()
+            return
+        self._pump.start()
+
+    def _pumped(self, size: int) -> None:
+        """Count."""
+        self.count += size
+
+    def _pump_ended(self, error: OSError | None) -> None:
+        """Pass an end on, as if the transport had seen it."""
+        if error is None:
+            self.eof_received()
+        else:
+            self.tunnel.abort("connection-reset")
 
 
 class ClientSide(_Side):
@@ -173,8 +236,8 @@ class ClientSide(_Side):
         self.count += len(data)
         if self.tunnel.reader is not None:
             self.tunnel.inspect(data)
-        elif self.peer is not None:
-            self.peer.write(data)
+        else:
+            self.forward(data)
 
 
 class ServerSide(_Side):
@@ -198,7 +261,7 @@ class ServerSide(_Side):
             self._early.append(data)
             self.transport.pause_reading()
         else:
-            self.peer.write(data)
+            self.forward(data)
 
     def release(self) -> None:
         """Deliver what came before the tunnel was open."""

@@ -75,7 +75,7 @@ class HttpUpstream(asyncio.Protocol):
         """Send a request head and read the response to it."""
         self._receiver, self._method, self._websocket = receiver, method, websocket
         self._chunked = body.framing == "chunked"
-        self._sending = True
+        self._sending = True  # until end_body
         self._begin_response()
         self.pause(False)
         receiver.on_pressure(paused=self._full)

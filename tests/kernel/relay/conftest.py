@@ -8,7 +8,7 @@ import ssl
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import uvloop
@@ -29,7 +29,8 @@ class CountingResolver:
         self.table = table or {}
         self.asked: list[str] = []
 
-    async def resolve(self, name: str, port: int) -> list[str]:
+    async def resolve(self, name: str, _port: int) -> list[str]:
+        """Return the next answer of the table."""
         self.asked.append(name)
         if name not in self.table:
             raise OSError(-2, "Name or service not known")
@@ -54,7 +55,7 @@ class Relay:
         )
         self.server = EgressServer(self.session)
 
-    async def __aenter__(self) -> Relay:
+    async def __aenter__(self) -> Self:
         sock = socket.socket(socket.AF_UNIX)
         self.path.unlink(missing_ok=True)
         sock.bind(str(self.path))
@@ -67,6 +68,7 @@ class Relay:
         assert self.server.stats.active == 0
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect as a program in the sandbox does."""
         return await asyncio.open_unix_connection(str(self.path))
 
     async def talk(self, data: bytes, *, eof: bool = False) -> bytes:
@@ -101,7 +103,7 @@ class Upstream:
         self.port = 0
         self.connections = 0
 
-    async def __aenter__(self) -> Upstream:
+    async def __aenter__(self) -> Self:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
         self.port = self.server.sockets[0].getsockname()[1]
         return self
@@ -140,10 +142,20 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Make a certificate and key for `tls.test` with the openssl command."""
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=tls.test".split()
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=tls.test"]
     command += ["-addext", "subjectAltName=DNS:tls.test,DNS:other.test", "-keyout", str(key), "-out", str(cert)]
     subprocess.run(command, check=True, capture_output=True)
     return cert, key
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until something has become true, at most five seconds."""
+    for _ in range(500):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true")
 
 
 LOOPBACK = {"private": ["127.0.0.1/32"]}

@@ -80,6 +80,7 @@ def test_where_falls_back_to_the_nearest_parent():
         ("schema = 1\n[agents\n", "not valid TOML", "p.toml:2"),
         ("a = " + "[" * 5000 + "]" * 5000, "nested deeper", "p.toml"),
         (".".join("a" * 40) + " = 1", "nested deeper", "p.toml"),
+        ("x = 1\n" + ".".join(['"a"'] * 70) + " = 1", "nested deeper", "p.toml"),
         ("x = " + "9" * 5000, "not a value", "p.toml"),
         ("#" * (MAX_BYTES + 1), "larger than", "p.toml"),
         ('{"a": 1, "a": 2}', "given twice", "p.toml"),
@@ -103,6 +104,7 @@ def test_ordinary_text_is_read():
     """The twin of the refusals: comments, CRLF, unicode and an empty file are all fine."""
     assert read("# ü\r\nschema = 1\r\n", "p.toml").tables == {"schema": 1}
     assert read("", "p.toml").tables == {}
+    assert read("# " + "and so on. " * 100 + "..." * 100, "p.toml").tables == {}
     assert read(" \n{}", "p.toml").tables == {}
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from cloister.errors import PolicyError
+from cloister.policy.document import MAX_MISTAKES
 from cloister.policy.load import load, load_preset, load_project
 from cloister.policy.model import EgressRule, Policy
 
@@ -134,6 +137,17 @@ def test_a_secret_in_the_wrong_place_is_not_printed():
     with pytest.raises(PolicyError) as caught:
         load(f'schema = 1\n[agents.a]\nisolation = "{key}"\ncommand = "{key}"\n', "p.toml")
     assert key not in repr(caught.value.problems)
+
+
+def test_hostile_text_is_refused_quickly():
+    """A project file comes from a stranger: neither long keys nor thousands of mistakes keep the broker busy."""
+    started = time.process_time()
+    for text in ("a." * 500_000 + "a = 1", "schema = 1\n" + "".join(f"k{i} = 1\n" for i in range(60_000))):
+        with pytest.raises(PolicyError) as caught:
+            load(text, "p.toml")
+        assert len(caught.value.problems) <= MAX_MISTAKES + 1
+    assert caught.value.problems[-1].message.startswith("and more")
+    assert time.process_time() - started < 10  # about a second; with tomllib alone the first takes hours
 
 
 def test_a_whole_number_is_a_number():

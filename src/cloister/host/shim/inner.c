@@ -45,6 +45,7 @@ static struct inner {
     struct task tasks[TASKS_MAX];
     struct source on_broker, on_signals;
     int signals;
+    int null; /* /dev/null, opened before Landlock might forbid it; -1: there is none */
 } self;
 
 _Noreturn static void die(int code)
@@ -142,12 +143,11 @@ static void take_terminal(void)
 /* The agent owns its stdio alone: while we held it too, a reader would not see it closed. */
 static void drop_stdio(void)
 {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null < 0)
-        return; /* a policy without /dev/null: the descriptors stay, and end with us */
+    if (self.null < 0)
+        return; /* a sandbox without /dev/null: the descriptors stay, and end with us */
     for (int fd = 0; fd <= 2; fd++)
-        (void)!dup2(null, fd);
-    close(null);
+        (void)!dup2(self.null, fd);
+    close(self.null);
 }
 
 static void start_agent(const struct frame *frame)
@@ -194,6 +194,8 @@ static void on_signal_frame(const struct frame *frame)
         /* SIGTSTP would be dropped: without a job-control parent the group is an orphaned one (setpgid(2)). */
         number = SIGSTOP;
         task->told_to_stop = true;
+    } else if (number == SIGCONT) {
+        task->told_to_stop = false;
     }
     (void)!kill(-task->pid, number);
 }
@@ -303,6 +305,7 @@ static int shut_ourselves_in(void)
         return -1;
     if (sys_fill_stdio() < 0 || sys_close_others(self.options.ctl) < 0 || sys_no_core() < 0)
         return -1;
+    self.null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (getrlimit(RLIMIT_NOFILE, &self.files) < 0)
         return -1;
     /* Two descriptors per connection; the agent gets the old limit back (child.c). */

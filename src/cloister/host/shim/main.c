@@ -15,7 +15,8 @@ int main(int argc, char **argv)
         return outer_main(argv[2]);
     if (argc >= 4 && strcmp(argv[1], "inner") == 0)
         return inner_main(argc - 2, argv + 2);
-    fputs("cloister: cloister-shim is started by `cloister run`, not by hand [shim-usage]\n  try: cloister run --help\n",
+    fputs("cloister: cloister-shim is started by `cloister run`, not by hand [shim-usage]\n"
+          "  try: cloister run --help\n",
           stderr);
     return EXIT_CLOISTER;
 }

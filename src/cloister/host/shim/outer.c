@@ -59,7 +59,7 @@ static void end_child(void)
 _Noreturn static void leave(int code, const char *text, size_t length)
 {
     question_withdraw(&self.question, &self.pty);
-    tty_give_back();
+    tty_give_back(); /* the run's; the question's is back already */
     sys_write_printable(2, text, length, false);
     if (length > 0 && text[length - 1] != '\n')
         (void)!write(2, "\n", 1);
@@ -94,12 +94,26 @@ static void tell(char type, const void *payload, size_t length, int descriptor)
         fail_broker();
 }
 
+/* An agent that gets the user's terminal as plain stdio may leave it in odd modes: ours to put right. */
+static void remember_terminal(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (isatty(fd) && tty_take(fd, NULL) == 0)
+            return;
+}
+
 /* Start what was asked for, now that its namespaces are ready. */
 static void start(void)
 {
     int slave = -1;
-    if ((self.launch.flags & LAUNCH_PTY) && (slave = pty_open(&self.pty)) < 0)
-        fail_errno("open a pty");
+    if (self.launch.flags & LAUNCH_PTY) {
+        tty_await_foreground(0);
+        slave = pty_open(&self.pty);
+        if (slave < 0)
+            fail_errno("open a pty");
+    } else {
+        remember_terminal();
+    }
     if (self.launch.argc == 0) {
         if (slave >= 0)
             tell('D', NULL, 0, slave);
@@ -176,7 +190,8 @@ static void stop(void)
     tty_stop_self();
     tty_resume();
     pty_resize(&self.pty);
-    tell('C', NULL, 0, -1);
+    if (self.launched && !self.waiting && !self.finished)
+        tell('C', NULL, 0, -1);
 }
 
 static void on_frame(struct frame *frame)
@@ -239,9 +254,10 @@ static void on_child(void)
 static void on_terminal_signal(uint8_t number)
 {
     /* Nothing runs yet: leaving is enough, the broker sees our connection close. */
-    if (!self.launched && number != SIGTSTP)
+    bool running = self.launched && !self.waiting;
+    if (!running && number != SIGTSTP)
         leave(128 + number, "", 0);
-    if (self.launched && !self.finished)
+    if (running && !self.finished)
         tell('S', &number, 1, -1);
     if (number == SIGTSTP)
         stop();
@@ -260,6 +276,7 @@ static void on_signals(void)
             break;
         case SIGCONT:
             tty_resume();
+            self.pty.input_open = self.pty.master >= 0; /* in the background, reading was an error */
             pty_resize(&self.pty);
             break;
         default:

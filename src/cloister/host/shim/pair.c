@@ -16,6 +16,7 @@
 
 /* Bytes per splice(2) and in a pipe; turns of one direction before others have theirs; pipes kept for reuse. */
 enum { CHUNK = 256 * 1024, TURNS = 4, SPARE_PIPES = 4 };
+enum { HOW = SPLICE_F_MOVE | SPLICE_F_NONBLOCK };
 
 struct pipe_ends {
     int read, write;
@@ -95,7 +96,7 @@ static void pair_close(struct pair *pair)
     loop_free(pair);
 }
 
-/* The receiver takes no more. Only this direction ends: what it sent before may still be under way to the other side. */
+/* The receiver takes no more. Only this direction ends: what it sent before may still be under way. */
 static void abandon(struct flow *flow)
 {
     drop_pipe(flow);
@@ -107,7 +108,7 @@ static void abandon(struct flow *flow)
 static void deliver(struct flow *flow)
 {
     while (flow->held > 0) {
-        ssize_t moved = splice(flow->pipe.read, NULL, flow->to->fd, NULL, flow->held, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+        ssize_t moved = splice(flow->pipe.read, NULL, flow->to->fd, NULL, flow->held, HOW);
         if (moved < 0 && errno == EINTR)
             continue;
         if (moved < 0 && errno == EAGAIN)
@@ -140,7 +141,7 @@ static bool pump(struct flow *flow)
             break;
         if (!borrow_pipe(flow))
             return false;
-        ssize_t moved = splice(flow->from->fd, NULL, flow->pipe.write, NULL, CHUNK, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+        ssize_t moved = splice(flow->from->fd, NULL, flow->pipe.write, NULL, CHUNK, HOW);
         if (moved < 0 && errno != EAGAIN && errno != EINTR)
             return false;
         if (moved < 0)

@@ -154,7 +154,8 @@ void pty_drain(struct pty *pty)
         return;
     do {
         size_t length = held(&pty->output);
-        if (length > 0 && sys_write_all(pty->terminal, pty->output.data + pty->output.start, length, DRAIN_PATIENCE_MS) < 0)
+        const char *data = pty->output.data + pty->output.start;
+        if (length > 0 && sys_write_all(pty->terminal, data, length, DRAIN_PATIENCE_MS) < 0)
             return;
         pty->output.start = pty->output.end = 0;
     } while (fill(pty->master, &pty->output) && held(&pty->output) > 0);

@@ -1,6 +1,6 @@
 /*
- * What it is: the modes of the user's terminal: one change at a time, undone at every exit path,
- * fatal signals included. What it is not: the relay of bytes; pty.c does that.
+ * What it is: the modes of the user's terminal: the run's change and a question's over it, undone at
+ * every exit path, fatal signals included. What it is not: the relay of bytes; pty.c does that.
  */
 #define _GNU_SOURCE
 #include "tty.h"
@@ -9,27 +9,30 @@
 #include <string.h>
 #include <unistd.h>
 
-/* One slot: a signal handler has to find it. `taken` is written last and read first. */
-static volatile sig_atomic_t taken;
-static int taken_fd;
-static struct termios before;
-static struct termios during;
+/* Two at most: the run's, and a question's over it. A signal handler has to find them: `depth` is written last. */
+enum { DEPTH_MAX = 2 };
+static volatile sig_atomic_t depth;
+static struct {
+    int fd;
+    struct termios before;
+    struct termios during;
+} changes[DEPTH_MAX];
 
 /*
- * tcsetattr(3) is async-signal-safe (signal-safety(7)). SIGTTOU is blocked, so it also works in the
- * background. TCSANOW: with TCSADRAIN a terminal stopped by Ctrl-S would hang our exit.
+ * All calls are async-signal-safe (signal-safety(7)). In the background the terminal is somebody
+ * else's. TCSANOW: with TCSADRAIN a terminal stopped by Ctrl-S would hang our exit.
  */
-static void restore(void)
+static void restore(int from)
 {
-    if (taken)
-        (void)!tcsetattr(taken_fd, TCSANOW, &before);
+    for (int i = depth - 1; i >= from; i--)
+        if (tty_foreground(changes[i].fd))
+            (void)!tcsetattr(changes[i].fd, TCSANOW, &changes[i].before);
 }
 
 static void on_fatal(int number)
 {
-    if (taken)
-        (void)!tcsetattr(taken_fd, TCSANOW, &before);
-    taken = 0;
+    restore(0);
+    depth = 0;
     raise(number); /* SA_RESETHAND: this time the default action kills us */
 }
 
@@ -49,13 +52,13 @@ int tty_guard(void)
 
 int tty_take(int fd, const struct termios *wanted)
 {
-    if (taken || tcgetattr(fd, &before) < 0)
+    if (depth == DEPTH_MAX || tcgetattr(fd, &changes[depth].before) < 0)
         return -1;
-    during = *wanted;
-    taken_fd = fd;
-    taken = 1;
-    if (tcsetattr(fd, TCSANOW, wanted) < 0) {
-        taken = 0;
+    changes[depth].during = wanted ? *wanted : changes[depth].before;
+    changes[depth].fd = fd;
+    depth++;
+    if (wanted && tcsetattr(fd, TCSANOW, wanted) < 0) {
+        depth--;
         return -1;
     }
     return 0;
@@ -63,24 +66,28 @@ int tty_take(int fd, const struct termios *wanted)
 
 void tty_give_back(void)
 {
-    restore();
-    taken = 0;
+    if (depth == 0)
+        return;
+    restore(depth - 1);
+    depth--;
 }
 
 void tty_suspend(void)
 {
-    restore();
+    restore(0);
 }
 
 void tty_resume(void)
 {
-    if (taken && tty_foreground(taken_fd))
-        (void)!tcsetattr(taken_fd, TCSANOW, &during);
+    for (int i = 0; i < depth; i++)
+        if (tty_foreground(changes[i].fd))
+            (void)!tcsetattr(changes[i].fd, TCSANOW, &changes[i].during);
 }
 
 bool tty_foreground(int fd)
 {
-    return tcgetpgrp(fd) == getpgrp();
+    pid_t group = tcgetpgrp(fd);
+    return group < 0 || group == getpgrp(); /* not our controlling terminal, or gone: nobody to be in front of us */
 }
 
 void tty_stop_self(void)
@@ -88,5 +95,11 @@ void tty_stop_self(void)
     /* SIGSTOP and not SIGTSTP: the latter is dropped in an orphaned process group (setpgid(2)). */
     do
         kill(getpid(), SIGSTOP);
-    while (taken && tcgetpgrp(taken_fd) > 0 && !tty_foreground(taken_fd));
+    while (depth > 0 && !tty_foreground(changes[0].fd));
+}
+
+void tty_await_foreground(int fd)
+{
+    while (!tty_foreground(fd))
+        kill(getpid(), SIGSTOP);
 }

@@ -1,0 +1,46 @@
+"""Any bytes into the frame codec: a frame, nothing yet, or FrameError; never another error, never a leak."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.host import frames
+
+
+@given(st.lists(st.binary(max_size=200), max_size=20), st.binary(max_size=9), st.binary(max_size=9))
+def test_lists_survive(items: list[bytes], before: bytes, after: bytes) -> None:
+    """What was encoded is decoded to the same, wherever it stands."""
+    payload = before + frames.encode_list(items) + after
+    assert frames.decode_list(payload, len(before)) == (items, len(payload) - len(after))
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_as_a_list(payload: bytes) -> None:
+    """A hostile list is refused, or it holds no more than was sent."""
+    with contextlib.suppress(frames.FrameError):
+        items, end = frames.decode_list(payload)
+        assert end <= len(payload)
+        assert sum(len(item) + 4 for item in items) + 4 == end
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 3)), max_size=12))
+def test_any_bytes_on_a_channel(pieces: list[tuple[bytes, int]]) -> None:
+    """A hostile peer with descriptors in hand gets FrameError at worst; every descriptor is handed on or closed."""
+    count = len(list(Path("/proc/self/fd").iterdir()))
+    ours, theirs = socket.socketpair()
+    channel = frames.Channel(ours)
+    with contextlib.suppress(frames.FrameError):
+        for data, descriptors in pieces:
+            socket.send_fds(theirs, [data], [theirs.fileno()] * descriptors)
+            while frame := channel.receive():
+                for descriptor in frame.descriptors:
+                    os.close(descriptor)
+    channel.close()
+    theirs.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == count
