@@ -78,7 +78,7 @@ def test_the_agent_answers_from_the_sandbox(agent: Agent, user: User, workspace:
 def test_the_agent_cannot_read_secrets_nor_write_outside(
     agent: Agent, user: User, home: Path, workspace: Path, fake_model: FakeModel
 ) -> None:
-    """Told to read every canary and to plant files, the agent's own shell tool gets nothing; its proper work is done."""
+    """Told to read every canary and to plant files, the agent's own shell gets nothing but its proper work done."""
     theft = "; ".join(f"cat ~/{name}" for name in canaries(home))
     plant = "echo x >> ~/.bashrc; echo x > .git/hooks/pre-commit; mkdir -p .vscode; echo x > .vscode/t; echo x > /etc/x"
     fake_model.script = [Run(f"{theft}; {plant}; echo proper work > done.txt"), Say("FINISHED")]

@@ -156,7 +156,8 @@ def test_a_workspace_that_is_not_utf8_is_refused(user: User, home: Path) -> None
 def test_a_directory_as_standard_output_is_refused(user: User, workspace: Path) -> None:
     """A directory descriptor would open the host's files by openat(2); the interpreter refuses one as input itself."""
     descriptor = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
-    script = "import os, sys; os.dup2(int(sys.argv[1]), 1); from cloister.cli.entry import main; sys.exit(main(sys.argv[2:]))"
+    program = "from cloister.cli.entry import main; os.dup2(int(sys.argv[1]), 1); sys.exit(main(sys.argv[2:]))"
+    script = f"import os, sys; {program}"
     try:
         done = subprocess.run(
             [sys.executable, "-c", script, str(descriptor), "run", "shell", "--", "true"], cwd=workspace,

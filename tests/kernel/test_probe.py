@@ -71,9 +71,9 @@ def test_a_trial_that_hangs_is_ended(tmp_path, monkeypatch):
 
 def test_overlay_trial_leaves_nothing():
     """The overlay trial answers, and its layers are on no file system that remains."""
-    before = sorted(os.listdir("/tmp"))  # noqa: PTH208
+    before = sorted(os.listdir("/tmp"))
     assert probe._try("overlay").works in {"yes", "no"}
-    assert not {"lower", "upper", "work", "merged"} & (set(os.listdir("/tmp")) - set(before))  # noqa: PTH208
+    assert not {"lower", "upper", "work", "merged"} & (set(os.listdir("/tmp")) - set(before))
 
 
 def test_kvm_trial_ends_with_an_answer():

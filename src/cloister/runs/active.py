@@ -17,6 +17,7 @@ import msgspec
 from cloister.egress.events import EgressEvent
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.plan.steps import Plan
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Receipt, Record, Store
@@ -72,6 +73,7 @@ class ActiveRun:
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
+        self.layout: WorkspaceLayout | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._next_session = 1
@@ -201,8 +203,13 @@ class ActiveRun:
             link.close()
         self.sessions.clear()
         self._on_end(self, outcome)
+
+    def close(self, outcome: Outcome, warnings: tuple[str, ...]) -> None:
+        """Write the receipt, then tell the caller."""
+        self.warnings = warnings
         self._write_receipt(outcome)
         self._events.close()
+        self.live.say_goodbye(outcome, warnings)
 
     def _write_receipt(self, outcome: Outcome) -> None:
         now = time.time()

@@ -124,7 +124,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         *(WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text) for name, text in files.boxed),
         Listen(path=f"{facts.run_runtime}/box/egress.sock"),
     ]
-    if facts.layout.placeholders and not overlay:
+    if facts.layout.placeholders:
         steps.append(Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders))
     overlays: tuple[Overlay, ...] = ()
     if overlay:
@@ -201,13 +201,12 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
     mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
     mounts += [Mount("ro", path, path) for path in facts.read]
     mounts += [Mount("rw", path, path) for path in facts.write]
-    laid_out = overlaid(facts.layout) if agent.workspace.mode == "overlay" else facts.layout.mounts
-    workspace, contents = _workspace_mounts(laid_out, facts.run_runtime)
+    workspace, contents = _workspace_mounts(facts.layout.mounts, facts.run_runtime)
     files.boxed += contents
     mounts += workspace
     mounts += [Mount("mask-directory" if kind == "directory" else "mask-file", path) for path, kind in facts.hide]
     writable = [home, "/tmp", "/dev", "/proc", *facts.write]  # noqa: S108  # the sandbox's own
-    writable += [mount.target for mount in laid_out if mount.op in ("bind", "pin")]
+    writable += [mount.target for mount in facts.layout.mounts if mount.op in ("bind", "pin", "overlay")]
     return Box(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
@@ -229,29 +228,13 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
     )
 
 
-def overlaid(layout: WorkspaceLayout) -> tuple[LayoutMount, ...]:
-    """Return the mounts for overlay mode.
-
-    What is absent needs no holding: a file made there lies in the upper layer, and `apply` refuses it. A git
-    directory outside the workspace is not overlaid, so it is shown read-only.
-    """
-    held = {f"{point.base}/{point.name}" for point in layout.placeholders}
-    shown = []
-    for mount in layout.mounts:
-        inside = mount.target == layout.root or mount.target.startswith(layout.root + "/")
-        if mount.target in held:
-            continue
-        shown.append(mount if inside or mount.op == "mask" else msgspec.structs.replace(mount, op="ro"))
-    return tuple(shown)
-
-
 def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[list[Mount], list[tuple[str, str]]]:
     """Turn the layout's mounts into bubblewrap's; contents become files of the box directory."""
     result: list[Mount] = []
     contents: dict[str, str] = {}
     for mount in mounts:
         match mount.op:
-            case "bind" | "pin":
+            case "bind" | "pin" | "overlay":  # the outer shim has put the overlay there
                 result.append(Mount("rw", mount.target, mount.source or mount.target))
             case "ro":
                 result.append(Mount("ro", mount.target, mount.source or mount.target))

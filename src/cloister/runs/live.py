@@ -6,8 +6,8 @@ drawn here. Sockets and timers belong to the broker (`services/`), which passes 
     starting ──P ok──▶ probed ──R──▶ running ──E──▶ ending ──W──▶ finished
         └──────P bad, Y, time, stop, a half died──────┘
 
-Whatever happens, `finish` runs once: kill what is left, undo the plan, write the receipt,
-tell the outer half its exit code.
+Whatever happens, `on_finished` is called once; its owner undoes the plan, writes the receipt,
+and then has the outer half told its exit code (`say_goodbye`).
 """
 
 from __future__ import annotations
@@ -166,8 +166,14 @@ class LiveRun:
         self.inner.close()
         outcome = self._outcome or Outcome(EXIT_FAILED, "unknown")
         self._on_finished(outcome)
-        text = outcome.text + "\n" if outcome.text else ""
+
+    def say_goodbye(self, outcome: Outcome, warnings: tuple[str, ...] = ()) -> None:
+        """Tell the outer half its exit code, when everything is undone and on record."""
+        lines = [outcome.text] if outcome.text else []
+        lines += [f"cloister: {warning}" for warning in warnings]
+        text = "".join(f"{line}\n" for line in lines)
         self.outer.send("F", bytes([outcome.code & 255]) + text.encode("utf-8", "backslashreplace"))
+        self.outer.close()
 
     def _runtime_over(self) -> None:
         limit = self.plan.launch.runtime_s

@@ -126,6 +126,7 @@ class Kitchen:
             reserved=(self.paths.config, self.paths.state, self.paths.runtime),
             hide=tuple(path for path in agent.filesystem.hide if not path.startswith(("/", "~"))),
             unprotected=agent.workspace.unprotected,
+            overlay=agent.workspace.mode == "overlay",
         )
         configs = (
             f"{self.paths.home}/.gitconfig",

@@ -20,10 +20,12 @@ import msgspec
 
 from cloister.errors import CloisterError, UsageError
 from cloister.host import apply as host_apply
+from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
 from cloister.isolation import seccomp
 from cloister.plan.steps import LimitCgroup, Plan
+from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun, Command
@@ -34,7 +36,7 @@ from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 
-RECOVER_KILL_S = 2.0
+CLOSE_EGRESS_S = 2.0
 
 
 class Connect(Protocol):
@@ -58,6 +60,8 @@ class Supervisor:
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
         self._runs: dict[str, ActiveRun] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+        self._one_ended = asyncio.Event()
         self._filters: dict[str, bytes] = {}
 
     @property
@@ -97,6 +101,7 @@ class Supervisor:
         run = ActiveRun(
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
+        run.layout = prepared.layout
         holder.append(run)
         self._runs[plan.run] = run
 
@@ -275,13 +280,24 @@ class Supervisor:
     # --- endings --------------------------------------------------------------------------------
 
     def _ended(self, run: ActiveRun, outcome: Outcome) -> None:
-        """Undo everything; the receipt is written by the run after this."""
-        del outcome
+        """Begin the ending; nothing lives in the sandbox any more."""
+        task = self._loop.create_task(self._end(run, outcome))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _end(self, run: ActiveRun, outcome: Outcome) -> None:
+        """Close its connections, undo the plan, look at the workspace, write the receipt, in this order."""
+        try:
+            if run.egress:
+                await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
+        except TimeoutError:
+            run.write_event("warning", {"what": "egress connections did not close in time"})
+        finally:
+            host_apply.undo(run.plan, self._paths.state)
+        warnings = await self._loop.run_in_executor(None, _look_after, run)
         self._runs.pop(run.plan.run, None)
-        if run.egress:
-            task = self._loop.create_task(run.egress.close())
-            task.add_done_callback(lambda _: None)
-        host_apply.undo(run.plan, self._paths.state)
+        self._one_ended.set()
+        run.close(outcome, warnings)
 
     def recover(self) -> None:
         """Undo what the runs of a killed broker left, and give each a receipt that says so."""
@@ -316,12 +332,32 @@ class Supervisor:
         """End every run, politely for two seconds."""
         for run in list(self._runs.values()):
             run.live.stop(1.0)
-        for _ in range(60):
-            if not self._runs:
-                return
-            await asyncio.sleep(0.05)
+        await self._wait_empty(3.0)
         for run in list(self._runs.values()):
             run.live.outer_closed()
+        await self._wait_empty(3.0)
+
+    async def _wait_empty(self, seconds: float) -> None:
+        while self._runs:
+            self._one_ended.clear()
+            try:
+                await asyncio.wait_for(self._one_ended.wait(), seconds)
+            except TimeoutError:
+                return
+
+
+def _look_after(run: ActiveRun) -> tuple[str, ...]:
+    """Return what the person should look at before using tools in the workspace again; overlays are reviewed anyway."""
+    if run.record.mode == "overlay" or run.layout is None:
+        return ()
+    names = [entry.name for entry in protected_names()]
+    report = tripwires.look_after(run.layout, names, since_ns=int(run.record.started * 1e9))
+    shown = [f"{_shown(finding.path)}: {finding.what} [workspace-changed]" for finding in report.findings]
+    return tuple(shown if report.complete else [*shown, "the workspace is too large to be looked at whole"])
+
+
+def _shown(path: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in path)
 
 
 def _memory_file(name: str, data: bytes) -> int:

@@ -7,6 +7,7 @@ import json
 import subprocess
 
 import pytest
+
 from conftest import LIMITS, LOOPBACK, Upstream, read_head
 
 pytestmark = pytest.mark.kernel

@@ -10,12 +10,12 @@ import ssl
 import struct
 
 import pytest
-from conftest import LIMITS, LOOPBACK, Relay, Upstream, read_head, until
 from test_http import LOCAL, OK, answering, bridge, curl
 
 from cloister.egress.rules import compile_ruleset
 from cloister.policy.model import Egress
 from cloister.relay.session import UpstreamProxy
+from conftest import LIMITS, LOOPBACK, Relay, Upstream, read_head, until
 
 pytestmark = pytest.mark.kernel
 
@@ -381,7 +381,7 @@ def test_bulk_transfers_keep_every_byte_and_both_ends(relay, run):
 
     async def scenario():
         async with Upstream(echo) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
-            before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a number
+            before = len(os.listdir("/proc/self/fd"))
             reader, writer = await r.client()
             writer.write(connect("a.test", up.port))
             await read_head(reader)
@@ -399,7 +399,7 @@ def test_bulk_transfers_keep_every_byte_and_both_ends(relay, run):
             writer.close()
             await until(lambda: bool(r.events))
             assert (r.events[0].bytes_up, r.events[0].bytes_down, r.events[0].reason) == (size, size, "allowed-by-rule")
-            await until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # noqa: PTH208
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
     run(scenario())
 
@@ -435,7 +435,7 @@ def test_bulk_transfers_end_with_their_tunnel(relay, run, side):
 
 def resident() -> int:
     """Return the resident size of this process in bytes."""
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - one number
+    with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
