@@ -37,7 +37,9 @@ def start(argv: tuple[str, ...], target: int) -> Started:
     ready, ready_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     words, words_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, source, target_fd) for source, target_fd in ((null, 0), (ready_end, 1), (words_end, 2))]
+    actions = [
+        (os.POSIX_SPAWN_DUP2, source, target_fd) for source, target_fd in ((null, 0), (ready_end, 1), (words_end, 2))
+    ]
     try:
         # PRIVILEGE: none beyond the caller's; the program is one `programs.find` trusts. pasta refuses to start where
         # SIGPIPE is ignored, as Python does.

@@ -114,7 +114,9 @@ class Attachment:
     def _fail(self, why: str) -> None:
         if not self._over:
             self._over = True
-            self._on_failed(f"pasta ended, and the network with it: {why}" if self._up else f"pasta did not start: {why}")
+            self._on_failed(
+                f"pasta ended, and the network with it: {why}" if self._up else f"pasta did not start: {why}"
+            )
 
 
 def _read(descriptor: int) -> bytes:

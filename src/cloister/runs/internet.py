@@ -21,7 +21,9 @@ from cloister.plan.facts import HostFacts
 from cloister.runs import remedies
 
 # Documentation addresses (RFC 5737, RFC 3849): the agent learns neither the host's addresses nor its routes from them.
-ADDRESSES = ("-a", "192.0.2.2", "-n", "255.255.255.0", "-g", "192.0.2.1", "-a", "2001:db8::2", "-g", "2001:db8::1")
+SOURCE = "192.0.2.2"
+SOURCE_IPV6 = "2001:db8::2"
+ADDRESSES = ("-a", SOURCE, "-n", "255.255.255.0", "-g", "192.0.2.1", "-a", SOURCE_IPV6, "-g", "2001:db8::1")
 RESOLVER = "192.0.2.53"
 RESOLVER_IPV6 = "2001:db8::53"
 INTERFACE = "net0"
@@ -61,8 +63,9 @@ def internet(rules: Ruleset, guard: Guard, host: HostFacts, resolvers: tuple[str
     _refuse_host(host)
     _refuse_rules(rules, guard)
     resolver = _resolver(resolvers)
+    sources = (ip_address(SOURCE), ip_address(SOURCE_IPV6))
     return Internet(
-        ruleset=nft.ruleset(guard, rules.deny.networks(), ip_address(resolver)),
+        ruleset=nft.ruleset(guard, rules.deny.networks(), ip_address(resolver), sources),
         pasta=pasta_argv(host.pasta.path, resolver, is_root=host.uid == 0),
         nft=host.nft.path,
         resolver=resolver,
@@ -76,7 +79,20 @@ def pasta_argv(path: str, resolver: str, *, is_root: bool) -> tuple[str, ...]:
 
     No port is forwarded in either direction, and no address stands for the host's loopback.
     """
-    shut = ("--no-map-gw", "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-dhcp", "--no-dhcpv6", "--no-ra")
+    shut = (
+        "--no-map-gw",
+        "-t",
+        "none",
+        "-u",
+        "none",
+        "-T",
+        "none",
+        "-U",
+        "none",
+        "--no-dhcp",
+        "--no-dhcpv6",
+        "--no-ra",
+    )
     shown = ("-I", INTERFACE, "-M", GATEWAY_MAC, *ADDRESSES, "--dns-forward", resolver)
     user = ("--runas", "0:0") if is_root else ()  # else it turns into nobody, who cannot enter the namespaces
     return (path, "-f", "-q", "--config-net", *shut, *shown, *user, "-P", "/dev/stdout")
@@ -108,7 +124,9 @@ def _refuse_rules(rules: Ruleset, guard: Guard) -> None:
     table = f"[agents.{rules.agent}.egress]"
     why = 'mode = "internet" lets the agent connect without names'
     problems = [
-        Problem(f"{why}, so the deny rule '{rule.text}' would not hold", rule.where, "deny addresses, or use mode = \"learn\"")
+        Problem(
+            f"{why}, so the deny rule '{rule.text}' would not hold", rule.where, 'deny addresses, or use mode = "learn"'
+        )
         for rule in rules.deny.names()
     ]
     limited = [rule for rule in (*rules.allow.names(), *_address_rules(rules)) if rule.limited]
@@ -117,7 +135,9 @@ def _refuse_rules(rules: Ruleset, guard: Guard) -> None:
         for rule in limited
     ]
     problems += [
-        Problem(f"'{network}' embeds IPv4 addresses, which the packet filter cannot judge", f"{table} private", "remove it")
+        Problem(
+            f"'{network}' embeds IPv4 addresses, which the packet filter cannot judge", f"{table} private", "remove it"
+        )
         for network in nft.lifted_embedding(guard)
     ]
     if problems:
