@@ -199,6 +199,30 @@ def test_git_commit_works_and_configuration_does_not_change(user: User, workspac
     user.close()
 
 
+def test_a_protection_that_the_host_takes_away_ends_the_run(user: User, workspace: Path) -> None:
+    """A person's own `git config` replaces the mounted file; before the agent can use that, the run is over."""
+    script = "while :; do echo evil >> .git/config; sleep 0.05; done 2>/dev/null"
+    run = user.start("run", "shell", "--", "sh", "-c", script, cwd=workspace)
+    user.wait_running()
+    subprocess.run(["git", "config", "user.name", "Me"], cwd=workspace, check=True)
+    _, error = run.communicate(timeout=20)
+
+    assert run.returncode == 125
+    assert b"protection-lost" in error
+    user.close()
+
+
+def test_reading_on_the_host_ends_no_run(user: User, workspace: Path) -> None:
+    """Looking at protected files, and committing, on the host does not disturb the agent."""
+    run = user.start("run", "shell", "--", "sleep", "2", cwd=workspace)
+    user.wait_running()
+    for words in (["git", "status"], ["git", "config", "--list"], ["git", "stash", "list"], ["ls", "-la", ".git"]):
+        subprocess.run(words, cwd=workspace, check=True, capture_output=True)
+
+    assert run.wait(20) == 0
+    user.close()
+
+
 def test_overlay_mode_leaves_the_workspace_alone(user: User, workspace: Path) -> None:
     """In overlay mode the agent sees its changes, and the workspace does not."""
     user.write_policy(BASE + '[agents.shell.workspace]\nmode = "overlay"\n')

@@ -18,6 +18,7 @@ from cloister.egress.events import EgressEvent
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.mount_check import check_mounts
 from cloister.host.sandbox_pid import find_sandbox_pid
+from cloister.host.watch import Watch
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
@@ -77,7 +78,10 @@ class ActiveRun:
         self.host = host
         self.egress: EgressServer | None = None
         self.layout: WorkspaceLayout | None = None
+        self.watch: Watch | None = None
         self.outer_pid = 0
+        self.go = b""
+        """The inner half's last word to wait for: command, environment, directory."""
         self.network: Attachment | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
@@ -112,8 +116,8 @@ class ActiveRun:
         number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
             case "P":
-                self._check_mounts()
                 self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
+                self._admit()
             case "R" if number == 0:
                 self.live.running()
             case "Y" if len(payload) >= 2 * _U32:
@@ -187,22 +191,35 @@ class ActiveRun:
             link.send("F", bytes([status]))
             link.close()
 
-    def _check_mounts(self) -> None:
-        """See that what is mounted is what was looked at: bubblewrap mounts by path, and paths can be swapped meanwhile.
-
-        The agent is about to get control, or just has it; a mount that is wrong ends the run.
-        """
-        if self.layout is None:
-            return
+    def mounts_wrong(self) -> list[str]:
+        """Return one sentence for each mount of the workspace that is not, or no longer, as it was laid out."""
         pid = find_sandbox_pid(self.outer_pid)
-        if not pid:
-            return  # it is gone already, or the kernel lists no children (CONFIG_PROC_CHILDREN)
+        if self.layout is None or not pid:  # no pid: it is gone, or the kernel has no CONFIG_PROC_CHILDREN
+            return []
         try:
-            wrong = check_mounts(pid, self.layout)
-        except OSError:
-            return  # gone while we looked
+            return check_mounts(pid, self.layout)
+        except OSError as error:
+            return [f"the sandbox cannot be looked at: {error.strerror}"]
+
+    def protection_lost(self) -> None:
+        """Something protected was touched on the host: end the run where a mount has gone."""
+        if self.live.status == "running" and (wrong := self.mounts_wrong()) and find_sandbox_pid(self.outer_pid):
+            message = "a protected file was replaced on the host, which takes its protection away"
+            self.live.refuse("protection-lost", message, wrong)
+
+    def _admit(self) -> None:
+        """Say go, once the self-probe has passed and what is mounted is what was looked at.
+
+        bubblewrap mounts by path, and paths can be swapped between the look and the mount.
+        """
+        if "verdict=passed" not in self.live.probe or not self.go:
+            return  # the inner half ends by itself
+        wrong = self.mounts_wrong()
         if wrong:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
+            return
+        self.inner.send("G", self.go)
+        self.go = b""
 
     # --- records ------------------------------------------------------------------------------
 

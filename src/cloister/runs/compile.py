@@ -7,6 +7,8 @@ workspace → state → environment → egress → limits → isolation.
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 
 from cloister.isolation import environment, managed, namespace
@@ -34,6 +36,8 @@ from cloister.runs.internet import OPT_OUT, WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
+PROJECT_RECORD = "project.json"
+"""Beside an agent's state, where no sandbox sees it: whose state it is, so that `gc` can tell when that is gone."""
 
 
 class CarriedPath(msgspec.Struct, frozen=True):
@@ -255,7 +259,10 @@ def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[li
 
 def _state_steps(preset: Preset, facts: Facts, files: _Files) -> list[AnyStep]:
     """Make the agent's own state, and the places in it onto which files are mounted."""
+    anchor = facts.layout.git_dirs[0] if facts.layout.git_dirs else ""
+    project = json.dumps({"path": facts.layout.root, "git": anchor})
     steps: list[AnyStep] = [MakeDirectory(path=facts.state, kept=True)]
+    steps.append(SeedFile(root=facts.state, name=PROJECT_RECORD, text=project))
     steps += [MakeDirectory(path=f"{facts.state}/{name}", kept=True) for name in preset.state]
     over = [(path.name, path.kind) for path in facts.carried] + [(name, "file") for name, _ in files.homed]
     steps += [SeedFile(root=facts.state, name=name, text=text) for name, text in preset.seed.items()]

@@ -27,6 +27,9 @@ _MAX_LINKS = 40  # path_resolution(7)
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm", "pts", "ptmx", "fd", "stdin", "stdout", "stderr")
 
 
+_HELD = "absent on the host: held while the run lasts, so that it cannot be made"
+
+
 class Mounted(NamedTuple):
     """One operation on the sandbox's file system."""
 
@@ -57,7 +60,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     exists: bool
     readable: bool
     writable: bool
-    """An existing file or directory can be changed; something absent can be made."""
+    """An existing file or directory can be changed; something absent can be made, with the directories above it."""
     mount: str
     """The mount that decides, by its place in the sandbox; empty where there is none."""
     source: str = ""
@@ -170,7 +173,7 @@ class Explainer:
         match mount.kind:
             case "hidden":
                 note = "hidden: empty" if mount.source else "hidden: cannot be opened"
-                return Access(path=path, exists=True, readable=False, writable=False, mount=at, note=note)
+                return Access(path=path, exists=path == at, readable=False, writable=False, mount=at, note=note)
             case "proc":
                 note = "the sandbox's own processes"
                 return Access(path=path, exists=True, readable=True, writable=False, mount=at, note=note)
@@ -193,13 +196,10 @@ class Explainer:
             seen = self._look(seen.link if seen.link.startswith("/") else normpath(f"{dirname(source)}/{seen.link}"))
         writable, note = mount.kind == "rw" and seen.writable, ""
         exists, readable = seen.kind != "absent", seen.readable
-        if not exists and path == mount.target:
-            exists, readable, writable = True, self._made.get(source) != "socket", mount.kind == "rw"
-            note = (
-                "absent on the host: held while the run lasts, so that it cannot be made"
-                if source in self._made
-                else ""
-            )
+        if not exists and (path == mount.target or source in self._made):
+            kind = self._held.get(source) or self._made.get(source, "directory")
+            exists, readable, writable = True, kind != "socket", mount.kind == "rw"
+            note = _HELD if source in self._held else ""
         elif not exists:
             above = self._judge(dirname(path))
             writable = above.writable

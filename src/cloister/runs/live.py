@@ -89,7 +89,7 @@ class LiveRun:
         self.probe = results
 
     def refuse(self, reference: str, message: str, where: list[str]) -> None:
-        """End the run before it has begun, for a reason found from outside."""
+        """End the run for a reason found from outside."""
         lines = [f"cloister: {message}, so the run was ended [{reference}]", *(f"  where: {line}" for line in where)]
         self._decide(Outcome(EXIT_FAILED, reference, "\n".join([*lines, "  try: again"])))
         self._kill()

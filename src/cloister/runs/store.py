@@ -6,7 +6,7 @@
     receipt.json   at the end; a run without one did not end in order
 
 Files are replaced by rename, never edited. What a run left on the host is undone by
-`host/apply.py`; removing old records is `collect`.
+`host/apply.py`; what may be removed is in `collect`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
@@ -188,18 +187,6 @@ class Store:
     def remove(self, run: str) -> None:
         """Remove everything recorded about a run."""
         shutil.rmtree(self._path(run), ignore_errors=True)
-
-    def collect(self, older_than_s: float, now: float | None = None) -> list[str]:
-        """Remove finished runs older than that, except overlays nobody has applied or discarded; return their ids."""
-        limit = (time.time() if now is None else now) - older_than_s
-        removed = []
-        for run in self.ids():
-            record = self.record(run)
-            pending = os.path.isdir(f"{self._path(run)}/overlay")
-            if record and record.status == "finished" and (record.finished or 0) < limit and not pending:
-                self.remove(run)
-                removed.append(run)
-        return removed
 
     def _path(self, run: str) -> str:
         if not is_id(run):

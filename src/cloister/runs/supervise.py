@@ -24,6 +24,7 @@ from cloister.host import apply as host_apply
 from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
+from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import LimitCgroup, Plan
 from cloister.policy.protected import protected_names
@@ -121,11 +122,18 @@ class Supervisor:
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
         await self._serve_egress(run, prepared, applied.listener)
+        self._watch(run)
         self._launch(run, prepared, theirs)
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
-        """Send both halves what they need. The inner one reads its part when it has come up."""
+        """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
         launch = run.plan.launch
+        run.go = (
+            (FLAG_PTY if launch.pty else 0).to_bytes(4, "little")
+            + encode_list([os.fsencode(word) for word in launch.command])
+            + encode_list(mapping(prepared.environment))
+            + encode_list([os.fsencode(launch.directory)])
+        )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
@@ -144,12 +152,6 @@ class Supervisor:
         for descriptor in files:
             os.close(descriptor)
         theirs.close()
-        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list(
-            [os.fsencode(word) for word in launch.command]
-        )
-        run.inner.send(
-            "G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)])
-        )
 
     def _filter(self, profile: str) -> bytes:
         if profile not in self._filters:
@@ -299,8 +301,30 @@ class Supervisor:
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
+    def _watch(self, run: ActiveRun) -> None:
+        """End the run when the host takes a protection away; see host/watch.py."""
+        if run.layout is None or run.record.mode == "overlay":
+            return
+        try:
+            watch = Watch(mount.source for mount in run.layout.mounts if mount.op == "ro")
+        except OSError:
+            run.write_event(
+                "warning", {"what": "no inotify instance is left: replaced files are found at the end only"}
+            )
+            return
+        run.watch = watch
+
+        def touched() -> None:
+            if watch.drain():
+                run.protection_lost()
+
+        self._loop.add_reader(watch.descriptor, touched)
+
     async def _end(self, run: ActiveRun, outcome: Outcome) -> None:
         """Close its connections, undo the plan, look at the workspace, write the receipt, in this order."""
+        if run.watch is not None:
+            self._loop.remove_reader(run.watch.descriptor)
+            run.watch.close()
         if run.network:
             run.network.close()
         try:
