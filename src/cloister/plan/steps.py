@@ -126,6 +126,8 @@ class Launch(Step, frozen=True, tag="launch"):
     """Start the sandbox: the argv of bubblewrap, then what its first process needs to know.
 
     `argv` names descriptors by number: 3 is the seccomp filter, 4 the channel to the broker.
+    With a `ruleset` the run has a network namespace of its own: `nft` loads the rules there, `pasta` (its argv
+    without the process to attach to) connects it. 5 is the ruleset's descriptor then.
     `environment` holds literal values from the policy; `inherit` names variables whose values
     the caller's request brings, so that no value of theirs stands in the plan.
     """
@@ -139,6 +141,8 @@ class Launch(Step, frozen=True, tag="launch"):
     seccomp: str = ""
     overlays: tuple[Overlay, ...] = ()
     ruleset: str = ""
+    nft: str = ""
+    """Path of nft."""
     pasta: tuple[str, ...] = ()
     runtime_s: float | None = None
 

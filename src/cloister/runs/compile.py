@@ -30,7 +30,9 @@ from cloister.plan.steps import (
 from cloister.plan.workspace import Mount as LayoutMount
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
+from cloister.policy.secretscan import names_secret
 from cloister.runs import limits
+from cloister.runs.internet import OPT_OUT, WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
@@ -84,6 +86,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
+    internet: Internet | None = None
+    """How the run gets a network of its own, in mode `internet`."""
 
 
 def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: tuple[str, ...], facts: Facts) -> Plan:
@@ -100,6 +104,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         UnsupportedError: the policy asks for something that nothing here enforces.
     """
     refuse_unenforced(agent)
+    egress = (*egress, WORDS) if facts.internet else egress
     overlay = agent.workspace.mode == "overlay"
     files = _generated_files(agent, preset, facts, egress, overlay)
     command = _command(command, agent, preset, files, facts)
@@ -143,6 +148,9 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
             pty=facts.pty,
             seccomp=_seccomp_profile(agent),
             overlays=overlays,
+            ruleset=facts.internet.ruleset if facts.internet else "",
+            nft=facts.internet.nft if facts.internet else "",
+            pasta=facts.internet.pasta if facts.internet else (),
             runtime_s=limited.runtime_s,
         )
     )
@@ -225,6 +233,8 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
         landlock_rw=tuple(dict.fromkeys(writable)),
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=limited.rlimits,
+        network="shared" if facts.internet else "empty",
+        probe_connect=facts.internet.probes if facts.internet else (namespace.PROBE_ADDRESS,),
     )
 
 
@@ -285,8 +295,10 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
         words.append("hardening.ptrace: tracing is allowed inside")
     if agent.hardening.landlock == "off":
         words.append("hardening.landlock = off")
+    if facts.internet:
+        words.append(OPT_OUT)
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
-    words += [f"environment carries {name}" for name in agent.pass_environment]
+    words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
     words += [f"filesystem.write: {path}" for path in facts.write]
     return tuple(words)
 
@@ -295,4 +307,6 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
     notices = list(facts.layout.notes)
     if facts.landlock_abi == 0 and agent.hardening.landlock == "available":
         notices.append("this kernel has no Landlock: one layer less")
+    if facts.internet:
+        notices += facts.internet.notices
     return tuple(notices)

@@ -1,0 +1,1 @@
+"""What runs inside the sandbox: a driver, and the words cases are written in. Shipped as text, never imported by the host."""

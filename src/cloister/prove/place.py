@@ -1,0 +1,126 @@
+"""Where a battery happens: directories of its own, a broker of its own, and the user's policy.
+
+The battery attacks policy files, the proxy and the broker; so that a real run of the user can
+never be hurt by it, it brings its own state and runtime directories, and with them its own
+broker. Configuration is the user's: the sandbox under attack is the one that `cloister run`
+would give. Nothing of this remains afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+
+from cloister.errors import UnsupportedError
+from cloister.host.owner import Owner, identify
+from cloister.policy.merge import ResolvedAgent
+from cloister.runs.paths import Paths, locate
+from cloister.runs.policies import PolicyFiles
+
+_MAX_SOCKET_PATH = 107  # unix(7): sun_path is 108 bytes with its end
+_SOCKET = "/cloister/runs/0123456789/box/egress.sock"
+
+
+class Place:
+    """Directories for one battery; use as a context manager."""
+
+    def __init__(self, environ: Mapping[str, str], agent: str, profile: str = "") -> None:
+        """Read the user's policy; make nothing yet.
+
+        Raises:
+            CloisterError: there is no such agent, or the policy is wrong.
+        """
+        self.owner: Owner = identify(environ.get("HOME", ""))
+        self.user_paths: Paths = locate(environ, self.owner.home, self.owner.uid)
+        self.agent = agent
+        self.profile = profile
+        self.resolved: ResolvedAgent = PolicyFiles(self.user_paths, self.owner.uid).resolve(agent, profile)
+        self._environ = dict(environ)
+        name = f"prove-{secrets.token_hex(4)}"
+        self.base = f"{_parent(self.resolved.agent.workspace.roots, self.owner.home)}/{name}"
+        runtime = environ.get("XDG_RUNTIME_DIR", "")
+        short = f"{runtime}/cloister-{name}" if runtime.startswith("/") else ""
+        self.runtime = short if short and os.path.isdir(runtime) else f"{self.base}/run"
+        if len(os.fsencode(self.runtime + _SOCKET)) > _MAX_SOCKET_PATH:
+            raise UnsupportedError(
+                "path-too-long", "the path of a Unix socket would be too long", where=self.runtime,
+                remedy="export XDG_RUNTIME_DIR=/run/user/$(id -u)",
+            )  # fmt: skip
+
+    def __enter__(self) -> Place:
+        os.makedirs(self.base, mode=0o700)
+        os.makedirs(self.runtime, mode=0o700, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_broker()
+        for path in (self.runtime, self.base):
+            shutil.rmtree(path, onerror=_unlock)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.base))  # only when it was ours alone
+
+    @property
+    def paths(self) -> Paths:
+        """Where the battery's own runs keep their things."""
+        return locate(self.environment, self.owner.home, self.owner.uid)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of every command of the battery."""
+        own = {"HOME": self.owner.home, "XDG_STATE_HOME": f"{self.base}/state", "XDG_RUNTIME_DIR": self.runtime}
+        return {**self._environ, **own, "CLOISTER_BROKER_IDLE_S": "60"}
+
+    def command(self, directory: str, words: tuple[str, ...], *, pty: bool = False) -> list[str]:
+        """Return the command line that runs `words` in the agent's sandbox."""
+        options = ["--yes", "-C", directory, *([] if pty else ["--no-pty"])]
+        options += ["--profile", self.profile] if self.profile else []
+        return [sys.executable, "-I", "-m", "cloister", "run", *options, self.agent, "--", *words]
+
+    def broker_pid(self) -> int:
+        """Return the pid of the battery's own broker, 0 when there is none."""
+        try:
+            with open(f"{self.runtime}/cloister/broker.lock", encoding="ascii") as file:
+                pid = int(file.read() or "0")
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                return pid if b"cloister.services.broker" in file.read() else 0
+        except (OSError, ValueError):
+            return 0
+
+    def stop_broker(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the battery's own broker, and wait until it is gone."""
+        pid = self.broker_pid()
+        if not pid:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + 5.0
+        while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline and self.broker_pid() == pid:
+            time.sleep(0.02)
+
+
+def _parent(roots: tuple[str, ...], home: str) -> str:
+    """Return where our directory goes: below the first root the agent may work in, else the user's cache."""
+    for root in roots:
+        expanded = os.path.normpath(
+            home + root[1:] if root == "~" or root.startswith("~/") else os.path.join(home, root)
+        )
+        if os.path.isdir(expanded) and not os.path.islink(expanded):
+            return f"{expanded}/.cloister"
+    return f"{home}/.cache/cloister"
+
+
+def _unlock(function: object, path: str, _: object) -> None:
+    """Make a directory writable that an attack has locked, and go on; what still resists is left to be reported."""
+    with contextlib.suppress(OSError):
+        os.chmod(os.path.dirname(path), 0o700)
+        os.chmod(path, 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
