@@ -222,7 +222,8 @@ class Explainer:
             above = self._judge(dirname(path))
             writable = above.writable
         return Access(
-            path=path, exists=exists, readable=readable, writable=writable, mount=mount.written, source=source, note=note
+            path=path, exists=exists, readable=readable, writable=writable, mount=mount.written,
+            source=source, note=note,
         )  # fmt: skip
 
 
