@@ -80,10 +80,13 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
             "schema = 1\n[agents.shell]\npreset = 'shell'\nworkspace = { roots = ['~/other'] }\n",
             "workspace-outside-roots",
         ),
+        ("schema = 1\n[agents.shell]\npreset = 'shell'\nfilesystem = { read = ['~/.local'] }\n", "path-reserved"),
+        ("schema = 1\n[agents.shell]\npreset = 'shell'\nfilesystem = { write = ['~/.config'] }\n", "path-reserved"),
     ],
 )
 def test_bad_policies(user: User, workspace: Path, text: str, reference: str) -> None:
     """A policy with a mistake, or with something nobody enforces, starts nothing."""
+    (user.home / ".local/state/cloister").mkdir(parents=True, exist_ok=True)
     user.write_policy(text)
     _refused(user.inside("touch made", cwd=workspace), reference)
     assert not (workspace / "made").exists()
