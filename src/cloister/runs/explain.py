@@ -222,8 +222,14 @@ class Explainer:
             above = self._judge(dirname(path))
             writable = above.writable
         return Access(
-            path=path, exists=exists, readable=readable, writable=writable, mount=mount.written, source=source, note=note
-        )  # fmt: skip
+            path=path,
+            exists=exists,
+            readable=readable,
+            writable=writable,
+            mount=mount.written,
+            source=source,
+            note=note,
+        )
 
 
 def _parts(link: str) -> list[str]:
