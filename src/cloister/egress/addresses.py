@@ -128,10 +128,10 @@ class Guard:
         An address is refused when one row covers it and none of the row's exceptions does. What an
         address embeds is not in the table: those networks stand in `EMBEDDING`.
         """
-        rows = []
-        for entry in self._table:
-            rows.append((entry.network, entry.why, tuple(inner.network for inner in self._lifted[entry.network])))
-        return tuple(rows)
+        return tuple(
+            (entry.network, entry.why, tuple(inner.network for inner in self._lifted[entry.network]))
+            for entry in self._table
+        )
 
     def lifts_something(self, network: Network) -> bool:
         """Say whether an exception lies inside a refused network; one that does not is a mistake in the policy."""

@@ -6,6 +6,10 @@ into ranges that do not overlap. TCP is answered with a reset and everything els
 the sender, so nothing hangs (an ICMP answer did, for IPv6). Every set element, deny rule and
 verdict counts; `counts` reads the counters back. Text in, text out: nft is run by the shim.
 
+Each packet is judged by itself, never by connection: over IPv6 anyone may bind to a foreign address
+(IPV6_FREEBIND), and so could send to a refused one what looks like the answer in a connection it
+had opened from there to a public address.
+
 Public DNS servers are public addresses and reachable as such. The one address of ours that
 is let through is `Resolver.address`, port 53 over UDP, which pasta maps to the host's resolver.
 """
@@ -42,20 +46,22 @@ _CHAINS = """\
 	chain output {{
 		type filter hook output priority filter; policy drop;
 		oifname "lo" accept
-		ct state established counter name "sent" accept
 		icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept
+		ip saddr != {source4} counter goto refuse comment "foreign source address"
+		ip6 saddr != {source6} counter goto refuse comment "foreign source address"
 {denied}\
 		{family} daddr {resolver} udp dport 53 counter name "dns" counter name "sent" accept
 		ip daddr @refused4 goto refuse
 		ip6 daddr @refused6 goto refuse
 		meta nfproto ipv6 @nh,256,32 & 0xfdffffff == 0x00005efe counter goto refuse comment "ISATAP (RFC 5214)"
-		meta l4proto {{ tcp, udp, icmp, icmpv6 }} counter name "public" counter name "sent" accept
-		counter name "other"
+		meta l4proto != {{ tcp, udp, icmp, icmpv6 }} counter name "other" drop
+		ct state new counter name "public"
+		counter name "sent" accept
 	}}
 	chain input {{
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
-		ct state established counter name "received" accept
+		ct state established ct direction reply counter name "received" accept
 		ct state related meta l4proto {{ icmp, icmpv6 }} accept
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		counter name "unsolicited"
@@ -80,13 +86,16 @@ class Counts(NamedTuple):
     """Refused packets, by what the address is or by the deny rule."""
 
 
-def ruleset(guard: Guard, deny: Iterable[tuple[Network, Rule]], resolver: Address) -> str:
+def ruleset(
+    guard: Guard, deny: Iterable[tuple[Network, Rule]], resolver: Address, sources: tuple[Address, Address]
+) -> str:
     """Return the text for `nft -f`, one transaction.
 
     Args:
         guard: what it refuses is refused, except `resolver`, port 53 over UDP.
         deny: `egress.deny` entries about addresses; one that speaks of methods or paths denies the whole port.
         resolver: where the sandbox asks for names.
+        sources: the sandbox's own addresses, IPv4 and IPv6.
 
     Raises:
         ValueError: the guard lifts a network whose addresses embed IPv4 ones; sets cannot judge those.
@@ -97,7 +106,8 @@ def ruleset(guard: Guard, deny: Iterable[tuple[Network, Rule]], resolver: Addres
     denied = "".join(f"\t\t{line}\n" for line in _denied(deny))
     sets = "".join(_set(f"refused{number}", version, guard) for number, version in ((4, 4), (6, 6)))
     family = "ip" if resolver.version == 4 else "ip6"  # noqa: PLR2004  # the version of IP
-    return _HEAD.format(table=TABLE) + sets + _CHAINS.format(denied=denied, family=family, resolver=resolver)
+    chains = _CHAINS.format(denied=denied, family=family, resolver=resolver, source4=sources[0], source6=sources[1])
+    return _HEAD.format(table=TABLE) + sets + chains
 
 
 def lifted_embedding(guard: Guard) -> tuple[Network, ...]:

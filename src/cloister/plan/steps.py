@@ -2,8 +2,8 @@
 
 A step is a small frozen value that says one thing to do; `describe` puts it into one line for
 people. It holds no secret, no file descriptor and no process id, so a plan can be printed,
-stored before its first step runs, and undone from the file alone. Running steps is for
-`host/apply.py`; what undoes them is written in `plan/undo.py`.
+stored before its first step runs, and undone from the file alone. Running
+and undoing steps is for `host/apply.py`.
 """
 
 from __future__ import annotations

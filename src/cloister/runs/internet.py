@@ -21,7 +21,9 @@ from cloister.plan.facts import HostFacts
 from cloister.runs import remedies
 
 # Documentation addresses (RFC 5737, RFC 3849): the agent learns neither the host's addresses nor its routes from them.
-ADDRESSES = ("-a", "192.0.2.2", "-n", "255.255.255.0", "-g", "192.0.2.1", "-a", "2001:db8::2", "-g", "2001:db8::1")
+SOURCE = "192.0.2.2"
+SOURCE_IPV6 = "2001:db8::2"
+ADDRESSES = ("-a", SOURCE, "-n", "255.255.255.0", "-g", "192.0.2.1", "-a", SOURCE_IPV6, "-g", "2001:db8::1")
 RESOLVER = "192.0.2.53"
 RESOLVER_IPV6 = "2001:db8::53"
 INTERFACE = "net0"
@@ -61,8 +63,9 @@ def internet(rules: Ruleset, guard: Guard, host: HostFacts, resolvers: tuple[str
     _refuse_host(host)
     _refuse_rules(rules, guard)
     resolver = _resolver(resolvers)
+    sources = (ip_address(SOURCE), ip_address(SOURCE_IPV6))
     return Internet(
-        ruleset=nft.ruleset(guard, rules.deny.networks(), ip_address(resolver)),
+        ruleset=nft.ruleset(guard, rules.deny.networks(), ip_address(resolver), sources),
         pasta=pasta_argv(host.pasta.path, resolver, is_root=host.uid == 0),
         nft=host.nft.path,
         resolver=resolver,

@@ -114,7 +114,7 @@ class Kitchen:
         real = os.path.realpath(directory)
         if not os.path.isdir(real):
             raise UsageError(
-                "directory-unusable", "the directory is not there any more", where=directory, remedy="cd to a project"
+                "directory-unusable", "cannot start there: no such directory", where=directory, remedy="cd to a project"
             )
         return workspace_probe.find_project(real, home=self.paths.home)
 
