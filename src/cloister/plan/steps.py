@@ -165,6 +165,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     workspace: str
     policy_digest: str
     steps: tuple[AnyStep, ...]
+    asked: tuple[str, ...] = ()
+    """The command as it was asked for: without the resolved path and the flags that are put in."""
     egress: tuple[str, ...] = ()
     """The egress rules in words, as `explain` shows them."""
     limits: tuple[str, ...] = ()

@@ -222,6 +222,7 @@ class Explainer:
             above = self._judge(dirname(path))
             writable = above.writable
         return Access(
+<<<<<<< HEAD
             path=path,
             exists=exists,
             readable=readable,
@@ -230,6 +231,11 @@ class Explainer:
             source=source,
             note=note,
         )
+=======
+            path=path, exists=exists, readable=readable, writable=writable, mount=mount.written,
+            source=source, note=note,
+        )  # fmt: skip
+>>>>>>> main
 
 
 def _parts(link: str) -> list[str]:

@@ -50,16 +50,16 @@ def _survey(paths: Paths, *, living: tuple[str, ...] = (), overlays: bool = Fals
 
 def test_records_go_by_age_and_only_when_over(paths: Paths) -> None:
     """Old finished runs go; young ones and those that are not over stay, whatever their age."""
-    old = _run(paths, "n000000001", 31)
-    _run(paths, "n000000002", 29)
-    _run(paths, "n000000003", 0, finished=False)
+    old = _run(paths, "000000000001", 31)
+    _run(paths, "000000000002", 29)
+    _run(paths, "000000000003", 0, finished=False)
 
     assert _survey(paths) == {str(old): "record"}
 
 
 def test_pending_changes_stay_unless_asked_for(paths: Paths) -> None:
     """An overlay nobody applied or discarded is never taken without --overlays, however old."""
-    folder = _run(paths, "n000000001", 999, overlay=True)
+    folder = _run(paths, "000000000001", 999, overlay=True)
 
     assert _survey(paths) == {}
     assert _survey(paths, overlays=True) == {str(folder): "overlay"}
@@ -100,7 +100,7 @@ def test_copies_of_etc_stay_while_in_use(paths: Paths) -> None:
 
 def test_runtime_of_the_living_stays(paths: Paths) -> None:
     """Runtime directories of runs that are over go."""
-    for run in ("n000000001", "n000000002"):
+    for run in ("000000000001", "000000000002"):
         Path(paths.runtime, "runs", run).mkdir(parents=True)
 
-    assert _survey(paths, living=("n000000002",)) == {f"{paths.runtime}/runs/n000000001": "runtime"}
+    assert _survey(paths, living=("000000000002",)) == {f"{paths.runtime}/runs/000000000001": "runtime"}
