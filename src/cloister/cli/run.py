@@ -53,7 +53,7 @@ def main(argv: list[str], verb: str = "run") -> int:
 
         return plan.show(options, agent, words, replaced=replaced)
     directory = _open_directory(options.get("directory", "."))
-    terminal = os.isatty(0) and os.isatty(1) and "no-pty" not in options
+    terminal = os.isatty(0) and os.isatty(1) and not {"no-pty", "detach"} & options.keys()
     fields = {
         "verb": verb,
         "agent": agent,
