@@ -478,9 +478,11 @@ def test_a_placeholder_made_but_not_recorded_is_swept(clone):
     """A crash between making a placeholder and writing its inode down is cleaned up by what it is."""
     before = snapshot(clone.root)
     clone.start("killed")
-    with clone.journal._locked() as records:
+    with clone.journal._shelf.open() as book:
+        records = book.records()
         for record in records:
             record.dev = record.ino = 0
+        book.write(records)
 
     with as_owner():
         clone.journal.sweep(lambda _run: False)
@@ -515,7 +517,7 @@ def test_many_runs_at_once_leave_nothing(clone):
 
 def test_an_unreadable_journal_stops_the_start(clone, place):
     """A journal that is no journal is an error with a remedy, not an empty one."""
-    (place / "state/placeholders.json").write_text("{")
+    (place / "state/placeholders.jsonl").write_text("{\n")
 
     with pytest.raises(StepError) as stopped:
         clone.start("run")

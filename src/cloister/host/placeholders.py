@@ -3,7 +3,7 @@
 A placeholder gives a mount something to stand on where the agent must not create anything. It has
 to stay until the last run that uses it has ended: removing a mount point on the host takes the
 mount away in every other mount namespace (namespaces(7), Linux 3.18 and later). So one journal per
-user, guarded by flock(2), says which run uses which inode. It is written before anything is
+user (`host/journal.py`) says which run uses which inode. It is written before anything is
 made (intent) and again after (fact), so a crash at any step is cleaned up from the file alone.
 Not a decision about what to make: that is a `WorkspaceLayout`.
 """
@@ -11,50 +11,26 @@ Not a decision about what to make: that is a `WorkspaceLayout`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-
-import msgspec
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Self
 
 from cloister.errors import RetryError, StepError
 from cloister.host import beneath
+from cloister.host.journal import Book, Record, Shelf
 from cloister.plan.workspace import Node, Placeholder
 
 MAX_CONTENT_BYTES = 4096
 
 
-class Record(msgspec.Struct):
-    """One placeholder in the journal. Paths are bytes: a name need not be text."""
-
-    base: bytes
-    base_dev: int
-    base_ino: int
-    name: bytes
-    kind: str
-    content: bytes
-    runs: list[str]
-    dev: int = 0
-    ino: int = 0
-    """0 while it is only intended."""
-
-    @property
-    def path(self) -> str:
-        """Return the absolute path, for people and for comparison."""
-        return f"{os.fsdecode(self.base)}/{os.fsdecode(self.name)}"
-
-
 class Journal:
-    """The placeholders of one user, in one file below Cloister's state directory."""
+    """The placeholders of one user, kept in one `Book` below Cloister's state directory."""
 
     def __init__(self, state: str) -> None:
         """Keep the journal in the directory `state`, which must be the user's alone."""
-        self._state = Path(state)
-        self._file = self._state / "placeholders.json"
-        self._lock = self._state / "placeholders.lock"
+        self._shelf = Shelf(state)
 
     def make(self, run: str, wanted: Sequence[Placeholder]) -> list[str]:
         """Make what is absent and share what another run has made; return the paths this run now uses.
@@ -63,16 +39,16 @@ class Journal:
             RetryError: the workspace is not what it was when it was looked at.
             StepError: the file system refused; everything this call made is gone again.
         """
-        with self._locked() as records, ExitStack() as stack:
+        with self._shelf.open() as book, ExitStack() as stack:
             try:
-                self._make(run, wanted, records, stack)
+                self._make(run, wanted, book, stack)
             except (OSError, RetryError) as error:
-                self._release(records, lambda name: name != run)
+                _release(book, lambda name: name != run)
                 if isinstance(error, RetryError):
                     raise
                 message = f"cannot make a placeholder: {error.strerror}"
                 raise StepError("workspace-placeholder", message, where=str(error.filename or "")) from error
-            return [record.path for record in records if run in record.runs]
+            return [record.path for record in book.records() if run in record.runs]
 
     def release(self, run: str) -> list[str]:
         """End the use of a run and remove what nobody uses; return the paths that had to be left."""
@@ -84,16 +60,16 @@ class Journal:
         For the start after a crash. A path is left when it is no longer what was made: the person
         has put something there, or has moved the workspace.
         """
-        with self._locked() as records:
-            return self._release(records, alive)
+        with self._shelf.open() as book:
+            return _release(book, alive)
 
     def records(self) -> list[Record]:
         """Return what the journal says now."""
-        with self._locked() as records:
-            return list(records)
+        with self._shelf.open() as book:
+            return book.records()
 
-    def _make(self, run: str, wanted: Sequence[Placeholder], records: list[Record], stack: ExitStack) -> None:
-        known = {record.path: record for record in records}
+    def _make(self, run: str, wanted: Sequence[Placeholder], book: Book, stack: ExitStack) -> None:
+        shared: list[Record] = []
         missing: list[tuple[int, Record]] = []
         bases: dict[str, int] = {}
         planned: set[str] = set()
@@ -102,70 +78,69 @@ class Journal:
                 bases[item.base] = _open_base(item.base, item.base_node.identity)
                 stack.callback(os.close, bases[item.base])
             path = f"{item.base}/{item.name}"
-            record = known.get(path)
+            record = book.find(path)
             node = Node() if path.rpartition("/")[0] in planned else _look(bases[item.base], item.name)
             if node.kind == "symlink":
                 message = "a symbolic link has appeared where the workspace is protected"
                 raise RetryError("workspace-changed", message, where=path, remedy="look at it, then start again")
             if record is not None and node.identity == (record.dev, record.ino):
                 record.runs.append(run)
+                shared.append(record)
             elif node.kind == "absent":
                 if record is not None:
-                    records.remove(record)
+                    book.forget(record)
                 planned.add(path)
                 missing.append((bases[item.base], _intent(run, item)))
-        if not missing:
-            return
-        records.extend(record for _, record in missing)
-        self._write(records)
-        for base, record in missing:
-            if not _create(base, record):
-                records.remove(record)
-
-    def _release(self, records: list[Record], alive: Callable[[str], bool]) -> list[str]:
-        left: list[str] = []
-        kept: list[Record] = []
-        for record in reversed(records):
-            record.runs = [run for run in dict.fromkeys(record.runs) if alive(run)]
-            if record.runs:
-                kept.append(record)
-            elif not _remove(record):
-                left.append(record.path)
-        records[:] = reversed(kept)
-        return left
-
-    @contextmanager
-    def _locked(self) -> Iterator[list[Record]]:
-        """Hold the lock, give the records, and write them back if they changed."""
-        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        book.write([*shared, *(record for _, record in missing)])
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            records, text = self._read()
-            try:
-                yield records
-            finally:
-                if msgspec.json.encode(records) != text:
-                    self._write(records)
+            for base, record in missing:
+                if not _create(base, record):
+                    record.runs.clear()
         finally:
-            os.close(lock)
+            book.write([record for _, record in missing])
 
-    def _read(self) -> tuple[list[Record], bytes]:
-        try:
-            text = self._file.read_bytes()
-        except FileNotFoundError:
-            return [], b"[]"
-        try:
-            return msgspec.json.decode(text, type=list[Record]), text
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            remedy = f"stop all runs, remove the empty files it names from your projects, then: rm {self._file}"
-            message = f"the journal of placeholders cannot be read: {error}"
-            raise StepError("placeholder-journal", message, where=str(self._file), remedy=remedy) from error
 
-    def _write(self, records: list[Record]) -> None:
-        fresh = self._file.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(records))
-        fresh.replace(self._file)
+def _release(book: Book, alive: Callable[[str], bool]) -> list[str]:
+    left: list[str] = []
+    changed: list[Record] = []
+    with Bases() as bases:
+        for record in reversed(book.records()):
+            runs = [run for run in dict.fromkeys(record.runs) if alive(run)]
+            if runs != record.runs:
+                record.runs = runs
+                changed.append(record)
+            if not runs and not _remove(bases, record):
+                left.append(record.path)
+    book.write(changed)
+    return left
+
+
+class Bases:
+    """Directories opened once for many placeholders; None stands for one that is not there any more."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._opened: dict[bytes, int | None] = {}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all."""
+        for opened in self._opened.values():
+            if opened is not None:
+                os.close(opened)
+
+    def of(self, record: Record) -> int | None:
+        """Return the directory a record counts from, if it is still the same one."""
+        if record.base not in self._opened:
+            try:
+                self._opened[record.base] = beneath.open_root(os.fsdecode(record.base))
+            except OSError:
+                self._opened[record.base] = None
+        opened = self._opened[record.base]
+        return opened if opened is not None and os.fstat(opened).st_ino == record.base_ino else None
 
 
 def _open_base(path: str, identity: tuple[int, int] | None) -> int:
@@ -234,26 +209,21 @@ def _create_in(holder: int, last: str, record: Record) -> None:
         os.close(opened)
 
 
-def _remove(record: Record) -> bool:
+def _remove(bases: Bases, record: Record) -> bool:
     """Remove what the record names if it is still that, untouched; True when nothing of ours is left.
 
     Devices are not compared: their numbers may change with a reboot, and only what holds nothing is removed.
     """
-    try:
-        base = beneath.open_root(os.fsdecode(record.base))
-    except OSError:
+    base = bases.of(record)
+    if base is None:
         return False
     try:
-        if os.fstat(base).st_ino != record.base_ino:
-            return False
         with beneath.parent(base, os.fsdecode(record.name)) as (holder, last):
             return _remove_in(holder, last, record)
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    finally:
-        os.close(base)
 
 
 def _remove_in(holder: int, last: str, record: Record) -> bool:

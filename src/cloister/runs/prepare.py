@@ -29,7 +29,7 @@ from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
-from cloister.policy.model import Agent
+from cloister.policy.model import Agent, Egress
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.paths import Paths
@@ -67,6 +67,7 @@ class Kitchen:
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
         self._etc = ("", 0.0)
         self._facts: tuple[HostFacts, float] | None = None
+        self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
         """Return the host's facts, looked up again after a minute."""
@@ -94,8 +95,7 @@ class Kitchen:
         program = (
             find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
         )
-        ruleset = compile_ruleset(agent.egress, agent=resolved.name)
-        guard = compile_guard(agent.egress, tuple(ip_address(text) for text in own_addresses()), agent=resolved.name)
+        ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
         facts = self._facts_for(run, request, resolved, agent, layout, program, root)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
@@ -203,10 +203,19 @@ class Kitchen:
     def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
         """Return the rules that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
-        own = tuple(ip_address(text) for text in own_addresses())
-        return compile_ruleset(resolved.agent.egress, agent=plan.agent), compile_guard(
-            resolved.agent.egress, own, agent=plan.agent
-        )
+        return self._rules_for(resolved.agent.egress, plan.agent)
+
+    def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
+        """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""
+        own = own_addresses()
+        kept = self._rules.get(agent)
+        if kept is None or kept[0] != (egress, own):
+            compiled = (
+                compile_ruleset(egress, agent=agent),
+                compile_guard(egress, tuple(ip_address(text) for text in own), agent=agent),
+            )
+            kept = self._rules[agent] = ((egress, own), compiled)
+        return kept[1]
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
