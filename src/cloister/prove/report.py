@@ -11,7 +11,8 @@ from cloister.prove.runner import OUTCOMES, Result
 
 EXIT_DENIED, EXIT_ALLOWED, EXIT_NOT_RUN = 0, 1, 69
 _MARKS = {
-    "denied": "denied  ", "warned": "WARNED  ",
+    "denied": "denied  ",
+    "warned": "WARNED  ",
     "allowed": "ALLOWED ",
     "error": "ERROR   ",
     "cannot-run": "not run ",
@@ -20,7 +21,7 @@ _MARKS = {
 
 
 def exit_code(results: list[Result]) -> int:
-    """Return 0 when all were denied (or opted out by name), 1 when an attack got through, 69 when some prove nothing."""
+    """Return 0 when nothing got through, 1 when an attack did, 69 when some prove nothing."""
     outcomes = {result.outcome for result in results}
     if "allowed" in outcomes:
         return EXIT_ALLOWED
@@ -107,7 +108,8 @@ def junit(results: list[Result], agent: str) -> str:
     lines = ['<?xml version="1.0" encoding="utf-8"?>', head + f'errors="{counts["error"]}" skipped="{skipped}">']
     for result in results:
         detail = printable(result.detail, 4000)
-        name = f'<testcase classname={quoteattr(result.case.promise)} name={quoteattr(result.case.id)} time="{result.seconds:.3f}">'
+        where = f"classname={quoteattr(result.case.promise)} name={quoteattr(result.case.id)}"
+        name = f'<testcase {where} time="{result.seconds:.3f}">'
         kind = {"allowed": "failure", "error": "error", "cannot-run": "skipped", "opted-out": "skipped"}.get(
             result.outcome
         )

@@ -1,11 +1,12 @@
-"""Make a new repository inside the workspace and register it as a submodule, so that the owner's git status enters it."""
+"""Make a new repository in the workspace and register it, so that the owner's git enters it."""
 
 import os
 import subprocess
+
 from cloister.prove.inside.support import Box, append
 
 ID = "git-nested-repository"
-TITLE = "Make a new repository inside the workspace and register it as a submodule, so that the owner's git status enters it"
+TITLE = "Make a new repository in the workspace and register it, so that the owner's git enters it"
 PROMISE = "P-021"
 CLASSES = (20,)
 EXPECT = "not prevented: the run says at its end that the new repository is there"
@@ -20,7 +21,11 @@ def attack(box: Box) -> None:
     inner = box.path("vendor")
     os.makedirs(inner)
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    steps = ((inner, ["init", "-q"]), (inner, ["commit", "-q", "--allow-empty", "-m", "x"]), (box.workspace, ["add", "vendor"]))
+    steps = (
+        (inner, ["init", "-q"]),
+        (inner, ["commit", "-q", "--allow-empty", "-m", "x"]),
+        (box.workspace, ["add", "vendor"]),
+    )
     for folder, words in steps:
         done = subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, timeout=20, check=False)
         box.stopped(f"git {words[0]}: exit {done.returncode}")
