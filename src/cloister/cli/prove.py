@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     if "help" in options:
         sys.stdout.write(USAGE)
         return 0
+    import msgspec
+
     from cloister.prove import battery, report
 
     cases = battery.select(tuple(names))
@@ -46,9 +48,11 @@ def main(argv: list[str]) -> int:
     if "ladder" in options:
         from cloister.prove import ladder
 
-        return ladder.main(agent, as_json="json" in options)
+        rungs = ladder.climb(agent, os.environ)
+        print(json.dumps([msgspec.to_builtins(rung) for rung in rungs], indent=2) if "json" in options else ladder.table(rungs))
+        return ladder.exit_code(rungs)
     progress = _Progress(len(cases))
-    here = battery.refuse_here(os.getcwd()) if "here" in options else ""
+    here = battery.refuse_here(".") if "here" in options else ""
     results = battery.prove(
         agent, cases, os.environ, profile=options.get("profile", ""), here=here, on_result=progress.step
     )
