@@ -169,7 +169,9 @@ def test_equal_starts_have_equal_plan_digests(user: User, workspace: Path) -> No
     for command in ("true", "true", "false"):
         user.run("run", "shell", "--", command, cwd=workspace)
     first, second, third = (receipt["plan_digest"] for receipt in user.receipts())
+    plans = [path.read_text().replace(path.parent.name, "RUN") for path in sorted(user.state.glob("runs/*/plan.json"))]
 
+    assert plans[0] == plans[1]
     assert first == second != third
     user.close()
 
@@ -194,6 +196,30 @@ def test_git_commit_works_and_configuration_does_not_change(user: User, workspac
     assert "tried" in config.stdout
     assert "evil" not in (workspace / ".git/config").read_text()
     assert status.stdout == ""
+    user.close()
+
+
+def test_a_protection_that_the_host_takes_away_ends_the_run(user: User, workspace: Path) -> None:
+    """A person's own `git config` replaces the mounted file; before the agent can use that, the run is over."""
+    script = "while :; do echo evil >> .git/config; sleep 0.05; done 2>/dev/null"
+    run = user.start("run", "shell", "--", "sh", "-c", script, cwd=workspace)
+    user.wait_running()
+    subprocess.run(["git", "config", "user.name", "Me"], cwd=workspace, check=True)
+    _, error = run.communicate(timeout=20)
+
+    assert run.returncode == 125
+    assert b"protection-lost" in error
+    user.close()
+
+
+def test_reading_on_the_host_ends_no_run(user: User, workspace: Path) -> None:
+    """Looking at protected files, and committing, on the host does not disturb the agent."""
+    run = user.start("run", "shell", "--", "sleep", "2", cwd=workspace)
+    user.wait_running()
+    for words in (["git", "status"], ["git", "config", "--list"], ["git", "stash", "list"], ["ls", "-la", ".git"]):
+        subprocess.run(words, cwd=workspace, check=True, capture_output=True)
+
+    assert run.wait(20) == 0
     user.close()
 
 

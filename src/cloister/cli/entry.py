@@ -35,6 +35,7 @@ VERBS = {
     "doctor": "say what this host can enforce, and what to do about the rest",
     "prove": "attack an agent's sandbox and report what stopped each attack",
     "gc": "remove old records, history of vanished projects, and leftovers",
+    "completion": "print a script that completes words in bash, zsh or fish",
 }
 
 
@@ -74,6 +75,10 @@ def _call(verb: str, words: list[str]) -> int:
         from cloister.cli import run
 
         return run.main(words)
+    if verb == "__complete":  # asked at every press of the tab key
+        from cloister.cli import complete
+
+        return complete.main(words)
     if verb not in VERBS:
         import difflib
 

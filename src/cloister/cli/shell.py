@@ -16,11 +16,10 @@ usage: cloister shell [OPTIONS] [AGENT]
 Open an interactive shell in the sandbox that AGENT would get (default: `shell`),
 or in the sandbox of RUN while it lasts. OPTIONS are those of `cloister run`.
 """
-_RUN_ID_LENGTH = 10
 
 
 def main(argv: list[str]) -> int:
-    """Decide whether a run or an agent is meant; ids of runs are ten characters and begin with a letter and digits."""
+    """Decide whether a run or an agent is meant; an id of a run is twelve characters of its own alphabet."""
     if argv[:1] in (["-h"], ["--help"]):
         sys.stdout.write(USAGE)
         return 0
@@ -34,4 +33,6 @@ def main(argv: list[str]) -> int:
 
 
 def _is_run(word: str) -> bool:
-    return word == "last" or (len(word) == _RUN_ID_LENGTH and word.isalnum() and any(char.isdigit() for char in word))
+    from cloister.runs.store import is_id
+
+    return word == "last" or is_id(word)

@@ -73,6 +73,12 @@ _METADATA: tuple[tuple[str, str], ...] = (
 )
 
 
+EMBEDDING: tuple[IPv6Network, ...] = tuple(
+    IPv6Network(text)
+    for text in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+)
+"""Networks whose addresses embed an IPv4 address at a fixed place (`embedded`); ISATAP may be in any network."""
+
 Kind = Literal["network", "loopback", "own", "metadata"]
 
 
@@ -88,12 +94,15 @@ class Refusal(NamedTuple):
 class Guard:
     """Judges addresses. Immutable; make a new one when the policy or the host's addresses change."""
 
-    def __init__(self, own: Iterable[Address] = (), exceptions: Iterable[Network] = ()) -> None:
-        """Take the host's own addresses and the networks of `egress.private`."""
+    def __init__(
+        self, own: Iterable[Address] = (), exceptions: Iterable[Network] = (), attached: Iterable[Network] = ()
+    ) -> None:
+        """Take the host's own addresses, the networks of `egress.private`, and those the host is attached to."""
         # The narrow ones first: they give the better reason.
         self._table = (
             *(_Entry.of(ip_network(text), why, "metadata") for text, why in _METADATA),
             *(_Entry.of(ip_network(unmap(address)), "an address of this host", "own") for address in own),
+            *(_Entry.of(network, "a network this host is attached to", "network") for network in attached),
             *(_Entry.of(ip_network(text), why, _LOOPBACK.get(text, "network")) for text, why in _REFUSED),
         )
         self.exceptions = tuple(exceptions)
@@ -112,6 +121,17 @@ class Guard:
                 ):
                     return Refusal(view, entry.network, entry.why, entry.kind)
         return None
+
+    def refused(self) -> tuple[tuple[Network, str, tuple[Network, ...]], ...]:
+        """Return what `check` refuses as a table: network, what it is, and the exceptions inside it.
+
+        An address is refused when one row covers it and none of the row's exceptions does. What an
+        address embeds is not in the table: those networks stand in `EMBEDDING`.
+        """
+        return tuple(
+            (entry.network, entry.why, tuple(inner.network for inner in self._lifted[entry.network]))
+            for entry in self._table
+        )
 
     def lifts_something(self, network: Network) -> bool:
         """Say whether an exception lies inside a refused network; one that does not is a mistake in the policy."""

@@ -88,6 +88,15 @@ class RuleIndex:
             if address.version == network.version and address in network:
                 yield rule
 
+    def networks(self) -> tuple[tuple[Network, Rule], ...]:
+        """Return the rules about addresses, in the order they were written."""
+        return tuple(self._networks)
+
+    def names(self) -> tuple[Rule, ...]:
+        """Return the rules about names, in the order of their names."""
+        tables = (*self._exact.items(), *self._below.items())
+        return tuple(rule for _, rules in sorted(tables) for rule in rules)
+
     def naming(self, name: str) -> tuple[Rule, ...]:
         """Return the rules that name exactly this name: wildcards do not reach reserved names."""
         return tuple(self._exact.get(name, ()))
@@ -129,14 +138,21 @@ def compile_ruleset(egress: Egress, preset_hosts: tuple[str, ...] = (), *, agent
     return ruleset
 
 
-def compile_guard(egress: Egress, own: tuple[Address, ...] = (), *, agent: str = "") -> Guard:
-    """Build the address guard from `egress.private` and the host's own addresses (each with its embedding).
+def compile_guard(
+    egress: Egress, own: tuple[Address, ...] = (), attached: tuple[Network, ...] = (), *, agent: str = ""
+) -> Guard:
+    """Build the address guard from `egress.private`, the host's own addresses and the networks it is attached to.
+
+    Of the latter only public ones count: the others are refused anyway, and an exception as wide as
+    `10.0.0.0/8` is meant to open what is attached there.
 
     Raises:
         PolicyError: for an entry that is no network, or lies in no refused range and so would mean nothing.
     """
     table = f"[agents.{agent}.egress]" if agent else "[egress]"
-    bare, problems, networks = Guard(own), [], []
+    known = Guard()
+    public = [network for network in attached if known.check(network.network_address) is None]
+    bare, problems, networks = Guard(own, (), public), [], []
     for number, text in enumerate(egress.private):
         where = f"{table} private[{number}]"
         try:
@@ -151,7 +167,7 @@ def compile_guard(egress: Egress, own: tuple[Address, ...] = (), *, agent: str =
             problems.append(Problem(f"'{text}' lies inside no refused range", where, remedy))
     if problems:
         raise PolicyError(problems, reference="egress-invalid")
-    return Guard(own, networks)
+    return Guard(own, networks, public)
 
 
 def _add(index: RuleIndex, entry: str | EgressRule, where: str, problems: list[Problem]) -> None:

@@ -19,6 +19,7 @@ import time
 from typing import assert_never
 
 from cloister.errors import StepError
+from cloister.host import pasta
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
 from cloister.plan.steps import (
@@ -115,6 +116,8 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             _remove_cgroup(path)
         case Listen(path=path):
             os.unlink(path)
+        case Launch(pasta=pasta_argv) if pasta_argv:
+            pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
         case MakeDirectory() | WriteFile() | CarryPoints() | SeedFile() | Launch():
             return  # inside a directory that goes as a whole, or kept on purpose
         case _:

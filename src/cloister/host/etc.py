@@ -27,6 +27,7 @@ CARRIED = (
 PRIVATE = ("private",)
 """Directory names left out wherever they appear: `/etc/ssl/private` holds keys."""
 _MAX_FILE_BYTES = 4 << 20
+_RESOLV = "nameserver {}\noptions edns0 timeout:3\n"  # EDNS: answers over 512 bytes come without TCP (RFC 6891)
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
 
 
@@ -75,7 +76,7 @@ def _written(owner: Owner, *, hostname: str, nameserver: str) -> dict[str, str]:
         "hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
         "hostname": f"{hostname}\n",
         "nsswitch.conf": _NSSWITCH,
-        "resolv.conf": f"nameserver {nameserver}\n" if nameserver else "# names are resolved by the egress proxy\n",
+        "resolv.conf": _RESOLV.format(nameserver) if nameserver else "# names are resolved by the egress proxy\n",
         "machine-id": hashlib.sha256(f"{uid}:{hostname}".encode()).hexdigest()[:32] + "\n",
     }
 

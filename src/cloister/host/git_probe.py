@@ -21,6 +21,7 @@ MAX_CONFIG_FILES = 32
 MAX_WORKTREES = 32
 MAX_MODULES = 16
 MAX_MODULE_DEPTH = 4
+ATTEMPTS = 5
 
 
 def inside(root: str, path: str) -> str | None:
@@ -53,9 +54,20 @@ def probe_git_dir(opened: int, path: str, root: str, *, depth: int = 0) -> GitDi
         worktrees=worktrees,
         modules=modules,
         alternates=beneath.read_file(opened, "objects/info/alternates", limit=MAX_POINTER_BYTES) not in {None, b""},
-        elsewhere=nodes["commondir"].kind == "file" and (_pointer(opened, "commondir") or "") not in {".", "./"},
+        elsewhere=_elsewhere(opened),
         bounded=more_worktrees or more_modules,
     )
+
+
+def _elsewhere(opened: int) -> bool:
+    """Whether `commondir` leads away. It may be the placeholder of another run that comes or goes just now."""
+    for _ in range(ATTEMPTS):
+        text = _pointer(opened, "commondir")
+        if text is not None:
+            return text not in {".", "./"}
+        if beneath.look(opened, "commondir").kind != "file":
+            return False  # not there, or a kind that the layout refuses or git does not read
+    return True
 
 
 def looks_like_repository(opened: int) -> bool:

@@ -25,6 +25,8 @@ from cloister.host import beneath
 from cloister.plan.workspace import Node, Placeholder
 
 MAX_CONTENT_BYTES = 4096
+MAX_JOURNAL_BYTES = 1 << 20
+"""Past this the states that are no longer needed are dropped."""
 
 
 class Record(msgspec.Struct):
@@ -53,8 +55,9 @@ class Journal:
     def __init__(self, state: str) -> None:
         """Keep the journal in the directory `state`, which must be the user's alone."""
         self._state = Path(state)
-        self._file = self._state / "placeholders.json"
+        self._file = self._state / "placeholders.jsonl"
         self._lock = self._state / "placeholders.lock"
+        self._opened = -1
 
     def make(self, run: str, wanted: Sequence[Placeholder]) -> list[str]:
         """Make what is absent and share what another run has made; return the paths this run now uses.
@@ -125,36 +128,55 @@ class Journal:
     def _release(self, records: list[Record], alive: Callable[[str], bool]) -> list[str]:
         left: list[str] = []
         kept: list[Record] = []
-        for record in reversed(records):
-            record.runs = [run for run in dict.fromkeys(record.runs) if alive(run)]
-            if record.runs:
-                kept.append(record)
-            elif not _remove(record):
-                left.append(record.path)
+        with ExitStack() as stack:
+            bases: dict[tuple[bytes, int], int] = {}
+            for record in reversed(records):
+                record.runs = [run for run in dict.fromkeys(record.runs) if alive(run)]
+                if record.runs:
+                    kept.append(record)
+                    continue
+                key = record.base, record.base_ino
+                if key not in bases:
+                    bases[key] = _reopen_base(record, stack)
+                if not _remove(bases[key], record):
+                    left.append(record.path)
         records[:] = reversed(kept)
         return left
 
     @contextmanager
     def _locked(self) -> Iterator[list[Record]]:
         """Hold the lock, give the records, and write them back if they changed."""
-        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
+        with ExitStack() as stack:
+            lock = self._open(self._lock, stack)
             fcntl.flock(lock, fcntl.LOCK_EX)
+            self._opened = self._open(self._file, stack)
             records, text = self._read()
             try:
                 yield records
             finally:
                 if msgspec.json.encode(records) != text:
                     self._write(records)
-        finally:
-            os.close(lock)
+
+    def _open(self, path: Path, stack: ExitStack) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            opened = os.open(path, flags, 0o600)
+        except OSError as error:
+            message = f"the journal of placeholders cannot be opened: {error.strerror}"
+            remedy = f"make it yours again: chown -R $(id -u) {self._state}"
+            raise StepError("placeholder-journal", message, where=str(path), remedy=remedy) from error
+        stack.callback(os.close, opened)
+        return opened
 
     def _read(self) -> tuple[list[Record], bytes]:
-        try:
-            text = self._file.read_bytes()
-        except FileNotFoundError:
-            return [], b"[]"
+        """Return the newest state. A line without its end was cut off by a crash before anything relied on it."""
+        size = os.fstat(self._opened).st_size
+        whole = os.pread(self._opened, size, 0)
+        lines = whole.split(b"\n")
+        if lines[-1]:
+            os.ftruncate(self._opened, size - len(lines[-1]))
+        text = lines[-2] if len(lines) > 1 else b"[]"
         try:
             return msgspec.json.decode(text, type=list[Record]), text
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -163,9 +185,20 @@ class Journal:
             raise StepError("placeholder-journal", message, where=str(self._file), remedy=remedy) from error
 
     def _write(self, records: list[Record]) -> None:
-        fresh = self._file.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(records))
-        fresh.replace(self._file)
+        """Append a state, or start again when there is nothing to keep.
+
+        Appending because ext4 writes a file out to disk when another is renamed over it (auto_da_alloc, ext4(5)).
+        """
+        line = msgspec.json.encode(records) + b"\n"
+        if not records:
+            os.ftruncate(self._opened, 0)
+        elif os.fstat(self._opened).st_size < MAX_JOURNAL_BYTES:
+            os.write(self._opened, line)
+        else:
+            # The open descriptor keeps the old, long file, so a second state under the same lock comes here too.
+            fresh = self._file.with_suffix(".new")
+            fresh.write_bytes(line)
+            fresh.replace(self._file)
 
 
 def _open_base(path: str, identity: tuple[int, int] | None) -> int:
@@ -226,6 +259,8 @@ def _create_in(holder: int, last: str, record: Record) -> None:
             record.kind = "file"
         else:
             return
+    if record.content and _create_whole(holder, last, record.content):
+        return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     opened = os.open(last, flags, 0o644, dir_fd=holder)
     try:
@@ -234,26 +269,50 @@ def _create_in(holder: int, last: str, record: Record) -> None:
         os.close(opened)
 
 
-def _remove(record: Record) -> bool:
-    """Remove what the record names if it is still that, untouched; True when nothing of ours is left.
+def _create_whole(holder: int, last: str, content: bytes) -> bool:
+    """Make a file that is never seen empty, since git on the host dies of an empty `commondir`; see open(2), O_TMPFILE.
 
-    Devices are not compared: their numbers may change with a reboot, and only what holds nothing is removed.
+    Returns False where the file system has no unnamed files.
+    """
+    try:
+        opened = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=holder)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}:
+            raise
+        return False
+    try:
+        os.write(opened, content)
+        os.link(f"/proc/self/fd/{opened}", last, dst_dir_fd=holder, follow_symlinks=True)
+    finally:
+        os.close(opened)
+    return True
+
+
+def _reopen_base(record: Record, stack: ExitStack) -> int:
+    """Open the record's base again, until the stack unwinds; -1 if it is gone or another directory.
+
+    Devices are not compared, here and below: their numbers may change with a reboot, and only what
+    holds nothing is removed.
     """
     try:
         base = beneath.open_root(os.fsdecode(record.base))
     except OSError:
+        return -1
+    stack.callback(os.close, base)
+    return base if os.fstat(base).st_ino == record.base_ino else -1
+
+
+def _remove(base: int, record: Record) -> bool:
+    """Remove what the record names if it is still that, untouched; True when nothing of ours is left."""
+    if base < 0:
         return False
     try:
-        if os.fstat(base).st_ino != record.base_ino:
-            return False
         with beneath.parent(base, os.fsdecode(record.name)) as (holder, last):
             return _remove_in(holder, last, record)
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    finally:
-        os.close(base)
 
 
 def _remove_in(holder: int, last: str, record: Record) -> bool:

@@ -44,6 +44,7 @@ def probe() -> HostFacts:
         shim=Program(path=str(SHIM)) if os.access(SHIM, os.X_OK) else Program(),
         pasta=programs.find("pasta", search),
         nft=programs.find("nft", search),
+        tun=os.access("/dev/net/tun", os.R_OK | os.W_OK, effective_ids=True),
         systemd=programs.find("systemctl", search),
         systemd_booted=os.path.isdir("/run/systemd/system"),
         systemd_user=os.path.exists(f"/run/user/{os.getuid()}/systemd/private"),

@@ -35,6 +35,8 @@ _IN_GIT = {
     "sequencer": "an unfinished cherry-pick or revert",
     "remotes": "old-style remotes, which `git fetch NAME` obeys",
     "branches": "old-style remotes, which `git fetch NAME` obeys",
+    "refs/replace": "git now shows other content for some objects than their names say (git-replace(1))",
+    "info/exclude": "files may be hidden from `git status`",
     "objects/info/alternates": "objects are now borrowed from another directory",
 }
 _NEW_GIT = "a new repository: git runs programs its configuration names; look before you cd or `git status` here"

@@ -12,11 +12,14 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
 
-from cloister.errors import DeniedError
+from cloister.errors import DeniedError, RetryError
 from cloister.host import beneath, git_probe
 from cloister.plan.workspace import GitDir, GitShape, Nested, Node, WorkspaceFacts
 
+ATTEMPTS = 5
 MAX_DEPTH = 4
 MAX_DIRECTORIES = 256
 MAX_NESTED = 64
@@ -42,38 +45,60 @@ def probe_workspace(
 
     Raises:
         DeniedError: the root is not there, is a link, is no directory or cannot be opened.
+        RetryError: it changed under every look.
     """
+    request = _Request(tuple(names), uid, home, tuple(git_configs))
     opened = _open(root)
     try:
-        status = os.fstat(opened)
-        git = beneath.look(opened, ".git")
-        shape, directory, problem = _repository(opened, root, git, uid)
-        nested, complete = scan(opened)
-        found = _nested(opened, root, nested, directory)
-        configured = git_probe.configured(root, _config_files(root, directory, found, git_configs), home)
-        wanted = [*names, *(entry.name for entry in configured if entry.name != ".")]
-        return WorkspaceFacts(
-            root=root,
-            node=beneath.node_of(status),
-            owner=status.st_uid,
-            writable=os.access(f"/proc/self/fd/{opened}", os.W_OK | os.X_OK),
-            nodes=look_at(opened, [*wanted, "refs", "objects"]),
-            git=git,
-            shape=shape,
-            directory=directory,
-            pointer_problem=problem,
-            configured=configured,
-            nested=found,
-            scan_complete=complete,
-        )
+        for _ in range(ATTEMPTS - 1):
+            # Another run's placeholders, or git's own files, may go between two looks.
+            with suppress(FileNotFoundError):
+                return _look_into(opened, root, request)
+        return _look_into(opened, root, request)
     except FileNotFoundError as error:
-        raise DeniedError("workspace-vanished", "the workspace changed while it was looked at", where=root) from error
+        message = "the workspace keeps changing while it is looked at"
+        raise RetryError("workspace-changing", message, where=root, remedy="try again when it is quiet") from error
     except OSError as error:
         raise DeniedError(
             "workspace-unreadable", f"cannot look at the workspace: {error.strerror}", where=root
         ) from error
     finally:
         os.close(opened)
+
+
+class _Request(NamedTuple):
+    """What to look for; see `probe_workspace`."""
+
+    names: tuple[str, ...]
+    uid: int
+    home: str
+    git_configs: tuple[str, ...]
+
+
+def _look_into(opened: int, root: str, request: _Request) -> WorkspaceFacts:
+    status = os.fstat(opened)
+    git = beneath.look(opened, ".git")
+    shape, directory, problem = _repository(opened, root, git, request.uid)
+    nested, complete = scan(opened)
+    found = _nested(opened, root, nested, directory)
+    files = _config_files(root, directory, found, request.git_configs)
+    configured = git_probe.configured(root, files, request.home)
+    wanted = [*request.names, *(entry.name for entry in configured if entry.name != ".")]
+    wanted += [*(entry.name for entry in found), "refs", "objects"]
+    return WorkspaceFacts(
+        root=root,
+        node=beneath.node_of(status),
+        owner=status.st_uid,
+        writable=os.access(f"/proc/self/fd/{opened}", os.W_OK | os.X_OK),
+        nodes=look_at(opened, wanted),
+        git=git,
+        shape=shape,
+        directory=directory,
+        pointer_problem=problem,
+        configured=configured,
+        nested=found,
+        scan_complete=complete,
+    )
 
 
 def find_project(start: str, *, home: str, uid: int | None = None) -> str:

@@ -61,6 +61,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Our own helper, `cloister-shim`."""
     pasta: Program = Program()
     nft: Program = Program()
+    tun: bool = False
+    """Whether we may open /dev/net/tun, which pasta makes its tap device with."""
     systemd: Program = Program()
     """`systemctl`, whose version is systemd's."""
     systemd_booted: bool = False

@@ -2,8 +2,8 @@
 
 A step is a small frozen value that says one thing to do; `describe` puts it into one line for
 people. It holds no secret, no file descriptor and no process id, so a plan can be printed,
-stored before its first step runs, and undone from the file alone. Running steps is for
-`host/apply.py`; what undoes them is written in `plan/undo.py`.
+stored before its first step runs, and undone from the file alone. Running
+and undoing steps is for `host/apply.py`.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ class Launch(Step, frozen=True, tag="launch"):
     """Start the sandbox: the argv of bubblewrap, then what its first process needs to know.
 
     `argv` names descriptors by number: 3 is the seccomp filter, 4 the channel to the broker.
+    With a `ruleset` the run has a network namespace of its own: `nft` loads the rules there, `pasta` (its argv
+    without the process to attach to) connects it. 5 is the ruleset's descriptor then.
     `environment` holds literal values from the policy; `inherit` names variables whose values
     the caller's request brings, so that no value of theirs stands in the plan.
     """
@@ -139,6 +141,8 @@ class Launch(Step, frozen=True, tag="launch"):
     seccomp: str = ""
     overlays: tuple[Overlay, ...] = ()
     ruleset: str = ""
+    nft: str = ""
+    """Path of nft."""
     pasta: tuple[str, ...] = ()
     runtime_s: float | None = None
 
@@ -161,6 +165,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     workspace: str
     policy_digest: str
     steps: tuple[AnyStep, ...]
+    asked: tuple[str, ...] = ()
+    """The command as it was asked for: without the resolved path and the flags that are put in."""
     egress: tuple[str, ...] = ()
     """The egress rules in words, as `explain` shows them."""
     limits: tuple[str, ...] = ()

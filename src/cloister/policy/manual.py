@@ -106,7 +106,7 @@ roots = ["~/src"]
 
 [agents.claude.egress]
 mode = "ask"
-allow = ["index.example.org", "files.example.org"]
+allow = ["packages.example.org", "*.packages.example.org"]
 
 [agents.claude.limits]
 memory_max = "4G"

@@ -35,7 +35,7 @@ _EGRESS = """
 mode = "deny"
 allow = [{hosts}]
 # Package registries are hosts like others, and a way out for data:
-# allow = ["registry.example.org", "index.example.org", "files.example.org"]
+# allow = ["npm.example.org", "packages.example.org", "*.packages.example.org"]
 """
 
 _REST = """

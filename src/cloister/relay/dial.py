@@ -54,6 +54,7 @@ class Dialer:
         self._upstream = session.upstream
         self._timeout_s = session.limits.connect_timeout_s
         self._gate = gate
+        self._lookups = asyncio.Semaphore(session.limits.lookups)
 
     async def dial(self, target: Target, factory: Callable[[], P]) -> tuple[P, Line]:
         """Connect to an allowed target; the protocol made by `factory` is connected when this returns.
@@ -89,7 +90,8 @@ class Dialer:
             RefusedError: when the name has no address, or none that is not refused.
         """
         try:
-            answers = await self._resolver.resolve(target.host.text, target.port)
+            async with self._lookups:
+                answers = await self._resolver.resolve(target.host.text, target.port)
         except (OSError, UnicodeError) as error:
             raise failed("dns-failed", f"{target.host.text} cannot be resolved: {_why(error)}") from None
         kept: list[Address] = []

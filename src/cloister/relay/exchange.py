@@ -1,37 +1,24 @@
-"""The client's side of HTTP/1.1: requests read with llhttp, one at a time, and responses written.
+"""One request of a client and the response to it, in pieces.
 
-`HttpConnection` turns bytes into `Exchange`s and hands each to a handler, the next one only
-after the response to the one before is complete. An exchange passes the request body to a
-sink piece by piece and stops reading while the sink cannot take more. It knows nothing of
-policies or servers, so that model traffic can use it as well.
+An exchange passes the request body to a sink and stops reading while the sink cannot take
+more; the response is framed for the client, whatever framing the server used. It knows
+nothing of policies, servers or parsing, so that model traffic can use it as well.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import Protocol
-
-import httptools
+from typing import TYPE_CHECKING, Protocol
 
 from cloister.egress import http1
-from cloister.egress.http1 import Body, Headers, HttpError, ResponseHead
-from cloister.relay.override import override
-from cloister.relay.session import Limits
-from cloister.relay.tunnel import as_transport
+from cloister.egress.http1 import Body, Headers, ResponseHead
 
+if TYPE_CHECKING:
+    from cloister.relay.connection import HttpConnection
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 SMALL = 4096
 """Below this, a chunk is copied into one buffer; above, its frame is written separately."""
-
-
-def callback_error(loop: asyncio.AbstractEventLoop, error: Exception) -> HttpError:
-    """Return the refusal that one of our parser callbacks raised; anything else is a bug, reported and refused."""
-    cause = error.__context__
-    if isinstance(cause, HttpError):
-        return cause
-    loop.call_exception_handler({"message": "a parser callback failed", "exception": cause or error})
-    return HttpError("bad-request", "internal error")
 
 
 class Sink(Protocol):
@@ -110,8 +97,8 @@ class Exchange:
 
     @property
     def replayable(self) -> bool:
-        """Whether the request can be sent again because nothing of a body has left."""
-        return self.body.framing == "none"
+        """Whether the request can be sent again: it has no body and doing it twice is the same (RFC 9110, 9.2.2)."""
+        return self.body.framing == "none" and self.method in _IDEMPOTENT
 
     @property
     def waits_for_sink(self) -> bool:
@@ -177,278 +164,3 @@ class Exchange:
             sink.abandon()
         elif self.on_abandon is not None:
             self.on_abandon()
-
-
-class HttpConnection(asyncio.Protocol):
-    """One connection of a client that speaks HTTP/1.1."""
-
-    def __init__(
-        self, limits: Limits, handle: Callable[[Exchange], None], refuse: Callable[[HttpConnection, HttpError], bytes]
-    ) -> None:
-        """Take what to do with a request, and with one that cannot be read (it returns the response to write)."""
-        self._limits, self._handle, self._refuse = limits, handle, refuse
-        self.transport: asyncio.Transport | None = None
-        self.loop = asyncio.get_running_loop()
-        self.current: Exchange | None = None
-        self.on_lost: list[Callable[[], None]] = []
-        self.upstream: object | None = None
-        """For the handler: the connection to the server that the last request used."""
-        self.rest = bytearray()
-        """Bytes after a CONNECT or upgrade request."""
-        self._queue: deque[Exchange] = deque()
-        self._parsing: Exchange | None = None
-        self._newest: Exchange | None = None
-        self._done: Exchange | None = None
-        self._held = False
-        self._closing = False
-        self._peer_done = False
-        self._pressed: Callable[[bool], None] | None = None
-        self._full = False
-        self._stamp = self.loop.time()
-        self._moved = -1
-        self._url = bytearray()
-        self._fields: Headers = []
-        self._field_bytes = self._head_bytes = 0
-        self._new_parser()
-
-    # The transport's side.
-
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Bound the buffer."""
-        self.transport = as_transport(transport)
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        """Parse; requests come out one by one."""
-        if self._closing:
-            return
-        if self._held:
-            self.rest += data
-            return
-        if self._parsing is None:
-            if not self._head_bytes:
-                self._stamp = self.loop.time()
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-            if self._parsing is None and self._head_bytes > self._limits.head_bytes:
-                raise HttpError("head-too-large", "the head of the request is too large")  # noqa: TRY301 - one handler for all
-        except httptools.HttpParserUpgrade as upgrade:
-            self._after_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            self._broken(callback_error(self.loop, error))
-        except httptools.HttpParserError as error:
-            self._broken(HttpError("bad-request", f"this is no valid HTTP/1.1: {error}"))
-        except HttpError as error:
-            self._broken(error)
-        self.update_reading()
-
-    @override
-    def eof_received(self) -> bool:
-        """Answer what was asked, then close; a body that was cut short is not passed on."""
-        self._peer_done = True
-        if self.current is None or not self.current.ended:
-            return False
-        self.update_reading()
-        return True
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the same for every cause
-        """Tell whoever works for this client."""
-        self.transport = None
-        self._closing = True
-        if self.current is not None:
-            self.current.abandon()
-        for callback in self.on_lost:
-            callback()
-
-    @override
-    def pause_writing(self) -> None:
-        """Pass pressure on to the server."""
-        self._full = True
-        if self._pressed is not None:
-            self._pressed(True)
-
-    @override
-    def resume_writing(self) -> None:
-        """Let the server go on."""
-        self._full = False
-        if self._pressed is not None:
-            self._pressed(False)
-
-    # What exchanges and handlers call.
-
-    def on_pressure(self, callback: Callable[[bool], None]) -> None:
-        """Set who is told when the client reads slowly, and tell how it is now."""
-        self._pressed = callback
-        callback(self._full)
-
-    def write(self, data: bytes) -> None:
-        """Write to the client, if it is still there."""
-        if self.transport is not None:
-            self.transport.write(data)
-
-    def abort(self) -> None:
-        """End at once."""
-        if self.transport is not None:
-            self.transport.abort()
-
-    def finished(self, exchange: Exchange) -> None:
-        """Go on with the next request, or close."""
-        if exchange is not self.current:
-            return
-        self.current, self._pressed, self._done = None, None, exchange
-        if not exchange.keep_alive or self._closing:
-            self._linger(drain=not exchange.ended)
-            return
-        self._stamp = self.loop.time()
-        if self._held:
-            self._held, rest = False, bytes(self.rest)
-            self.rest.clear()
-            self._new_parser()
-            self.loop.call_soon(self.data_received, rest)
-        # Not at once: we may be inside a callback of the server's parser.
-        self.loop.call_soon(self._next)
-
-    def release(self) -> tuple[asyncio.Transport | None, bytes]:
-        """Give the transport away, with bytes the client sent ahead (CONNECT, WebSocket)."""
-        transport, self.transport = self.transport, None
-        self.current, self._closing = None, True
-        return transport, bytes(self.rest)
-
-    def update_reading(self) -> None:
-        """Read only while somebody takes the bytes; keep reading otherwise, to notice a client that leaves."""
-        if self.transport is None or self.transport.is_closing():
-            return
-        waits = self.current is not None and self.current.waits_for_sink
-        if (waits or self._queue or self._held) and not self._closing:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
-
-    def sweep(self, now: float) -> None:
-        """Enforce the time limits."""
-        if self.transport is None:
-            return
-        if self.current is not None:
-            moved = self.current.bytes_up + self.current.bytes_down
-            if moved != self._moved:
-                self._moved, self._stamp = moved, now
-            elif now - self._stamp > self._limits.idle_timeout_s:
-                self.abort()
-        elif self._parsing is None and self._head_bytes:
-            if now - self._stamp > self._limits.head_timeout_s:
-                self._broken(HttpError("request-timeout", "the head of the request did not arrive in time"))
-        elif now - self._stamp > self._limits.keepalive_timeout_s:
-            self.transport.close()
-
-    # llhttp's callbacks.
-
-    def on_url(self, url: bytes) -> None:
-        """Collect the request target."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect a header or trailer field."""
-        self._fields.append((name, value))
-        self._field_bytes += len(name) + len(value) + 4
-        too_large = self._field_bytes + len(self._url) > self._limits.head_bytes
-        if too_large or len(self._fields) > self._limits.head_fields:
-            raise HttpError("head-too-large", "the head of the request is too large")
-
-    def on_headers_complete(self) -> None:
-        """Queue the request."""
-        if len(self._url) + self._field_bytes > self._limits.head_bytes:
-            raise HttpError("head-too-large", "the head of the request is too large")
-        method = self._parser.get_method().decode("ascii")
-        exchange = Exchange(self, method, bytes(self._url), self._fields, self._parser.get_http_version())
-        exchange.keep_alive = self._parser.should_keep_alive()
-        if exchange.body.framing != "none" and self._parser.should_upgrade():
-            # llhttp takes everything after an upgrade head for the new protocol, so this body would be
-            # read as a request.
-            raise HttpError("bad-request", "a request that changes the protocol has no body")
-        if len(self._queue) >= self._limits.pipelined:
-            raise HttpError("bad-request", "too many requests were sent ahead")
-        self._fields, self._field_bytes = [], 0
-        self._parsing = self._newest = exchange
-        self._queue.append(exchange)
-        if self.current is None:
-            self._next()
-
-    def on_body(self, data: bytes) -> None:
-        """Pass body bytes to the request being read."""
-        if self._parsing is not None:
-            self._parsing.on_body(data)
-
-    def on_message_complete(self) -> None:
-        """The request is complete; the next one may begin."""
-        exchange, self._parsing = self._parsing, None
-        trailers, self._fields, self._field_bytes = self._fields, [], 0
-        self._url.clear()
-        self._head_bytes = 0
-        if exchange is not None:
-            http1.check_headers(trailers)
-            exchange.on_end(trailers)
-
-    # Inside.
-
-    def _new_parser(self) -> None:
-        """Begin with a fresh parser."""
-        self._parser = httptools.HttpRequestParser(self)
-        self._url.clear()
-        self._fields = []
-        self._field_bytes = self._head_bytes = 0
-
-    def _next(self) -> None:
-        """Hand the next request to the handler."""
-        if self._queue and self.current is None and not self._closing:
-            self.current = self._queue.popleft()
-            self._moved = -1
-            self._handle(self.current)
-        if self.current is None and self._peer_done and self.transport is not None:
-            self.transport.close()
-        self.update_reading()
-
-    def _after_upgrade(self, rest: bytes) -> None:
-        """Hold what follows CONNECT or WebSocket; go on parsing when the upgrade is one we strip (h2c)."""
-        newest = self._newest
-        if newest is not None and (newest.method == "CONNECT" or newest.websocket) and newest is not self._done:
-            self._held = True
-            self.rest += rest
-            return
-        self._new_parser()
-        if rest:
-            self.data_received(rest)
-
-    def _broken(self, error: HttpError) -> None:
-        """Answer a request that cannot be read, and close; a response that has begun is broken off."""
-        if self._closing:
-            return
-        self._queue.clear()
-        if self.current is not None:
-            started = self.current.started
-            self.current.abandon()
-            self.current, self._pressed = None, None
-            if started:
-                self.abort()
-                return
-        self.write(self._refuse(self, error))
-        self._linger(drain=True)
-
-    def _linger(self, *, drain: bool) -> None:
-        """Close; when bytes of the client may still come, read them away for a moment.
-
-        A socket closed with unread bytes resets the connection, and the answer would be lost.
-        """
-        self._closing = True
-        transport = self.transport
-        if transport is None:
-            return
-        if not drain:
-            transport.close()
-            return
-        if transport.can_write_eof() and not transport.is_closing():
-            transport.write_eof()
-        self.update_reading()
-        self.loop.call_later(self._limits.linger_s, transport.close)

@@ -20,8 +20,9 @@ from cloister.egress.hosts import parse_address
 from cloister.egress.http1 import HttpError
 from cloister.egress.rules import Ruleset
 from cloister.egress.socks import VERSION as SOCKS5
+from cloister.relay.connection import HttpConnection
 from cloister.relay.dial import Dialer, Line
-from cloister.relay.exchange import Exchange, HttpConnection
+from cloister.relay.exchange import Exchange
 from cloister.relay.forward import Forward
 from cloister.relay.gate import Gate
 from cloister.relay.override import override

@@ -35,6 +35,8 @@ class Limits:
     """Bounds of one run's use of the relay. There is no limit on the whole time of a request or tunnel."""
 
     connections: int = 256
+    lookups: int = 3
+    """DNS lookups at a time: uvloop has four threads for them, and slow names of one run must not stop the others."""
     head_bytes: int = 64 * 1024
     head_fields: int = 200
     pipelined: int = 64

@@ -21,6 +21,7 @@ from cloister.relay.splice import BULK, Pump
 
 HIGH_WATER, LOW_WATER = 512 * 1024, 128 * 1024
 """Bytes waiting in one direction at which reading stops and goes on."""
+_ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))  # a fatal alert in clear (RFC 8446, section 6)
 _FLUSH_S, _MAX_FLUSH_S = 0.001, 0.1
 
 
@@ -76,10 +77,19 @@ class Tunnel:
         self.reader, self.ech = None, hello.ech
         denial = judge_hello(self.target, hello)
         if denial is not None:
-            self.cut(denial)
+            self._refuse(denial, alert=hello.kind == "tls")
         elif self.client.peer is not None:
             self.client.peer.write(bytes(self._held))
         self._held.clear()
+
+    def _refuse(self, verdict: Verdict, *, alert: bool) -> None:
+        """End the tunnel before a byte has reached the server; a TLS client is told in its own language."""
+        self.verdict = verdict
+        if alert:
+            self.client.transport.write(_ACCESS_DENIED)
+        if self.server is not None:
+            self.server.transport.abort()
+        self.end(verdict.reason)
 
     def cut(self, verdict: Verdict) -> None:
         """End the tunnel because it is not allowed (any more); nothing more is delivered."""

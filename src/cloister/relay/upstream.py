@@ -14,11 +14,12 @@ import httptools
 
 from cloister.egress import http1
 from cloister.egress.http1 import Body, Headers, HttpError
-from cloister.relay.exchange import SMALL, callback_error
+from cloister.relay.connection import callback_error
+from cloister.relay.exchange import SMALL
 from cloister.relay.override import override
 from cloister.relay.tunnel import as_transport
 
-_MAX_HEAD = 256 * 1024
+_MAX_HEAD, _MAX_PHRASE = 256 * 1024, 8192
 _SWITCHING, _FIRST_FINAL = 101, 200
 
 
@@ -64,6 +65,7 @@ class HttpUpstream(asyncio.Protocol):
         self._body: Body | None = None
         self._interim = self._surplus = self._chunked = self._sending = self._websocket = False
         self._method = ""
+        self._silent = 0  # bytes since the last callback: llhttp keeps an unfinished field in memory
 
     @property
     def idle(self) -> bool:
@@ -136,8 +138,11 @@ class HttpUpstream(asyncio.Protocol):
             self.close()
             return
         self._feeding = True
+        self._silent += len(data)
         try:
             self._parser.feed_data(data)
+            if self._silent > _MAX_HEAD:
+                self._fail("the server's head or trailer never ends")
         except httptools.HttpParserUpgrade as upgrade:
             self._switch(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
@@ -185,10 +190,14 @@ class HttpUpstream(asyncio.Protocol):
 
     def on_status(self, phrase: bytes) -> None:
         """Collect the reason phrase."""
+        self._silent = 0
+        if len(self._phrase) > _MAX_PHRASE:
+            raise HttpError("bad-gateway", "the reason phrase never ends")
         self._phrase += phrase
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header or trailer field."""
+        self._silent = 0
         self._fields.append((name, value))
         self._field_bytes += len(name) + len(value)
         if self._field_bytes > _MAX_HEAD:
@@ -217,6 +226,7 @@ class HttpUpstream(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Pass a piece of the body on."""
+        self._silent = 0
         if self._receiver is not None:
             self._receiver.on_response_body(data)
         else:
@@ -240,6 +250,7 @@ class HttpUpstream(asyncio.Protocol):
         self._phrase.clear()
         self._fields, self._field_bytes, self._body = [], 0, None
         self._interim = self._surplus = False
+        self._silent = 0
 
     def _finish(self) -> None:
         """The response is complete."""

@@ -16,11 +16,15 @@ import msgspec
 
 from cloister.egress.events import EgressEvent
 from cloister.host.frames import Frame, decode_list, encode_list
+from cloister.host.mount_check import check_mounts
+from cloister.host.sandbox_pid import find_sandbox_pid
+from cloister.host.watch import Watch
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
+from cloister.runs.attach import Attachment
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
-from cloister.runs.store import Receipt, Record, Store
+from cloister.runs.store import Direct, Receipt, Record, Store
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
@@ -74,6 +78,11 @@ class ActiveRun:
         self.host = host
         self.egress: EgressServer | None = None
         self.layout: WorkspaceLayout | None = None
+        self.watch: Watch | None = None
+        self.outer_pid = 0
+        self.go = b""
+        """The inner half's last word to wait for: command, environment, directory."""
+        self.network: Attachment | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._next_session = 1
@@ -92,7 +101,11 @@ class ActiveRun:
                 self.live.signal(frame.payload[0])
             case "C":
                 self.live.continued()
+            case "N" if len(frame.payload) == _U32 and self.network:
+                self.network.namespace_ready(int.from_bytes(frame.payload, "little"))
             case "W":
+                if self.network:
+                    self.network.report(frame.payload)
                 self.live.sandbox_ended()
             case "A" if self._answers:
                 self._answers.pop(0)(frame.payload[:1].decode("ascii", "replace"))
@@ -104,6 +117,7 @@ class ActiveRun:
         match frame.kind:
             case "P":
                 self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
+                self._admit()
             case "R" if number == 0:
                 self.live.running()
             case "Y" if len(payload) >= 2 * _U32:
@@ -177,6 +191,36 @@ class ActiveRun:
             link.send("F", bytes([status]))
             link.close()
 
+    def mounts_wrong(self) -> list[str]:
+        """Return one sentence for each mount of the workspace that is not, or no longer, as it was laid out."""
+        pid = find_sandbox_pid(self.outer_pid)
+        if self.layout is None or not pid:  # no pid: it is gone, or the kernel has no CONFIG_PROC_CHILDREN
+            return []
+        try:
+            return check_mounts(pid, self.layout)
+        except OSError as error:
+            return [f"the sandbox cannot be looked at: {error.strerror}"]
+
+    def protection_lost(self) -> None:
+        """Something protected was touched on the host: end the run where a mount has gone."""
+        if self.live.status == "running" and (wrong := self.mounts_wrong()) and find_sandbox_pid(self.outer_pid):
+            message = "a protected file was replaced on the host, which takes its protection away"
+            self.live.refuse("protection-lost", message, wrong)
+
+    def _admit(self) -> None:
+        """Say go, once the self-probe has passed and what is mounted is what was looked at.
+
+        bubblewrap mounts by path, and paths can be swapped between the look and the mount.
+        """
+        if "verdict=passed" not in self.live.probe or not self.go:
+            return  # the inner half ends by itself
+        wrong = self.mounts_wrong()
+        if wrong:
+            self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
+            return
+        self.inner.send("G", self.go)
+        self.go = b""
+
     # --- records ------------------------------------------------------------------------------
 
     def note(self, event: EgressEvent) -> None:
@@ -227,5 +271,6 @@ class ActiveRun:
             connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
+            direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
         self.store.finish(self.record, receipt)

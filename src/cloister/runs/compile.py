@@ -7,6 +7,9 @@ workspace → state → environment → egress → limits → isolation.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 import msgspec
 
 from cloister.isolation import environment, managed, namespace
@@ -28,10 +31,14 @@ from cloister.plan.steps import (
 from cloister.plan.workspace import Mount as LayoutMount
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
+from cloister.policy.secretscan import names_secret
 from cloister.runs import limits
+from cloister.runs.internet import OPT_OUT, WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
+PROJECT_RECORD = "project.json"
+"""Beside an agent's state, where no sandbox sees it: whose state it is, so that `gc` can tell when that is gone."""
 
 
 class CarriedPath(msgspec.Struct, frozen=True):
@@ -80,6 +87,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
+    internet: Internet | None = None
+    """How the run gets a network of its own, in mode `internet`."""
 
 
 def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: tuple[str, ...], facts: Facts) -> Plan:
@@ -96,52 +105,11 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         UnsupportedError: the policy asks for something that nothing here enforces.
     """
     refuse_unenforced(agent)
-    overlay = agent.workspace.mode == "overlay"
-    files = _generated_files(agent, preset, facts, egress, overlay)
-    command = _command(command, agent, preset, files, facts)
-    literal, inherit = environment.compose(
-        agent,
-        preset,
-        environment.Situation(
-            run=facts.run,
-            agent=facts.agent_name,
-            user=facts.user,
-            home=facts.home,
-            workspace=facts.directory,
-            git=facts.git,
-        ),
-    )
+    egress = (*egress, WORDS) if facts.internet else egress
+    files = _generated_files(agent, preset, facts, egress)
     limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
     box = _box(agent, facts, preset, limited, files)
-    steps: list[AnyStep] = [
-        MakeDirectory(path=facts.run_runtime),
-        MakeDirectory(path=f"{facts.run_runtime}/box"),
-        *_state_steps(preset, facts, files),
-        *(WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text) for name, text in files.boxed),
-        Listen(path=f"{facts.run_runtime}/box/egress.sock"),
-    ]
-    if facts.layout.placeholders:
-        steps.append(Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders))
-    overlays: tuple[Overlay, ...] = ()
-    if overlay:
-        upper, work = f"{facts.run_state}/overlay/upper", f"{facts.run_state}/overlay/work"
-        steps += [MakeDirectory(path=path, kept=True) for path in (f"{facts.run_state}/overlay", upper, work)]
-        overlays = (Overlay(facts.layout.root, upper, work, facts.layout.root),)
-    if limited.cgroup:
-        steps.append(limited.cgroup)
-    steps.append(
-        Launch(
-            argv=namespace.bubblewrap_argv(box),
-            command=command,
-            directory=facts.directory,
-            environment=literal,
-            inherit=inherit,
-            pty=facts.pty,
-            seccomp=_seccomp_profile(agent),
-            overlays=overlays,
-            runtime_s=limited.runtime_s,
-        )
-    )
+    launch = _launch(agent, preset, _command(command, agent, preset, files, facts), box, facts, limited)
     return Plan(
         run=facts.run,
         agent=facts.agent_name,
@@ -149,12 +117,66 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         isolation=agent.isolation,
         workspace=facts.layout.root,
         policy_digest=facts.policy_digest,
-        steps=tuple(steps),
+        steps=(*_preparations(preset, facts, files, launch, limited), launch),
+        asked=command,
         egress=egress,
         limits=limited.words,
         opt_outs=_opt_outs(agent, facts),
         notices=(*limited.notices, *_notices(agent, facts)),
     )
+
+
+def _preparations(
+    preset: Preset, facts: Facts, files: _Files, launch: Launch, limited: limits.Limited
+) -> Iterator[AnyStep]:
+    """Yield everything before the launch, in the order in which it must be there."""
+    yield MakeDirectory(path=facts.run_runtime)
+    yield MakeDirectory(path=f"{facts.run_runtime}/box")
+    yield from _state_steps(preset, facts, files)
+    for name, text in files.boxed:
+        yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
+    yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
+    if facts.layout.placeholders:
+        yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
+    for overlay in launch.overlays:
+        for path in (f"{facts.run_state}/overlay", overlay.upper, overlay.work):
+            yield MakeDirectory(path=path, kept=True)
+    if limited.cgroup:
+        yield limited.cgroup
+
+
+def _launch(  # noqa: PLR0913  # one place, six parts of one thing
+    agent: Agent, preset: Preset, command: tuple[str, ...], box: Box, facts: Facts, limited: limits.Limited
+) -> Launch:
+    situation = environment.Situation(
+        run=facts.run,
+        agent=facts.agent_name,
+        user=facts.user,
+        home=facts.home,
+        workspace=facts.directory,
+        git=facts.git,
+    )
+    literal, inherit = environment.compose(agent, preset, situation)
+    root, copy = facts.layout.root, f"{facts.run_state}/overlay"
+    overlays = (Overlay(root, f"{copy}/upper", f"{copy}/work", root),) if _is_overlay(agent) else ()
+    return Launch(
+        argv=namespace.bubblewrap_argv(box),
+        command=command,
+        directory=facts.directory,
+        environment=literal,
+        inherit=inherit,
+        pty=facts.pty,
+        seccomp=_seccomp_profile(agent),
+        overlays=overlays,
+        ruleset=facts.internet.ruleset if facts.internet else "",
+        nft=facts.internet.nft if facts.internet else "",
+        pasta=facts.internet.pasta if facts.internet else (),
+        runtime_s=limited.runtime_s,
+    )
+
+
+def _is_overlay(agent: Agent) -> bool:
+    return agent.workspace.mode == "overlay"
 
 
 class _Files(msgspec.Struct):
@@ -164,7 +186,7 @@ class _Files(msgspec.Struct):
     homed: list[tuple[str, str]]
 
 
-def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[str, ...], overlay: bool) -> _Files:
+def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[str, ...]) -> _Files:
     files = _Files([], [])
     for index, (name, text) in enumerate(preset.files.items()):
         boxed = f"file-{index}"
@@ -173,7 +195,9 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
-        note = sandbox_note(workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=overlay)
+        note = sandbox_note(
+            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent)
+        )
         files.boxed.append((_NOTE, note))
         if preset.note_file:
             files.homed.append((preset.note_file, _NOTE))
@@ -221,6 +245,8 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
         landlock_rw=tuple(dict.fromkeys(writable)),
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=limited.rlimits,
+        network="shared" if facts.internet else "empty",
+        probe_connect=facts.internet.probes if facts.internet else (namespace.PROBE_ADDRESS,),
     )
 
 
@@ -245,7 +271,10 @@ def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[li
 
 def _state_steps(preset: Preset, facts: Facts, files: _Files) -> list[AnyStep]:
     """Make the agent's own state, and the places in it onto which files are mounted."""
+    anchor = facts.layout.git_dirs[0] if facts.layout.git_dirs else ""
+    project = json.dumps({"path": facts.layout.root, "git": anchor})
     steps: list[AnyStep] = [MakeDirectory(path=facts.state, kept=True)]
+    steps.append(SeedFile(root=facts.state, name=PROJECT_RECORD, text=project))
     steps += [MakeDirectory(path=f"{facts.state}/{name}", kept=True) for name in preset.state]
     over = [(path.name, path.kind) for path in facts.carried] + [(name, "file") for name, _ in files.homed]
     steps += [SeedFile(root=facts.state, name=name, text=text) for name, text in preset.seed.items()]
@@ -278,8 +307,10 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
         words.append("hardening.ptrace: tracing is allowed inside")
     if agent.hardening.landlock == "off":
         words.append("hardening.landlock = off")
+    if facts.internet:
+        words.append(OPT_OUT)
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
-    words += [f"environment carries {name}" for name in agent.pass_environment]
+    words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
     words += [f"filesystem.write: {path}" for path in facts.write]
     return tuple(words)
 
@@ -288,4 +319,6 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
     notices = list(facts.layout.notes)
     if facts.landlock_abi == 0 and agent.hardening.landlock == "available":
         notices.append("this kernel has no Landlock: one layer less")
+    if facts.internet:
+        notices += facts.internet.notices
     return tuple(notices)

@@ -183,6 +183,9 @@ def _overlay(facts: HostFacts) -> Finding:
 def _internet(facts: HostFacts) -> Finding:
     need = 'egress.mode = "internet"'
     lacking = [name for name, program in (("pasta", facts.pasta), ("nft", facts.nft)) if not program.path]
+    if not lacking and not facts.tun:
+        meaning = "you may not open /dev/net/tun, with which pasta makes its tap device"
+        return Finding(name="internet", state="missing", needed_for=need, meaning=meaning, remedy=remedies.TUN)
     if not lacking:
         return Finding(name="internet", state="ok", needed_for=need, meaning=f"{facts.pasta.path}, {facts.nft.path}")
     return Finding(

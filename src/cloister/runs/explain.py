@@ -8,7 +8,7 @@ the host has is asked for through `Look`. Starts nothing, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from posixpath import dirname, join, normpath
 from typing import Literal, NamedTuple
 
@@ -27,14 +27,20 @@ _MAX_LINKS = 40  # path_resolution(7)
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm", "pts", "ptmx", "fd", "stdin", "stdout", "stderr")
 
 
+_HELD = "absent on the host: held while the run lasts, so that it cannot be made"
+
+
 class Mounted(NamedTuple):
     """One operation on the sandbox's file system."""
 
     kind: Literal["ro", "rw", "tmpfs", "symlink", "directory", "proc", "dev", "hidden"]
     target: str
+    """Where it is, links of the sandbox followed."""
     source: str = ""
     sealed: bool = False
     """A tmpfs that was made read-only afterwards."""
+    written: str = ""
+    """Where bubblewrap was told to put it."""
 
 
 class Seen(NamedTuple):
@@ -57,7 +63,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     exists: bool
     readable: bool
     writable: bool
-    """An existing file or directory can be changed; something absent can be made."""
+    """An existing file or directory can be changed; something absent can be made, with the directories above it."""
     mount: str
     """The mount that decides, by its place in the sandbox; empty where there is none."""
     source: str = ""
@@ -98,7 +104,22 @@ def parse_mounts(argv: tuple[str, ...]) -> tuple[Mounted, ...]:
         elif not word.startswith(("--unshare-", "--die-with", "--as-pid-1", "--disable-userns", "--new-session")):
             raise ValueError(f"an option of bubblewrap that is not understood here: {word}")
         perms = ""
-    return (Mounted("tmpfs", "/", sealed=True), *found)
+    return (Mounted("tmpfs", "/", sealed=True), *_placed(found))
+
+
+def _placed(found: list[Mounted]) -> Iterator[Mounted]:
+    """Yield mounts at the places where they really are: `/var/tmp/x` is `/tmp/x` behind a link made before."""
+    links: dict[str, str] = {}
+    for mount in found:
+        target = mount.target
+        for _ in range(_MAX_LINKS):
+            above = next((link for link in links if target.startswith(link + "/")), "")
+            if not above:
+                break
+            target = normpath(join(dirname(above), links[above]) + target[len(above) :])
+        if mount.kind == "symlink":
+            links[target] = mount.source
+        yield mount._replace(target=target, written=mount.target)
 
 
 def _seal(found: list[Mounted], target: str) -> list[Mounted]:
@@ -166,16 +187,16 @@ class Explainer:
 
     def _judge(self, path: str) -> Access:
         index, mount = self._governing(path)
-        at = "" if mount.target == "/" else mount.target
+        at, top = mount.written, mount.target
         match mount.kind:
             case "hidden":
                 note = "hidden: empty" if mount.source else "hidden: cannot be opened"
-                return Access(path=path, exists=True, readable=False, writable=False, mount=at, note=note)
+                return Access(path=path, exists=path == top, readable=False, writable=False, mount=at, note=note)
             case "proc":
                 note = "the sandbox's own processes"
                 return Access(path=path, exists=True, readable=True, writable=False, mount=at, note=note)
             case "dev":
-                known = path == at or path.split("/")[2] in _DEVICES
+                known = path == top or path.split("/")[2] in _DEVICES
                 return Access(
                     path=path, exists=known, readable=known, writable=True, mount=at, note="the sandbox's own devices"
                 )
@@ -193,18 +214,16 @@ class Explainer:
             seen = self._look(seen.link if seen.link.startswith("/") else normpath(f"{dirname(source)}/{seen.link}"))
         writable, note = mount.kind == "rw" and seen.writable, ""
         exists, readable = seen.kind != "absent", seen.readable
-        if not exists and path == mount.target:
-            exists, readable, writable = True, self._made.get(source) != "socket", mount.kind == "rw"
-            note = (
-                "absent on the host: held while the run lasts, so that it cannot be made"
-                if source in self._made
-                else ""
-            )
+        if not exists and (path == mount.target or source in self._made):
+            kind = self._held.get(source) or self._made.get(source, "directory")
+            exists, readable, writable = True, kind != "socket", mount.kind == "rw"
+            note = _HELD if source in self._held else ""
         elif not exists:
             above = self._judge(dirname(path))
             writable = above.writable
         return Access(
-            path=path, exists=exists, readable=readable, writable=writable, mount=mount.target, source=source, note=note
+            path=path, exists=exists, readable=readable, writable=writable, mount=mount.written,
+            source=source, note=note,
         )  # fmt: skip
 
 

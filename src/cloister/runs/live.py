@@ -88,6 +88,12 @@ class LiveRun:
         """The self-probe's results: the inner half refuses by itself; here they are kept for the receipt."""
         self.probe = results
 
+    def refuse(self, reference: str, message: str, where: list[str]) -> None:
+        """End the run for a reason found from outside."""
+        lines = [f"cloister: {message}, so the run was ended [{reference}]", *(f"  where: {line}" for line in where)]
+        self._decide(Outcome(EXIT_FAILED, reference, "\n".join([*lines, "  try: again"])))
+        self._kill()
+
     def running(self) -> None:
         """The agent has control: from now on its own time counts."""
         self.status = "running"
@@ -149,6 +155,12 @@ class LiveRun:
         self.inner.send("S", bytes([signal.SIGTERM]))
         self.inner.send("S", bytes([signal.SIGCONT]))  # a stopped agent could not hear it
         self._kill_later(grace_s, Outcome(128 + signal.SIGKILL, "stopped"))
+
+    def network_failed(self, why: str) -> None:
+        """The run has no network of its own, or no more: nobody shall take the silence for an empty internet."""
+        text = f"cloister: {why} [network-failed]\n  try: cloister doctor"
+        self._decide(Outcome(EXIT_FAILED, "network-failed", text))
+        self._kill()
 
     # --- endings --------------------------------------------------------------------------
 

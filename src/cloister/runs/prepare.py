@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import msgspec
 
@@ -19,7 +19,7 @@ from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
 from cloister.errors import PolicyError, Problem, UsageError
 from cloister.host import etc, workspace_probe
-from cloister.host.addresses import own_addresses
+from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
 from cloister.host.owner import GitSettings, Owner
@@ -32,6 +32,7 @@ from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.internet import Internet, internet
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
@@ -65,7 +66,7 @@ class Kitchen:
         self.owner = owner
         self.policies = PolicyFiles(paths, owner.uid)
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
-        self._etc = ("", 0.0)
+        self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
 
     def host(self) -> HostFacts:
@@ -95,9 +96,12 @@ class Kitchen:
             find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
         )
         ruleset = compile_ruleset(agent.egress, agent=resolved.name)
-        guard = compile_guard(agent.egress, tuple(ip_address(text) for text in own_addresses()), agent=resolved.name)
+        guard = _guard(agent, resolved.name)
         run = run or new_id(time.time())
-        facts = self._facts_for(run, request, resolved, agent, layout, program, root)
+        direct = None
+        if agent.egress.mode == "internet":
+            direct = internet(ruleset, guard, self.host(), nameservers())
+        facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
@@ -110,7 +114,7 @@ class Kitchen:
         real = os.path.realpath(directory)
         if not os.path.isdir(real):
             raise UsageError(
-                "directory-unusable", "the directory is not there any more", where=directory, remedy="cd to a project"
+                "directory-unusable", "cannot start there: no such directory", where=directory, remedy="cd to a project"
             )
         return workspace_probe.find_project(real, home=self.paths.home)
 
@@ -144,7 +148,7 @@ class Kitchen:
 
     def _facts_for(  # noqa: PLR0913  # what `prepare` has at hand
         self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,
-        program: Program | None, root: str,
+        program: Program | None, root: str, direct: Internet | None,
     ) -> Facts:  # fmt: skip
         paths, owner, host = self.paths, self.owner, self.host()
         real = os.path.realpath(request.directory)
@@ -169,7 +173,7 @@ class Kitchen:
             run_runtime=paths.run_runtime(run),
             shim=SHIM,
             bubblewrap=host.bwrap.path,
-            etc_directory=self._etc_directory(),
+            etc_directory=self._etc_directory(direct.resolver if direct else ""),
             merged_usr=host.root_links.get("bin") == "usr/bin",
             extra_system=tuple(path for path in ("/nix/store", "/gnu/store") if os.path.isdir(path)),
             directory=real if real == root or real.startswith(root + "/") else root,
@@ -186,28 +190,33 @@ class Kitchen:
             landlock_abi=host.landlock_abi,
             own_command=not request.replaced,
             pty=request.pty,
+            internet=direct,
         )
 
-    def _etc_directory(self) -> str:
+    def _etc_directory(self, nameserver: str) -> str:
         """Return the assembled `/etc`, checked again after a minute."""
-        path, checked = self._etc
+        path, checked = self._etc.get(nameserver, ("", 0.0))
         now = time.monotonic()
         if not path or now - checked > 60 or not os.path.isdir(path):  # noqa: PLR2004  # a minute
             owner = self.owner._replace(home=self.paths.home)
             if self._writes:
                 os.makedirs(self.paths.etc, mode=0o700, exist_ok=True)
             make = etc.assemble if self._writes else etc.locate
-            path = make(self.paths.etc, owner, hostname="cloister")
-            self._etc = (path, now)
+            path = make(self.paths.etc, owner, hostname="cloister", nameserver=nameserver)
+            self._etc[nameserver] = (path, now)
         return path
 
     def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
         """Return the rules that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
-        own = tuple(ip_address(text) for text in own_addresses())
-        return compile_ruleset(resolved.agent.egress, agent=plan.agent), compile_guard(
-            resolved.agent.egress, own, agent=plan.agent
-        )
+        return compile_ruleset(resolved.agent.egress, agent=plan.agent), _guard(resolved.agent, plan.agent)
+
+
+def _guard(agent: Agent, name: str) -> Guard:
+    """Return the address guard for the host as it is now."""
+    own = tuple(ip_address(text) for text in own_addresses())
+    attached = tuple(ip_network(text) for text in attached_networks())
+    return compile_guard(agent.egress, own, attached, agent=name)
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:

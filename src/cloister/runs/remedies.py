@@ -10,6 +10,7 @@ import shlex
 
 INSTALL_BWRAP = "sudo apt-get install bubblewrap"
 INSTALL_INTERNET = "sudo apt-get install passt nftables"
+TUN = "sudo modprobe tun && sudo chmod 0666 /dev/net/tun"
 REINSTALL = "sudo apt-get install gcc libc6-dev, then install cloister again"
 MAX_USER_NAMESPACES = (
     "echo user.max_user_namespaces=28633 | sudo tee /etc/sysctl.d/60-userns.conf && sudo sysctl --system"

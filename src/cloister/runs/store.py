@@ -6,7 +6,7 @@
     receipt.json   at the end; a run without one did not end in order
 
 Files are replaced by rename, never edited. What a run left on the host is undone by
-`host/apply.py`; removing old records is `collect`.
+`host/apply.py`; what may be removed is in `collect`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +23,8 @@ from cloister.errors import UsageError
 from cloister.plan.steps import Plan
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letters that look like digits
-_ID_LENGTH = 10
+_ID_LENGTH = 12
+_CHANCE = 3
 _T = TypeVar("_T")
 Status = Literal["starting", "running", "finished"]
 
@@ -45,6 +45,19 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     finished: float | None = None
     exit_code: int | None = None
     reason: str = ""
+
+
+class Direct(msgspec.Struct, frozen=True):
+    """Connections that did not go through the proxy, as the packet filter counted them."""
+
+    connections: int
+    """Packets that opened something: one for each TCP connection (and each retry), UDP exchange or ping."""
+    names: int
+    """Questions to the host's resolver."""
+    bytes_up: int
+    bytes_down: int
+    refused: dict[str, int]
+    """Refused packets, by what the address is or by the deny rule."""
 
 
 class Receipt(msgspec.Struct, kw_only=True, frozen=True):
@@ -73,15 +86,17 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     bytes_down: int
     denied: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    direct: Direct | None = None
+    """Mode `internet` only: what went past the proxy. None there means that the counters were lost."""
 
 
 def new_id(now: float) -> str:
-    """Return an id that sorts by time: six letters of seconds, four of chance."""
-    seconds, letters = int(now) & ((1 << 30) - 1), ""
-    for _ in range(6):
-        letters = _ALPHABET[seconds & 31] + letters
-        seconds >>= 5
-    return letters + "".join(secrets.choice(_ALPHABET) for _ in range(4))
+    """Return an id that sorts by time: nine letters of milliseconds, three of chance."""
+    left, letters = int(now * 1000), ""
+    for _ in range(_ID_LENGTH - _CHANCE):
+        letters = _ALPHABET[left & 31] + letters
+        left >>= 5
+    return letters + "".join(secrets.choice(_ALPHABET) for _ in range(_CHANCE))
 
 
 class Store:
@@ -150,7 +165,7 @@ class Store:
     def ids(self) -> list[str]:
         """Return all ids, oldest first."""
         try:
-            return sorted(name for name in os.listdir(self.directory) if _is_id(name))
+            return sorted(name for name in os.listdir(self.directory) if is_id(name))
         except FileNotFoundError:
             return []
 
@@ -173,20 +188,8 @@ class Store:
         """Remove everything recorded about a run."""
         shutil.rmtree(self._path(run), ignore_errors=True)
 
-    def collect(self, older_than_s: float, now: float | None = None) -> list[str]:
-        """Remove finished runs older than that, except overlays nobody has applied or discarded; return their ids."""
-        limit = (time.time() if now is None else now) - older_than_s
-        removed = []
-        for run in self.ids():
-            record = self.record(run)
-            pending = os.path.isdir(f"{self._path(run)}/overlay")
-            if record and record.status == "finished" and (record.finished or 0) < limit and not pending:
-                self.remove(run)
-                removed.append(run)
-        return removed
-
     def _path(self, run: str) -> str:
-        if not _is_id(run):
+        if not is_id(run):
             raise UsageError("run-unknown", f"{run!r} is not the id of a run", remedy="cloister ps --all")
         return f"{self.directory}/{run}"
 
@@ -209,5 +212,6 @@ class Store:
             return None
 
 
-def _is_id(text: str) -> bool:
+def is_id(text: str) -> bool:
+    """Tell whether a text is shaped like the id of a run."""
     return len(text) == _ID_LENGTH and all(char in _ALPHABET for char in text)

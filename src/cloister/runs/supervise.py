@@ -18,18 +18,21 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cloister.egress import nft
 from cloister.errors import CloisterError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
+from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import LimitCgroup, Plan
 from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
 from cloister.runs import audit_environment
-from cloister.runs.active import FLAG_PTY, FLAG_USERNS, ActiveRun, Command
+from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command
 from cloister.runs.approvals import Approvals
+from cloister.runs.attach import Attachment
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
@@ -37,6 +40,9 @@ from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 
 CLOSE_EGRESS_S = 2.0
+NFT_LOAD = ("-f", "/dev/fd/5")
+"""5 is the third descriptor of the frame (`plan.steps.Launch`)."""
+NFT_REPORT = ("-j", "list", "table", "inet", nft.TABLE)
 
 
 class Connect(Protocol):
@@ -83,7 +89,7 @@ class Supervisor:
         await self._confirm(prepared, request, link)
         plan = prepared.plan
         record = Record(
-            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.launch.command, status="starting",
+            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
         self._store.create(plan, record)
@@ -101,9 +107,14 @@ class Supervisor:
         run = ActiveRun(
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
-        run.layout = prepared.layout
+        run.layout, run.outer_pid = prepared.layout, pid
         holder.append(run)
         self._runs[plan.run] = run
+        if plan.launch.pasta:
+            run.network = Attachment(
+                self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
+                on_ready=lambda pidfd: outer.send("G", b"", (pidfd,)), on_failed=run.live.network_failed,
+            )  # fmt: skip
 
         def outer_closed(closed: Any) -> None:
             run.live.outer_closed()
@@ -111,12 +122,20 @@ class Supervisor:
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
         await self._serve_egress(run, prepared, applied.listener)
+        self._watch(run)
         self._launch(run, prepared, theirs)
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
-        """Send both halves what they need. The inner one reads its part when it has come up."""
+        """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
         launch = run.plan.launch
+        run.go = (
+            (FLAG_PTY if launch.pty else 0).to_bytes(4, "little")
+            + encode_list([os.fsencode(word) for word in launch.command])
+            + encode_list(mapping(prepared.environment))
+            + encode_list([os.fsencode(launch.directory)])
+        )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
+        flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
         ]
@@ -124,18 +143,15 @@ class Supervisor:
             flags.to_bytes(4, "little")
             + encode_list([os.fsencode(word) for word in launch.argv])
             + encode_list(overlays)
-            + encode_list([])
+            + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_LOAD)] if launch.ruleset else [])
+            + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_REPORT)] if launch.ruleset else [])
         )
-        filter_fd = _memory_file("seccomp", self._filter(launch.seccomp))
-        run.outer.send("B", payload, (filter_fd, theirs.fileno()))
-        os.close(filter_fd)
+        files = [_memory_file("seccomp", self._filter(launch.seccomp))]
+        files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
+        run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:]))
+        for descriptor in files:
+            os.close(descriptor)
         theirs.close()
-        go = (FLAG_PTY if launch.pty else 0).to_bytes(4, "little") + encode_list(
-            [os.fsencode(word) for word in launch.command]
-        )
-        run.inner.send(
-            "G", go + encode_list(mapping(prepared.environment)) + encode_list([os.fsencode(launch.directory)])
-        )
 
     def _filter(self, profile: str) -> bytes:
         if profile not in self._filters:
@@ -285,8 +301,32 @@ class Supervisor:
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
+    def _watch(self, run: ActiveRun) -> None:
+        """End the run when the host takes a protection away; see host/watch.py."""
+        if run.layout is None or run.record.mode == "overlay":
+            return
+        try:
+            watch = Watch(mount.source for mount in run.layout.mounts if mount.op == "ro")
+        except OSError:
+            run.write_event(
+                "warning", {"what": "no inotify instance is left: replaced files are found at the end only"}
+            )
+            return
+        run.watch = watch
+
+        def touched() -> None:
+            if watch.drain():
+                run.protection_lost()
+
+        self._loop.add_reader(watch.descriptor, touched)
+
     async def _end(self, run: ActiveRun, outcome: Outcome) -> None:
         """Close its connections, undo the plan, look at the workspace, write the receipt, in this order."""
+        if run.watch is not None:
+            self._loop.remove_reader(run.watch.descriptor)
+            run.watch.close()
+        if run.network:
+            run.network.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
@@ -315,7 +355,7 @@ class Supervisor:
     def _close_record(self, plan: Plan, record: Record | None) -> None:
         now = time.time()
         known = record or Record(
-            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.launch.command, status="starting",
+            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=now, broker_pid=0,
         )  # fmt: skip
         closed = msgspec.structs.replace(known, status="finished", finished=now, exit_code=125, reason="broker-died")

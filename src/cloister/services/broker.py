@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import socket
 import struct
@@ -156,6 +157,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(paths: Paths, options: argparse.Namespace) -> int:
+    os.environ.setdefault("UV_THREADPOOL_SIZE", "16")  # libuv resolves names in its pool; four threads are soon full
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a bulk tunnel takes up to ten descriptors
     import uvloop
 
     async def serve() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloister.errors import PolicyError
-from cloister.policy.load import load
+from cloister.policy.load import load, load_preset, load_project
 
 KEY = "sk-ant-api03-" + "x" * 30
 AGENT = 'schema = 1\n[agents.a]\npreset = "shell"\n'
@@ -110,6 +110,34 @@ def messages(text):
             "credentials.g = {secret='env:A', inject={host='a.b', header='X', value='{secret}'}}",
         ),
         ("llm.providers = ['nobody']", "llm.providers = []"),
+        ("credentials.g.secret = 'plain'", "credentials.g.secret = 'pass:plain'"),
+        ('credentials.g.secret = "pass:a\\nb"', 'credentials.g.secret = "pass:a b"'),
+        ("credentials.g.secret = 'pass: a'", "credentials.g.secret = 'pass:a'"),
+        ("credentials.g = {secret='env:A', env='A-B'}", "credentials.g = {secret='env:A', env='A_B'}"),
+        ("credentials.g = {secret='env:A', env='LD_PRELOAD'}", "credentials.g = {secret='env:A', env='LD'}"),
+        (
+            "credentials.g = {secret='env:A', inject={host='a b', header='X'}}",
+            "credentials.g = {secret='env:A', inject={host='ab', header='X'}}",
+        ),
+        (
+            f"credentials.g = {{secret='env:A', inject={{host='a.b', header='X', value='{{secret}} {KEY}'}}}}",
+            "credentials.g = {secret='env:A', inject={host='a.b', header='X', value='{secret} k'}}",
+        ),
+        ("command = ['']", "command = ['x', '']"),
+        ("workspace.unprotected = ['/x']", "workspace.unprotected = ['.vscode']"),
+        ("filesystem.hide = ['/']", "filesystem.hide = ['~/src/private']"),
+        ("agent_sandbox.deny_read = ['~']", "agent_sandbox.deny_read = ['~/.ssh']"),
+        ("microvm.image = '../x'", "microvm.image = 'base'"),
+        (f"workspace.roots = ['/{'a' * 4096}']", f"workspace.roots = ['/{'a' * 200}']"),
+        ("egress.deny = ['*']", "egress.deny = ['*.a.b', 'x.y:22']"),
+        ("egress.allow = ['1.2.3.4.5']", "egress.allow = ['1.2.3.4']"),
+        ("egress.allow = ['1.2.3.400']", "egress.allow = ['1.2.3.40']"),
+        ("egress.allow = ['[2001:db8::1']", "egress.allow = ['2001:db8::/32']"),
+        ("egress.allow = ['[2001:db8::1]443']", "egress.allow = ['[2001:db8::1]']"),
+        (f"egress.allow = ['{'a.' * 127}b']", f"egress.allow = ['{'a.' * 126}b']"),
+        ("egress.allow = ['']", "egress.allow = ['a']"),
+        ("egress.allow = [{host='a.b', paths=['/a/**/b']}]", "egress.allow = [{host='a.b', paths=['/a/*/b']}]"),
+        ("egress.allow = [{host='a.b', paths=['/a**']}]", "egress.allow = [{host='a.b', paths=['/**']}]"),
         ("limits.memory_max = '4'", "limits.memory_max = '4G'"),
         ("limits.cpu_quota = '1.5'", "limits.cpu_quota = '150%'"),
         ("limits.runtime_max = '8'", "limits.runtime_max = '8h'"),
@@ -144,6 +172,7 @@ def test_users_need_agents_and_roots():
     """P35 to P37: a user that may do nothing is a mistake, and agents must exist."""
     assert len(messages(AGENT + "[users.ann]\n")) == 2
     assert len(messages(AGENT + '[users.ann]\nagents = ["b"]\nroots = ["~/p"]\n')) == 1
+    assert len(messages(AGENT + '[users.ann]\nagents = ["a"]\nroots = ["~"]\nconfig = "/etc"\n')) == 2
     assert len(messages(AGENT + '[users."a b"]\nagents = ["a"]\nroots = ["~/p"]\n')) == 1
     assert messages(AGENT + '[users.ann]\nagents = ["a"]\nroots = ["~/p", "p2"]\nconfig = ".pi/agent"\n') == []
 
@@ -163,6 +192,8 @@ def test_two_services_cannot_share_a_port():
         ("base_url = 'http://a.b/v1'", "base_url = 'https://a.b/v1'"),
         ("base_url = 'http://127.0.0.1.a.b'", "base_url = 'http://127.0.0.1:11434'"),
         ("base_url = 'https://u:p@a.b'", "base_url = 'https://a.b:8443'"),
+        ("base_url = 'ftp://a.b'", "base_url = 'https://a.b'"),
+        ("base_url = 'https://a.b:x'", "base_url = 'https://a.b:1'"),
         ("base_url = 'https://[x'", "base_url = 'http://[::1]:80/'"),
         (f"key = '{KEY}'", "key = 'env:ANTHROPIC_API_KEY'"),
     ],
@@ -179,6 +210,51 @@ def test_a_literal_key_comes_with_the_way_out():
         load(f"schema = 1\n[providers.p]\nkey = '{KEY}'\n", "p.toml")
     assert "file:~/.config/cloister/" in caught.value.remedy
     assert KEY not in str(caught.value) + caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ("state = ['/x']", "state = ['.x']"),
+        ("carry = ['../x']", "carry = ['x']"),
+        ("secrets = ['~']", "secrets = ['.x/auth.json']"),
+        ("protect = ['.']", "protect = ['.x']"),
+        ("pass_environment = ['LD_PRELOAD']", "pass_environment = ['X_MODEL']"),
+        ("key_environment = ['A B']", "key_environment = ['X_API_KEY']"),
+        ("files.'../x' = 'y'", "files.'.x/y' = 'y'"),
+        (f"seed.'.x' = '{KEY}'", "seed.'.x' = '{}'"),
+        ("base_url.anthropic = 'A-B'", "base_url.anthropic = 'X_BASE_URL'"),
+        ("base_url.gopher = 'X_BASE_URL'", "base_url.openai = 'X_BASE_URL'"),
+        ("base_url_arguments.openai = ['--url']", "base_url_arguments.openai = ['--url', '{base_url}']"),
+        ("unix_socket = 'A-B'", "unix_socket = 'X_SOCKET'"),
+        ("note = ['--note']", "note = ['--note={note}']"),
+        ("note_file = '/etc/motd'", "note_file = '.x/NOTE.md'"),
+        ("environment.LD_PRELOAD = 'x'", "environment.X_HOME = '{home}/.x'"),
+        ("hosts = ['*']", "hosts = ['api.x.example']"),
+    ],
+)
+def test_presets_are_checked(bad, good):
+    """A preset is data from somebody else: its paths stay below the home, and it holds no secret."""
+    with pytest.raises(PolicyError) as caught:
+        load_preset(f"schema = 1\n{bad}\n", "preset x")
+    assert len(caught.value.problems) == 1
+    load_preset(f"schema = 1\n{good}\n", "preset x")
+
+
+@pytest.mark.parametrize("table", ["every_agent", "agents.a"])
+def test_project_files_are_checked(table):
+    """A project file is read as strictly as a policy, before it is judged by what it asks for."""
+    with pytest.raises(PolicyError):
+        load_project(f"schema = 1\n[{table}.egress]\ndeny = ['127.1']\n", ".cloister.toml")
+    load_project(f"schema = 1\n[{table}.egress]\ndeny = ['127.0.0.1']\n", ".cloister.toml")
+    with pytest.raises(PolicyError):
+        load_project("schema = 1\n[agents.'A b']\n", ".cloister.toml")
+
+
+def test_provider_names_are_names():
+    """They are referred to from agents and stand in paths of the proxy."""
+    assert len(messages("schema = 1\n[providers.'a/b']\n")) == 1
+    assert messages("schema = 1\n[providers.a-b]\n") == []
 
 
 def test_audit_and_images_are_checked():

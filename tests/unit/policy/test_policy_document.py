@@ -80,7 +80,7 @@ def test_where_falls_back_to_the_nearest_parent():
         ("schema = 1\n[agents\n", "not valid TOML", "p.toml:2"),
         ("a = " + "[" * 5000 + "]" * 5000, "nested deeper", "p.toml"),
         (".".join("a" * 40) + " = 1", "nested deeper", "p.toml"),
-        ("x = 1\n" + ".".join(['"a"'] * 70) + " = 1", "nested deeper", "p.toml"),
+        ("x = 1\n" + ".".join(['"a"'] * 140) + " = 1", "nested deeper", "p.toml"),
         ("x = " + "9" * 5000, "not a value", "p.toml"),
         ("#" * (MAX_BYTES + 1), "larger than", "p.toml"),
         ('{"a": 1, "a": 2}', "given twice", "p.toml"),

@@ -17,6 +17,7 @@ GOOD = HostFacts(
     shim=Program(path="/opt/cloister-shim"),
     pasta=Program(path="/usr/bin/pasta"),
     nft=Program(path="/usr/sbin/nft"),
+    tun=True,
     systemd=Program(path="/usr/bin/systemctl", version="257"),
     systemd_booted=True,
     systemd_user=True,

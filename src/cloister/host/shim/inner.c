@@ -318,7 +318,6 @@ int inner_main(int count, char **options)
     if (!options_parse(&self.options, count, options) || shut_ourselves_in() < 0 || watch_signals() < 0)
         return EXIT_CLOISTER;
     channel_open(&self.broker, self.options.ctl);
-    struct frame go = await_go();
     struct writer findings = {0};
     /* Landlock first: the probes then see what the agent will see. */
     bool good = landlock_enforce(&self.options, &findings);
@@ -331,6 +330,8 @@ int inner_main(int count, char **options)
     probe_tell(&self.broker, &findings);
     if (!good)
         return EXIT_CLOISTER;
+    /* The go comes after our findings: the broker has looked at the mounts from outside by then. */
+    struct frame go = await_go();
     self.on_broker.ready = on_broker;
     self.on_signals.ready = on_signals;
     if (loop_watch(&self.on_broker, self.broker.fd, LOOP_READ) < 0 ||

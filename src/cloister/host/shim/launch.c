@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -33,12 +34,16 @@ bool launch_parse(struct launch *launch, const struct frame *frame)
     launch->overlays = read_list(&reader, &launch->overlay_fields);
     if (!reader.bad && reader.left > 0)
         launch->nft = read_list(&reader, &launch->nft_count);
+    if (!reader.bad && reader.left > 0)
+        launch->report = read_list(&reader, &launch->report_count);
     if (!read_complete(&reader) || launch->overlay_fields % 4)
         return false;
     /* Nothing is searched on PATH: the environment of the child is empty. */
     if (launch->argc > 0 && launch->argv[0][0] != '/')
         return false;
-    return launch->nft_count == 0 || launch->nft[0][0] == '/';
+    if (launch->nft_count > 0 && launch->nft[0][0] != '/')
+        return false;
+    return launch->report_count == 0 || launch->report[0][0] == '/';
 }
 
 void launch_release(struct launch *launch)
@@ -148,16 +153,18 @@ static int keep_net_admin(void)
     return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN, 0, 0);
 }
 
-static int load_rules(const struct launch *launch)
+/* Run nft to its end: 0 when it was content. `output` (-1: our own) becomes its stdout. */
+static int run_nft(const struct launch *launch, char **argv, int output)
 {
     pid_t pid = fork();
     if (pid < 0)
         return -1;
     if (pid == 0) {
         char *const empty[] = {NULL};
-        if (reset_signals() < 0 || keep_net_admin() < 0 || place_descriptors(&launch->frame) < 0)
+        if ((output >= 0 && dup2(output, 1) < 0) || reset_signals() < 0 || keep_net_admin() < 0 ||
+            place_descriptors(&launch->frame) < 0)
             child_failed("prepare nft");
-        execve(launch->nft[0], launch->nft, empty);
+        execve(argv[0], argv, empty);
         child_failed("start nft");
     }
     int status;
@@ -195,10 +202,20 @@ const char *launch_prepare(const struct launch *launch)
             errno = EINVAL;
             return "load rules outside a network namespace";
         }
-        if (load_rules(launch) < 0)
+        if (run_nft(launch, launch->nft, -1) < 0)
             return "load the nft rules";
     }
     return NULL;
+}
+
+int launch_report(const struct launch *launch)
+{
+    int fd = memfd_create("report", MFD_CLOEXEC);
+    if (fd >= 0 && (run_nft(launch, launch->report, fd) < 0 || lseek(fd, 0, SEEK_SET) < 0)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
 }
 
 pid_t launch_start(const struct launch *launch, int slave)

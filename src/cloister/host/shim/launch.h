@@ -21,6 +21,8 @@ struct launch {
     size_t overlay_fields;
     char **nft; /* empty: no rules to load */
     size_t nft_count;
+    char **report; /* empty: nothing to ask in the end */
+    size_t report_count;
 };
 
 /* Take over a `B` frame; false when it is malformed. */
@@ -32,7 +34,10 @@ const char *launch_prepare(const struct launch *launch);
 /* Start argv in its own session with stdio from `slave` (-1: our own): pid or -1. */
 pid_t launch_start(const struct launch *launch, int slave);
 
-/* Forget argv and close the descriptors. */
+/* Run the report program in our namespaces, with CAP_NET_ADMIN: a descriptor that reads what it printed, or -1. */
+int launch_report(const struct launch *launch);
+
+/* Forget everything but the report, and close the descriptors. */
 void launch_release(struct launch *launch);
 
 #endif

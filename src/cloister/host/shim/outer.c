@@ -28,6 +28,9 @@
 /* How long the broker may take to say `F` after bubblewrap has ended, and bubblewrap to end after `F`. */
 enum { PATIENCE_MS = 3000 };
 
+/* What of a report fits into one frame. */
+enum { REPORT_MAX = 1 << 20 };
+
 static struct outer {
     struct channel broker;
     int signals;
@@ -36,6 +39,7 @@ static struct outer {
     bool waiting;  /* for `G`, after `N` */
     pid_t child;   /* bubblewrap; 0: none, or reaped */
     int child_pidfd;
+    int network_pidfd; /* pasta, which ends with us; -1: none */
     bool finished; /* an `F` frame came */
     int code;
     char *text;
@@ -58,6 +62,9 @@ static void end_child(void)
 
 _Noreturn static void leave(int code, const char *text, size_t length)
 {
+    /* The broker kills pasta as well; each of us may be the one that is left. */
+    if (self.network_pidfd >= 0)
+        (void)!syscall(SYS_pidfd_send_signal, self.network_pidfd, SIGKILL, NULL, 0);
     question_withdraw(&self.question, &self.pty);
     tty_give_back(); /* the run's; the question's is back already */
     sys_write_printable(2, text, length, false);
@@ -158,6 +165,15 @@ static void on_launch(struct frame *frame)
     self.waiting = true;
 }
 
+/* The namespace is ready; a descriptor with the frame is pasta's pidfd, ours to keep. */
+static void on_network(struct frame *frame)
+{
+    if (frame->descriptor_count == 0)
+        return;
+    self.network_pidfd = frame->descriptors[0];
+    frame->descriptors[0] = -1;
+}
+
 static void on_finish(const struct frame *frame)
 {
     struct reader reader = frame_reader(frame);
@@ -213,6 +229,7 @@ static void on_frame(struct frame *frame)
         if (!self.waiting)
             fail("the broker said go twice", "protocol", "cloister doctor");
         self.waiting = false;
+        on_network(frame);
         start();
         break;
     default:
@@ -239,6 +256,21 @@ static void on_broker(void)
     }
 }
 
+/* Tell that bubblewrap is gone, with the counters of the rules where they were asked for. */
+static void tell_waited(void)
+{
+    struct writer text = {0};
+    uint8_t buffer[4096];
+    ssize_t got;
+    int fd = self.launch.report_count > 0 ? launch_report(&self.launch) : -1;
+    while (fd >= 0 && text.length < REPORT_MAX && (got = read(fd, buffer, sizeof buffer)) > 0)
+        write_bytes(&text, buffer, (size_t)got);
+    if (fd >= 0)
+        close(fd);
+    tell('W', text.data, text.bad ? 0 : text.length, -1);
+    free(text.data);
+}
+
 static void on_child(void)
 {
     int status;
@@ -246,8 +278,8 @@ static void on_child(void)
         self.child = 0;
         if (self.finished)
             return;
+        tell_waited();
         self.deadline_ms = sys_now_ms() + PATIENCE_MS;
-        tell('W', NULL, 0, -1);
     }
 }
 
@@ -347,8 +379,13 @@ static void turn(void)
 
 int outer_main(const char *text)
 {
-    int fd = sys_parse_descriptor(text);
+    return outer_run(sys_parse_descriptor(text));
+}
+
+int outer_run(int fd)
+{
     self.pty.master = -1;
+    self.network_pidfd = -1;
     if (fd < 0 || sys_fill_stdio() < 0 || sys_close_others(fd) < 0)
         fail("the descriptor of the broker is not open", "shim-usage", "cloister run --help");
     channel_open(&self.broker, fd);

@@ -10,12 +10,11 @@ import ssl
 import struct
 
 import pytest
-from test_http import LOCAL, OK, answering, bridge, curl
+from relay_support import LIMITS, LOCAL, LOOPBACK, OK, Relay, Upstream, answering, bridge, curl, read_head, until
 
 from cloister.egress.rules import compile_ruleset
 from cloister.policy.model import Egress
 from cloister.relay.session import UpstreamProxy
-from conftest import LIMITS, LOOPBACK, Relay, Upstream, read_head, until
 
 pytestmark = pytest.mark.kernel
 
@@ -348,13 +347,18 @@ def test_a_gigabyte_passes_in_bounded_memory(relay, run, direction):  # noqa: C9
     run(scenario(), 90)
 
 
-def test_a_client_that_does_not_read_stops_the_server(relay, run):
+@pytest.mark.parametrize("kind", ["tunnel", "tunnel without pump", "http"])
+def test_a_client_that_does_not_read_stops_the_server(relay, run, kind, monkeypatch):
     """Bytes for a client that does not read wait at the server, not in the relay's memory."""
     sent = 0
+    if kind == "tunnel without pump":
+        monkeypatch.setattr("cloister.relay.tunnel.BULK", 1 << 60)
 
     async def serve(reader, writer):
         nonlocal sent
         await reader.readexactly(1)
+        if kind == "http":
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
             writer.write(bytes(1 << 16))
             await asyncio.wait_for(writer.drain(), 1)
@@ -364,7 +368,8 @@ def test_a_client_that_does_not_read_stops_the_server(relay, run):
         async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
             _, writer = await r.client()
             writer.transport.pause_reading()
-            writer.write(connect("a.test", up.port) + b"x")
+            get = b"GET http://a.test:%d/ HTTP/1.1\r\n\r\n" % up.port
+            writer.write(get if kind == "http" else connect("a.test", up.port) + b"x")
             await asyncio.sleep(0.7)
             stopped = sent
             await asyncio.sleep(0.3)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cloister.host.placeholders import Journal
+from cloister.host.tripwires import look_after
 from cloister.host.workspace_probe import probe_workspace
 from cloister.isolation.workspace import Options, layout, wanted
 from cloister.plan.workspace import Protected, WorkspaceLayout
@@ -137,3 +138,47 @@ class Box:
             )  # fmt: skip
         finally:
             self.end(name)
+
+
+def snapshot(root: Path) -> list[str]:
+    """Return every name below a directory except git's own bookkeeping."""
+    kept = []
+    for where, names, files in os.walk(root):
+        names[:] = [name for name in names if name not in {"objects", "logs", "refs"}]
+        kept += [os.path.relpath(f"{where}/{name}", root) for name in [*names, *files]]
+    return sorted(kept)
+
+
+def names(directory: Path) -> set[str]:
+    """Return the names in a directory."""
+    return {entry.name for entry in directory.iterdir()}
+
+
+def attack(box, place, command):
+    """Run a command that must fail inside, and return what it said."""
+    ended = box.run(place / "contents", command)
+    assert ended.returncode != 0, ended.stdout
+    return ended.stdout
+
+
+def works(box, place, command):
+    """Run a command that must succeed inside, and return what it said."""
+    ended = box.run(place / "contents", command)
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+def findings(box, made, since):
+    """Return the suspicious paths after a run, relative to the workspace."""
+    with as_owner():
+        report = look_after(made, [entry.name for entry in box.protected], since_ns=since)
+    assert report.complete
+    return sorted(os.path.relpath(finding.path, box.root) for finding in report.findings)
+
+
+def inner(agent) -> int:
+    """Return the process id of the shell inside: the youngest descendant of bwrap."""
+    pid = agent.pid
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[-1])
+    return pid

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.egress.http1 import Body
-from cloister.relay.exchange import Exchange, HttpConnection
+from cloister.relay.connection import HttpConnection
+from cloister.relay.exchange import Exchange
 from cloister.relay.session import Limits
 
 PIECES = [

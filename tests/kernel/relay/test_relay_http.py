@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 
 import pytest
-
-from conftest import LIMITS, LOOPBACK, Upstream, read_head
+from relay_support import LIMITS, LOCAL, LOOPBACK, OK, Upstream, answering, bridge, curl, read_head, until
 
 pytestmark = pytest.mark.kernel
-
-
-def answering(response: bytes, seen: list[bytes] | None = None):
-    """Make a server that answers every request head on a connection with the same bytes."""
-
-    async def serve(reader, writer):
-        while True:
-            head = await read_head(reader)
-            if seen is not None:
-                seen.append(head)
-            writer.write(response)
-
-    return serve
-
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def test_curl_gets_an_allowed_page_and_a_readable_refusal(relay, run):
@@ -207,6 +189,10 @@ def test_responses_of_every_shape(relay, run, response, expected):
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
         b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nraw",
         b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 " + b"y" * 600_000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1_200_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"y" * 1_200_000,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 60_000,
         b"",
     ],
 )
@@ -226,6 +212,29 @@ def test_a_broken_answer_is_never_complete(relay, run, response):
             else:
                 assert answer.startswith(b"HTTP/1.1 502 ") or not answer
             assert r.events[-1].reason == "bad-gateway"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("start", [b"", b"Transfer-Encoding: chunked\r\n\r\n0\r\n"])
+def test_a_field_that_never_ends_is_cut_off(relay, run, start):
+    """A server that sends one endless header or trailer field is cut off early; it cannot fill the broker's memory."""
+    sent = 0
+
+    async def serve(reader, writer):
+        nonlocal sent
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + start + b"X: ")
+        while sent < 64 << 20:
+            writer.write(b"y" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    async def scenario():
+        async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            await r.talk(b"GET http://a.test:%d/ HTTP/1.1\r\nConnection: close\r\n\r\n" % up.port)
+            await until(lambda: r.events[-1].reason == "bad-gateway")
+        assert sent < 16 << 20
 
     run(scenario())
 
@@ -444,6 +453,50 @@ def test_a_stale_connection_is_replaced(relay, run):
     run(scenario())
 
 
+def test_a_request_that_may_not_be_repeated_is_not(relay, run):
+    """A POST on a connection that the server has closed is answered with 502; the server saw it at most once."""
+    seen: list[bytes] = []
+
+    async def serve(reader, writer):
+        seen.append(await read_head(reader))
+        writer.write(OK)
+        seen.append(await read_head(reader))
+
+    async def scenario():
+        async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            reader, writer = await r.client()
+            for status in (b"200", b"502"):
+                writer.write(b"POST http://a.test:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % up.port)
+                assert (await read_head(reader))[9:12] == status
+                if status == b"200":
+                    await reader.readexactly(2)
+            writer.close()
+
+    run(scenario())
+    assert len(seen) == 2
+
+
+def test_a_connect_behind_another_request_waits_for_its_turn(relay, run):
+    """CONNECT may be sent ahead: the response before it comes first, and its bytes reach its own server."""
+
+    async def serve(reader, writer):
+        first = await reader.readexactly(1)
+        if first == b"G":
+            await read_head(reader)
+            await asyncio.sleep(0.05)
+            writer.write(OK)
+            await reader.read()
+        writer.write(first + await reader.read(3))
+
+    async def scenario():
+        async with Upstream(serve) as up, relay(allow=[f"a.test:{up.port}"], **LOOPBACK, table=LOCAL) as r:
+            get = b"GET http://a.test:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % up.port
+            answer = await r.talk(get + b"CONNECT a.test:%d HTTP/1.1\r\n\r\nping" % up.port)
+            assert answer.endswith(b"\r\n\r\nokHTTP/1.1 200 Connection established\r\n\r\nping")
+
+    run(scenario())
+
+
 def test_half_close_of_a_client_still_gets_the_answer(relay, run):
     """`nc`-like clients that close their direction after the request get the whole response."""
 
@@ -471,36 +524,3 @@ def test_not_a_proxy_request_is_explained(relay, run):
             assert r.resolver.asked == []
 
     run(scenario())
-
-
-LOCAL = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
-
-
-async def curl(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run the real curl."""
-    command = ["curl", "-sS", "--max-time", "10", "--noproxy", "", *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
-    stdout, stderr = await process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode or 0, stdout, stderr)
-
-
-async def bridge(relay, use):
-    """Offer the relay's Unix socket on a loopback port, as the forwarder in a sandbox does."""
-
-    async def carry(reader, writer):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        writer.write_eof()
-
-    async def accept(reader, writer):
-        inner_reader, inner_writer = await relay.client()
-        await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer), return_exceptions=True)
-        writer.close()
-        inner_writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        await use(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    finally:
-        server.close()
