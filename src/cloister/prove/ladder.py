@@ -102,7 +102,8 @@ class _Ground:
         words = [PYTHON, "-I", "-S", "-c", _PROBE, self.secret, address, str(port), self.outside]
         try:
             done = subprocess.run(
-                wrap(words), cwd=self.workspace, env=self.place.environment, stdin=subprocess.DEVNULL, capture_output=True,
+                wrap(words), cwd=self.workspace, env=self.place.environment, stdin=subprocess.DEVNULL,
+                capture_output=True,
                 text=True, errors="replace", timeout=LIMIT_S, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -133,17 +134,17 @@ def _own_sandbox(place: Place, environ: Mapping[str, str]) -> tuple[Any, Any]:
     search = environ.get("PATH", os.defpath)
     srt, codex = shutil.which("srt", path=search), shutil.which("codex", path=search)
     if place.resolved.agent.preset == "codex" and codex:
-        rungs = (("codex's own sandbox", [codex, "sandbox", "--"]), ("codex's own, no network", [codex, "sandbox", "--sandbox-state-disable-network", "--"]))
-    elif srt:
-        rungs = (("srt (Claude Code's sandbox)", [srt, "--settings", _settings(place, [])]),
-                 ("srt, hardened", [srt, "--settings", _settings(place, [place.home])]))  # fmt: skip
-    else:
+        return (
+            lambda ground: ground.attempt("codex's own sandbox", lambda words: [codex, "sandbox", "--", *words]),
+            lambda _: Rung("hardened", cannot_run="codex has no setting that hides the home from its commands"),
+        )
+    if not srt:
         why = "srt is not installed (npm install -g @anthropic-ai/sandbox-runtime)"
         return (lambda _: Rung("the agent's own sandbox", cannot_run=why)), (lambda _: Rung("hardened", cannot_run=why))
-    first, second = rungs
+    plain, hardened = _settings(place, []), _settings(place, [place.home])
     return (
-        lambda ground: ground.attempt(first[0], lambda words: [*first[1], *words]),
-        lambda ground: ground.attempt(second[0], lambda words: [*second[1], *words]),
+        lambda ground: ground.attempt("srt (Claude Code's sandbox)", lambda words: [srt, "--settings", plain, *words]),
+        lambda ground: ground.attempt("srt, hardened", lambda words: [srt, "--settings", hardened, *words]),
     )
 
 

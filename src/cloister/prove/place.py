@@ -25,7 +25,7 @@ from cloister.runs.paths import Paths, locate
 from cloister.runs.policies import PolicyFiles
 
 _MAX_SOCKET_PATH = 107  # unix(7): sun_path is 108 bytes with its end
-_SOCKET = "/cloister/runs/0123456789/box/egress.sock"
+_SOCKET = "/cloister/runs/0123456789ab/box/egress.sock"
 
 
 class Place:

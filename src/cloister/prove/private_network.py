@@ -48,7 +48,9 @@ def inside(action: Callable[[], bytes]) -> bytes:
     _, status = os.waitpid(child, 0)
     if status or not data:
         raise UnsupportedError(
-            "ladder-failed", "the ladder needs a network namespace of its own, or failed in it", remedy="cloister doctor"
+            "ladder-failed",
+            "the ladder needs a network namespace of its own, or failed in it",
+            remedy="cloister doctor",
         )
     return data
 

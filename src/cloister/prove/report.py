@@ -98,6 +98,11 @@ def describe(case: Case) -> dict[str, Any]:
     }
 
 
+def listing(cases: list[Case]) -> list[str]:
+    """Return a line per case: its id, the promise it proves, its title."""
+    return [f"{case.id:30} {case.promise}  {case.title}" for case in cases]
+
+
 def junit(results: list[Result], agent: str) -> str:
     """Return JUnit XML: what got through is a failure, what proved nothing an error, what was not tried a skip."""
     counts = Counter(result.outcome for result in results)
