@@ -169,8 +169,27 @@ def test_typing_mistakes_get_a_suggestion(user: User, workspace: Path, words: tu
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["ps", "logs", "inspect", "receipt", "stop", "plan", "explain", "check", "init", "policy",
-                                  "agents", "why", "learn", "gc", "completion", "doctor"])  # fmt: skip
+VERBS = [
+    "ps",
+    "logs",
+    "inspect",
+    "receipt",
+    "stop",
+    "plan",
+    "explain",
+    "check",
+    "init",
+    "policy",
+    "agents",
+    "why",
+    "learn",
+    "gc",
+    "completion",
+    "doctor",
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(user: User, workspace: Path, verb: str) -> None:
     """--help, -h and `cloister help VERB` print usage and an example, with exit code 0."""
     for words in ((verb, "--help"), (verb, "-h"), ("help", verb)):
