@@ -80,16 +80,27 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
             "schema = 1\n[agents.shell]\npreset = 'shell'\nworkspace = { roots = ['~/other'] }\n",
             "workspace-outside-roots",
         ),
-        ("schema = 1\n[agents.shell]\npreset = 'shell'\nfilesystem = { read = ['~/.local'] }\n", "path-reserved"),
-        ("schema = 1\n[agents.shell]\npreset = 'shell'\nfilesystem = { write = ['~/.config'] }\n", "path-reserved"),
     ],
 )
 def test_bad_policies(user: User, workspace: Path, text: str, reference: str) -> None:
     """A policy with a mistake, or with something nobody enforces, starts nothing."""
-    (user.home / ".local/state/cloister").mkdir(parents=True, exist_ok=True)
     user.write_policy(text)
     _refused(user.inside("touch made", cwd=workspace), reference)
     assert not (workspace / "made").exists()
+    user.close()
+
+
+@pytest.mark.parametrize(("target", "key"), [(".config", "read"), (".local", "write"), (".", "read"), ("..", "read")])
+def test_no_link_shows_our_own_files_or_the_home(user: User, workspace: Path, target: str, key: str) -> None:
+    """What counts is what would be mounted, not how it is spelled; a link to something else is fine."""
+    (user.home / ".local/state/cloister").mkdir(parents=True)
+    (user.home / "data").mkdir()
+    (user.home / "alias").symlink_to(user.home / target)
+    (user.home / "other").symlink_to(user.home / "data")
+    user.write_policy(BASE + f"filesystem = {{ {key} = ['~/alias'] }}\n")
+    _refused(user.inside("true", cwd=workspace), "path-reserved")
+    user.write_policy(BASE + f"filesystem = {{ {key} = ['~/other'] }}\n")
+    assert user.inside("ls ~/other", cwd=workspace).returncode == 0
     user.close()
 
 

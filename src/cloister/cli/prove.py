@@ -1,107 +1,95 @@
-"""`cloister prove`: attack an agent's sandbox and report what stopped each attack."""
+"""`cloister prove`: attack an agent's sandbox and report what stopped each attack.
+
+Exit status 0 when nothing got through, 1 when an attack did, 69 when something could not be
+tried or proved nothing. The battery itself is the room `prove`.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import sys
 
+from cloister.cli.arguments import Parser
+from cloister.cli.output import print_json
 from cloister.errors import UsageError
+from cloister.prove import battery, ladder, report
+from cloister.prove.runner import Result
 
-USAGE = """\
-usage: cloister prove [OPTIONS] [AGENT]
 
-Attack the sandbox of AGENT (default: shell) on this machine: start it as `cloister run`
-would, try every known way out, and say what stopped each. Nothing is changed: canaries
-and workspaces are made for it and removed, and it uses a broker of its own.
-
-options:
-      --case ID         try only this case (repeatable)
-      --list            list the cases and the promises they prove
-      --here            try the cases that need no workspace of their own in the current project
-      --profile NAME    lay [profiles.NAME] of the policy over the agent
-      --json            print JSON
-      --junit FILE      write JUnit XML as well
-      --ladder          compare: no sandbox, the agent's own, hardened, Cloister
-  -h, --help            show this text
-
-exit codes: 0 every attack was denied, 1 an attack got through, 69 something could not
-be tried or proved nothing.
-"""
-_FLAGS = {"--list": "list", "--here": "here", "--json": "json", "--ladder": "ladder", "-h": "help", "--help": "help"}
-_VALUES = {"--case": "case", "--profile": "profile", "--junit": "junit"}
+def parser() -> Parser:
+    """Describe the verb."""
+    verb = Parser(
+        "prove",
+        "Attack an agent's sandbox on this machine, and say what stopped each attack.",
+        prose=(
+            "Starts the sandbox as `cloister run` would, with the agent's own policy, and tries every known way out. "
+            "Canaries (secret files, listeners, a process) and workspaces are made for it and removed afterwards; "
+            "it uses a broker of its own, so running agents are not disturbed. What the policy allows by name is "
+            "reported as opted out, not as passed. Needs /usr/bin/python3 inside the sandbox."
+        ),
+        examples=(
+            ("cloister prove", "the whole battery against the agent `shell`"),
+            ("cloister prove claude --junit prove.xml", "against an agent of the policy, for CI"),
+            ("cloister prove --case git-hooks", "one attack"),
+            ("cloister prove codex --ladder", "no sandbox, the agent's own, hardened, Cloister"),
+        ),
+        exits=(("1", "an attack got through"), ("69", "something could not be tried, or proved nothing")),
+    )
+    verb.add_argument("agent", metavar="AGENT", nargs="?", default="shell", help="agent of the policy (default: shell)")
+    verb.add_argument("--case", metavar="ID", action="append", default=[], help="try only this case (repeatable)")
+    verb.add_argument("--list", action="store_true", help="list the cases and the promises they prove; try nothing")
+    verb.add_argument(
+        "--here", action="store_true", help="use the current project, for cases that leave no trace in it"
+    )
+    verb.add_argument("--profile", metavar="NAME", default="", help="lay [profiles.NAME] of the policy over the agent")
+    verb.add_argument("--junit", metavar="FILE", default="", help="write JUnit XML to FILE as well")
+    verb.add_argument("--ladder", action="store_true", help="compare postures by three canaries instead")
+    verb.json_option("agent, counts, exit_code, cases")
+    return verb
 
 
 def main(argv: list[str]) -> int:
-    """Parse, run the battery, print."""
-    options, names, agent = parse(argv)
-    if "help" in options:
-        sys.stdout.write(USAGE)
+    """Run the battery and print what came of it; return 0, 1 or 69.
+
+    Raises:
+        CloisterError: an option, the policy or the host is wrong.
+    """
+    arguments = parser().read(argv)
+    if arguments.ladder:
+        return _ladder(arguments)
+    cases = battery.select(tuple(arguments.case))
+    if arguments.list:
+        listed = [report.describe(case) for case in cases]
+        print_json(listed) if arguments.json else print("\n".join(report.listing(cases)))
         return 0
-    from cloister.prove import battery, report
-
-    cases = battery.select(tuple(names))
-    if "list" in options:
-        return _list([report.describe(case) for case in cases], as_json="json" in options)
-    if "ladder" in options:
-        from cloister.prove import ladder
-
-        return ladder.main(agent, as_json="json" in options)
     progress = _Progress(len(cases))
-    here = battery.refuse_here(os.getcwd()) if "here" in options else ""
+    here = battery.refuse_here(".") if arguments.here else ""
     results = battery.prove(
-        agent, cases, os.environ, profile=options.get("profile", ""), here=here, on_result=progress.step
+        arguments.agent, cases, os.environ, profile=arguments.profile, here=here, on_result=progress.step
     )
     progress.done()
-    if "junit" in options:
-        with open(options["junit"], "w", encoding="utf-8") as file:
-            file.write(report.junit(results, agent))
-    if "json" in options:
-        print(json.dumps(report.as_json(results, agent), indent=2))
+    if arguments.junit:
+        _write(arguments.junit, report.junit(results, arguments.agent))
+    if arguments.json:
+        print_json(report.as_json(results, arguments.agent))
     else:
         print(report.text(results, battery.promises()))
     return report.exit_code(results)
 
 
-def parse(argv: list[str]) -> tuple[dict[str, str], list[str], str]:
-    """Return options, the ids of cases, and the agent.
-
-    Raises:
-        UsageError: an unknown option, one without its value, or two agents.
-    """
-    options: dict[str, str] = {}
-    names: list[str] = []
-    agents: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if word in _FLAGS:
-            options[_FLAGS[word]] = "1"
-        elif name in _VALUES:
-            if not equals and not words:
-                raise UsageError("value-missing", f"{name} needs a value", remedy="cloister prove --help")
-            given = value if equals else words.pop(0)
-            if name == "--case":
-                names.append(given)
-            else:
-                options[_VALUES[name]] = given
-        elif word.startswith("-"):
-            raise UsageError("option-unknown", f"unknown option {word}", remedy="cloister prove --help")
-        else:
-            agents.append(word)
-    if len(agents) > 1:
-        raise UsageError("argument-surplus", "one agent at a time", remedy=f"cloister prove {agents[0]}")
-    return options, names, agents[0] if agents else "shell"
+def _ladder(arguments: argparse.Namespace) -> int:
+    rungs = ladder.climb(arguments.agent, os.environ)
+    print_json(rungs) if arguments.json else print(ladder.table(rungs))
+    return ladder.exit_code(rungs)
 
 
-def _list(cases: list[dict[str, object]], *, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(cases, indent=2))
-        return 0
-    for case in cases:
-        print(f"{case['id']!s:32} {case['promise']}  {case['title']}")
-    return 0
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:  # the path as typed
+            file.write(text)
+    except OSError as error:
+        raise UsageError("junit-unwritable", f"cannot be written: {error.strerror}", where=path) from error
 
 
 class _Progress:
@@ -112,12 +100,11 @@ class _Progress:
         self._count = 0
         self._shown = sys.stderr.isatty()
 
-    def step(self, result: object) -> None:
+    def step(self, result: Result) -> None:
         """Count one more."""
         self._count += 1
         if self._shown:
-            name = getattr(getattr(result, "case", None), "id", "")
-            sys.stderr.write(f"\r\033[K{self._count}/{self._total} {name}")
+            sys.stderr.write(f"\r\033[K{self._count}/{self._total} {result.case.id}")
             sys.stderr.flush()
 
     def done(self) -> None:

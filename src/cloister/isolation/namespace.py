@@ -85,6 +85,8 @@ def bubblewrap_argv(box: Box) -> tuple[str, ...]:
     argv += ["--ro-bind", box.etc_directory, "/etc", "--proc", "/proc", "--dev", "/dev"]
     size = ["--size", str(box.tmpfs_bytes)] if box.tmpfs_bytes is not None else []
     argv += ["--perms", "1777", *size, "--tmpfs", "/tmp"]  # noqa: S108  # the sandbox's own, fresh
+    if size:  # what --dev makes there has the kernel's default: half of the host's memory
+        argv += ["--perms", "1777", *size, "--tmpfs", "/dev/shm"]  # noqa: S108  # the sandbox's own, fresh
     argv += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp", "--dir", "/run"]  # noqa: S108
     argv += ["--perms", "0700", *size, "--tmpfs", box.home]
     argv += ["--ro-bind", box.shim, SHIM, "--ro-bind", box.box_directory, BOX]

@@ -37,9 +37,9 @@ def select(names: tuple[str, ...]) -> list[Case]:
     return [case for case in cases.values() if not names or case.id in names]
 
 
-def prove(
+def prove(  # noqa: PLR0913  # the command line, as values
     agent: str, cases: list[Case], environ: Mapping[str, str], *, profile: str = "", here: str = "",
-    on_result: Callable[[Result], None] = lambda result: None,
+    on_result: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:  # fmt: skip
     """Attack the sandbox of `agent` with `cases`; return what came of each.
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import selectors
 import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, Self
 
 _SHARED = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108  # the host's shared directories are the point
+
+_ECHO = "import os\nwhile data := os.read(0, 1): os.write(1, data)"
+"""What the host process does: it lives as long as its input is open."""
 
 
 class Canaries:
@@ -36,7 +40,7 @@ class Canaries:
         self._before: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
 
-    def __enter__(self) -> Canaries:
+    def __enter__(self) -> Self:
         os.makedirs(f"{self._base}/outside", mode=0o700)
         secret, writable = f"{self._base}/outside/secret.txt", f"{self._base}/outside/writable.txt"
         self._plant("neighbour file", secret)
@@ -49,7 +53,10 @@ class Canaries:
             self._plant(f"file in {os.path.dirname(path)}", path)
         self._tokens["environment of the caller"] = secrets.token_hex(16)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+            [sys.executable, "-I", "-S", "-c", _ECHO, "cloister-prove-canary"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         self.facts |= {
             "secret": secret,
@@ -97,12 +104,24 @@ class Canaries:
         os.write(descriptor, f"canary-{self._tokens[name]}\n".encode())
         os.close(descriptor)
 
+    def _answers(self) -> bool:
+        """Ask the host process for an echo: a kill takes a moment to show, an answer does not lie."""
+        assert self._process is not None  # noqa: S101  # started by `__enter__`
+        if self._process.stdin is None or self._process.stdout is None:
+            return False
+        try:
+            self._process.stdin.write(b"x")
+        except OSError:
+            return False
+        ready = select.select([self._process.stdout], [], [], 2.0)[0]
+        return bool(ready and self._process.stdout.read(1))
+
     def _look(self) -> dict[str, Any]:
         """Return everything about the canaries that an attack could change."""
         paths = (self.facts["secret"], self.facts["writable"], self._home_file, *self._shared, *self._watched)
         look: dict[str, Any] = {f"file {os.path.basename(path)}": _stat(path) for path in paths}
         look["files beside the workspace"] = sorted(os.listdir(f"{self._base}/outside"))
-        look["host process"] = "alive" if self._process is not None and self._process.poll() is None else "dead"
+        look["host process"] = "alive" if self._answers() else "dead or stopped"
         for name, count in self._listeners.counts().items():
             look[f"connections to {name}"] = count
         return look
@@ -111,9 +130,9 @@ class Canaries:
 def _stat(path: str) -> str:
     try:
         info = os.lstat(path)
-        return f"mode {info.st_mode:o}, {info.st_nlink} links, {info.st_size} bytes, changed {info.st_ctime_ns}"
     except FileNotFoundError:
         return "gone"
+    return f"mode {info.st_mode:o}, {info.st_nlink} links, {info.st_size} bytes, changed {info.st_ctime_ns}"
 
 
 class _Listeners:

@@ -27,10 +27,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     expect: str
     """In words: what stops it."""
     needs: tuple[str, ...] = ()
-    """What the host prepares (`scene.py`)."""
+    """What the host prepares (`needs.py`, `canaries.py`)."""
     shape: str = "clone"
-    """The workspace: `any` (also the user's own, with --here), `clone`, `full` (every protected name present), `worktree`,
-    `plain` (no repository)."""
+    """The workspace: `any` (also the user's own, with --here), `clone`, `full` (every protected name present),
+    `worktree`, `plain` (no repository)."""
     stages: tuple[str, ...] = ("attack",)
     """Functions to call, each in a run of its own where there are several."""
     fresh: bool = False

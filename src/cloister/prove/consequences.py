@@ -20,7 +20,8 @@ MARKER = "cloister-prove-was-here"
 PATIENCE_S = 3.0
 STARTUP_FILES = (
     ".bashrc", ".bash_profile", ".profile", ".zshrc", ".zshenv", ".gitconfig", ".config/git/config", ".npmrc", ".netrc",
-    ".ssh/authorized_keys", ".ssh/config", ".ssh/rc", ".config/autostart/evil.desktop", ".config/systemd/user/evil.service",
+    ".ssh/authorized_keys", ".ssh/config", ".ssh/rc", ".config/autostart/evil.desktop",
+    ".config/systemd/user/evil.service",
     ".config/systemd/user/default.target.wants/evil.service", ".config/environment.d/evil.conf", ".pam_environment",
     ".local/bin/ls", "bin/ls", ".config/fish/config.fish", ".vimrc", ".claude/settings.json", ".codex/config.toml",
     ".pi/agent/settings.json", ".local/share/applications/evil.desktop", ".xprofile", ".inputrc", ".python_history",
@@ -34,6 +35,7 @@ class Scene(msgspec.Struct, frozen=True):
     base: str
     workspace: str
     runtime: str
+    home: str
 
 
 def git_runs_nothing(scene: Scene) -> str:
@@ -54,8 +56,8 @@ def git_runs_nothing(scene: Scene) -> str:
         ("checkout", "-q", "HEAD"),
     ):
         subprocess.run(
-            ["git", *identity, *words], cwd=scene.workspace, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=20, check=False,
+            ["git", *identity, *words], cwd=scene.workspace, env=environment, stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=20, check=False,
         )  # fmt: skip
     if os.path.lexists(trace):
         os.unlink(trace)
@@ -71,10 +73,10 @@ def no_placeholders(scene: Scene) -> str:
     return f"left in the workspace: {', '.join(left)}" if left else ""
 
 
-def no_survivor(_: Scene) -> str:
+def no_survivor(scene: Scene) -> str:
     """No process of the case lives on."""
     deadline = time.monotonic() + PATIENCE_S
-    while survivors := [pid for pid in os.listdir("/proc") if pid.isdigit() and _marked(pid)]:
+    while survivors := [pid for pid in os.listdir("/proc") if pid.isdigit() and _marked(pid, scene.base)]:
         if time.monotonic() > deadline:
             return f"still running: pid {', '.join(survivors)}"
         time.sleep(0.05)
@@ -117,8 +119,7 @@ def nothing_in_store(scene: Scene) -> str:
 
 def home_untouched(scene: Scene) -> str:
     """None of the owner's start-up files holds the marker."""
-    del scene
-    home = os.path.expanduser("~")
+    home = scene.home
     changed = [name for name in STARTUP_FILES if MARKER.encode() in _content(f"{home}/{name}")]
     return f"changed in the home: {', '.join(changed)}" if changed else ""
 
@@ -131,10 +132,11 @@ def _content(path: str) -> bytes:
         return b""
 
 
-def _marked(pid: str) -> bool:
+def _marked(pid: str, base: str) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return f"{MARKER}-process".encode() in file.read()
+            line = file.read()
+            return f"{MARKER}-process".encode() in line and os.fsencode(base) in line
     except OSError:
         return False
 

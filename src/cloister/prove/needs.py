@@ -15,21 +15,24 @@ if TYPE_CHECKING:
     from cloister.prove.runner import Battery
 
 _SIBLING = """
-import os, socket
+import os, socket, time
 from cloister.prove.inside.support import syscall
+
 def attack(box):
     if os.fork() == 0:
-        for number in range(64):
-            try: os.close(number)
-            except OSError: pass
-        abstract = socket.socket(socket.AF_UNIX); abstract.bind("\\0cloister-prove-sibling"); abstract.listen()
-        tcp = socket.socket(); tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); tcp.bind(("127.0.0.1", 47811)); tcp.listen()
-        for path in ("/tmp/cloister-prove-sibling", "/dev/shm/cloister-prove-sibling", os.environ["HOME"] + "/cloister-prove-sibling"):
-            with open(path, "w") as file: file.write("sibling")
+        os.closerange(0, 64)
+        abstract = socket.socket(socket.AF_UNIX)
+        abstract.bind("\\0cloister-prove-sibling")
+        abstract.listen()
+        tcp = socket.socket()
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind(("127.0.0.1", 47811))
+        tcp.listen()
+        for folder in ("/tmp", "/dev/shm", os.environ["HOME"]):
+            with open(folder + "/cloister-prove-sibling", "w") as file:
+                file.write("sibling")
         syscall("shmget", 0x50524F56, 4096, 0o1666)
-        import time
         time.sleep(600)
-    import time
     time.sleep(0.3)
     box.stopped("ready")
 """

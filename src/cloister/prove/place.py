@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from typing import Self
 
 from cloister.errors import UnsupportedError
 from cloister.host.owner import Owner, identify
@@ -24,7 +25,7 @@ from cloister.runs.paths import Paths, locate
 from cloister.runs.policies import PolicyFiles
 
 _MAX_SOCKET_PATH = 107  # unix(7): sun_path is 108 bytes with its end
-_SOCKET = "/cloister/runs/0123456789/box/egress.sock"
+_SOCKET = "/cloister/runs/0123456789ab/box/egress.sock"
 
 
 class Place:
@@ -37,6 +38,7 @@ class Place:
             CloisterError: there is no such agent, or the policy is wrong.
         """
         self.owner: Owner = identify(environ.get("HOME", ""))
+        self.home = self.owner.home
         self.user_paths: Paths = locate(environ, self.owner.home, self.owner.uid)
         self.agent = agent
         self.profile = profile
@@ -53,7 +55,7 @@ class Place:
                 remedy="export XDG_RUNTIME_DIR=/run/user/$(id -u)",
             )  # fmt: skip
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Self:
         os.makedirs(self.base, mode=0o700)
         os.makedirs(self.runtime, mode=0o700, exist_ok=True)
         return self
@@ -115,7 +117,7 @@ def _parent(roots: tuple[str, ...], home: str) -> str:
     return f"{home}/.cache/cloister"
 
 
-def _unlock(function: object, path: str, _: object) -> None:
+def _unlock(_function: object, path: str, _error: object) -> None:
     """Make a directory writable that an attack has locked, and go on; what still resists is left to be reported."""
     with contextlib.suppress(OSError):
         os.chmod(os.path.dirname(path), 0o700)

@@ -49,7 +49,7 @@ def next_start(battery: Battery, case: Case, workspace: str, facts: dict[str, An
 
 def kill_broker(battery: Battery, case: Case, workspace: str, facts: dict[str, Any]) -> Answers:
     """Kill the broker with SIGKILL while the case's processes live: the run must end, and nothing may go direct."""
-    return _kill(battery, case, workspace, facts, lambda session: battery.ground.stop_broker(signal.SIGKILL))
+    return _kill(battery, case, workspace, facts, lambda _: battery.ground.stop_broker(signal.SIGKILL))
 
 
 def kill_client(battery: Battery, case: Case, workspace: str, facts: dict[str, Any]) -> Answers:

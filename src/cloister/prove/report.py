@@ -21,7 +21,7 @@ _MARKS = {
 
 
 def exit_code(results: list[Result]) -> int:
-    """Return 0 when all were denied (or opted out by name), 1 when an attack got through, 69 when some prove nothing."""
+    """Return 0 when nothing got through, 1 when an attack did, 69 when some prove nothing."""
     outcomes = {result.outcome for result in results}
     if "allowed" in outcomes:
         return EXIT_ALLOWED
@@ -98,6 +98,11 @@ def describe(case: Case) -> dict[str, Any]:
     }
 
 
+def listing(cases: list[Case]) -> list[str]:
+    """Return a line per case: its id, the promise it proves, its title."""
+    return [f"{case.id:30} {case.promise}  {case.title}" for case in cases]
+
+
 def junit(results: list[Result], agent: str) -> str:
     """Return JUnit XML: what got through is a failure, what proved nothing an error, what was not tried a skip."""
     counts = Counter(result.outcome for result in results)
@@ -108,7 +113,8 @@ def junit(results: list[Result], agent: str) -> str:
     lines = ['<?xml version="1.0" encoding="utf-8"?>', head + f'errors="{counts["error"]}" skipped="{skipped}">']
     for result in results:
         detail = printable(result.detail, 4000)
-        name = f'<testcase classname={quoteattr(result.case.promise)} name={quoteattr(result.case.id)} time="{result.seconds:.3f}">'
+        where = f"classname={quoteattr(result.case.promise)} name={quoteattr(result.case.id)}"
+        name = f'<testcase {where} time="{result.seconds:.3f}">'
         kind = {"allowed": "failure", "error": "error", "cannot-run": "skipped", "opted-out": "skipped"}.get(
             result.outcome
         )

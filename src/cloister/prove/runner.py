@@ -46,6 +46,7 @@ class Ground(Protocol):
 
     base: str
     runtime: str
+    home: str
 
     @property
     def environment(self) -> dict[str, str]:
@@ -64,9 +65,9 @@ class Ground(Protocol):
 class Battery:
     """All cases against one sandbox."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one call, from battery.py
         self, ground: Ground, canaries: Canaries, lifted: frozenset[str], facts: dict[str, Any],
-        on_result: Callable[[Result], None] = lambda result: None, here: str = "",
+        on_result: Callable[[Result], None] = lambda _: None, here: str = "",
     ) -> None:  # fmt: skip
         """Take the ground, canaries that sing, the policy's opt-outs, and what cases may know about the host."""
         self.ground = ground
@@ -198,7 +199,7 @@ class Battery:
         outcome, details = str(last["outcome"]), [str(last["detail"])]
         twin = str(answers[-1].get("twin", "none"))
         seen = [what for answer in answers for what in self.canaries.found_in(str(answer))] + self.canaries.disturbed()
-        scene = Scene(base=self.ground.base, workspace=workspace, runtime=self.ground.runtime)
+        scene = Scene(base=self.ground.base, workspace=workspace, runtime=self.ground.runtime, home=self.ground.home)
         seen += [found for name in case.checks if (found := CHECKS[name](scene))]
         if seen and case.warned_of and warned(self.ground.base, workspace, case.warned_of):
             outcome, details = "warned", [f"not prevented, but the run's end names it: {seen[0]}"]

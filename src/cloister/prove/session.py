@@ -14,7 +14,7 @@ import select
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 PYTHON = "/usr/bin/python3"
 START_S = 40.0
@@ -55,7 +55,7 @@ class Session:
             self.end()
             raise
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

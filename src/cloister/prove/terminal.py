@@ -22,7 +22,7 @@ _START, _END = "<<<case ", ">>>"
 def converse(
     argv: Sequence[str], directory: str, environment: Mapping[str, str], request: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Run one request with a terminal as standard input, output and error; return its answer, and one about the terminal.
+    """Run one request with a terminal as all three standard streams; return its answer, and one about the terminal.
 
     The request goes in as an argument of the command line's program, since a terminal edits what is typed.
     """
@@ -32,8 +32,9 @@ def converse(
     termios.tcsetattr(terminal, termios.TCSANOW, attributes)
     words = [*argv[:-1], bootstrap(request, _START, _END)]
     process = subprocess.Popen(
-        words, stdin=terminal, stdout=terminal, stderr=terminal, cwd=directory, env=dict(environment), start_new_session=True,
-        preexec_fn=lambda: _take_terminal(),  # the child is single-threaded until it execs
+        words, stdin=terminal, stdout=terminal, stderr=terminal, cwd=directory, env=dict(environment),
+        start_new_session=True,
+        preexec_fn=_take_terminal,  # noqa: PLW1509  # one ioctl, no lock
     )  # fmt: skip
     try:
         said = _listen(controller, process)

@@ -29,7 +29,7 @@ from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
-from cloister.policy.model import Agent
+from cloister.policy.model import Agent, Egress
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.internet import Internet, internet
@@ -69,6 +69,7 @@ class Kitchen:
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
+        self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...], tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
         """Return the host's facts, looked up again after a minute."""
@@ -96,8 +97,7 @@ class Kitchen:
         program = (
             find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
         )
-        ruleset = compile_ruleset(agent.egress, agent=resolved.name)
-        guard = _guard(agent, resolved.name)
+        ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
         direct = None
         if agent.egress.mode == "internet":
@@ -210,14 +210,21 @@ class Kitchen:
     def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
         """Return the rules that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
-        return compile_ruleset(resolved.agent.egress, agent=plan.agent), _guard(resolved.agent, plan.agent)
+        return self._rules_for(resolved.agent.egress, plan.agent)
 
-
-def _guard(agent: Agent, name: str) -> Guard:
-    """Return the address guard for the host as it is now."""
-    own = tuple(ip_address(text) for text in own_addresses())
-    attached = tuple(ip_network(text) for text in attached_networks())
-    return compile_guard(agent.egress, own, attached, agent=name)
+    def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
+        """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""
+        own, attached = own_addresses(), attached_networks()
+        kept = self._rules.get(agent)
+        if kept is None or kept[0] != (egress, own, attached):
+            addresses = tuple(ip_address(text) for text in own)
+            networks = tuple(ip_network(text) for text in attached)
+            compiled = (
+                compile_ruleset(egress, agent=agent),
+                compile_guard(egress, addresses, networks, agent=agent),
+            )
+            kept = self._rules[agent] = ((egress, own, attached), compiled)
+        return kept[1]
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:

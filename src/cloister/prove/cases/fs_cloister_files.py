@@ -29,4 +29,4 @@ def attack(box: Box) -> None:
 
 def twin(box: Box) -> None:
     """A run knows its own id."""
-    box.works("CLOISTER_RUN", len(os.environ.get("CLOISTER_RUN", "")) == 10)
+    box.works("CLOISTER_RUN", len(os.environ.get("CLOISTER_RUN", "")) >= 10)

@@ -23,7 +23,7 @@ def attack(box: Box) -> None:
         ):
             with scratch(f"{place}/evil-{name}") as path:
                 box.refused(
-                    f"{name} in {place}", "EPERM EACCES", os.mknod, path, kind | 0o600, os.makedev(major, minor)
+                    f"{name} in {place}", "EPERM EACCES EROFS", os.mknod, path, kind | 0o600, os.makedev(major, minor)
                 )
 
 

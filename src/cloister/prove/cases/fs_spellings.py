@@ -21,7 +21,7 @@ def attack(box: Box) -> None:
         secret.replace("/outside/", "/./outside/"),
         secret.upper(),
         secret + "\u200b",
-        secret.replace("secret", "ſecret"),
+        secret.replace("secret", "\u017fecret"),
         "/../.." + secret,
     ):
         box.refused(path, "ENOENT ENOTDIR EACCES", read, path)

@@ -10,6 +10,7 @@ TITLE = "Get at the object store of git with a hard reset, a gc and an index of 
 PROMISE = "P-020"
 CLASSES = (20,)
 EXPECT = "ordinary git works, and what makes git run code stays as it was"
+FRESH = True
 CHECKS = ("git-runs-nothing",)
 
 

@@ -17,6 +17,7 @@ def attack(box: Box) -> None:
     write(box.path(".lfsconfig"), "[lfs]\n\turl = http://127.0.0.1:1/\n")
     write(
         box.path(".gitmodules"),
-        '[submodule "evil"]\n\tpath = evil\n\turl = ext::sh -c touch% $PROVE_MARKER\n\tupdate = !touch "$PROVE_MARKER"\n',
+        '[submodule "evil"]\n\tpath = evil\n\turl = ext::sh -c touch% $PROVE_MARKER\n'
+        '\tupdate = !touch "$PROVE_MARKER"\n',
     )
     box.stopped("written; nothing may come of it on the host")

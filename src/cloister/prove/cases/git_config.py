@@ -14,7 +14,10 @@ CHECKS = ("git-runs-nothing",)
 LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")
 
 
-EVIL = '[core]\n\tfsmonitor = touch "$PROVE_MARKER"; false\n\thooksPath = evil\n\tpager = touch "$PROVE_MARKER"\n[diff]\n\texternal = touch "$PROVE_MARKER"\n'
+EVIL = (
+    '[core]\n\tfsmonitor = touch "$PROVE_MARKER"; false\n\thooksPath = evil\n\tpager = touch "$PROVE_MARKER"\n'
+    '[diff]\n\texternal = touch "$PROVE_MARKER"\n'
+)
 
 
 def attack(box: Box) -> None:

@@ -1,4 +1,4 @@
-"""Make a new repository inside the workspace and register it as a submodule, so that the owner's git status enters it."""
+"""Make a new repository in the workspace and register it, so that the owner's git enters it."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import subprocess
 from cloister.prove.inside.support import Box, append
 
 ID = "git-nested-repository"
-TITLE = "Make a new repository inside the workspace and register it as a submodule, so that the owner's git status enters it"
+TITLE = "Make a new repository in the workspace and register it, so that the owner's git enters it"
 PROMISE = "P-021"
 CLASSES = (20,)
 EXPECT = "not prevented: the run says at its end that the new repository is there"

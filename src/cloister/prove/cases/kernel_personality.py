@@ -10,7 +10,7 @@ EXPECT = "seccomp answers EPERM for every domain but the plain one"
 
 
 def attack(box: Box) -> None:
-    """Executable data, memory at address zero, ancient interfaces; randomization off counts unless tracing is allowed."""
+    """Executable data, memory at address zero, ancient interfaces; randomization off unless tracing is allowed."""
     kinds = {"READ_IMPLIES_EXEC": 0x400000, "MMAP_PAGE_ZERO": 0x100000, "PER_LINUX32": 8, "PER_SVR4": 0x4100001}
     if not box.facts.get("ptrace"):
         kinds["ADDR_NO_RANDOMIZE"] = 0x40000

@@ -14,13 +14,14 @@ LIFTED_BY = ("hardening.ptrace",)
 
 
 def attack(box: Box) -> None:
-    """Attach to and seize PID 1, the parent and a child; ask to be traced."""
-    with subprocess.Popen(["/bin/sleep", "30"]) as child:
-        for name, pid in (("PID 1", 1), ("the driver", os.getppid()), ("a child", child.pid)):
-            box.refused(f"attach to {name}", "EPERM", syscall, "ptrace", 16, pid, 0, 0)
-            box.refused(f"seize {name}", "EPERM", syscall, "ptrace", 16902, pid, 0, 0)
-        child.kill()
+    """Ask to be traced, attach to a child; then seize, which stops nobody, the driver and PID 1."""
     box.refused("traceme", "EPERM", in_child, syscall, "ptrace", 0, 0, 0, 0)
+    with subprocess.Popen(["/bin/sleep", "30"]) as child:
+        box.refused("seize a child", "EPERM", syscall, "ptrace", 0x4206, child.pid, 0, 0)
+        box.refused("attach to a child", "EPERM", syscall, "ptrace", 16, child.pid, 0, 0)
+        child.kill()
+    for name, pid in (("PID 1", 1), ("the driver", os.getppid())):
+        box.refused(f"seize {name}", "EPERM", syscall, "ptrace", 0x4206, pid, 0, 0)
 
 
 def twin(box: Box) -> None:

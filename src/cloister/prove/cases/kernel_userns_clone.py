@@ -23,7 +23,7 @@ def attack(box: Box) -> None:
 
 
 def clone(flags: int) -> None:
-    """Call clone(2) as fork does, with a flag; the child ends at once."""
+    """Fork by the call itself, with a flag; the child ends at once."""
     pid = syscall("clone", flags | 17, 0, 0, 0, 0)
     if pid == 0:
         os._exit(0)

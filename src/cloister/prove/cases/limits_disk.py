@@ -14,9 +14,9 @@ LIFTED_BY = ("limits.disk_max is not set",)
 
 
 def attack(box: Box) -> None:
-    """Each of the two places, a little beyond the limit."""
+    """Each of the three places, a little beyond the limit."""
     limit = int(box.fact("disk_bytes"))
-    for place in ("/tmp", box.home):
+    for place in ("/tmp", box.home, "/dev/shm"):
         with scratch(f"{place}/fill") as path:
             box.refused(place, "ENOSPC EDQUOT EFBIG", fill, path, limit + (8 << 20))
 

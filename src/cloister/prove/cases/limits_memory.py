@@ -22,7 +22,7 @@ def attack(box: Box) -> None:
         kept = []
         try:
             for _ in range(min(limit * 2, 8 << 30) // (16 << 20)):
-                block = mmap.mmap(-1, 16 << 20)
+                block = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 block[:: mmap.PAGESIZE] = b"x" * ((16 << 20) // mmap.PAGESIZE)
                 kept.append(block)
         except (OSError, MemoryError):

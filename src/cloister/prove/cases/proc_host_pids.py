@@ -25,7 +25,10 @@ def attack(box: Box) -> None:
     box.must(len(levels) == 1, f"NSpid shows {len(levels)} level")
     host = int(box.fact("host_pid"))
     if host in pids:
-        raise CannotRunError(f"pid {host} exists inside as well")
+        with open(f"/proc/{host}/cmdline", "rb") as command:
+            if b"cloister-prove-canary" not in command.read():
+                raise CannotRunError(f"pid {host} exists inside as well")
+        box.breach(f"the host's process {host} is visible")
     for number in (0, signal.SIGTERM, signal.SIGKILL):
         box.refused(f"signal {int(number)} to {host}", "ESRCH", os.kill, host, number)
 

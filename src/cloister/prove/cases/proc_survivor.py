@@ -29,7 +29,14 @@ def attack(box: Box) -> None:
                 os.closerange(0, 256)
                 os.execv(
                     "/usr/bin/python3",
-                    ["python3", "-I", "-S", "-c", "import time; time.sleep(300)", "cloister-prove-was-here-process"],
+                    [
+                        "python3",
+                        "-I",
+                        "-S",
+                        "-c",
+                        "import time; time.sleep(300)",
+                        f"cloister-prove-was-here-process {box.workspace}",
+                    ],
                 )
             os._exit(0)
     time.sleep(0.2)

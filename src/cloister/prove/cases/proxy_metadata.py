@@ -38,6 +38,7 @@ def attack(box: Box) -> None:
     """With the paths that hold credentials."""
     for host in TARGETS:
         for path in ("/latest/meta-data/iam/security-credentials/", "/computeMetadata/v1/"):
-            request = f"GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n"
+            head = f"GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n"
+            request = f"{head}Metadata-Flavor: Google\r\nConnection: close\r\n\r\n"
             box.proxy_refuses(f"GET {host}", request.encode())
         box.proxy_refuses(f"CONNECT {host}", f"CONNECT {host}:80 HTTP/1.1\r\nHost: {host}:80\r\n\r\n".encode())

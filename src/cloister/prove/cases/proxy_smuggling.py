@@ -14,7 +14,7 @@ EXPECT = "ambiguous framing is refused; every request is decided by itself"
 
 
 def attack(box: Box) -> None:
-    """Length against chunks, two lengths, odd chunk sizes, bare line ends, folded headers; the host's listener counts."""
+    """Lengths against chunks, odd chunk sizes, bare line ends, folded headers; the host's listener counts."""
     hidden = f"GET http://127.0.0.1:{int(box.fact('tcp_port'))}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     size = str(len(hidden)).encode()
     framings = {

@@ -14,7 +14,10 @@ EXPECT = "nothing is relayed that the proxy does not read"
 def attack(box: Box) -> None:
     """h2c by upgrade and by prior knowledge, a TLS hello, HTTP/0.9, and a request that never ends."""
     here = f"127.0.0.1:{int(box.fact('tcp_port'))}"
-    upgrade = f"GET http://{here}/ HTTP/1.1\r\nHost: {here}\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    upgrade = (
+        f"GET http://{here}/ HTTP/1.1\r\nHost: {here}\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    )
     box.proxy_refuses("h2c upgrade", upgrade.encode())
     for name, data in (
         ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),

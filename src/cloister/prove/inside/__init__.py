@@ -1,1 +1,1 @@
-"""What runs inside the sandbox: a driver, and the words cases are written in. Shipped as text, never imported by the host."""
+"""What runs inside the sandbox: a driver, and the words cases are written in. Sent as text, never imported."""

@@ -82,6 +82,8 @@ def child(request: dict[str, Any], result: int, output: int) -> None:
     for target, source in ((0, null), (1, output), (2, output)):
         os.dup2(source, target)
     answer = judge(request)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
     os.write(result, json.dumps(answer).encode()[:60000])
 
 
@@ -117,7 +119,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def collect(pipes: tuple[int, int], limit_s: float) -> tuple[bytes, bytes]:
-    """Read both pipes until the answer's is closed or the time is over; a child of the case may keep its output open."""
+    """Read both pipes until the answer is there or the time is over; a child of the case may keep its output open."""
     data = dict.fromkeys(pipes, b"")
     deadline = time.monotonic() + limit_s
     open_ones = list(pipes)

@@ -1,0 +1,149 @@
+"""The battery can fail: against weak sandboxes its cases report that they got through."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from weak_grounds import Bare, Plain
+
+from cloister.policy.protected import effective_names
+from cloister.prove.canaries import Canaries
+from cloister.prove.case import load, parse
+from cloister.prove.runner import Battery, Result
+
+pytestmark = pytest.mark.kernel
+
+WITHOUT_SANDBOX = (
+    "fs-hardlink",
+    "fs-home-canary",
+    "fs-openat2",
+    "fs-proc-aliases",
+    "fs-protected-absent",
+    "fs-protected-present",
+    "fs-rename-parent",
+    "fs-shared-directories",
+    "fs-spellings",
+    "fs-symlink-read",
+    "fs-symlink-swap",
+    "fs-symlink-write",
+    "git-bare",
+    "git-commondir",
+    "git-config",
+    "git-config-worktree",
+    "git-hooks",
+    "git-plain",
+    "git-pointer",
+    "git-worktrees",
+    "ipc-abstract",
+    "ipc-system-v",
+    "ipc-unix-socket",
+    "kernel-capabilities",
+    "kernel-clock",
+    "kernel-fanotify",
+    "kernel-pidfd-getfd",
+    "kernel-process-memory",
+    "kernel-ptrace",
+    "kernel-personality",
+    "kernel-seccomp-listener",
+    "kernel-userns-clone3",
+    "persist-home",
+    "policy-project-file",
+    "proc-core-dumps",
+    "proc-environment",
+    "proc-host-pids",
+    "proc-identity-leaks",
+    "proc-inherited-descriptors",
+)
+PLAIN_BUBBLEWRAP = (
+    "fs-home-canary",
+    "fs-symlink-read",
+    "git-hooks",
+    "git-config",
+    "ipc-unix-socket",
+    "kernel-process-memory",
+    "kernel-ptrace",
+    "kernel-seccomp-listener",
+    "kernel-userns-clone3",
+    "proc-environment",
+)
+SAFE_IN_BUBBLEWRAP = ("proc-host-pids", "ipc-abstract", "ipc-system-v", "net-interfaces")
+
+
+def facts(base: Path) -> dict[str, Any]:
+    """Return what cases know about the host, made up."""
+    names = effective_names((), ())
+    return {
+        "protected": [[entry.name, entry.kind] for entry in names if entry.when == "always"],
+        "protected_present": [[entry.name, entry.kind] for entry in names],
+        "host_addresses": [],
+        "host_homes": [],
+        "host_name": os.uname().nodename,
+        "host_machine_id": "",
+        "pass_environment": [],
+        "policy": f"{base}/policy.toml",
+        "cloister_paths": [],
+    }
+
+
+def attack(ground: Bare, base: Path, names: tuple[str, ...]) -> dict[str, Result]:
+    """Run cases in a weak sandbox; return results by id."""
+    cases = load()
+    with Canaries(str(base), str(base)) as canaries:
+        results = Battery(ground, canaries, frozenset(), facts(base)).run([cases[name] for name in names])
+    return {result.case.id: result for result in results}
+
+
+def test_without_a_sandbox_attacks_get_through(ground_base: Path) -> None:
+    """Unconfined, each of these cases says *allowed*, none passes."""
+    results = attack(Bare(ground_base), ground_base, WITHOUT_SANDBOX)
+
+    assert {name: result.outcome for name, result in results.items() if result.outcome != "allowed"} == {}
+
+
+def test_plain_bubblewrap_is_told_from_cloister(ground_base: Path) -> None:
+    """Bubblewrap without filter and allowlist: some attacks get through, what namespaces stop is denied."""
+    results = attack(Plain(ground_base), ground_base, PLAIN_BUBBLEWRAP + SAFE_IN_BUBBLEWRAP)
+
+    assert {name: results[name].detail for name in PLAIN_BUBBLEWRAP if results[name].outcome != "allowed"} == {}
+    assert {name: results[name].detail for name in SAFE_IN_BUBBLEWRAP if results[name].outcome != "denied"} == {}
+
+
+HEADER = 'ID = "x"\nTITLE = "x"\nPROMISE = "P-001"\nCLASSES = (1,)\nEXPECT = "x"\n'
+SHAPES = {
+    "reads a canary and keeps silent": ("    print(open(box.fact('secret')).read()); box.stopped('')", "allowed"),
+    "writes a canary and keeps silent": ("    open(box.fact('writable'), 'a').write('x'); box.stopped('')", "allowed"),
+    "ends the host's process": ("    import os; os.kill(box.fact('host_pid'), 9); box.stopped('')", "allowed"),
+    "tries nothing": ("    pass", "error"),
+    "fails in an unforeseen way": ("    1 / 0", "error"),
+    "meets an unforeseen error": ("    box.refused('x', 'EROFS', open, '/nonexistent')", "error"),
+    "dies": ("    import os; os._exit(0)", "error"),
+    "hangs": ("    import time; time.sleep(60)", "error"),
+    "cannot run": (
+        "    from cloister.prove.inside import support\n    raise support.CannotRunError('no')",
+        "cannot-run",
+    ),
+    "breaks its twin": ("    box.stopped('x')\ndef twin(box):\n    box.works('it', False)", "error"),
+    "is honest": ("    box.stopped('x')\ndef twin(box):\n    pass", "denied"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_an_honest_denial_passes(shape: str, ground_base: Path) -> None:
+    """Whatever a case says, the host's canaries decide; and a case that proves nothing does not pass."""
+    body, expected = SHAPES[shape]
+    case = parse(f"{HEADER}LIMIT_S = 1.0\ndef attack(box):\n{body}\n", "x.py")
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        (result,) = Battery(Bare(ground_base), canaries, frozenset(), facts(ground_base)).run([case])
+
+    assert result.outcome == expected, result.detail
+
+
+def test_an_opt_out_is_not_a_pass(ground_base: Path) -> None:
+    """A case that the policy allows by name is not tried, and says so."""
+    case = load()["kernel-mount"]
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        battery = Battery(Bare(ground_base), canaries, frozenset({"hardening.nested"}), facts(ground_base))
+        (result,) = battery.run([case])
+
+    assert (result.outcome, result.detail) == ("opted-out", "opted out by policy: hardening.nested")
