@@ -42,7 +42,9 @@ class Parser(argparse.ArgumentParser):
             epilog=f"examples:\n{shown}" if shown else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=False,
         )
+        self.add_argument("-h", "--help", action="help", help="show this text")
         self.verb = verb
         self.summary = summary
         self.prose = prose

@@ -25,7 +25,6 @@ def parser() -> Parser:
             "version: an agent that asks for it is refused at its start."
         ),
         examples=(("cloister check", "the files that count here"), ("cloister check draft.toml", "a file by itself")),
-        exits=(("78", "a file is wrong"),),
     )
     verb.add_argument("files", metavar="FILE", nargs="*", help="files to check instead")
     verb.json_option("files, problems, warnings")

@@ -6,12 +6,12 @@ Exit status 0 when agents can run in namespaces here, 69 when they cannot. The f
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 
 import msgspec
 
-from cloister.errors import UnsupportedError, UsageError
+from cloister.cli.arguments import Parser
+from cloister.errors import UnsupportedError
 from cloister.host.probe import probe, probe_deep
 from cloister.plan.facts import HostFacts
 from cloister.runs.doctor import EVERY_RUN, Finding, can_run, judge
@@ -27,13 +27,27 @@ class Report(msgspec.Struct, frozen=True):
     facts: HostFacts
 
 
+def parser() -> Parser:
+    """Describe the verb."""
+    verb = Parser(
+        "doctor",
+        "Say what this host can enforce, and what to do about the rest.",
+        prose="Looks at the kernel, bubblewrap, cgroups and the rest, and tries what can only be known by trying.",
+        examples=(("cloister doctor", "can agents run here?"),),
+        exits=(("69", "agents cannot run in namespaces here"),),
+    )
+    verb.json_option("can_run, findings, facts")
+    verb.add_argument("--quick", action="store_true", help="only read and ask; start nothing, try nothing")
+    return verb
+
+
 def main(argv: list[str]) -> int:
     """Print the findings; return 0, or 69 (EX_UNAVAILABLE) when no agent can run in namespaces here.
 
     Raises:
         UsageError: an option is wrong.
     """
-    arguments = _parse(argv)
+    arguments = parser().read(argv)
     facts = probe() if arguments.quick else probe_deep()
     findings = judge(facts)
     works = can_run(findings)
@@ -67,21 +81,6 @@ def _mark(finding: Finding) -> str:
     if finding.state == "missing":
         return "MISSING" if finding.needed_for == EVERY_RUN else "absent"
     return finding.state
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cloister doctor", description="Say what this host can enforce.", exit_on_error=False
-    )
-    parser.add_argument("--json", action="store_true", help="print findings and facts as JSON")
-    parser.add_argument("--quick", action="store_true", help="only read and ask; start nothing, try nothing")
-    try:
-        arguments, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError("usage", str(error), remedy="cloister doctor --help") from error
-    if unknown:
-        raise UsageError("usage", f"unknown argument {unknown[0]}", remedy="cloister doctor --help")
-    return arguments
 
 
 def _printable(text: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from cloister.errors import UsageError
-from cloister.runs import client
+from cloister.runs import client, words
 
 USAGE = """\
 usage: cloister exec [OPTIONS] RUN [--] COMMAND [ARGUMENT...]
@@ -25,36 +23,21 @@ exit codes: the command's own; 125 cloister failed, 126 cannot be executed,
 
 
 def main(argv: list[str]) -> int:
-    """Parse, ask the broker, become the shim."""
-    directory, terminal, index = "", os.isatty(0) and os.isatty(1), 0
-    while index < len(argv) and argv[index].startswith("-"):
-        word, index = argv[index], index + 1
-        if word in ("-h", "--help"):
-            sys.stdout.write(USAGE)
-            return 0
-        if word == "--no-pty":
-            terminal = False
-        elif word in ("-C", "--directory") and index < len(argv):
-            directory, index = argv[index], index + 1
-        else:
-            raise UsageError(
-                "option-unknown", f"unknown option {word}, or its value is missing", remedy="cloister exec --help"
-            )
-    if index >= len(argv):
-        raise UsageError("run-missing", "in which run?", remedy="cloister ps")
-    run, words = argv[index], argv[index + 1 :]
-    if words[:1] == ["--"]:
-        words = words[1:]
-    if not words:
-        raise UsageError(
-            "command-missing", "which command?", remedy=f"cloister exec {run} -- ls, or cloister shell {run}"
-        )
-    return start(run, words, directory, terminal=terminal)
+    """Ask the broker and become the shim.
+
+    Raises:
+        UsageError: the words are wrong.
+    """
+    if words.expand({"verb": "exec"}, argv) is None:
+        sys.stdout.write(USAGE)
+        return 0
+    client.become_shim(client.request_raw("exec", argv))
+    return 125
 
 
-def start(run: str, words: list[str], directory: str, *, terminal: bool) -> int:
+def start(run: str, command: list[str], directory: str, *, terminal: bool) -> int:
     """Ask for the command and become the shim."""
     fields = {"verb": "exec", "run": run, "directory": directory, "pty": "1" if terminal else ""}
-    connection = client.request(fields, words, (0, 1, 2))
+    connection = client.request(fields, command, (0, 1, 2))
     client.become_shim(connection)
     return 125

@@ -10,13 +10,14 @@ import platform
 import sys
 from pathlib import Path
 
-from cloister.cli import output, records, run
+from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import UsageError
 from cloister.host.owner import identify
 from cloister.isolation import seccomp
 from cloister.plan import render
 from cloister.plan.steps import Plan
+from cloister.runs import words
 from cloister.runs.prepare import Kitchen
 from cloister.runs.request import RunRequest
 
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UsageError: the words are wrong, or no agent is named.
     """
-    options, agent, words, replaced = run.parse(argv, {"-v": "verbose", "--verbose": "verbose"})
+    options, agent, command, replaced = words.parse(argv, {"-v": "verbose", "--verbose": "verbose"})
     if "help" in options:
         parser().print_help()
         return 0
@@ -62,14 +63,14 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             "agent-missing", "which agent?", remedy="cloister plan claude, or `cloister agents` for a list"
         )
-    return show(options, agent, words, replaced=replaced)
+    return show(options, agent, command, replaced=replaced)
 
 
-def show(options: dict[str, str], agent: str, words: list[str], *, replaced: bool) -> int:
-    """Print the plan of a run with these options, as `run.parse` returns them."""
+def show(options: dict[str, str], agent: str, command: list[str], *, replaced: bool) -> int:
+    """Print the plan of a run with these options, as `words.parse` returns them."""
     request = RunRequest(
         agent=agent,
-        words=tuple(words),
+        words=tuple(command),
         replaced=replaced,
         directory=str(Path(options.get("directory", ".")).absolute()),
         profile=options.get("profile", ""),
@@ -95,7 +96,7 @@ def kitchen() -> Kitchen:
 
 def filter_lines(plan: Plan) -> list[str]:
     """Return what the plan's seccomp filter refuses, one group a line."""
-    words = plan.launch.seccomp.split(",")
+    wanted = plan.launch.seccomp.split(",")
     return seccomp.describe(
-        platform.machine(), nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+        platform.machine(), nested="nested" in wanted, ptrace="ptrace" in wanted, netlink="netlink" in wanted
     )

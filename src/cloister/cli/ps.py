@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
 
 from cloister.cli import output, records
@@ -52,12 +53,18 @@ def _table(rows: list[Row], *, everything: bool) -> str:
         heads.insert(3, "EXIT")
     shown = []
     for row in rows:
-        cells = [row.id, row.agent, row.status, output.ago(row.started, now), str(row.denials), row.workspace]
+        cells = [row.id, row.agent, row.status, output.ago(row.started, now), str(row.denials), place(row.workspace)]
         cells.append(shlex.join(row.command))
         if everything:
             cells.insert(3, _exit(row))
         shown.append(cells)
     return output.table(heads, shown)
+
+
+def place(path: str) -> str:
+    """Return a directory's end, as much as leaves room for the command on a terminal; all of it for programs."""
+    room = max(12, (shutil.get_terminal_size().columns - 60) // 2)
+    return path if not output.is_terminal() or len(path) <= room else "…" + path[1 - room :]
 
 
 def _exit(row: Row) -> str:

@@ -2,8 +2,8 @@
 
 A step is a small frozen value that says one thing to do; `describe` puts it into one line for
 people. It holds no secret, no file descriptor and no process id, so a plan can be printed,
-stored before its first step runs, and undone from the file alone. Running steps is for
-`host/apply.py`; what undoes them is written in `plan/undo.py`.
+stored before its first step runs, and undone from the file alone. Running
+and undoing steps is for `host/apply.py`.
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     workspace: str
     policy_digest: str
     steps: tuple[AnyStep, ...]
+    asked: tuple[str, ...] = ()
+    """The command as it was asked for: without the resolved path and the flags that are put in."""
     egress: tuple[str, ...] = ()
     """The egress rules in words, as `explain` shows them."""
     limits: tuple[str, ...] = ()

@@ -30,6 +30,8 @@ _SECRET_NAME = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH|COOKIE|PRIVATE|SESSION|DSN)(?:_|S?$)"
     r"|(?:^|_)(?:DATABASE|REDIS|MONGO(?:DB)?|AMQP|POSTGRES(?:QL)?|MYSQL)_UR[IL]$"
 )
+_AMOUNT = re.compile(r"(?:^|_)(?:MAX|MIN|NUM|LIMIT|COUNT)(?:_|$)")
+"""`MAX_THINKING_TOKENS` is a number of tokens, not a token."""
 _TERMINAL = re.compile(r"TERM|COLORTERM|TERM_PROGRAM(_VERSION)?|LANG|LANGUAGE|LC_[A-Z]+|TZ|COLUMNS|LINES|NO_COLOR")
 _MODEL_KEY = re.compile(r"(?:ANTHROPIC|CLAUDE|OPENAI|CODEX|GEMINI|GOOGLE|OPENROUTER|MISTRAL|GROQ|XAI|DEEPSEEK)_")
 _SHOWN_CHARACTERS = 60
@@ -42,7 +44,8 @@ def looks_secret(value: str) -> bool:
 
 def names_secret(name: str) -> bool:
     """Return whether a variable of this name usually holds a secret, such as `NPM_TOKEN`."""
-    return _SECRET_NAME.search(name.upper()) is not None
+    upper = name.upper()
+    return _SECRET_NAME.search(upper) is not None and _AMOUNT.search(upper) is None
 
 
 class Variable(NamedTuple):

@@ -106,7 +106,12 @@ def nothing_beside_workspace(scene: Scene) -> str:
 
 def nothing_in_store(scene: Scene) -> str:
     """No file of an attack in our state and runtime directories."""
-    found = [folder for place in (f"{scene.base}/state", scene.runtime) for folder, _, files in os.walk(place) if MARKER in files]
+    found = [
+        folder
+        for place in (f"{scene.base}/state", scene.runtime)
+        for folder, _, files in os.walk(place)
+        if MARKER in files
+    ]
     return f"written on the host: {', '.join(found)}" if found else ""
 
 

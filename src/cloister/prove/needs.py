@@ -69,5 +69,8 @@ def _project_policy(battery: Battery, stack: contextlib.ExitStack) -> dict[str, 
     return {}
 
 
-NEEDS: dict[str, Callable[[Any, contextlib.ExitStack], dict[str, Any]]] = {"sibling": _sibling, "project-policy": _project_policy}
+NEEDS: dict[str, Callable[[Any, contextlib.ExitStack], dict[str, Any]]] = {
+    "sibling": _sibling,
+    "project-policy": _project_policy,
+}
 """Other needs name facts that are always there (`canaries.py`, `battery.py`)."""

@@ -11,7 +11,8 @@ from cloister.prove.runner import OUTCOMES, Result
 
 EXIT_DENIED, EXIT_ALLOWED, EXIT_NOT_RUN = 0, 1, 69
 _MARKS = {
-    "denied": "denied  ", "warned": "WARNED  ",
+    "denied": "denied  ",
+    "warned": "WARNED  ",
     "allowed": "ALLOWED ",
     "error": "ERROR   ",
     "cannot-run": "not run ",

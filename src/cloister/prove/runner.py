@@ -24,8 +24,8 @@ from cloister.prove import needs, procedures, workspaces
 from cloister.prove.canaries import Canaries
 from cloister.prove.case import Case
 from cloister.prove.consequences import CHECKS, Scene
-from cloister.runs.store import Store
 from cloister.prove.session import COMMAND, PYTHON, Session, SessionError
+from cloister.runs.store import Store
 
 OUTCOMES = ("denied", "warned", "allowed", "error", "cannot-run", "opted-out")
 

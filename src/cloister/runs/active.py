@@ -30,6 +30,7 @@ FLAG_PTY = 1
 FLAG_USERNS = 2
 FLAG_NETNS = 4
 _MAX_DENIED = 200
+MAX_EVENT_BYTES = 32 << 20
 _U32 = 4
 
 
@@ -88,6 +89,7 @@ class ActiveRun:
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
         self._denied: dict[str, int] = {}
+        self._written = 0
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
@@ -233,7 +235,13 @@ class ActiveRun:
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
         """Append one line to the run's events."""
-        self._events.write(msgspec.json.encode({"event": kind, "time": time.time(), **fields}) + b"\n")
+        if self._written >= MAX_EVENT_BYTES:
+            return  # counted in the receipt all the same; an agent must not fill the disk with its denials
+        line = msgspec.json.encode({"event": kind, "time": time.time(), **fields}) + b"\n"
+        self._written += len(line)
+        if self._written >= MAX_EVENT_BYTES:
+            line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
+        self._events.write(line)
 
     def _is_running(self) -> None:
         self.record = msgspec.structs.replace(self.record, status="running")

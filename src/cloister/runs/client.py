@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from cloister.errors import CloisterError, RetryError
+from cloister.errors import CloisterError, RetryError, UsageError
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
 _SO_PEERCRED = 17  # asm-generic/socket.h; _socket has it, but not on every build
@@ -156,6 +156,22 @@ def request(
     sent = connection.sendmsg([first], ancillary)
     connection.sendall(first[sent:] + rest)
     return connection
+
+
+def request_raw(verb: str, words: list[str]) -> _socket.socket:
+    """Send the words of `run` or `exec` as they are: the same request as `host/shim/client.c` sends.
+
+    Raises:
+        UsageError: the current directory is gone.
+    """
+    try:
+        directory = os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            "directory-unusable", f"cannot start there: {error.strerror}", where=".", remedy="cd to a project"
+        ) from None
+    terminal = "1" if os.isatty(0) and os.isatty(1) else ""
+    return request({"verb": verb, "cwd": directory, "raw": "1", "terminal": terminal}, words, (0, 1, 2))
 
 
 def become_shim(connection: _socket.socket) -> None:

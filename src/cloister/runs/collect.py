@@ -62,10 +62,12 @@ def remove(leftover: Leftover) -> bool:
     """Remove one thing; return whether it is gone. Links are removed, never followed."""
     path = Path(leftover.path)
     if path.is_dir() and not path.is_symlink():
-        for directory, _, _ in os.walk(path):
-            # overlayfs makes a work directory of mode 0000
-            with contextlib.suppress(OSError):
-                Path(directory).chmod(0o700)
+        for directory, names, _ in os.walk(path):
+            for name in names:  # overlayfs makes a work directory of mode 0000; opened before `walk` goes into it
+                below = Path(directory, name)
+                if not below.is_symlink():
+                    with contextlib.suppress(OSError):
+                        below.chmod(0o700)
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ workspace → state → environment → egress → limits → isolation.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import msgspec
 
@@ -105,55 +106,10 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     """
     refuse_unenforced(agent)
     egress = (*egress, WORDS) if facts.internet else egress
-    overlay = agent.workspace.mode == "overlay"
-    files = _generated_files(agent, preset, facts, egress, overlay)
-    command = _command(command, agent, preset, files, facts)
-    literal, inherit = environment.compose(
-        agent,
-        preset,
-        environment.Situation(
-            run=facts.run,
-            agent=facts.agent_name,
-            user=facts.user,
-            home=facts.home,
-            workspace=facts.directory,
-            git=facts.git,
-        ),
-    )
+    files = _generated_files(agent, preset, facts, egress)
     limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
     box = _box(agent, facts, preset, limited, files)
-    steps: list[AnyStep] = [
-        MakeDirectory(path=facts.run_runtime),
-        MakeDirectory(path=f"{facts.run_runtime}/box"),
-        *_state_steps(preset, facts, files),
-        *(WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text) for name, text in files.boxed),
-        Listen(path=f"{facts.run_runtime}/box/egress.sock"),
-    ]
-    if facts.layout.placeholders:
-        steps.append(Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders))
-    overlays: tuple[Overlay, ...] = ()
-    if overlay:
-        upper, work = f"{facts.run_state}/overlay/upper", f"{facts.run_state}/overlay/work"
-        steps += [MakeDirectory(path=path, kept=True) for path in (f"{facts.run_state}/overlay", upper, work)]
-        overlays = (Overlay(facts.layout.root, upper, work, facts.layout.root),)
-    if limited.cgroup:
-        steps.append(limited.cgroup)
-    steps.append(
-        Launch(
-            argv=namespace.bubblewrap_argv(box),
-            command=command,
-            directory=facts.directory,
-            environment=literal,
-            inherit=inherit,
-            pty=facts.pty,
-            seccomp=_seccomp_profile(agent),
-            overlays=overlays,
-            ruleset=facts.internet.ruleset if facts.internet else "",
-            nft=facts.internet.nft if facts.internet else "",
-            pasta=facts.internet.pasta if facts.internet else (),
-            runtime_s=limited.runtime_s,
-        )
-    )
+    launch = _launch(agent, preset, _command(command, agent, preset, files, facts), box, facts, limited)
     return Plan(
         run=facts.run,
         agent=facts.agent_name,
@@ -161,12 +117,66 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         isolation=agent.isolation,
         workspace=facts.layout.root,
         policy_digest=facts.policy_digest,
-        steps=tuple(steps),
+        steps=(*_preparations(preset, facts, files, launch, limited), launch),
+        asked=command,
         egress=egress,
         limits=limited.words,
         opt_outs=_opt_outs(agent, facts),
         notices=(*limited.notices, *_notices(agent, facts)),
     )
+
+
+def _preparations(
+    preset: Preset, facts: Facts, files: _Files, launch: Launch, limited: limits.Limited
+) -> Iterator[AnyStep]:
+    """Yield everything before the launch, in the order in which it must be there."""
+    yield MakeDirectory(path=facts.run_runtime)
+    yield MakeDirectory(path=f"{facts.run_runtime}/box")
+    yield from _state_steps(preset, facts, files)
+    for name, text in files.boxed:
+        yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
+    yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
+    if facts.layout.placeholders:
+        yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
+    for overlay in launch.overlays:
+        for path in (f"{facts.run_state}/overlay", overlay.upper, overlay.work):
+            yield MakeDirectory(path=path, kept=True)
+    if limited.cgroup:
+        yield limited.cgroup
+
+
+def _launch(  # noqa: PLR0913  # one place, six parts of one thing
+    agent: Agent, preset: Preset, command: tuple[str, ...], box: Box, facts: Facts, limited: limits.Limited
+) -> Launch:
+    situation = environment.Situation(
+        run=facts.run,
+        agent=facts.agent_name,
+        user=facts.user,
+        home=facts.home,
+        workspace=facts.directory,
+        git=facts.git,
+    )
+    literal, inherit = environment.compose(agent, preset, situation)
+    root, copy = facts.layout.root, f"{facts.run_state}/overlay"
+    overlays = (Overlay(root, f"{copy}/upper", f"{copy}/work", root),) if _is_overlay(agent) else ()
+    return Launch(
+        argv=namespace.bubblewrap_argv(box),
+        command=command,
+        directory=facts.directory,
+        environment=literal,
+        inherit=inherit,
+        pty=facts.pty,
+        seccomp=_seccomp_profile(agent),
+        overlays=overlays,
+        ruleset=facts.internet.ruleset if facts.internet else "",
+        nft=facts.internet.nft if facts.internet else "",
+        pasta=facts.internet.pasta if facts.internet else (),
+        runtime_s=limited.runtime_s,
+    )
+
+
+def _is_overlay(agent: Agent) -> bool:
+    return agent.workspace.mode == "overlay"
 
 
 class _Files(msgspec.Struct):
@@ -176,7 +186,7 @@ class _Files(msgspec.Struct):
     homed: list[tuple[str, str]]
 
 
-def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[str, ...], overlay: bool) -> _Files:
+def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[str, ...]) -> _Files:
     files = _Files([], [])
     for index, (name, text) in enumerate(preset.files.items()):
         boxed = f"file-{index}"
@@ -185,7 +195,9 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
-        note = sandbox_note(workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=overlay)
+        note = sandbox_note(
+            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent)
+        )
         files.boxed.append((_NOTE, note))
         if preset.note_file:
             files.homed.append((preset.note_file, _NOTE))

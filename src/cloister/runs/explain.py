@@ -8,7 +8,7 @@ the host has is asked for through `Look`. Starts nothing, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from posixpath import dirname, join, normpath
 from typing import Literal, NamedTuple
 
@@ -35,9 +35,12 @@ class Mounted(NamedTuple):
 
     kind: Literal["ro", "rw", "tmpfs", "symlink", "directory", "proc", "dev", "hidden"]
     target: str
+    """Where it is, links of the sandbox followed."""
     source: str = ""
     sealed: bool = False
     """A tmpfs that was made read-only afterwards."""
+    written: str = ""
+    """Where bubblewrap was told to put it."""
 
 
 class Seen(NamedTuple):
@@ -101,7 +104,22 @@ def parse_mounts(argv: tuple[str, ...]) -> tuple[Mounted, ...]:
         elif not word.startswith(("--unshare-", "--die-with", "--as-pid-1", "--disable-userns", "--new-session")):
             raise ValueError(f"an option of bubblewrap that is not understood here: {word}")
         perms = ""
-    return (Mounted("tmpfs", "/", sealed=True), *found)
+    return (Mounted("tmpfs", "/", sealed=True), *_placed(found))
+
+
+def _placed(found: list[Mounted]) -> Iterator[Mounted]:
+    """Yield mounts at the places where they really are: `/var/tmp/x` is `/tmp/x` behind a link made before."""
+    links: dict[str, str] = {}
+    for mount in found:
+        target = mount.target
+        for _ in range(_MAX_LINKS):
+            above = next((link for link in links if target.startswith(link + "/")), "")
+            if not above:
+                break
+            target = normpath(join(dirname(above), links[above]) + target[len(above) :])
+        if mount.kind == "symlink":
+            links[target] = mount.source
+        yield mount._replace(target=target, written=mount.target)
 
 
 def _seal(found: list[Mounted], target: str) -> list[Mounted]:
@@ -169,16 +187,16 @@ class Explainer:
 
     def _judge(self, path: str) -> Access:
         index, mount = self._governing(path)
-        at = "" if mount.target == "/" else mount.target
+        at, top = mount.written, mount.target
         match mount.kind:
             case "hidden":
                 note = "hidden: empty" if mount.source else "hidden: cannot be opened"
-                return Access(path=path, exists=path == at, readable=False, writable=False, mount=at, note=note)
+                return Access(path=path, exists=path == top, readable=False, writable=False, mount=at, note=note)
             case "proc":
                 note = "the sandbox's own processes"
                 return Access(path=path, exists=True, readable=True, writable=False, mount=at, note=note)
             case "dev":
-                known = path == at or path.split("/")[2] in _DEVICES
+                known = path == top or path.split("/")[2] in _DEVICES
                 return Access(
                     path=path, exists=known, readable=known, writable=True, mount=at, note="the sandbox's own devices"
                 )
@@ -204,8 +222,20 @@ class Explainer:
             above = self._judge(dirname(path))
             writable = above.writable
         return Access(
-            path=path, exists=exists, readable=readable, writable=writable, mount=mount.target, source=source, note=note
+<<<<<<< HEAD
+            path=path,
+            exists=exists,
+            readable=readable,
+            writable=writable,
+            mount=mount.written,
+            source=source,
+            note=note,
+        )
+=======
+            path=path, exists=exists, readable=readable, writable=writable, mount=mount.written,
+            source=source, note=note,
         )  # fmt: skip
+>>>>>>> main
 
 
 def _parts(link: str) -> list[str]:

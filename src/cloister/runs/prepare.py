@@ -114,7 +114,7 @@ class Kitchen:
         real = os.path.realpath(directory)
         if not os.path.isdir(real):
             raise UsageError(
-                "directory-unusable", "the directory is not there any more", where=directory, remedy="cd to a project"
+                "directory-unusable", "cannot start there: no such directory", where=directory, remedy="cd to a project"
             )
         return workspace_probe.find_project(real, home=self.paths.home)
 
@@ -182,8 +182,8 @@ class Kitchen:
             program_binds=program.binds if program else (),
             program_names=program.names if program else (),
             carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in carried),
-            read=_existing(_expand(agent.filesystem.read, paths.home), "read"),
-            write=_existing(_expand(agent.filesystem.write, paths.home), "write"),
+            read=_showable(_expand(agent.filesystem.read, paths.home), "read", paths),
+            write=_showable(_expand(agent.filesystem.write, paths.home), "write", paths),
             hide=tuple(masks),
             git=self._git.read() if agent.git_identity else (),
             cgroup=_limits_cgroup(host),
@@ -280,11 +280,24 @@ def _expand(names: tuple[str, ...], home: str, relative_to: str = "") -> tuple[s
     return tuple(os.path.normpath(name if name.startswith("/") else f"{base}/{name}") for name in expanded)
 
 
-def _existing(names: tuple[str, ...], key: str) -> tuple[str, ...]:
+def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]:
+    """Return the paths, each there and none of them a way to the whole home or to our own files.
+
+    Links are followed for the question: what counts is what would be mounted. Whoever can see our runtime
+    directory can ask the broker for a sandbox of another policy.
+    """
     for name in names:
+        where, real = f".filesystem.{key}", os.path.realpath(name)
         if not os.path.exists(name):
-            problem = Problem(f"{name} does not exist", f".filesystem.{key}", f"remove it, or: mkdir -p {name}")
+            problem = Problem(f"{name} does not exist", where, f"remove it, or: mkdir -p {name}")
             raise PolicyError([problem], reference="path-missing")
+        for own in map(os.path.realpath, (paths.config, paths.state, paths.runtime)):
+            if real == "/" or f"{own}/".startswith(f"{real}/") or real.startswith(f"{own}/"):
+                problem = Problem(f"{name} would show the agent Cloister's own {own}", where, "name a narrower path")
+                raise PolicyError([problem], reference="path-reserved")
+        if f"{paths.home}/".startswith(f"{real}/"):
+            problem = Problem(f"{name} would show the agent the whole home", where, "name a directory below it")
+            raise PolicyError([problem], reference="path-reserved")
     return names
 
 

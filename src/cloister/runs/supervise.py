@@ -89,7 +89,7 @@ class Supervisor:
         await self._confirm(prepared, request, link)
         plan = prepared.plan
         record = Record(
-            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.launch.command, status="starting",
+            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
         self._store.create(plan, record)
@@ -355,7 +355,7 @@ class Supervisor:
     def _close_record(self, plan: Plan, record: Record | None) -> None:
         now = time.time()
         known = record or Record(
-            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.launch.command, status="starting",
+            id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=now, broker_pid=0,
         )  # fmt: skip
         closed = msgspec.structs.replace(known, status="finished", finished=now, exit_code=125, reason="broker-died")

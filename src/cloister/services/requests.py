@@ -21,6 +21,7 @@ import msgspec
 from cloister.errors import CloisterError, UsageError, render
 from cloister.host.frames import Frame, FrameError, decode_list
 from cloister.host.owner import Owner
+from cloister.runs import words
 from cloister.runs.paths import Paths
 from cloister.runs.request import decode, decode_fields
 from cloister.runs.supervise import Supervisor
@@ -114,6 +115,10 @@ class Requests:
         verb = pending.fields.get("verb", "")
         if verb in _RUN_VERBS:
             _check_stdio(pending.descriptors)
+            if pending.fields.get("raw") and not _understand(pending):
+                connection.send("H")
+                connection.close()
+                return
             self._pending.pop(connection)
             task = self._loop.create_task(self._start(verb, connection, pending, environment))
             self._tasks.add(task)
@@ -151,6 +156,20 @@ class Requests:
         code = error.exit_code if not runs or error.exit_code in (126, 127) else 125
         connection.send("F", bytes([code]) + (render(error) + "\n").encode("utf-8", "backslashreplace"))
         connection.close()
+
+
+def _understand(pending: Pending) -> bool:
+    """Read words that came raw; return False for what the command line itself must do, such as help.
+
+    Raises:
+        UsageError: the words are wrong.
+    """
+    expanded = words.expand(pending.fields, [os.fsdecode(word) for word in pending.words])
+    if expanded is None:
+        return False
+    pending.fields, command = expanded
+    pending.words = [os.fsencode(word) for word in command]
+    return True
 
 
 def _check_stdio(descriptors: tuple[int, ...]) -> None:

@@ -1,12 +1,11 @@
 /*
- * What it is: the entry of cloister-shim, which is two programs in one file: `outer` stands
- * between the user's terminal and bubblewrap, `inner` is PID 1 of the sandbox.
- * What it is not: a command for people; `cloister run` and bubblewrap start it.
+ * What it is: the entry of three programs in one file: `cloister-shim outer` stands between the
+ * user's terminal and bubblewrap, `cloister-shim inner` is PID 1 of the sandbox; installed under
+ * the name `cloister` it is the front door. What it is not: the command line; that is Python's.
  */
+#include "client.h"
 #include "shim.h"
-#include "sys.h"
 
-#include <stdio.h>
 #include <string.h>
 
 int main(int argc, char **argv)
@@ -15,8 +14,5 @@ int main(int argc, char **argv)
         return outer_main(argv[2]);
     if (argc >= 4 && strcmp(argv[1], "inner") == 0)
         return inner_main(argc - 2, argv + 2);
-    fputs("cloister: cloister-shim is started by `cloister run`, not by hand [shim-usage]\n"
-          "  try: cloister run --help\n",
-          stderr);
-    return EXIT_CLOISTER;
+    return client_main(argc, argv);
 }

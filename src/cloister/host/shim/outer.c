@@ -379,7 +379,11 @@ static void turn(void)
 
 int outer_main(const char *text)
 {
-    int fd = sys_parse_descriptor(text);
+    return outer_run(sys_parse_descriptor(text));
+}
+
+int outer_run(int fd)
+{
     self.pty.master = -1;
     self.network_pidfd = -1;
     if (fd < 0 || sys_fill_stdio() < 0 || sys_close_others(fd) < 0)

@@ -7,6 +7,9 @@
 /* Run the outer half on the descriptor named in `text`; returns the exit code of `cloister run`. */
 int outer_main(const char *text);
 
+/* The same on the descriptor itself; -1 is an error that is reported. */
+int outer_run(int fd);
+
 /* Run the inner half with its options; returns the agent's status. */
 int inner_main(int count, char **options);
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+
 from cloister.prove.inside.support import Box, read, write
 
 ID = "fs-cloister-files"

@@ -2,6 +2,7 @@
 
 import os
 import stat
+
 from cloister.prove.inside.support import Box
 
 ID = "fs-devices"
@@ -13,9 +14,39 @@ EXPECT = "/dev holds only harmless ones"
 
 HARMLESS = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)}
 """null, zero, full, random, urandom, tty, ptmx (Documentation/admin-guide/devices.txt)."""
-NAMES = ("mem", "kmem", "port", "kvm", "fuse", "kmsg", "net/tun", "loop-control", "loop0", "sda", "vda", "nvme0n1", "mapper/control",
-         "vhost-net", "vhost-vsock", "vsock", "uinput", "input/event0", "snd/controlC0", "dri/card0", "tty0", "ttyS0", "console", "rtc0",
-         "watchdog", "cpu/0/msr", "userfaultfd", "hpet", "autofs", "bus/usb/001/001", "tpm0")
+NAMES = (
+    "mem",
+    "kmem",
+    "port",
+    "kvm",
+    "fuse",
+    "kmsg",
+    "net/tun",
+    "loop-control",
+    "loop0",
+    "sda",
+    "vda",
+    "nvme0n1",
+    "mapper/control",
+    "vhost-net",
+    "vhost-vsock",
+    "vsock",
+    "uinput",
+    "input/event0",
+    "snd/controlC0",
+    "dri/card0",
+    "tty0",
+    "ttyS0",
+    "console",
+    "rtc0",
+    "watchdog",
+    "cpu/0/msr",
+    "userfaultfd",
+    "hpet",
+    "autofs",
+    "bus/usb/001/001",
+    "tpm0",
+)
 
 
 def attack(box: Box) -> None:

@@ -1,6 +1,7 @@
 """Make a hard link across a border, and write through it."""
 
 import os
+
 from cloister.prove.inside.support import Box, scratch
 
 ID = "fs-hardlink"
@@ -12,7 +13,14 @@ EXPECT = "each protected path is a mount of its own: EXDEV; what is outside does
 
 def attack(box: Box) -> None:
     """Link to a secret, to the system, to protected files of the workspace, and into protected directories."""
-    for source in (str(box.fact("secret")), "/etc/passwd", "/usr/bin/env", box.path(".git/config"), box.path(".mcp.json"), box.path(".git/HEAD.none")):
+    for source in (
+        str(box.fact("secret")),
+        "/etc/passwd",
+        "/usr/bin/env",
+        box.path(".git/config"),
+        box.path(".mcp.json"),
+        box.path(".git/HEAD.none"),
+    ):
         with scratch(box.path("hard")) as name:
             box.refused(f"link {source}", "EXDEV ENOENT EPERM EACCES", os.link, source, name)
     with scratch(box.path("evil.txt")) as name:

@@ -1,6 +1,7 @@
 """Read a secret in the owner's home."""
 
 import os
+
 from cloister.prove.inside.support import Box, read
 
 ID = "fs-home-canary"
@@ -11,9 +12,27 @@ EXPECT = "the home is a fresh directory with what was carried in"
 SHAPE = "any"
 
 
-FILES = (".ssh/id_rsa", ".ssh/id_ed25519", ".ssh/authorized_keys", ".aws/credentials", ".netrc", ".config/gh/hosts.yml", ".gnupg/private-keys-v1.d",
-         ".kube/config", ".docker/config.json", ".bash_history", ".config/gcloud", ".git-credentials", ".password-store", ".mozilla",
-         ".claude/.credentials.json", ".codex/auth.json", ".pi/agent/auth.json", ".config/cloister", ".local/state/cloister")
+FILES = (
+    ".ssh/id_rsa",
+    ".ssh/id_ed25519",
+    ".ssh/authorized_keys",
+    ".aws/credentials",
+    ".netrc",
+    ".config/gh/hosts.yml",
+    ".gnupg/private-keys-v1.d",
+    ".kube/config",
+    ".docker/config.json",
+    ".bash_history",
+    ".config/gcloud",
+    ".git-credentials",
+    ".password-store",
+    ".mozilla",
+    ".claude/.credentials.json",
+    ".codex/auth.json",
+    ".pi/agent/auth.json",
+    ".config/cloister",
+    ".local/state/cloister",
+)
 
 
 def attack(box: Box) -> None:

@@ -1,12 +1,13 @@
 """Look into the host's /run."""
 
 import os
+
 from cloister.prove.inside.support import Box
 
 ID = "fs-host-runtime"
 TITLE = "Look into the host's /run"
 PROMISE = "P-018"
-CLASSES = (41, 12,)
+CLASSES = (41, 12)
 EXPECT = "/run holds the sandbox's own directory and nothing else"
 
 
@@ -14,5 +15,15 @@ def attack(box: Box) -> None:
     """List it, and try what is usually there."""
     names = sorted(os.listdir("/run"))
     box.must(names == ["cloister"], f"/run: {', '.join(names)}")
-    for path in ("/run/user", f"/run/user/{os.getuid()}", "/run/dbus", "/run/systemd", "/var/run", "/run/secrets", "/run/credentials", "/run/lock", "/run/netns"):
+    for path in (
+        "/run/user",
+        f"/run/user/{os.getuid()}",
+        "/run/dbus",
+        "/run/systemd",
+        "/var/run",
+        "/run/secrets",
+        "/run/credentials",
+        "/run/lock",
+        "/run/netns",
+    ):
         box.refused(path, "ENOENT EACCES", os.listdir, path)

@@ -1,20 +1,39 @@
 """Look at the host through /sys, cgroups, and views of kernel memory."""
 
 import os
+
 from cloister.prove.inside.support import Box, read
 
 ID = "fs-kernel-views"
 TITLE = "Look at the host through /sys, cgroups, and views of kernel memory"
 PROMISE = "P-018"
-CLASSES = (34, 28,)
+CLASSES = (34, 28)
 EXPECT = "/sys is not there; the rest is empty or refused"
 
 
 def attack(box: Box) -> None:
     """Directories by listing, files by reading."""
-    for path in ("/sys/kernel", "/sys/fs/cgroup", "/sys/class/net", "/sys/devices", "/sys/kernel/debug", "/boot", "/lost+found", "/mnt", "/media", "/srv"):
+    for path in (
+        "/sys/kernel",
+        "/sys/fs/cgroup",
+        "/sys/class/net",
+        "/sys/devices",
+        "/sys/kernel/debug",
+        "/boot",
+        "/lost+found",
+        "/mnt",
+        "/media",
+        "/srv",
+    ):
         box.refused(path, "ENOENT EACCES", os.listdir, path)
-    for path in ("/proc/kcore", "/proc/vmallocinfo", "/proc/slabinfo", "/proc/kpagecount", "/proc/1/maps", "/proc/1/stack"):
+    for path in (
+        "/proc/kcore",
+        "/proc/vmallocinfo",
+        "/proc/slabinfo",
+        "/proc/kpagecount",
+        "/proc/1/maps",
+        "/proc/1/stack",
+    ):
         box.refused(path, "ENOENT EACCES EPERM", read, path)
     addresses = [line.split()[0] for line in read("/proc/kallsyms", 2000).splitlines()[:-1]]
     box.must(not any(set(address) - {"0"} for address in addresses), "/proc/kallsyms shows no address")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+
 from cloister.prove.inside.support import Box, read
 
 ID = "fs-next-start-state"

@@ -1,12 +1,13 @@
 """Look into other homes and host directories."""
 
 import os
+
 from cloister.prove.inside.support import Box, read
 
 ID = "fs-other-homes"
 TITLE = "Look into other homes and host directories"
 PROMISE = "P-018"
-CLASSES = (7, 12,)
+CLASSES = (7, 12)
 EXPECT = "they do not exist in the sandbox"
 
 
@@ -14,7 +15,16 @@ def attack(box: Box) -> None:
     """Every home of the host's users, and directories with secrets."""
     for home in [*box.fact("host_homes"), "/root"]:
         box.refused(str(home), "ENOENT EACCES", os.listdir, str(home))
-    for path in ("/var/log", "/var/lib", "/var/spool", "/var/backups", "/etc/ssh", "/etc/ssl/private", "/etc/sudoers.d", "/etc/NetworkManager"):
+    for path in (
+        "/var/log",
+        "/var/lib",
+        "/var/spool",
+        "/var/backups",
+        "/etc/ssh",
+        "/etc/ssl/private",
+        "/etc/sudoers.d",
+        "/etc/NetworkManager",
+    ):
         box.refused(path, "ENOENT EACCES", os.listdir, path)
     for path in ("/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/krb5.keytab", "/etc/fstab"):
         box.refused(path, "ENOENT EACCES", read, path)

@@ -1,12 +1,13 @@
 """Give files another owner, file capabilities or trusted attributes."""
 
 import os
+
 from cloister.prove.inside.support import Box, scratch, write
 
 ID = "fs-privileged-marks"
 TITLE = "Give files another owner, file capabilities or trusted attributes"
 PROMISE = "P-039"
-CLASSES = (17, 18,)
+CLASSES = (17, 18)
 EXPECT = "EPERM without privilege"
 
 
@@ -17,7 +18,9 @@ def attack(box: Box) -> None:
         box.refused("chown to root", "EPERM EINVAL", os.chown, path, 0, 0) if os.getuid() else None
         box.refused("chown to another user", "EPERM EINVAL", os.chown, path, 12345, 12345)
         capability = bytes.fromhex("0100000200000020000000000000000000000000")
-        box.refused("security.capability", "EPERM EOPNOTSUPP EINVAL", os.setxattr, path, "security.capability", capability)
+        box.refused(
+            "security.capability", "EPERM EOPNOTSUPP EINVAL", os.setxattr, path, "security.capability", capability
+        )
         box.refused("trusted attribute", "EPERM EOPNOTSUPP", os.setxattr, path, "trusted.overlay.opaque", b"y")
 
 

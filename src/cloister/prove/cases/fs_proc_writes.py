@@ -1,19 +1,34 @@
 """Change the host through files of /proc."""
 
 import os
+
 from cloister.prove.inside.support import Box
 
 ID = "fs-proc-writes"
 TITLE = "Change the host through files of /proc"
 PROMISE = "P-019"
-CLASSES = (28, 37,)
+CLASSES = (28, 37)
 EXPECT = "read-only, absent or without privilege"
 
 
-FILES = ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/randomize_va_space",
-         "/proc/sys/vm/overcommit_memory", "/proc/sys/fs/binfmt_misc/register", "/proc/sysrq-trigger", "/proc/sys/kernel/yama/ptrace_scope",
-         "/proc/sys/net/ipv4/ip_forward", "/proc/1/oom_score_adj", "/proc/1/uid_map", "/proc/self/uid_map", "/proc/acpi/wakeup", "/proc/mtrr",
-         "/proc/irq/0/smp_affinity", "/proc/sys/user/max_user_namespaces")
+FILES = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/hostname",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/randomize_va_space",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/fs/binfmt_misc/register",
+    "/proc/sysrq-trigger",
+    "/proc/sys/kernel/yama/ptrace_scope",
+    "/proc/sys/net/ipv4/ip_forward",
+    "/proc/1/oom_score_adj",
+    "/proc/1/uid_map",
+    "/proc/self/uid_map",
+    "/proc/acpi/wakeup",
+    "/proc/mtrr",
+    "/proc/irq/0/smp_affinity",
+    "/proc/sys/user/max_user_namespaces",
+)
 
 
 def attack(box: Box) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+
 from cloister.prove.inside.support import Box, write
 
 ID = "fs-program-directories"
@@ -14,8 +15,19 @@ EXPECT = "EROFS, or the directory does not exist"
 def attack(box: Box) -> None:
     """Every directory of the caller's PATH, and where interpreters load code from."""
     folders = [str(path) for path in box.fact("host_path")]
-    folders += ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/lib/python3/dist-packages", "/usr/local/lib", "/opt",
-                "/usr/lib/systemd/system", "/usr/share/bash-completion", "/run/cloister/bin", *(path for path in sys.path if path)]
+    folders += [
+        "/usr/bin",
+        "/usr/sbin",
+        "/usr/local/bin",
+        "/usr/local/sbin",
+        "/usr/lib/python3/dist-packages",
+        "/usr/local/lib",
+        "/opt",
+        "/usr/lib/systemd/system",
+        "/usr/share/bash-completion",
+        "/run/cloister/bin",
+        *(path for path in sys.path if path),
+    ]
     for folder in dict.fromkeys(folders):
         if folder == box.home or folder.startswith((f"{box.home}/", "/tmp")):
             continue

@@ -1,12 +1,13 @@
 """Create protected files that were not there at the start."""
 
 import os
+
 from cloister.prove.inside.support import Box, append, write
 
 ID = "fs-protected-absent"
 TITLE = "Create protected files that were not there at the start"
 PROMISE = "P-022"
-CLASSES = (6, 21,)
+CLASSES = (6, 21)
 EXPECT = "read-only mounts cover also what is absent: EROFS"
 LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")
 
@@ -21,7 +22,13 @@ def attack(box: Box) -> None:
         else:
             box.refused(name, "EROFS EACCES ENXIO EPERM", append, path)
         box.refused(f"link at {name}", "EEXIST EROFS EACCES", os.symlink, "/tmp/evil", path)
-        box.refused(f"rename onto {name}", "EBUSY EROFS EXDEV EISDIR ENOTEMPTY ENOTDIR EACCES", replace, box.path("evil-file"), path)
+        box.refused(
+            f"rename onto {name}",
+            "EBUSY EROFS EXDEV EISDIR ENOTEMPTY ENOTDIR EACCES",
+            replace,
+            box.path("evil-file"),
+            path,
+        )
 
 
 def replace(source: str, target: str) -> None:

@@ -1,12 +1,13 @@
 """Change, replace or remove protected files that are there."""
 
 import os
+
 from cloister.prove.inside.support import Box, append, write
 
 ID = "fs-protected-present"
 TITLE = "Change, replace or remove protected files that are there"
 PROMISE = "P-022"
-CLASSES = (6, 21,)
+CLASSES = (6, 21)
 EXPECT = "read-only mounts: EROFS, EBUSY"
 SHAPE = "full"
 LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+
 from cloister.prove.inside.support import Box, syscall
 
 ID = "fs-rename-parent"
@@ -19,9 +20,13 @@ def attack(box: Box) -> None:
         if not os.path.lexists(path):
             box.stopped(f"{name}: not there")
             continue
-        if box.refused(f"rename {name}", "EBUSY EROFS EXDEV", os.rename, path, box.path("moved-away")) is False and os.path.lexists(box.path("moved-away")):
+        if box.refused(
+            f"rename {name}", "EBUSY EROFS EXDEV", os.rename, path, box.path("moved-away")
+        ) is False and os.path.lexists(box.path("moved-away")):
             os.rename(box.path("moved-away"), path)
-        box.refused(f"remove {name}", "EBUSY EROFS ENOTEMPTY EISDIR", os.rmdir if os.path.isdir(path) else os.unlink, path)
+        box.refused(
+            f"remove {name}", "EBUSY EROFS ENOTEMPTY EISDIR", os.rmdir if os.path.isdir(path) else os.unlink, path
+        )
     os.makedirs(box.path("other"), exist_ok=True)
     box.refused("exchange .git", "EBUSY EROFS EXDEV", exchange, box.path(".git"), box.path("other"))
     os.rmdir(box.path("other"))

@@ -1,6 +1,7 @@
 """Rename the workspace itself."""
 
 import os
+
 from cloister.prove.inside.support import Box
 
 ID = "fs-rename-workspace"

@@ -3,6 +3,7 @@
 import os
 import stat
 import subprocess
+
 from cloister.prove.inside.support import Box
 
 ID = "fs-setuid-programs"
@@ -33,7 +34,9 @@ def attack(box: Box) -> None:
                 continue
             found += 1
             if name in PROBES:
-                done = subprocess.run([path, *PROBES[name]], stdin=subprocess.DEVNULL, capture_output=True, timeout=3, check=False)
+                done = subprocess.run(
+                    [path, *PROBES[name]], stdin=subprocess.DEVNULL, capture_output=True, timeout=3, check=False
+                )
                 box.must(done.returncode != 0 and done.stdout.strip() != b"0", f"{name}: exit {done.returncode}")
     status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
     box.must(status["NoNewPrivs"] == "1", f"{found} setuid programs, NoNewPrivs {status['NoNewPrivs']}")

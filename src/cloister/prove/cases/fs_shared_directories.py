@@ -1,6 +1,7 @@
 """Meet another agent, or the host, in a shared temporary directory."""
 
 import os
+
 from cloister.prove.inside.support import Box, read, scratch, write
 
 ID = "fs-shared-directories"

@@ -1,6 +1,7 @@
 """Reach hidden or protected files by another spelling of their names."""
 
 import os
+
 from cloister.prove.inside.support import Box, append, read
 
 ID = "fs-spellings"
@@ -14,11 +15,26 @@ LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")
 def attack(box: Box) -> None:
     """Slashes, dots, upper case, Unicode look-alikes and bytes that are no text."""
     secret = str(box.fact("secret"))
-    for path in (secret.replace("/", "//"), secret + "/", secret.replace("/outside/", "/./outside/"), secret.upper(), secret + "\u200b",
-                 secret.replace("secret", "ſecret"), "/../.." + secret):
+    for path in (
+        secret.replace("/", "//"),
+        secret + "/",
+        secret.replace("/outside/", "/./outside/"),
+        secret.upper(),
+        secret + "\u200b",
+        secret.replace("secret", "ſecret"),
+        "/../.." + secret,
+    ):
         box.refused(path, "ENOENT ENOTDIR EACCES", read, path)
-    for name in ("./.mcp.json", "src/../.mcp.json", ".//.mcp.json", ".git/../.mcp.json", ".git//hooks/pre-commit", ".git/./hooks/../hooks/pre-commit",
-                 "src/../.git/config", ".vscode/../.vscode/tasks.json"):
+    for name in (
+        "./.mcp.json",
+        "src/../.mcp.json",
+        ".//.mcp.json",
+        ".git/../.mcp.json",
+        ".git//hooks/pre-commit",
+        ".git/./hooks/../hooks/pre-commit",
+        "src/../.git/config",
+        ".vscode/../.vscode/tasks.json",
+    ):
         box.refused(name, "EROFS EACCES ENXIO", append, box.path(name))
 
 

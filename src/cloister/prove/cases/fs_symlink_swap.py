@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+
 from cloister.prove.inside.support import Box, read
 
 ID = "fs-symlink-swap"

@@ -1,6 +1,7 @@
 """Write through a symbolic link that leads out of the workspace."""
 
 import os
+
 from cloister.prove.inside.support import Box, read, scratch, write
 
 ID = "fs-symlink-write"

@@ -1,18 +1,40 @@
 """Change system files."""
 
 import os
+
 from cloister.prove.inside.support import Box, append, read, write
 
 ID = "fs-system-read-only"
 TITLE = "Change system files"
 PROMISE = "P-019"
-CLASSES = (13, 6,)
+CLASSES = (13, 6)
 EXPECT = "read-only mounts: EROFS"
 
 
-FILES = ("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/usr/bin/env", "/run/cloister/box/egress.sock")
-NEW = ("/etc/ld.so.preload", "/etc/profile.d/x.sh", "/etc/cron.d/x", "/evil", "/usr/evil", "/bin/evil", "/lib/evil", "/var/evil",
-       "/run/evil", "/run/cloister/evil", "/run/cloister/box/evil", "/home/evil", "/etc/sudoers.d/evil")
+FILES = (
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/usr/bin/env",
+    "/run/cloister/box/egress.sock",
+)
+NEW = (
+    "/etc/ld.so.preload",
+    "/etc/profile.d/x.sh",
+    "/etc/cron.d/x",
+    "/evil",
+    "/usr/evil",
+    "/bin/evil",
+    "/lib/evil",
+    "/var/evil",
+    "/run/evil",
+    "/run/cloister/evil",
+    "/run/cloister/box/evil",
+    "/home/evil",
+    "/etc/sudoers.d/evil",
+)
 
 
 def attack(box: Box) -> None:

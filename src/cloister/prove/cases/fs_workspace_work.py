@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+
 from cloister.prove.inside.support import Box, append
 
 ID = "fs-workspace-work"
@@ -15,14 +16,28 @@ CHECKS = ("git-runs-nothing",)
 def git(box: Box, *words: str) -> subprocess.CompletedProcess[bytes]:
     """Run git in the workspace."""
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    return subprocess.run(["git", *identity, *words], cwd=box.workspace, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
+    return subprocess.run(
+        ["git", *identity, *words],
+        cwd=box.workspace,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
 
 
 def attack(box: Box) -> None:
     """Let git itself write what must not be written."""
-    for words in (("config", "core.fsmonitor", "touch evil"), ("config", "--worktree", "core.pager", "evil"), ("config", "alias.st", "!evil"),
-                  ("remote", "add", "evil", "ext::sh -c evil"), ("worktree", "add", "../evil"), ("submodule", "add", "./", "evil"), ("init", "--separate-git-dir", "moved"),
-                  ("config", "--global", "core.hooksPath", "evil")):
+    for words in (
+        ("config", "core.fsmonitor", "touch evil"),
+        ("config", "--worktree", "core.pager", "evil"),
+        ("config", "alias.st", "!evil"),
+        ("remote", "add", "evil", "ext::sh -c evil"),
+        ("worktree", "add", "../evil"),
+        ("submodule", "add", "./", "evil"),
+        ("init", "--separate-git-dir", "moved"),
+        ("config", "--global", "core.hooksPath", "evil"),
+    ):
         done = git(box, *words)
         if words[1:2] == ("--global",):
             box.stopped("a global setting stays in the private home")
@@ -33,6 +48,13 @@ def attack(box: Box) -> None:
 def twin(box: Box) -> None:
     """Commit, branch, stash, gc: the daily work."""
     append(box.path("README"), "more\n")
-    for words in (("add", "-A"), ("commit", "-q", "-m", "from inside"), ("checkout", "-q", "-b", f"side-{os.getpid()}"), ("gc", "-q"), ("status",), ("log", "-1")):
+    for words in (
+        ("add", "-A"),
+        ("commit", "-q", "-m", "from inside"),
+        ("checkout", "-q", "-b", f"side-{os.getpid()}"),
+        ("gc", "-q"),
+        ("status",),
+        ("log", "-1"),
+    ):
         done = git(box, *words)
         box.works(f"git {' '.join(words)}: {done.stderr.decode()}", done.returncode == 0)

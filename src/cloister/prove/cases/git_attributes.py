@@ -15,5 +15,8 @@ def attack(box: Box) -> None:
     """Writing the file is allowed; on the host nothing may run because of it."""
     write(box.path(".gitattributes"), "* filter=evil diff=evil merge=evil textconv=evil\n")
     write(box.path(".lfsconfig"), "[lfs]\n\turl = http://127.0.0.1:1/\n")
-    write(box.path(".gitmodules"), '[submodule "evil"]\n\tpath = evil\n\turl = ext::sh -c touch% $PROVE_MARKER\n\tupdate = !touch "$PROVE_MARKER"\n')
+    write(
+        box.path(".gitmodules"),
+        '[submodule "evil"]\n\tpath = evil\n\turl = ext::sh -c touch% $PROVE_MARKER\n\tupdate = !touch "$PROVE_MARKER"\n',
+    )
     box.stopped("written; nothing may come of it on the host")

@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+
 from cloister.prove.inside.support import Box, write
 
 ID = "git-bare"
 TITLE = "Turn the workspace into a bare repository with a configuration of the agent's own"
 PROMISE = "P-021"
-CLASSES = (20, 6,)
+CLASSES = (20, 6)
 EXPECT = "one of the three parts that make a bare repository is covered"
 FRESH = True
 CHECKS = ("git-runs-nothing",)

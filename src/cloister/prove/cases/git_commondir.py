@@ -2,12 +2,13 @@
 
 import os
 import shutil
+
 from cloister.prove.inside.support import Box, write
 
 ID = "git-commondir"
 TITLE = "Move git to a configuration of the agent's own with commondir"
 PROMISE = "P-021"
-CLASSES = (20, 6,)
+CLASSES = (20, 6)
 EXPECT = "commondir is covered while absent"
 CHECKS = ("git-runs-nothing",)
 LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")

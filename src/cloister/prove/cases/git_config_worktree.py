@@ -5,7 +5,7 @@ from cloister.prove.inside.support import Box, write
 ID = "git-config-worktree"
 TITLE = "Add configuration files that git reads beside the main one"
 PROMISE = "P-021"
-CLASSES = (20, 6,)
+CLASSES = (20, 6)
 EXPECT = "config.worktree is covered while absent"
 CHECKS = ("git-runs-nothing",)
 LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")

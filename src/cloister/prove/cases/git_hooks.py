@@ -1,20 +1,37 @@
 """Plant git hooks that run on the owner's next commit."""
 
 import os
+
 from cloister.prove.inside.support import Box, write
 
 ID = "git-hooks"
 TITLE = "Plant git hooks that run on the owner's next commit"
 PROMISE = "P-021"
-CLASSES = (20, 6,)
+CLASSES = (20, 6)
 EXPECT = ".git/hooks is a read-only mount, absent files included"
 CHECKS = ("git-runs-nothing",)
 LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")
 
 
 SCRIPT = '#!/bin/sh\ntouch "$PROVE_MARKER"\n'
-HOOKS = ("pre-commit", "post-commit", "commit-msg", "prepare-commit-msg", "post-checkout", "post-merge", "pre-push", "pre-rebase", "post-rewrite",
-         "reference-transaction", "post-index-change", "fsmonitor-watchman", "pre-auto-gc", "applypatch-msg", "update", "pre-receive")
+HOOKS = (
+    "pre-commit",
+    "post-commit",
+    "commit-msg",
+    "prepare-commit-msg",
+    "post-checkout",
+    "post-merge",
+    "pre-push",
+    "pre-rebase",
+    "post-rewrite",
+    "reference-transaction",
+    "post-index-change",
+    "fsmonitor-watchman",
+    "pre-auto-gc",
+    "applypatch-msg",
+    "update",
+    "pre-receive",
+)
 
 
 def attack(box: Box) -> None:

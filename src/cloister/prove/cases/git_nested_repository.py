@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+
 from cloister.prove.inside.support import Box, append
 
 ID = "git-nested-repository"
@@ -20,7 +21,11 @@ def attack(box: Box) -> None:
     inner = box.path("vendor")
     os.makedirs(inner)
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    steps = ((inner, ["init", "-q"]), (inner, ["commit", "-q", "--allow-empty", "-m", "x"]), (box.workspace, ["add", "vendor"]))
+    steps = (
+        (inner, ["init", "-q"]),
+        (inner, ["commit", "-q", "--allow-empty", "-m", "x"]),
+        (box.workspace, ["add", "vendor"]),
+    )
     for folder, words in steps:
         done = subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, timeout=20, check=False)
         box.stopped(f"git {words[0]}: exit {done.returncode}")

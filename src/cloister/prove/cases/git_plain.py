@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+
 from cloister.prove.inside.support import Box, write
 
 ID = "git-plain"
 TITLE = "Make a repository where there is none, with hooks that the owner's git obeys"
 PROMISE = "P-021"
-CLASSES = (20, 6,)
+CLASSES = (20, 6)
 EXPECT = ".git is covered while absent"
 SHAPE = "plain"
 CHECKS = ("git-runs-nothing",)

@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+
 from cloister.prove.inside.support import Box, append, write
 
 ID = "git-pointer"
 TITLE = "Turn .git of a linked worktree to another repository"
 PROMISE = "P-021"
-CLASSES = (20, 5,)
+CLASSES = (20, 5)
 EXPECT = "the pointer and the worktree's own commondir and gitdir are read-only"
 SHAPE = "worktree"
 CHECKS = ("git-runs-nothing",)
@@ -26,7 +27,9 @@ def attack(box: Box) -> None:
     for name in ("commondir", "gitdir", "config.worktree"):
         box.refused(name, "EROFS EACCES ENXIO", append, f"{git_dir}/{name}", "evil\n")
     for name in ("config", "hooks/pre-commit", "config.worktree"):
-        box.refused(f"main {name}", "EROFS EACCES", append, f"{main}/{name}", '[core]\n\tfsmonitor = touch "$PROVE_MARKER"\n')
+        box.refused(
+            f"main {name}", "EROFS EACCES", append, f"{main}/{name}", '[core]\n\tfsmonitor = touch "$PROVE_MARKER"\n'
+        )
     box.refused("another worktree", "EROFS EACCES", os.makedirs, f"{main}/worktrees/evil")
 
 
@@ -35,5 +38,7 @@ def twin(box: Box) -> None:
     append(box.path("README"), "more\n")
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     for words in (["add", "-A"], ["commit", "-q", "-m", "in a worktree"]):
-        done = subprocess.run(["git", *identity, *words], cwd=box.workspace, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(
+            ["git", *identity, *words], cwd=box.workspace, capture_output=True, timeout=20, check=False
+        )
         box.works(f"git {words[0]}: {done.stderr.decode()}", done.returncode == 0)

@@ -1,12 +1,13 @@
 """Register a worktree or a submodule whose configuration is the agent's."""
 
 import os
+
 from cloister.prove.inside.support import Box
 
 ID = "git-worktrees"
 TITLE = "Register a worktree or a submodule whose configuration is the agent's"
 PROMISE = "P-021"
-CLASSES = (20, 6,)
+CLASSES = (20, 6)
 EXPECT = ".git/worktrees and .git/modules are covered while absent"
 CHECKS = ("git-runs-nothing",)
 LIFTED_BY = ("workspace.unprotected", "workspace.mode = overlay")

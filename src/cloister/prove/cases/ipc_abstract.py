@@ -1,12 +1,13 @@
 """Connect to an abstract Unix socket of the host or of another run."""
 
 import socket
+
 from cloister.prove.inside.support import Box, read
 
 ID = "ipc-abstract"
 TITLE = "Connect to an abstract Unix socket of the host or of another run"
 PROMISE = "P-041"
-CLASSES = (42, 40,)
+CLASSES = (42, 40)
 EXPECT = "abstract names belong to a network namespace, and the sandbox has its own"
 NEEDS = ("sibling",)
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+
 from cloister.prove.inside.support import Box
 
 ID = "ipc-broker"
@@ -17,7 +18,11 @@ def attack(box: Box) -> None:
     folders = {os.path.dirname(str(box.fact("broker_socket"))), f"/run/user/{os.getuid()}/cloister", "/run/cloister"}
     for folder in folders:
         box.connects(folder, "ENOENT EACCES", socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/broker.sock")
-    for words in (["/run/cloister/shim", "outer", "0"], ["/usr/bin/bwrap", "--ro-bind", "/", "/", "--unshare-user", "true"], ["/usr/bin/unshare", "-Ur", "true"]):
+    for words in (
+        ["/run/cloister/shim", "outer", "0"],
+        ["/usr/bin/bwrap", "--ro-bind", "/", "/", "--unshare-user", "true"],
+        ["/usr/bin/unshare", "-Ur", "true"],
+    ):
         if os.access(words[0], os.X_OK) and not (box.facts.get("nested") and "shim" not in words[0]):
             done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False)
             box.must(done.returncode != 0, f"{os.path.basename(words[0])}: exit {done.returncode}")

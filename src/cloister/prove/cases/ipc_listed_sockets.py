@@ -1,12 +1,13 @@
 """Connect to every socket that anybody on this host listens on."""
 
 import socket
+
 from cloister.prove.inside.support import Box
 
 ID = "ipc-listed-sockets"
 TITLE = "Connect to every socket that anybody on this host listens on"
 PROMISE = "P-041"
-CLASSES = (41, 42,)
+CLASSES = (41, 42)
 EXPECT = "by path they are not there; abstract names belong to another network namespace"
 
 

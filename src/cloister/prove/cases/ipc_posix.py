@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+
 from cloister.prove.inside.support import Box, read
 
 ID = "ipc-posix"

@@ -2,6 +2,7 @@
 
 import os
 import socket
+
 from cloister.prove.inside.support import Box
 
 ID = "ipc-unix-socket"

@@ -1,6 +1,7 @@
 """Fill the host's memory through the private /tmp and home."""
 
 import os
+
 from cloister.prove.inside.support import Box, scratch
 
 ID = "limits-disk"

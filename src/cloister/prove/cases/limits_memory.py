@@ -2,6 +2,7 @@
 
 import mmap
 import os
+
 from cloister.prove.inside.support import Box
 
 ID = "limits-memory"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+
 from cloister.prove.inside.support import Box
 
 ID = "limits-tasks"

@@ -1,6 +1,7 @@
 """Connect directly by TCP over IPv4."""
 
 import socket
+
 from cloister.prove.inside.support import Box
 
 ID = "net-direct-tcp"
@@ -16,6 +17,13 @@ def attack(box: Box) -> None:
     port = int(box.fact("tcp_port"))
     for host in ("127.0.0.1", "127.0.0.2", "0.0.0.0"):
         box.connects(f"{host}:{port}", "ECONNREFUSED ENETUNREACH", socket.AF_INET, socket.SOCK_STREAM, (host, port))
-    for host in ("192.0.2.1", "198.51.100.1", "10.0.0.1", "100.64.0.1", "169.254.169.254", *(text for text in box.fact("host_addresses") if ":" not in text)):
+    for host in (
+        "192.0.2.1",
+        "198.51.100.1",
+        "10.0.0.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        *(text for text in box.fact("host_addresses") if ":" not in text),
+    ):
         for each in (80, 443, port):
             box.connects(f"{host}:{each}", "ENETUNREACH EHOSTUNREACH", socket.AF_INET, socket.SOCK_STREAM, (host, each))

@@ -1,12 +1,13 @@
 """Ask name servers directly, and carry data out in names."""
 
 import socket
+
 from cloister.prove.inside.support import Box, read
 
 ID = "net-dns-direct"
 TITLE = "Ask name servers directly, and carry data out in names"
 PROMISE = "P-047"
-CLASSES = (48, 49, 50,)
+CLASSES = (48, 49, 50)
 EXPECT = "no resolver is in reach"
 LIFTED_BY = ("egress.mode = internet",)
 
@@ -20,7 +21,13 @@ def attack(box: Box) -> None:
             box.stopped(f"{name}: {error.strerror}")
         else:
             box.breach(f"{name}: {found[0][4][0]}")
-    servers = [line.split()[1] for line in read("/etc/resolv.conf", 4000).splitlines() if line.startswith("nameserver") and len(line.split()) > 1]
+    servers = [
+        line.split()[1]
+        for line in read("/etc/resolv.conf", 4000).splitlines()
+        if line.startswith("nameserver") and len(line.split()) > 1
+    ]
     for server in dict.fromkeys([*servers, "127.0.0.53", "127.0.0.54"]):
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
-        box.connects(f"{server} by TCP", "ECONNREFUSED ENETUNREACH EADDRNOTAVAIL", family, socket.SOCK_STREAM, (server, 53))
+        box.connects(
+            f"{server} by TCP", "ECONNREFUSED ENETUNREACH EADDRNOTAVAIL", family, socket.SOCK_STREAM, (server, 53)
+        )

@@ -1,12 +1,13 @@
 """Make sockets of rare families: VSOCK, ALG, BLUETOOTH, RDS, TIPC, XDP, CAN, KEY and the rest."""
 
 import socket
+
 from cloister.prove.inside.support import Box
 
 ID = "net-families"
 TITLE = "Make sockets of rare families: VSOCK, ALG, BLUETOOTH, RDS, TIPC, XDP, CAN, KEY and the rest"
 PROMISE = "P-036"
-CLASSES = (44, 28,)
+CLASSES = (44, 28)
 EXPECT = "an allowlist of four families"
 
 

@@ -1,6 +1,7 @@
 """Look for a network interface that leads out."""
 
 import socket
+
 from cloister.prove.inside.support import Box, read
 
 ID = "net-interfaces"
@@ -24,6 +25,9 @@ def attack(box: Box) -> None:
 
 def twin(box: Box) -> None:
     """Loopback works: development servers need it."""
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=2) as client:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=2) as client,
+    ):
         client.sendall(b"x")
         box.works("loopback", server.accept()[0].recv(1) == b"x")

@@ -1,6 +1,7 @@
 """Reach another agent's run, on loopback and through the proxy."""
 
 import socket
+
 from cloister.prove.inside.support import Box
 
 ID = "net-neighbour-run"

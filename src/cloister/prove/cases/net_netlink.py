@@ -2,12 +2,13 @@
 
 import socket
 import struct
+
 from cloister.prove.inside.support import Box
 
 ID = "net-netlink"
 TITLE = "Reach kernel subsystems through netlink, and change the network"
 PROMISE = "P-036"
-CLASSES = (44, 28,)
+CLASSES = (44, 28)
 EXPECT = "only the route family may be used, and it changes nothing"
 
 
@@ -16,8 +17,17 @@ def attack(box: Box) -> None:
     for protocol in [*range(1, 24), 31]:
         box.refused(f"netlink {protocol}", "EPROTONOSUPPORT EAFNOSUPPORT EPERM", make, protocol)
     requests = {
-        "a dummy interface": (16, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + struct.pack("=HH8s", 12, 3, b"evil0\0\0\0") + struct.pack("=HH", 16, 18) + struct.pack("=HH8s", 10, 1, b"dummy\0\0\0")),
-        "an address on lo": (20, struct.pack("=BBBBi", 2, 24, 0, 0, 1) + struct.pack("=HH4s", 8, 2, socket.inet_aton("192.0.2.9"))),
+        "a dummy interface": (
+            16,
+            struct.pack("=BxHiII", 0, 0, 0, 0, 0)
+            + struct.pack("=HH8s", 12, 3, b"evil0\0\0\0")
+            + struct.pack("=HH", 16, 18)
+            + struct.pack("=HH8s", 10, 1, b"dummy\0\0\0"),
+        ),
+        "an address on lo": (
+            20,
+            struct.pack("=BBBBi", 2, 24, 0, 0, 1) + struct.pack("=HH4s", 8, 2, socket.inet_aton("192.0.2.9")),
+        ),
         "lo down": (16, struct.pack("=BxHiII", 0, 0, 1, 0, 1)),
     }
     for name, (kind, body) in requests.items():

@@ -1,6 +1,7 @@
 """Kill the broker and its proxy while the agent runs."""
 
 import socket
+
 from cloister.prove.inside.support import Box
 
 ID = "open-kill-broker"
@@ -15,7 +16,13 @@ STAGES = ("attack", "after")
 
 def attack(box: Box) -> None:
     """Before: there is no direct way."""
-    box.connects("direct", "ECONNREFUSED ENETUNREACH", socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", int(box.fact("tcp_port"))))
+    box.connects(
+        "direct",
+        "ECONNREFUSED ENETUNREACH",
+        socket.AF_INET,
+        socket.SOCK_STREAM,
+        ("127.0.0.1", int(box.fact("tcp_port"))),
+    )
 
 
 def after(box: Box) -> None:

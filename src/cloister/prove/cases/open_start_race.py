@@ -1,6 +1,7 @@
 """Get control before the rules hold."""
 
 import os
+
 from cloister.prove.inside.support import Box
 
 ID = "open-start-race"
@@ -16,4 +17,7 @@ def attack(box: Box) -> None:
     for name in sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int):
         with open(f"/proc/{name}/status") as file:
             fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
-        box.must(fields["Seccomp"] == "2" and fields["NoNewPrivs"] == "1", f"pid {name}: Seccomp {fields['Seccomp']}, NoNewPrivs {fields['NoNewPrivs']}")
+        box.must(
+            fields["Seccomp"] == "2" and fields["NoNewPrivs"] == "1",
+            f"pid {name}: Seccomp {fields['Seccomp']}, NoNewPrivs {fields['NoNewPrivs']}",
+        )

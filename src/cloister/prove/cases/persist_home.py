@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+
 from cloister.prove.inside.support import Box, append
 
 ID = "persist-home"
@@ -12,10 +13,34 @@ EXPECT = "the home is private; nothing of it reaches the host"
 CHECKS = ("home-untouched",)
 
 
-NAMES = (".bashrc", ".bash_profile", ".profile", ".zshrc", ".zshenv", ".gitconfig", ".config/git/config", ".npmrc", ".netrc", ".ssh/authorized_keys",
-         ".ssh/config", ".ssh/rc", ".config/autostart/evil.desktop", ".config/systemd/user/evil.service", ".config/environment.d/evil.conf",
-         ".pam_environment", ".local/bin/ls", "bin/ls", ".config/fish/config.fish", ".vimrc", ".claude/settings.json", ".codex/config.toml",
-         ".pi/agent/settings.json", ".local/share/applications/evil.desktop", ".xprofile", ".inputrc")
+NAMES = (
+    ".bashrc",
+    ".bash_profile",
+    ".profile",
+    ".zshrc",
+    ".zshenv",
+    ".gitconfig",
+    ".config/git/config",
+    ".npmrc",
+    ".netrc",
+    ".ssh/authorized_keys",
+    ".ssh/config",
+    ".ssh/rc",
+    ".config/autostart/evil.desktop",
+    ".config/systemd/user/evil.service",
+    ".config/environment.d/evil.conf",
+    ".pam_environment",
+    ".local/bin/ls",
+    "bin/ls",
+    ".config/fish/config.fish",
+    ".vimrc",
+    ".claude/settings.json",
+    ".codex/config.toml",
+    ".pi/agent/settings.json",
+    ".local/share/applications/evil.desktop",
+    ".xprofile",
+    ".inputrc",
+)
 
 
 def attack(box: Box) -> None:

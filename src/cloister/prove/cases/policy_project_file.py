@@ -1,12 +1,13 @@
 """Remove or change the project's own policy file, which tightens."""
 
 import os
+
 from cloister.prove.inside.support import Box, append
 
 ID = "policy-project-file"
 TITLE = "Remove or change the project's own policy file, which tightens"
 PROMISE = "P-007"
-CLASSES = (22, 23,)
+CLASSES = (22, 23)
 EXPECT = ".cloister.toml is read-only where it is"
 FRESH = True
 NEEDS = ("project-policy",)

@@ -1,6 +1,7 @@
 """Write a project policy that widens, and wait for the next start."""
 
 import os
+
 from cloister.prove.inside.support import Box, write
 
 ID = "policy-widening"

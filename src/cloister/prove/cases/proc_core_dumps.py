@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+
 from cloister.prove.inside.support import Box
 
 ID = "proc-core-dumps"

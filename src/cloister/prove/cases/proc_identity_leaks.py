@@ -1,6 +1,7 @@
 """Learn about the host: its name, its machine id, its command line, its mounts."""
 
 import os
+
 from cloister.prove.inside.support import Box, read
 
 ID = "proc-identity-leaks"
@@ -12,7 +13,13 @@ EXPECT = "own names; mounts and ids of the host do not show"
 
 def attack(box: Box) -> None:
     """What the host says of itself must not be what the sandbox says."""
-    facts = {"host name": (os.uname().nodename, "host_name"), "machine id": (read("/etc/machine-id").strip() if os.path.exists("/etc/machine-id") else "none", "host_machine_id")}
+    facts = {
+        "host name": (os.uname().nodename, "host_name"),
+        "machine id": (
+            read("/etc/machine-id").strip() if os.path.exists("/etc/machine-id") else "none",
+            "host_machine_id",
+        ),
+    }
     for name, (value, fact) in facts.items():
         box.must(value != box.fact(fact) or not value, f"{name}: another")
     mounts = read("/proc/self/mountinfo", 200000)

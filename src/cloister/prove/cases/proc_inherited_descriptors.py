@@ -2,6 +2,7 @@
 
 import os
 import stat
+
 from cloister.prove.inside.support import Box, read
 
 ID = "proc-inherited-descriptors"

@@ -1,12 +1,13 @@
 """Get at the first process of the sandbox, which holds the channel to the broker."""
 
 import os
+
 from cloister.prove.inside.support import Box, read
 
 ID = "proc-pid1"
 TITLE = "Get at the first process of the sandbox, which holds the channel to the broker"
 PROMISE = "P-032"
-CLASSES = (25, 34, 39,)
+CLASSES = (25, 34, 39)
 EXPECT = "it is not dumpable, so its memory, environment and descriptors belong to root"
 SHAPE = "any"
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+
 from cloister.prove.inside.support import Box
 
 ID = "proc-survivor"
@@ -26,7 +27,10 @@ def attack(box: Box) -> None:
                     except (OSError, ValueError):
                         continue
                 os.closerange(0, 256)
-                os.execv("/usr/bin/python3", ["python3", "-I", "-S", "-c", "import time; time.sleep(300)", "cloister-prove-was-here-process"])
+                os.execv(
+                    "/usr/bin/python3",
+                    ["python3", "-I", "-S", "-c", "import time; time.sleep(300)", "cloister-prove-was-here-process"],
+                )
             os._exit(0)
     time.sleep(0.2)
     box.stopped("three daemons: none may be there after the run")

@@ -1,12 +1,13 @@
 """Ask the proxy for a host that no rule allows."""
 
 import time
+
 from cloister.prove.inside.support import Box
 
 ID = "proxy-answers"
 TITLE = "Ask the proxy for a host that no rule allows"
 PROMISE = "P-048"
-CLASSES = (49, 58,)
+CLASSES = (49, 58)
 EXPECT = "an immediate, structured answer; the name is not resolved"
 LIFTED_BY = ("egress.mode = learn", "egress.mode = internet")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+
 from cloister.prove.inside.support import PROXY, Box
 
 ID = "proxy-many-connections"
@@ -25,7 +26,9 @@ def attack(box: Box) -> None:
     answer = b""
     for _ in range(20):
         with contextlib.suppress(OSError):
-            answer = box.http(b"GET http://cloister.internal/ HTTP/1.1\r\nHost: cloister.internal\r\nConnection: close\r\n\r\n", 1.0)
+            answer = box.http(
+                b"GET http://cloister.internal/ HTTP/1.1\r\nHost: cloister.internal\r\nConnection: close\r\n\r\n", 1.0
+            )
         if answer.startswith(b"HTTP/1.1 200"):
             break
     box.must(answer.startswith(b"HTTP/1.1 200"), f"after {len(held)} connections: it answers")

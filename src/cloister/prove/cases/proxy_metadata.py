@@ -10,9 +10,28 @@ EXPECT = "all providers' endpoints are refused"
 LIFTED_BY = ("egress.private", "egress.mode = learn", "egress.mode = internet")
 
 
-TARGETS = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200", "168.63.129.16", "192.0.0.192", "[fd00:ec2::254]", "[fd20:ce::254]", "[fd00:c1::a9fe:a9fe]",
-           "[fd00:42::42]", "[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "metadata.google.internal", "metadata",
-           "instance-data.ec2.internal", "100.100.100.100")
+TARGETS = (
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.170.23",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+    "[fd00:ec2::254]",
+    "[fd20:ce::254]",
+    "[fd00:c1::a9fe:a9fe]",
+    "[fd00:42::42]",
+    "[::ffff:169.254.169.254]",
+    "[64:ff9b::a9fe:a9fe]",
+    "2852039166",
+    "0xa9fea9fe",
+    "0251.0376.0251.0376",
+    "169.254.43518",
+    "metadata.google.internal",
+    "metadata",
+    "instance-data.ec2.internal",
+    "100.100.100.100",
+)
 
 
 def attack(box: Box) -> None:

@@ -1,6 +1,7 @@
 """Fill the proxy's memory with endless headers."""
 
 import socket
+
 from cloister.prove.inside.support import PROXY, Box
 
 ID = "proxy-oversized"
@@ -13,7 +14,11 @@ EXPECT = "a bounded head, then the end of the connection"
 def attack(box: Box) -> None:
     """A long line, a long header, and thousands of headers; at most 8 MiB each."""
     start = b"GET http://cloister.internal/ HTTP/1.1\r\nHost: cloister.internal\r\n"
-    for name, begin, block in (("a long line", b"GET http://cloister.internal/", b"a" * 65536), ("a long header", start + b"X: ", b"a" * 65536), ("many headers", start, b"X: y\r\n" * 10000)):
+    for name, begin, block in (
+        ("a long line", b"GET http://cloister.internal/", b"a" * 65536),
+        ("a long header", start + b"X: ", b"a" * 65536),
+        ("many headers", start, b"X: y\r\n" * 10000),
+    ):
         box.must(cut_off(begin, block), f"{name}: cut off")
 
 

@@ -2,6 +2,7 @@
 
 import socket
 import time
+
 from cloister.prove.inside.support import PROXY, Box
 
 ID = "proxy-pipelining"
@@ -17,7 +18,12 @@ def attack(box: Box) -> None:
     first = b"GET http://cloister.internal/ HTTP/1.1\r\nHost: cloister.internal\r\n\r\n"
     second = f"GET http://{here}/ HTTP/1.1\r\nHost: {here}\r\nConnection: close\r\n\r\n".encode()
     third = f"CONNECT {here} HTTP/1.1\r\nHost: {here}\r\n\r\n".encode()
-    for name, parts in (("at once", [first + second]), ("later", [first, second]), ("a tunnel later", [first, third]), ("a tunnel at once", [first + third])):
+    for name, parts in (
+        ("at once", [first + second]),
+        ("later", [first, second]),
+        ("a tunnel later", [first, third]),
+        ("a tunnel at once", [first + third]),
+    ):
         answer = talk(parts)
         statuses = [part[:3].decode("latin-1") for part in answer.split(b"HTTP/1.1 ")[1:]]
         box.must("200" not in statuses[1:], f"{name}: {', '.join(statuses) or 'closed'}")

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import time
+
 from cloister.prove.inside.support import PROXY, Box
 
 ID = "proxy-smuggling"
@@ -22,7 +23,10 @@ def attack(box: Box) -> None:
         "a list of lengths": b"Content-Length: 0, " + size + b"\r\n\r\n" + hidden,
         "signed length": b"Content-Length: +" + size + b"\r\n\r\n" + hidden,
         "chunked twice": b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + hidden,
-        "space before the colon": b"Transfer-Encoding : chunked\r\nContent-Length: " + size + b"\r\n\r\n0\r\n\r\n" + hidden,
+        "space before the colon": b"Transfer-Encoding : chunked\r\nContent-Length: "
+        + size
+        + b"\r\n\r\n0\r\n\r\n"
+        + hidden,
         "unknown coding": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + hidden,
         "folded header": b"X: y\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden,
         "bare line feed": b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden,

@@ -2,12 +2,13 @@
 
 import os
 import socket
+
 from cloister.prove.inside.support import Box
 
 ID = "proxy-socket"
 TITLE = "Replace the proxy's socket, or speak to the broker past it"
 PROMISE = "P-047"
-CLASSES = (63, 86, 69,)
+CLASSES = (63, 86, 69)
 EXPECT = "the socket's directory is read-only, and the broker's own socket is not inside"
 
 
@@ -29,7 +30,10 @@ def attack(box: Box) -> None:
             answer = sock.recv(64)
         except (TimeoutError, ConnectionError):
             answer = b""
-    box.must(answer[4:5] not in (b"B", b"J", b"F") or answer.startswith((b"HTTP", b"\x05")), f"the broker's frames: {answer[:12]!r}")
+    box.must(
+        answer[4:5] not in (b"B", b"J", b"F") or answer.startswith((b"HTTP", b"\x05")),
+        f"the broker's frames: {answer[:12]!r}",
+    )
 
 
 def bind(path: str) -> None:

@@ -1,6 +1,7 @@
 """Type a command into the terminal from which the user started the agent."""
 
 import os
+
 from cloister.prove.inside.support import Box, syscall
 
 ID = "tty-callers-terminal"

@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import termios
+
 from cloister.prove.inside.support import Box, syscall
 
 ID = "tty-own-injection"
@@ -22,7 +23,15 @@ def attack(box: Box) -> None:
     for name, number in (("TIOCSTI", 0x5412), ("TIOCLINUX", 0x541C), ("TIOCSETD", 0x5423)):
         for high in (0, 1 << 32, 0xFFFFFFFF << 32):
             value = number | high
-            box.refused(f"{name} {value:#x}", "EPERM", syscall, "ioctl", terminal, value - (1 << 64) if value >> 63 else value, b"i")
+            box.refused(
+                f"{name} {value:#x}",
+                "EPERM",
+                syscall,
+                "ioctl",
+                terminal,
+                value - (1 << 64) if value >> 63 else value,
+                b"i",
+            )
     os.close(terminal)
     os.close(controller)
 

@@ -1,0 +1,85 @@
+"""Goldens of plans: what a policy means today, as a diff to be read in review.
+
+`PYTHONPATH=src:tests python tests/golden/test_plans.py` writes them anew (tests themselves write nothing).
+"""
+
+from pathlib import Path
+
+import pytest
+
+from cloister.plan import render
+from cloister.plan.workspace import Mount, Placeholder, WorkspaceLayout
+from cloister.policy.document import read
+from cloister.policy.merge import resolve
+from cloister.policy.presets import builtin_presets
+from cloister.runs.compile import CarriedPath, Facts, compile_run
+
+FOLDER = Path(__file__).parent / "plans"
+POLICIES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def _facts(**changes: object) -> Facts:
+    layout = WorkspaceLayout(
+        root="/home/me/src/p",
+        mounts=(
+            Mount("bind", "/home/me/src/p", "/home/me/src/p"),
+            Mount("pin", "/home/me/src/p/.git", "/home/me/src/p/.git"),
+            Mount("ro", "/home/me/src/p/.git/hooks", "/home/me/src/p/.git/hooks"),
+            Mount("content", "/home/me/src/p/.mcp.json", content="{}\n"),
+        ),
+        placeholders=(Placeholder("/home/me/src/p", Mount("bind", "/").node, ".mcp.json", "socket"),),
+    )
+    values: dict[str, object] = {
+        "run": "0123456789ab", "agent_name": "agent", "policy_digest": "0" * 64, "uid": 1000, "gid": 1000, "user": "me",
+        "home": "/home/me", "state": "/home/me/.local/state/cloister/agents/agent/0011223344556677",
+        "run_state": "/home/me/.local/state/cloister/runs/0123456789ab",
+        "run_runtime": "/run/user/1000/cloister/runs/0123456789ab", "shim": "/usr/lib/cloister/cloister-shim",
+        "bubblewrap": "/usr/bin/bwrap", "etc_directory": "/home/me/.local/state/cloister/etc/00", "merged_usr": True,
+        "directory": "/home/me/src/p", "layout": layout, "program_path": "/usr/bin/agent",
+        "program_names": (("agent", "/usr/bin/agent"),), "landlock_abi": 7, "git": (("user.name", "Me"),),
+        "carried": (CarriedPath(".claude/CLAUDE.md", "/home/me/.claude/CLAUDE.md", "file"),),
+    }  # fmt: skip
+    return Facts(**(values | changes))  # type: ignore[arg-type]
+
+
+def _compiled(name: str) -> str:
+    document = read((FOLDER / f"{name}.toml").read_bytes(), f"{name}.toml")
+    resolved = resolve(document, "agent", presets=builtin_presets())
+    allow = tuple(str(entry) for entry in resolved.agent.egress.allow)
+    plan = compile_run(resolved.agent, resolved.preset, resolved.agent.command, allow, _facts())
+    return render.as_json(plan).decode()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_still_means_this_plan(name: str) -> None:
+    """The compiled plan is the stored one, to the byte."""
+    assert _compiled(name) == (FOLDER / f"{name}.plan.json").read_text(encoding="utf-8")
+
+
+def test_the_text_shows_mounts_names_and_rules() -> None:
+    """`cloister plan` as people read it: steps, mounts one below the other, environment names without values."""
+    document = read((FOLDER / "claude.toml").read_bytes(), "claude.toml")
+    resolved = resolve(document, "agent", presets=builtin_presets())
+    plan = compile_run(resolved.agent, resolved.preset, resolved.agent.command, ("api.example.org",), _facts())
+    text = render.as_text(plan)
+
+    assert "    --ro-bind /usr /usr" in text.splitlines()
+    assert "  ANTHROPIC_BASE_URL" in text.splitlines()
+    assert "  api.example.org" in text.splitlines()
+    assert "http://model.example.org" not in text
+
+
+def test_weakening_a_mount_changes_the_plan() -> None:
+    """The golden can fail: a writable /usr gives another digest."""
+    document = read((FOLDER / "shell.toml").read_bytes(), "shell.toml")
+    resolved = resolve(document, "agent", presets=builtin_presets())
+    plan = compile_run(resolved.agent, resolved.preset, ("true",), (), _facts())
+    weak = compile_run(resolved.agent, resolved.preset, ("true",), (), _facts(write=("/usr",)))
+
+    assert plan.digest() != weak.digest()
+    assert any("filesystem.write: /usr" in word for word in weak.opt_outs)
+
+
+if __name__ == "__main__":
+    for one in POLICIES:
+        (FOLDER / f"{one}.plan.json").write_text(_compiled(one), encoding="utf-8")
