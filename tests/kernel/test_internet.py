@@ -242,6 +242,21 @@ def test_the_proxy_still_works_and_the_receipt_counts_the_rest(someone: WorldUse
     assert any("egress.mode = internet" in words for words in receipt["opt_outs"])
 
 
+def test_a_reload_says_what_it_cannot_reach(someone: WorldUser) -> None:
+    """The packet filter is loaded once: a reload that would change it names the run, one that would not is content."""
+    run = someone.start("run", "shell", "--", "/bin/sh", "-c", "sleep 60", cwd=Path("/"))
+    someone.wait_running()
+    unchanged = someone.run("policy", "reload", cwd=Path("/"))
+    someone.write_policy(POLICY.replace('"internet" }', '"internet", deny = ["93.184.216.34"] }'))
+    os.chown(someone.home / ".config/cloister/cloister.toml", someone.uid, someone.uid)
+    changed = someone.run("policy", "reload", cwd=Path("/"))
+    someone.run("stop", "last", cwd=Path("/"))
+    run.communicate(timeout=20)
+
+    assert "start it again" not in unchanged.stdout + unchanged.stderr
+    assert "start it again" in changed.stdout + changed.stderr
+
+
 @pytest.mark.parametrize("victim", ["broker", "pasta", "outer"])
 def test_whoever_is_killed_the_traffic_stops(someone: WorldUser, victim: str) -> None:
     """After kill -9 of any process of ours the run ends, nothing stays, and no packet leaves any more."""

@@ -97,7 +97,8 @@ class ActiveRun:
     # --- frames ---------------------------------------------------------------------------
 
     def outer_frame(self, frame: Frame) -> None:
-        """Handle a frame of the outer half."""
+        """Handle a frame of the outer half. It has no descriptors to give; what came is closed."""
+        _close_all(frame.descriptors)
         match frame.kind:
             case "S" if len(frame.payload) == 1:
                 self.live.signal(frame.payload[0])
@@ -105,6 +106,8 @@ class ActiveRun:
                 self.live.continued()
             case "N" if len(frame.payload) == _U32 and self.network:
                 self.network.namespace_ready(int.from_bytes(frame.payload, "little"))
+            case "M":
+                self._terminal_ready(0)
             case "W":
                 if self.network:
                     self.network.report(frame.payload)
@@ -114,6 +117,9 @@ class ActiveRun:
 
     def inner_frame(self, frame: Frame) -> None:
         """Handle a frame of the inner half: it speaks for hostile surroundings, so sizes are checked."""
+        if frame.kind == "M" and len(frame.payload) == _U32 and len(frame.descriptors) == 1:
+            self._pass_master(int.from_bytes(frame.payload, "little"), frame.descriptors)
+        _close_all(frame.descriptors)  # copies travel
         payload = frame.payload
         number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
@@ -139,17 +145,17 @@ class ActiveRun:
     def attach(self, link: Link, command: Command, stdio: tuple[int, ...], on_close: Callable[[Link], None]) -> None:
         """Start another command inside for the client behind `link`; its end is told there.
 
-        With a pty the client makes it and sends the slave (frame D); the command starts then.
+        With a pty the client is told first that it will get one: it checks that it has a terminal.
         """
         number = self._next_session
         self._next_session += 1
         self.sessions[number] = link
 
         def on_frame(_: Link, frame: Frame) -> None:
+            _close_all(frame.descriptors)
             match frame.kind:
-                case "D" if len(frame.descriptors) == 1 and command.pty:
-                    self._execute(number, command, frame.descriptors * 3)
-                    os.close(frame.descriptors[0])
+                case "M" if command.pty:
+                    self._terminal_ready(number)
                 case "S" if len(frame.payload) == 1:
                     self._signal(number, frame.payload[0])
                 case "C":
@@ -163,8 +169,17 @@ class ActiveRun:
         link.rebind(on_frame, gone)
         if command.pty:
             link.send("B", FLAG_PTY.to_bytes(4, "little") + encode_list([]) * 2)
-        else:
-            self._execute(number, command, stdio)
+        self._execute(number, command, () if command.pty else stdio)
+
+    def _pass_master(self, number: int, descriptors: tuple[int, ...]) -> None:
+        """Hand the master of a pty to the outer half that asked for it, which checks it."""
+        link = self.outer if number == 0 and self.plan.launch.pty else self.sessions.get(number)
+        if link:
+            link.send("M", b"", descriptors)
+
+    def _terminal_ready(self, number: int) -> None:
+        """The outer half relays the pty, at the size of its terminal: the command may start."""
+        self.inner.send("M", number.to_bytes(4, "little"))
 
     def _execute(self, number: int, command: Command, stdio: tuple[int, ...]) -> None:
         head = number.to_bytes(4, "little") + (FLAG_PTY if command.pty else 0).to_bytes(4, "little")
@@ -282,3 +297,8 @@ class ActiveRun:
             direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
         self.store.finish(self.record, receipt)
+
+
+def _close_all(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -222,20 +222,9 @@ class Explainer:
             above = self._judge(dirname(path))
             writable = above.writable
         return Access(
-<<<<<<< HEAD
-            path=path,
-            exists=exists,
-            readable=readable,
-            writable=writable,
-            mount=mount.written,
-            source=source,
-            note=note,
-        )
-=======
             path=path, exists=exists, readable=readable, writable=writable, mount=mount.written,
             source=source, note=note,
         )  # fmt: skip
->>>>>>> main
 
 
 def _parts(link: str) -> list[str]:
