@@ -17,7 +17,7 @@ import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
-from cloister.errors import PolicyError, Problem, UsageError
+from cloister.errors import CloisterError, PolicyError, Problem, UsageError
 from cloister.host import etc, workspace_probe
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
@@ -211,6 +211,7 @@ class Kitchen:
         resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
         return self._rules_for(resolved.agent.egress, plan.agent)
 
+<<<<<<< HEAD
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
         """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""
         own, attached = own_addresses(), attached_networks()
@@ -224,6 +225,26 @@ class Kitchen:
             )
             kept = self._rules[agent] = ((egress, own, attached), compiled)
         return kept[1]
+=======
+    def filter_outdated(self, plan: Plan, rules: Ruleset, guard: Guard) -> bool:
+        """Say whether a run's packet filter, loaded once at its start, is not what these rules would give now."""
+        if not plan.launch.ruleset:
+            return False
+        try:
+            return (
+                rules.mode != "internet"
+                or internet(rules, guard, self.host(), nameservers()).ruleset != plan.launch.ruleset
+            )
+        except CloisterError:
+            return True
+
+
+def _guard(agent: Agent, name: str) -> Guard:
+    """Return the address guard for the host as it is now."""
+    own = tuple(ip_address(text) for text in own_addresses())
+    attached = tuple(ip_network(text) for text in attached_networks())
+    return compile_guard(agent.egress, own, attached, agent=name)
+>>>>>>> h/internet
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
