@@ -211,7 +211,6 @@ class Kitchen:
         resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
         return self._rules_for(resolved.agent.egress, plan.agent)
 
-<<<<<<< HEAD
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
         """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""
         own, attached = own_addresses(), attached_networks()
@@ -225,7 +224,7 @@ class Kitchen:
             )
             kept = self._rules[agent] = ((egress, own, attached), compiled)
         return kept[1]
-=======
+
     def filter_outdated(self, plan: Plan, rules: Ruleset, guard: Guard) -> bool:
         """Say whether a run's packet filter, loaded once at its start, is not what these rules would give now."""
         if not plan.launch.ruleset:
@@ -237,14 +236,6 @@ class Kitchen:
             )
         except CloisterError:
             return True
-
-
-def _guard(agent: Agent, name: str) -> Guard:
-    """Return the address guard for the host as it is now."""
-    own = tuple(ip_address(text) for text in own_addresses())
-    attached = tuple(ip_network(text) for text in attached_networks())
-    return compile_guard(agent.egress, own, attached, agent=name)
->>>>>>> h/internet
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
