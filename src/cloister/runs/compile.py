@@ -48,6 +48,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     agent_name: str
+    profile: str = ""
+    project: str = ""
+    """Directory of the project's own policy file."""
     policy_digest: str
     uid: int
     gid: int
@@ -150,6 +153,8 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         isolation=agent.isolation,
         workspace=facts.layout.root,
         policy_digest=facts.policy_digest,
+        profile=facts.profile,
+        project=facts.project,
         steps=tuple(steps),
         egress=egress,
         limits=limited.words,
@@ -289,4 +294,6 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
     notices = list(facts.layout.notes)
     if facts.landlock_abi == 0 and agent.hardening.landlock == "available":
         notices.append("this kernel has no Landlock: one layer less")
+    if agent.egress.upstream_proxy:
+        notices.append("an upstream proxy resolves names, so the addresses behind them cannot be checked here")
     return tuple(notices)
