@@ -206,7 +206,7 @@ def test_once_and_this_run_and_this_time(user: User, workspace: Path, upstream: 
 
 
 def test_always_and_never_are_kept_and_edits_of_them_count(user: User, workspace: Path, upstream: Upstream) -> None:
-    """The next run of the agent does not ask; after an edit of decisions.json and a reload it is the other way round."""
+    """The next run of the agent does not ask; after an edit of decisions.json and a reload the reverse holds."""
     user.write_policy(through(upstream, mode="ask"))
     good, bad = "http://good.example.org/", "http://bad.example.org/"
     with terminal(user, workspace, get(good, bad)) as screen:
@@ -353,7 +353,7 @@ def test_a_broken_policy_changes_nothing_and_says_why(user: User, workspace: Pat
 
 
 def test_a_reload_knows_profile_and_project(user: User, workspace: Path, upstream: Upstream) -> None:
-    """The run's profile is laid over at a reload as at the start, and a project file that tightened meanwhile counts."""
+    """The run's profile is laid over at a reload too, and a project file that tightened meanwhile counts."""
     text = through(upstream, allow='"base.example.org:80"')
     text += '[profiles.wide.egress]\nallow = ["base.example.org:80", "{}.example.org:80"]\n'
     user.write_policy(text.format("wide"))
