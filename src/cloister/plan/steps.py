@@ -164,6 +164,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     isolation: str
     workspace: str
     policy_digest: str
+    profile: str = ""
+    """The profile laid over the agent, so that a reload finds the same table again."""
+    project: str = ""
+    """Where the project's own policy file is looked for: the same place for as long as the run lasts."""
     steps: tuple[AnyStep, ...]
     asked: tuple[str, ...] = ()
     """The command as it was asked for: without the resolved path and the flags that are put in."""

@@ -54,6 +54,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     agent_name: str
+    profile: str = ""
+    project: str = ""
+    """Directory of the project's own policy file."""
     policy_digest: str
     uid: int
     gid: int
@@ -117,6 +120,8 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         isolation=agent.isolation,
         workspace=facts.layout.root,
         policy_digest=facts.policy_digest,
+        profile=facts.profile,
+        project=facts.project,
         steps=(*_preparations(preset, facts, files, launch, limited), launch),
         asked=command,
         egress=egress,
@@ -321,4 +326,6 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
         notices.append("this kernel has no Landlock: one layer less")
     if facts.internet:
         notices += facts.internet.notices
+    if agent.egress.upstream_proxy:
+        notices.append("an upstream proxy resolves names, so the addresses behind them cannot be checked here")
     return tuple(notices)
