@@ -7,6 +7,8 @@ workspace → state → environment → egress → limits → isolation.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from cloister.isolation import environment, managed, namespace
@@ -16,6 +18,7 @@ from cloister.plan.steps import (
     AnyStep,
     CarryPoint,
     CarryPoints,
+    Hold,
     Launch,
     Listen,
     MakeDirectory,
@@ -76,6 +79,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: str = ""
     """A cgroup (v2) delegated to us with memory and pids, or empty."""
     landlock_abi: int = 0
+    holds: bool = False
+    """The outer shim can make mounts in a user namespace of its own: tried on this host."""
     own_command: bool = True
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
@@ -112,7 +117,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         ),
     )
     limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
-    box = _box(agent, facts, preset, limited, files)
+    box, holds = _box(agent, facts, preset, limited, files)
     steps: list[AnyStep] = [
         MakeDirectory(path=facts.run_runtime),
         MakeDirectory(path=f"{facts.run_runtime}/box"),
@@ -139,6 +144,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
             pty=facts.pty,
             seccomp=_seccomp_profile(agent),
             overlays=overlays,
+            holds=holds,
             runtime_s=limited.runtime_s,
         )
     )
@@ -189,7 +195,10 @@ def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Fil
     return (facts.program_path or command[0], *flags, *command[1:])
 
 
-def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, files: _Files) -> Box:
+def _box(
+    agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, files: _Files
+) -> tuple[Box, tuple[Hold, ...]]:
+    """Return what bubblewrap builds, and what is held in the workspace before it does."""
     home = facts.home
     mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
     mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
@@ -200,11 +209,12 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
     laid_out = overlaid(facts.layout) if agent.workspace.mode == "overlay" else facts.layout.mounts
     workspace, contents = _workspace_mounts(laid_out, facts.run_runtime)
     files.boxed += contents
+    holds, workspace = _split_holds(workspace, facts)
     mounts += workspace
     mounts += [Mount("mask-directory" if kind == "directory" else "mask-file", path) for path, kind in facts.hide]
     writable = [home, "/tmp", "/dev", "/proc", *facts.write]  # noqa: S108  # the sandbox's own
     writable += [mount.target for mount in laid_out if mount.op in ("bind", "pin")]
-    return Box(
+    box = Box(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
         box_directory=f"{facts.run_runtime}/box",
@@ -223,6 +233,25 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=limited.rlimits,
     )
+    return box, holds
+
+
+def _split_holds(mounts: list[Mount], facts: Facts) -> tuple[tuple[Hold, ...], list[Mount]]:
+    """Take out what can be held beforehand: binds strictly inside the workspace, which its own bind brings along.
+
+    bubblewrap reads its whole mount table for every bind, so a dozen protections cost more than all else it does.
+    Masks stay with it: they come last, and some are tmpfs.
+    """
+    if not facts.holds:
+        return (), mounts
+    held = [
+        mount for mount in mounts if mount.kind in ("ro", "rw") and mount.target.startswith(facts.layout.root + "/")
+    ]
+    modes: dict[str, Literal["ro", "rw"]] = {"ro": "ro", "rw": "rw"}
+    holds = tuple(
+        Hold(modes[mount.kind], mount.target, "" if mount.source == mount.target else mount.source) for mount in held
+    )
+    return holds, [mount for mount in mounts if mount not in held]
 
 
 def overlaid(layout: WorkspaceLayout) -> tuple[LayoutMount, ...]:

@@ -111,7 +111,7 @@ class Supervisor:
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send both halves what they need. The inner one reads its part when it has come up."""
         launch = run.plan.launch
-        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
+        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays or launch.holds else 0)
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
         ]
@@ -120,6 +120,7 @@ class Supervisor:
             + encode_list([os.fsencode(word) for word in launch.argv])
             + encode_list(overlays)
             + encode_list([])
+            + encode_list([os.fsencode(part) for one in launch.holds for part in (one.mode, one.source, one.target)])
         )
         filter_fd = _memory_file("seccomp", self._filter(launch.seccomp))
         run.outer.send("B", payload, (filter_fd, theirs.fileno()))
