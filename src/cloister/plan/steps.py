@@ -122,6 +122,22 @@ class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
 
 
+class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mount inside the workspace, made before bubblewrap starts, in the run's own user and mount namespace.
+
+    bubblewrap's user namespace is a child of that one, so there the mount can neither be taken away nor changed
+    (mount_namespaces(7), "locked"). `source` is the target itself when empty.
+    """
+
+    mode: Literal["ro", "rw"]
+    target: str
+    source: str = ""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"{self.mode} {self.target}" + (f" from {self.source}" if self.source else "")
+
+
 class Launch(Step, frozen=True, tag="launch"):
     """Start the sandbox: the argv of bubblewrap, then what its first process needs to know.
 
@@ -140,6 +156,8 @@ class Launch(Step, frozen=True, tag="launch"):
     pty: bool = False
     seccomp: str = ""
     overlays: tuple[Overlay, ...] = ()
+    holds: tuple[Hold, ...] = ()
+    """In the order in which they are made, after the overlays."""
     ruleset: str = ""
     nft: str = ""
     """Path of nft."""

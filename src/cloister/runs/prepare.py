@@ -23,7 +23,7 @@ from cloister.host.addresses import attached_networks, nameservers, own_addresse
 from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
 from cloister.host.owner import GitSettings, Owner
-from cloister.host.probe import probe
+from cloister.host.probe import can_hold, probe
 from cloister.isolation import workspace as workspace_layout
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
@@ -71,6 +71,7 @@ class Kitchen:
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
+        self._holds: bool | None = None
         self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...], tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
@@ -79,6 +80,12 @@ class Kitchen:
         if self._facts is None or now - self._facts[1] > 60:  # noqa: PLR2004  # a minute
             self._facts = (probe(), now)
         return self._facts[0]
+
+    def _can_hold(self) -> bool:
+        """Tell whether mounts can be made before bubblewrap's: tried once, since Ubuntu lets only some programs."""
+        if self._holds is None:
+            self._holds = can_hold(SHIM)
+        return self._holds
 
     def prepare(self, request: RunRequest, run: str = "") -> Prepared:
         """Return everything a start needs.
@@ -194,6 +201,7 @@ class Kitchen:
             git=self._git.read() if agent.git_identity else (),
             cgroup=_limits_cgroup(host),
             landlock_abi=host.landlock_abi,
+            holds=self._can_hold(),
             own_command=not request.replaced,
             pty=request.pty,
             internet=direct,

@@ -140,7 +140,7 @@ class Supervisor:
             + encode_list(mapping(prepared.environment))
             + encode_list([os.fsencode(launch.directory)])
         )
-        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
+        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays or launch.holds else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
@@ -151,6 +151,7 @@ class Supervisor:
             + encode_list(overlays)
             + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_LOAD)] if launch.ruleset else [])
             + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_REPORT)] if launch.ruleset else [])
+            + encode_list([os.fsencode(part) for one in launch.holds for part in (one.mode, one.source, one.target)])
         )
         files = [_memory_file("seccomp", self._filter(launch.seccomp))]
         files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
