@@ -85,8 +85,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     hide: tuple[tuple[str, str], ...] = ()
     """Paths to mask, each with `file` or `directory`."""
     git: tuple[tuple[str, str], ...] = ()
-    cgroup: str = ""
-    """A cgroup (v2) delegated to us with memory and pids, or empty."""
+    limit_means: limits.Means = limits.Means()
+    """How the host gives a run a cgroup."""
     landlock_abi: int = 0
     holds: bool = False
     """The outer shim can make mounts in a user namespace of its own: tried on this host."""
@@ -114,8 +114,8 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_unenforced(agent)
     egress = (*egress, WORDS) if facts.internet else egress
     files = _generated_files(agent, preset, facts, egress)
-    limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
-    box, holds = _box(agent, facts, preset, limited, files)
+    limited = limits.compile_limits(agent.limits, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
+    box = _box(agent, facts, preset, limited, files)
     launch = _launch(agent, preset, _command(command, agent, preset, files, facts), box, facts, limited)
     launch = msgspec.structs.replace(launch, holds=holds)
     return Plan(

@@ -34,6 +34,7 @@ from cloister.policy.model import Agent, Egress
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.internet import Internet, internet
+from cloister.runs.limits import means
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
@@ -199,7 +200,7 @@ class Kitchen:
             write=_showable(_expand(agent.filesystem.write, paths.home), "write", paths),
             hide=tuple(masks),
             git=self._git.read() if agent.git_identity else (),
-            cgroup=_limits_cgroup(host),
+            limit_means=means(host),
             landlock_abi=host.landlock_abi,
             holds=self._can_hold(),
             own_command=not request.replaced,
@@ -346,12 +347,6 @@ def _existing_below(home: str, secrets: tuple[str, ...], carried: tuple[Carried,
 
 def _kind(path: str) -> str:
     return "directory" if os.path.isdir(path) else "file"
-
-
-def _limits_cgroup(host: HostFacts) -> str:
-    """Return the cgroup below which limits can be set, or nothing: all three controllers or none."""
-    usable = host.cgroup.delegated and {"memory", "pids", "cpu"} <= set(host.cgroup.controllers)
-    return host.cgroup.path if usable else ""
 
 
 def mapping(values: Mapping[str, str]) -> list[bytes]:

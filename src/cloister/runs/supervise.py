@@ -19,14 +19,14 @@ from typing import Any, Protocol
 import msgspec
 
 from cloister.egress import nft
-from cloister.errors import CloisterError, UsageError
+from cloister.errors import CloisterError, RetryError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
 from cloister.host.watch import Watch
 from cloister.isolation import seccomp
-from cloister.plan.steps import LimitCgroup, Plan
+from cloister.plan.steps import Plan
 from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
 from cloister.relay.session import UpstreamProxy
@@ -34,6 +34,7 @@ from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
+from cloister.runs.confine import confiner
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
@@ -102,9 +103,6 @@ class Supervisor:
         applied = host_apply.apply(plan, self._paths.state)
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         outer, pid = self._detach(plan, link) if request.detach else (link, link.peer_pid)
-        for step in plan.steps:
-            if isinstance(step, LimitCgroup):  # the client itself moves: what it becomes and starts stays in there
-                host_apply.enter_cgroup(step.path, pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
         inner = self._connect(
@@ -114,6 +112,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
+        run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
         if plan.launch.pasta:
@@ -256,8 +255,11 @@ class Supervisor:
 
         Raises:
             UsageError: no such run, or it is over.
+            RetryError: it is not there yet.
         """
         run = self._living(fields.get("run", ""))
+        if run.go:
+            raise RetryError("run-starting", "the run is still starting", where=run.plan.run, remedy="the same again")
         launch = run.plan.launch
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
@@ -358,7 +360,7 @@ class Supervisor:
         warnings = await self._loop.run_in_executor(None, _look_after, run)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
-        run.close(outcome, warnings)
+        run.close(outcome, (*run.limits_reached, *warnings))
 
     def recover(self) -> None:
         """Undo what the runs of a killed broker left, and give each a receipt that says so."""
