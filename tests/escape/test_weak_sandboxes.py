@@ -81,6 +81,7 @@ def facts(base: Path) -> dict[str, Any]:
         "host_name": os.uname().nodename,
         "host_machine_id": "",
         "pass_environment": [],
+        "overlay": False,
         "policy": f"{base}/policy.toml",
         "cloister_paths": [],
     }

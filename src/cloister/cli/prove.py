@@ -40,7 +40,7 @@ def parser() -> Parser:
     verb.add_argument("--case", metavar="ID", action="append", default=[], help="try only this case (repeatable)")
     verb.add_argument("--list", action="store_true", help="list the cases and the promises they prove; try nothing")
     verb.add_argument(
-        "--here", action="store_true", help="use the current project, for cases that leave no trace in it"
+        "--here", action="store_true", help="use the current project for cases that do not touch the workspace"
     )
     verb.add_argument("--profile", metavar="NAME", default="", help="lay [profiles.NAME] of the policy over the agent")
     verb.add_argument("--junit", metavar="FILE", default="", help="write JUnit XML to FILE as well")

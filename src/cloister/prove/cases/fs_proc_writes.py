@@ -9,6 +9,7 @@ TITLE = "Change the host through files of /proc"
 PROMISE = "P-019"
 CLASSES = (28, 37)
 EXPECT = "read-only, absent or without privilege"
+SHAPE = "any"
 
 
 FILES = (
