@@ -164,6 +164,7 @@ class Run:
         self.rig, self.flags = rig, flags
         self.probe: list[str] = []
         self.seen: list[tuple[str, str, bytes]] = []
+        self.terminals: dict[bytes, frames.Channel] = {}
         self.status: int | None = None
         self.finish = True
         broker_outer, theirs = socket.socketpair()
@@ -250,9 +251,14 @@ class Run:
             self.outer.send("F", bytes([code]) + text)
 
     def _on_frame(self, name: str, frame: frames.Frame) -> None:
+        if (name, frame.kind) == ("inner", "M"):
+            terminal = self.terminals.get(frame.payload, self.outer)
+            terminal.send("M", b"", frame.descriptors)
         for descriptor in frame.descriptors:
             os.close(descriptor)
         match name, frame.kind:
+            case "outer", "M" if self._argv:
+                self.inner.send("M", bytes(4))
             case "inner", "P":
                 self.probe = [item.decode() for item in frames.decode_list(frame.payload)[0]]
             case "inner", "E" if frame.payload[:4] == bytes(4):

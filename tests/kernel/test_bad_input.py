@@ -90,6 +90,20 @@ def test_bad_policies(user: User, workspace: Path, text: str, reference: str) ->
     user.close()
 
 
+@pytest.mark.parametrize(("target", "key"), [(".config", "read"), (".local", "write"), (".", "read"), ("..", "read")])
+def test_no_link_shows_our_own_files_or_the_home(user: User, workspace: Path, target: str, key: str) -> None:
+    """What counts is what would be mounted, not how it is spelled; a link to something else is fine."""
+    (user.home / ".local/state/cloister").mkdir(parents=True)
+    (user.home / "data").mkdir()
+    (user.home / "alias").symlink_to(user.home / target)
+    (user.home / "other").symlink_to(user.home / "data")
+    user.write_policy(BASE + f"filesystem = {{ {key} = ['~/alias'] }}\n")
+    _refused(user.inside("true", cwd=workspace), "path-reserved")
+    user.write_policy(BASE + f"filesystem = {{ {key} = ['~/other'] }}\n")
+    assert user.inside("ls ~/other", cwd=workspace).returncode == 0
+    user.close()
+
+
 def test_a_policy_others_can_write_is_refused(user: User, workspace: Path) -> None:
     """Permissions count: a policy that another user could have written is none."""
     (user.home / ".config/cloister/cloister.toml").chmod(0o666)

@@ -141,6 +141,7 @@ def test_ctrl_z_stops_and_fg_continues(rig: Rig, terminal: Terminal) -> None:
 def test_a_shell_keeps_its_own_job_control(rig: Rig, terminal: Terminal) -> None:
     """In an interactive shell Ctrl-Z stops the shell's job; the run itself goes on."""
     run = start(rig, terminal, "bash", "--norc", "--noediting", "-i")
+    run.until("inner", "R")
     terminal.type(b"sleep 60\r")
     terminal.until(run, b"sleep 60\r\n")
     time.sleep(0.2)
@@ -291,19 +292,18 @@ def test_a_question_over_a_running_agent(rig: Rig, terminal: Terminal) -> None:
 
 
 def test_attach_brings_a_second_terminal(rig: Rig, terminal: Terminal) -> None:
-    """`cloister exec` with a terminal: our slave goes to the broker, who makes it the stdio of `X`."""
+    """`cloister exec` with a terminal: `X` gets a pty of the sandbox, whose master goes to that call."""
     run = Run(rig)
     run.go("sleep", "60")
     run.until("inner", "R")
     second = Run(rig, flags=PTY, argv=[], **terminal.popen())
-    frame = None
-    while frame is None:
-        frame = second.outer.receive()
-    assert (frame.kind, len(frame.descriptors)) == ("D", 1)
-    slave = frame.descriptors[0]
-    run.execute(5, [slave] * 3, "sh", "-c", "stty size </dev/tty; read x; echo got $x; exit 9", pty=True)
-    os.close(slave)
-    terminal.until(second, b"24 80\r\n")
+    run.terminals[frames.encode_u32(5)] = second.outer
+    run.execute(5, [], "sh", "-c", "stty size </dev/tty; tty; read x; echo got $x; exit 9", pty=True)
+    run.until("inner", "M")
+    second.until("outer", "M")
+    run.inner.send("M", frames.encode_u32(5))
+    seen = terminal.until(second, b"/dev/pts/0\r\n")
+    assert b"24 80\r\n" in seen
     terminal.type(b"word\r")
     terminal.until(second, b"got word\r\n")
     assert run.until("inner", "E") == b"\x05\0\0\0\x09"
@@ -313,4 +313,166 @@ def test_attach_brings_a_second_terminal(rig: Rig, terminal: Terminal) -> None:
     run.process.terminate()
     assert run.wait() == 143
     second.close()
+    run.close()
+
+
+def test_the_terminal_is_the_sandboxs_own(rig: Rig, terminal: Terminal) -> None:
+    """ttyname(3) finds it in the sandbox's devpts, and no descriptor in there leads to the user's terminal."""
+    mine = os.ttyname(terminal.slave)
+    script = (
+        "tty; readlink /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2; ls /dev/pts; "
+        "for f in /proc/[0-9]*/fd/*; do readlink $f; done | grep -c pts; ls -l /dev/console; stty -a | head -1; exit 5"
+    )
+    run = start(rig, terminal, "sh", "-c", script)
+    seen = terminal.until(run, b"speed").decode()
+    assert run.wait() == 5
+    assert seen.split()[:6] == ["/dev/pts/0"] * 4 + ["0", "ptmx"], seen
+    assert mine not in seen.replace("/dev/pts/0", "")
+    assert "cannot access '/dev/console'" in seen
+    run.close()
+
+
+def test_keys_cannot_be_pushed_into_the_users_terminal(rig: Rig, terminal: Terminal) -> None:
+    """Attack: TIOCSTI, without a filter in the way, lands in the agent's own pty at best."""
+    attack = (
+        "import fcntl, termios\n"
+        "for fd in (0, 1, 2):\n"
+        "    for byte in b'touch x' + bytes([10]):\n"
+        "        try: fcntl.ioctl(fd, termios.TIOCSTI, bytes([byte]))\n"
+        "        except OSError: pass\n"
+        "print('tried')"
+    )
+    run = start(rig, terminal, "/usr/bin/python3", "-c", attack)
+    terminal.until(run, b"tried")
+    assert run.wait() == 0
+    assert not select.select([terminal.slave], [], [], 0.2)[0]
+    run.close()
+
+
+def test_a_terminal_without_a_size_counts_as_80_by_24(rig: Rig, terminal: Terminal) -> None:
+    """Full-screen programs start where the user's terminal does not know its size, such as a serial line."""
+    terminal.resize(0, 0)
+    run = start(rig, terminal, "stty", "size")
+    assert terminal.until(run, b"24 80\r\n")
+    assert run.wait() == 0
+    run.close()
+
+
+def test_a_raw_program_gets_every_key(rig: Rig, terminal: Terminal) -> None:
+    """What vim or less do works: raw mode, single keys, Ctrl-C and Ctrl-Z as plain bytes, modes back afterwards."""
+    run = start(rig, terminal, "sh", "-c", "stty raw -echo; echo up; head -c 3 | od -An -tx1; stty sane; exit 6")
+    terminal.until(run, b"up")
+    terminal.type(b"\x03\x1aq")
+    terminal.until(run, b"03 1a 71")
+    assert run.wait() == 6
+    assert terminal.restored()
+    run.close()
+
+
+def test_modes_of_the_users_terminal_reach_the_agents(rig: Rig, terminal: Terminal) -> None:
+    """An erase key or a missing echo of the user's terminal is the same inside."""
+    modes = termios.tcgetattr(terminal.slave)
+    modes[3] &= ~termios.ECHO
+    modes[6][termios.VERASE] = b"\x08"
+    termios.tcsetattr(terminal.slave, termios.TCSANOW, modes)
+    run = start(rig, terminal, "sh", "-c", "stty -a | tr -d '\n'; echo done")
+    shown = terminal.until(run, b"done")
+    assert b"erase = ^H" in shown
+    assert b" -echo " in shown
+    assert run.wait() == 0
+    run.close()
+
+
+FAKES = {
+    "a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
+    "another device": lambda: os.open("/dev/null", os.O_RDWR),
+    "a pipe": lambda: os.pipe()[0],
+    "a slave": lambda: pty.openpty()[1],
+    "an event counter": lambda: os.eventfd(0),
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+def test_what_is_no_master_is_refused(rig: Rig, terminal: Terminal, fake: str) -> None:
+    """Attack: in place of the pty something else comes out of the sandbox; the run ends, the terminal is untouched."""
+    second = Run(rig, flags=PTY, argv=[], **terminal.popen())
+    descriptor = FAKES[fake]()
+    second.outer.send("M", b"", [descriptor])
+    terminal.until(second, b"cannot use the pty of the sandbox: Invalid argument")
+    assert second.process.wait(5) == 125
+    assert terminal.restored()
+    os.close(descriptor)
+    second.close()
+
+
+@pytest.mark.parametrize("flags", [0, PTY])
+def test_a_second_or_unasked_master_ends_the_run(rig: Rig, terminal: Terminal, flags: int) -> None:
+    """Attack: a pty where none was asked for, or one more, could take the user's keys; both are refused."""
+    run = start(rig, terminal, "sh", "-c", "echo up; sleep 60") if flags else Run(rig, **terminal.popen())
+    if flags:
+        terminal.until(run, b"up")
+    else:
+        run.go("sleep", "60")
+        run.until("inner", "R")
+    master, slave = pty.openpty()
+    run.outer.send("M", b"", [master])
+    terminal.until(run, b"a pty that was not asked for [protocol]")
+    assert run.process.wait(5) == 125
+    assert terminal.restored()
+    os.close(master)
+    os.close(slave)
+    run.close()
+
+
+def test_a_master_that_never_falls_silent_does_not_hold_up_the_end(rig: Rig, terminal: Terminal) -> None:
+    """Attack: when the command has ended, something else inside writes to its pty without end; the call ends."""
+    second = Run(rig, flags=PTY, argv=[], **terminal.popen())
+    master, slave = pty.openpty()
+    writer = subprocess.Popen(["yes"], stdout=slave, **as_user())
+    try:
+        second.outer.send("M", b"", [master])
+        second.until("outer", "M")
+        assert select.select([terminal.master], [], [], 5)[0]
+        second.outer.send("F", b"\x03")
+        end = time.monotonic() + 10
+        while second.process.poll() is None and time.monotonic() < end:
+            if select.select([terminal.master], [], [], 0.05)[0]:
+                os.read(terminal.master, 65536)
+        assert second.process.poll() == 3
+    finally:
+        writer.kill()
+        writer.wait()
+        os.close(master)
+        os.close(slave)
+        second.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_terminal_is_there_ends_the_start(rig: Rig, terminal: Terminal, number: int) -> None:
+    """Ctrl-C while the sandbox comes up is not lost: the command that waits for its terminal is ended."""
+    run = Run(rig, flags=PTY, **terminal.popen())
+    run.terminals[bytes(4)] = _Nowhere()
+    run.go("sleep", "60")
+    run.until("inner", "M")
+    run.inner.send("S", bytes([signal.SIGTSTP]))
+    run.inner.send("S", bytes([signal.SIGCONT]))
+    run.process.send_signal(number)
+    assert run.wait() == 128 + number
+    assert terminal.restored()
+    run.close()
+
+
+class _Nowhere:
+    """A channel to an outer half that does not answer."""
+
+    def send(self, *_: object) -> None:
+        """Drop the frame."""
+
+
+def test_what_bubblewrap_says_of_its_failure_is_shown(rig: Rig, terminal: Terminal) -> None:
+    """Bubblewrap has no terminal, but its complaint reaches the user's, without control characters."""
+    run = Run(rig, flags=PTY, bwrap=["--no-such-option\x1b[2J"], **terminal.popen())
+    terminal.until(run, b"Unknown option --no-such-option?[2J")
+    assert run.wait() == 125
+    assert terminal.restored()
     run.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cloister.errors import CloisterError, UsageError, render
+from cloister.errors import EXIT_BUG, CloisterError, UsageError, render
 
 RUNNERS = ("run", "exec", "shell")
 VERBS = {
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     words = sys.argv[1:] if argv is None else argv
     verb = words[0] if words else ""
+    if verb == "help" and words[1:2] and words[1] in VERBS:
+        verb, words = words[1], [words[1], "--help"]
     if verb in ("-h", "--help", "help", ""):
         sys.stdout.write(usage())
         return 0 if verb else UsageError.exit_code
@@ -67,6 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         # The reader has seen enough, as with `cloister ps | head`; nothing more may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception:  # noqa: BLE001  # a bug: told as one, and never taken for the command's own exit code
+        import traceback
+
+        traceback.print_exc()
+        return 125 if verb in RUNNERS else EXIT_BUG
     return code
 
 

@@ -145,11 +145,13 @@ def from_usage(verb: str, usage: str) -> VerbText:
     """Read the help text of a verb that parses by hand."""
     head, *rest = usage.strip().split("\n\n")
     synopsis = tuple(line.removeprefix("usage:").strip() for line in head.splitlines())
-    prose, options = [], []
+    prose, options, exits = [], [], []
     for part in rest:
         if part.startswith("options:"):
             options = [_option(line) for line in part.splitlines()[1:]]
-        elif not part.startswith("exit codes:"):
+        elif part.startswith("exit codes:"):
+            exits = re.findall(r"\b(\d+) ([a-z][^,]*?)(?:,|\.$)", " ".join(part.split()))
+        else:
             prose.append(" ".join(part.split()))
     summary, _, more = prose[0].partition(". ")
     arguments = tuple(Option((), word, "") for word in _ARGUMENTS.get(verb, ()))
@@ -161,11 +163,11 @@ def from_usage(verb: str, usage: str) -> VerbText:
         tuple(options),
         arguments,
         (),
-        (),
+        () if verb in RUNNERS else tuple(exits),
     )
 
 
-_ARGUMENTS = {"run": ("AGENT",), "shell": ("AGENT",), "exec": ("RUN",)}
+_ARGUMENTS = {"run": ("AGENT",), "shell": ("AGENT",), "exec": ("RUN",), "prove": ("AGENT",)}
 
 
 def _option(line: str) -> Option:

@@ -30,6 +30,7 @@ FLAG_PTY = 1
 FLAG_USERNS = 2
 FLAG_NETNS = 4
 _MAX_DENIED = 200
+MAX_EVENT_BYTES = 32 << 20
 _U32 = 4
 
 
@@ -88,6 +89,7 @@ class ActiveRun:
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
         self._denied: dict[str, int] = {}
+        self._written = 0
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
@@ -95,7 +97,8 @@ class ActiveRun:
     # --- frames ---------------------------------------------------------------------------
 
     def outer_frame(self, frame: Frame) -> None:
-        """Handle a frame of the outer half."""
+        """Handle a frame of the outer half. It has no descriptors to give; what came is closed."""
+        _close_all(frame.descriptors)
         match frame.kind:
             case "S" if len(frame.payload) == 1:
                 self.live.signal(frame.payload[0])
@@ -103,6 +106,8 @@ class ActiveRun:
                 self.live.continued()
             case "N" if len(frame.payload) == _U32 and self.network:
                 self.network.namespace_ready(int.from_bytes(frame.payload, "little"))
+            case "M":
+                self._terminal_ready(0)
             case "W":
                 if self.network:
                     self.network.report(frame.payload)
@@ -112,6 +117,9 @@ class ActiveRun:
 
     def inner_frame(self, frame: Frame) -> None:
         """Handle a frame of the inner half: it speaks for hostile surroundings, so sizes are checked."""
+        if frame.kind == "M" and len(frame.payload) == _U32 and len(frame.descriptors) == 1:
+            self._pass_master(int.from_bytes(frame.payload, "little"), frame.descriptors)
+        _close_all(frame.descriptors)  # copies travel
         payload = frame.payload
         number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
@@ -137,17 +145,17 @@ class ActiveRun:
     def attach(self, link: Link, command: Command, stdio: tuple[int, ...], on_close: Callable[[Link], None]) -> None:
         """Start another command inside for the client behind `link`; its end is told there.
 
-        With a pty the client makes it and sends the slave (frame D); the command starts then.
+        With a pty the client is told first that it will get one: it checks that it has a terminal.
         """
         number = self._next_session
         self._next_session += 1
         self.sessions[number] = link
 
         def on_frame(_: Link, frame: Frame) -> None:
+            _close_all(frame.descriptors)
             match frame.kind:
-                case "D" if len(frame.descriptors) == 1 and command.pty:
-                    self._execute(number, command, frame.descriptors * 3)
-                    os.close(frame.descriptors[0])
+                case "M" if command.pty:
+                    self._terminal_ready(number)
                 case "S" if len(frame.payload) == 1:
                     self._signal(number, frame.payload[0])
                 case "C":
@@ -161,8 +169,17 @@ class ActiveRun:
         link.rebind(on_frame, gone)
         if command.pty:
             link.send("B", FLAG_PTY.to_bytes(4, "little") + encode_list([]) * 2)
-        else:
-            self._execute(number, command, stdio)
+        self._execute(number, command, () if command.pty else stdio)
+
+    def _pass_master(self, number: int, descriptors: tuple[int, ...]) -> None:
+        """Hand the master of a pty to the outer half that asked for it, which checks it."""
+        link = self.outer if number == 0 and self.plan.launch.pty else self.sessions.get(number)
+        if link:
+            link.send("M", b"", descriptors)
+
+    def _terminal_ready(self, number: int) -> None:
+        """The outer half relays the pty, at the size of its terminal: the command may start."""
+        self.inner.send("M", number.to_bytes(4, "little"))
 
     def _execute(self, number: int, command: Command, stdio: tuple[int, ...]) -> None:
         head = number.to_bytes(4, "little") + (FLAG_PTY if command.pty else 0).to_bytes(4, "little")
@@ -233,7 +250,13 @@ class ActiveRun:
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
         """Append one line to the run's events."""
-        self._events.write(msgspec.json.encode({"event": kind, "time": time.time(), **fields}) + b"\n")
+        if self._written >= MAX_EVENT_BYTES:
+            return  # counted in the receipt all the same; an agent must not fill the disk with its denials
+        line = msgspec.json.encode({"event": kind, "time": time.time(), **fields}) + b"\n"
+        self._written += len(line)
+        if self._written >= MAX_EVENT_BYTES:
+            line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
+        self._events.write(line)
 
     def _is_running(self) -> None:
         self.record = msgspec.structs.replace(self.record, status="running")
@@ -274,3 +297,8 @@ class ActiveRun:
             direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
         self.store.finish(self.record, receipt)
+
+
+def _close_all(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

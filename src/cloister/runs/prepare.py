@@ -29,7 +29,7 @@ from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
-from cloister.policy.model import Agent
+from cloister.policy.model import Agent, Egress
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.internet import Internet, internet
@@ -68,6 +68,7 @@ class Kitchen:
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
+        self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...], tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
         """Return the host's facts, looked up again after a minute."""
@@ -95,8 +96,7 @@ class Kitchen:
         program = (
             find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
         )
-        ruleset = compile_ruleset(agent.egress, agent=resolved.name)
-        guard = _guard(agent, resolved.name)
+        ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
         direct = None
         if agent.egress.mode == "internet":
@@ -182,8 +182,8 @@ class Kitchen:
             program_binds=program.binds if program else (),
             program_names=program.names if program else (),
             carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in carried),
-            read=_existing(_expand(agent.filesystem.read, paths.home), "read"),
-            write=_existing(_expand(agent.filesystem.write, paths.home), "write"),
+            read=_showable(_expand(agent.filesystem.read, paths.home), "read", paths),
+            write=_showable(_expand(agent.filesystem.write, paths.home), "write", paths),
             hide=tuple(masks),
             git=self._git.read() if agent.git_identity else (),
             cgroup=_limits_cgroup(host),
@@ -209,14 +209,21 @@ class Kitchen:
     def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
         """Return the rules that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
-        return compile_ruleset(resolved.agent.egress, agent=plan.agent), _guard(resolved.agent, plan.agent)
+        return self._rules_for(resolved.agent.egress, plan.agent)
 
-
-def _guard(agent: Agent, name: str) -> Guard:
-    """Return the address guard for the host as it is now."""
-    own = tuple(ip_address(text) for text in own_addresses())
-    attached = tuple(ip_network(text) for text in attached_networks())
-    return compile_guard(agent.egress, own, attached, agent=name)
+    def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
+        """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""
+        own, attached = own_addresses(), attached_networks()
+        kept = self._rules.get(agent)
+        if kept is None or kept[0] != (egress, own, attached):
+            addresses = tuple(ip_address(text) for text in own)
+            networks = tuple(ip_network(text) for text in attached)
+            compiled = (
+                compile_ruleset(egress, agent=agent),
+                compile_guard(egress, addresses, networks, agent=agent),
+            )
+            kept = self._rules[agent] = ((egress, own, attached), compiled)
+        return kept[1]
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
@@ -280,11 +287,24 @@ def _expand(names: tuple[str, ...], home: str, relative_to: str = "") -> tuple[s
     return tuple(os.path.normpath(name if name.startswith("/") else f"{base}/{name}") for name in expanded)
 
 
-def _existing(names: tuple[str, ...], key: str) -> tuple[str, ...]:
+def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]:
+    """Return the paths, each there and none of them a way to the whole home or to our own files.
+
+    Links are followed for the question: what counts is what would be mounted. Whoever can see our runtime
+    directory can ask the broker for a sandbox of another policy.
+    """
     for name in names:
+        where, real = f".filesystem.{key}", os.path.realpath(name)
         if not os.path.exists(name):
-            problem = Problem(f"{name} does not exist", f".filesystem.{key}", f"remove it, or: mkdir -p {name}")
+            problem = Problem(f"{name} does not exist", where, f"remove it, or: mkdir -p {name}")
             raise PolicyError([problem], reference="path-missing")
+        for own in map(os.path.realpath, (paths.config, paths.state, paths.runtime)):
+            if real == "/" or f"{own}/".startswith(f"{real}/") or real.startswith(f"{own}/"):
+                problem = Problem(f"{name} would show the agent Cloister's own {own}", where, "name a narrower path")
+                raise PolicyError([problem], reference="path-reserved")
+        if f"{paths.home}/".startswith(f"{real}/"):
+            problem = Problem(f"{name} would show the agent the whole home", where, "name a directory below it")
+            raise PolicyError([problem], reference="path-reserved")
     return names
 
 

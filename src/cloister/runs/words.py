@@ -43,7 +43,7 @@ def _run_request(fields: dict[str, str], argv: list[str]) -> tuple[dict[str, str
         "agent": agent,
         "replaced": "1" if replaced else "",
         "directory": os.path.normpath(os.path.join(fields.get("cwd", "/"), options.get("directory", "."))),
-        "pty": fields.get("terminal", "") if "no-pty" not in options else "",
+        "pty": fields.get("terminal", "") if not {"no-pty", "detach"} & options.keys() else "",
     }
     for name in ("profile", "env", "yes", "detach", "json"):
         request[name] = options.get(name, "")

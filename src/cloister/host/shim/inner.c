@@ -16,6 +16,7 @@
 #include "probe.h"
 #include "shim.h"
 #include "sys.h"
+#include "terminal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,11 +32,14 @@
 
 enum { TASKS_MAX = 256, FLAG_PTY = 1, EXIT_KILLED = 137 };
 
-/* One command: the agent has id 0. */
+/* One command: the agent has id 0. With a pty it waits until the outer half has the master, and made it fit. */
 struct task {
+    bool taken; /* else this place is free */
     uint32_t id;
-    pid_t pid;       /* 0: this place is free */
+    pid_t pid;         /* 0: it waits for its terminal */
     bool told_to_stop; /* its next stop is our own doing, not its terminal's */
+    int terminal;      /* the slave, while it waits */
+    struct frame frame; /* its order, while it waits */
 };
 
 static struct inner {
@@ -74,9 +78,28 @@ static void tell_task(char type, uint32_t id, const uint32_t *value, const char 
 static struct task *task_with(uint32_t id)
 {
     for (size_t i = 0; i < TASKS_MAX; i++)
-        if (self.tasks[i].pid > 0 && self.tasks[i].id == id)
+        if (self.tasks[i].taken && self.tasks[i].id == id)
             return &self.tasks[i];
     return NULL;
+}
+
+/* Take a free place; NULL when all are in use. */
+static struct task *task_new(uint32_t id)
+{
+    for (size_t i = 0; i < TASKS_MAX; i++)
+        if (!self.tasks[i].taken) {
+            self.tasks[i] = (struct task){.taken = true, .id = id, .terminal = -1};
+            return &self.tasks[i];
+        }
+    return NULL;
+}
+
+static void task_release(struct task *task)
+{
+    if (task->terminal >= 0)
+        close(task->terminal);
+    frame_release(&task->frame);
+    *task = (struct task){.taken = false};
 }
 
 /* What `G` and `X` have in common: u32 flags, list argv, list environment, list (directory). */
@@ -104,39 +127,40 @@ static void order_release(struct order *order)
     free(order->directory);
 }
 
-/* Start a command and tell the broker; false when it did not start. */
-static bool run(uint32_t id, const struct order *order, struct command *command)
+/* A command could not be started. The broker turns that into 125, 126 or 127 for the user. */
+static void give_up(uint32_t id, const struct failure *failure)
+{
+    uint32_t error = (uint32_t)failure->error;
+    tell_task('Y', id, &error, failure->stage);
+    if (id == 0)
+        die(EXIT_CLOISTER);
+}
+
+/* Start a command and tell the broker. */
+static void run(struct task *task, const struct order *order, struct command *command)
 {
     struct failure failure;
-    struct task *place = NULL;
-    for (size_t i = 0; i < TASKS_MAX && !place; i++)
-        if (self.tasks[i].pid == 0)
-            place = &self.tasks[i];
     command->argv = order->argv;
     command->environment = order->environment;
     command->directory = order->directory[0];
-    pid_t pid = -1;
-    if (place)
-        pid = child_start(command, &self.options, &self.files, &failure);
-    else
-        failure = (struct failure){.error = EAGAIN, .stage = "fork"};
+    pid_t pid = child_start(command, &self.options, &self.files, &failure);
     if (pid < 0) {
-        uint32_t error = (uint32_t)failure.error;
-        tell_task('Y', id, &error, failure.stage);
-        return false;
+        uint32_t id = task->id;
+        task_release(task);
+        give_up(id, &failure);
+        return;
     }
-    *place = (struct task){.id = id, .pid = pid};
+    task->pid = pid;
     uint32_t inside = (uint32_t)pid;
-    tell_task('R', id, &inside, NULL);
-    return true;
+    tell_task('R', task->id, &inside, NULL);
 }
 
-/* Make the pty on stdin the controlling terminal of our session, in which the agent is a job. */
-static void take_terminal(void)
+/* Make a pty the controlling terminal of our session, in which the agent is a job. */
+static void take_terminal(int slave)
 {
     if (setsid() < 0 && getsid(0) != getpid())
         die(EXIT_CLOISTER);
-    if (ioctl(0, TIOCSCTTY, 0) < 0)
+    if (ioctl(slave, TIOCSCTTY, 0) < 0)
         die(EXIT_CLOISTER);
 }
 
@@ -148,35 +172,115 @@ static void drop_stdio(void)
     for (int fd = 0; fd <= 2; fd++)
         (void)!dup2(self.null, fd);
     close(self.null);
+    self.null = -1;
 }
 
-static void start_agent(const struct frame *frame)
+/* Make the pty of a command, and send its master out. The command starts when the broker says `M`. */
+static void await_terminal(struct task *task, struct frame *frame)
+{
+    int master;
+    struct writer payload = {0};
+    task->terminal = terminal_open(&master);
+    if (task->terminal < 0) {
+        const struct failure failure = {.error = errno, .stage = "terminal"};
+        uint32_t id = task->id;
+        task_release(task);
+        give_up(id, &failure);
+        return;
+    }
+    task->frame = *frame;
+    memset(frame, 0, sizeof *frame);
+    write_u32(&payload, task->id);
+    if (payload.bad || channel_send(&self.broker, 'M', payload.data, payload.length, master) < 0)
+        die(EXIT_CLOISTER);
+    free(payload.data);
+    close(master);
+}
+
+/* A whole order of the agent (id 0), or of a further command with its stdio or a pty. */
+static void begin(uint32_t id, struct frame *frame, struct reader reader)
+{
+    struct order order = order_read(&reader);
+    bool pty = order.flags & FLAG_PTY;
+    unsigned descriptors = id == 0 || pty ? 0 : 3;
+    if (!order.good || frame->descriptor_count != descriptors || task_with(id))
+        die(EXIT_CLOISTER);
+    struct task *task = task_new(id);
+    if (!task) {
+        give_up(id, &(const struct failure){.error = EAGAIN, .stage = "fork"});
+    } else if (pty) {
+        await_terminal(task, frame);
+    } else {
+        struct command command = {.stdio = {0, 1, 2}};
+        if (id != 0)
+            memcpy(command.stdio, frame->descriptors, sizeof command.stdio);
+        run(task, &order, &command);
+        if (id == 0)
+            drop_stdio();
+    }
+    order_release(&order);
+}
+
+/* The outer half has the master: the command may start. */
+static void on_terminal(const struct frame *frame)
 {
     struct reader reader = frame_reader(frame);
+    struct task *task = task_with(read_u32(&reader));
+    if (!read_complete(&reader))
+        die(EXIT_CLOISTER);
+    if (!task)
+        return; /* its client left in the meantime */
+    if (task->pid != 0)
+        die(EXIT_CLOISTER);
+    reader = frame_reader(&task->frame);
+    if (task->id != 0)
+        (void)read_u32(&reader);
     struct order order = order_read(&reader);
-    if (!order.good)
-        die(EXIT_CLOISTER);
-    struct command command = {.stdio = {0, 1, 2}, .job = order.flags & FLAG_PTY};
+    int slave = task->terminal;
+    struct frame kept = task->frame;
+    task->terminal = -1;
+    task->frame = (struct frame){0};
+    struct command command = {.stdio = {slave, slave, slave}, .job = task->id == 0, .terminal = task->id != 0};
     if (command.job)
-        take_terminal();
-    /* The broker turns the failure into 126 or 127 for the user. */
-    if (!run(0, &order, &command))
-        die(EXIT_CLOISTER);
+        take_terminal(slave);
+    run(task, &order, &command);
+    if (command.job)
+        drop_stdio();
+    close(slave);
     order_release(&order);
-    drop_stdio();
+    frame_release(&kept);
 }
 
 static void on_exec(struct frame *frame)
 {
     struct reader reader = frame_reader(frame);
     uint32_t id = read_u32(&reader);
-    struct order order = order_read(&reader);
-    if (!order.good || frame->descriptor_count != 3 || id == 0 || task_with(id))
+    if (id == 0)
         die(EXIT_CLOISTER);
-    struct command command = {.terminal = order.flags & FLAG_PTY};
-    memcpy(command.stdio, frame->descriptors, sizeof command.stdio);
-    (void)run(id, &order, &command);
-    order_release(&order);
+    begin(id, frame, reader);
+}
+
+static void on_ended(struct task *task, uint8_t code)
+{
+    struct writer payload = {0};
+    uint32_t id = task->id;
+    write_u32(&payload, id);
+    write_u8(&payload, code);
+    task_release(task);
+    tell('E', &payload);
+    free(payload.data);
+    if (id == 0)
+        die(code);
+}
+
+/* A command that waits for its terminal has no handlers yet: what would end it, ends it. */
+static void signal_waiting(struct task *task, int number)
+{
+    static const int harmless[] = {SIGCONT, SIGTSTP, SIGSTOP, SIGTTIN, SIGTTOU, SIGCHLD, SIGURG, SIGWINCH};
+    for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
+        if (number == harmless[i])
+            return;
+    on_ended(task, (uint8_t)(128 + number));
 }
 
 /* u8 signal, and u32 id where it is not the agent that is meant. */
@@ -190,6 +294,10 @@ static void on_signal_frame(const struct frame *frame)
     struct task *task = task_with(id);
     if (!task)
         return; /* it has just ended */
+    if (task->pid == 0) {
+        signal_waiting(task, number);
+        return;
+    }
     if (number == SIGTSTP || number == SIGSTOP) {
         /* SIGTSTP would be dropped: without a job-control parent the group is an orphaned one (setpgid(2)). */
         number = SIGSTOP;
@@ -208,6 +316,9 @@ static void on_frame(struct frame *frame)
         break;
     case 'X':
         on_exec(frame);
+        break;
+    case 'M':
+        on_terminal(frame);
         break;
     case 'K':
         die(EXIT_KILLED);
@@ -231,19 +342,6 @@ static void on_broker(struct source *source, uint32_t events)
     }
 }
 
-static void on_ended(struct task *task, int status)
-{
-    struct writer payload = {0};
-    uint8_t code = WIFEXITED(status) ? (uint8_t)WEXITSTATUS(status) : (uint8_t)(128 + WTERMSIG(status));
-    write_u32(&payload, task->id);
-    write_u8(&payload, code);
-    task->pid = 0;
-    tell('E', &payload);
-    free(payload.data);
-    if (task->id == 0)
-        die(code);
-}
-
 static void on_signals(struct source *source, uint32_t events)
 {
     (void)source, (void)events;
@@ -256,12 +354,12 @@ static void on_signals(struct source *source, uint32_t events)
     while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0) {
         struct task *task = NULL;
         for (size_t i = 0; i < TASKS_MAX && !task; i++)
-            if (self.tasks[i].pid == pid)
+            if (self.tasks[i].taken && self.tasks[i].pid == pid)
                 task = &self.tasks[i];
         if (!task)
             continue;
         if (!WIFSTOPPED(status)) {
-            on_ended(task, status);
+            on_ended(task, (uint8_t)(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)));
         } else if (task->told_to_stop) {
             task->told_to_stop = false;
         } else {
@@ -337,7 +435,7 @@ int inner_main(int count, char **options)
     if (loop_watch(&self.on_broker, self.broker.fd, LOOP_READ) < 0 ||
         loop_watch(&self.on_signals, self.signals, LOOP_READ) < 0)
         return EXIT_CLOISTER;
-    start_agent(&go);
+    begin(0, &go, frame_reader(&go));
     frame_release(&go);
     loop_run();
     return EXIT_CLOISTER;

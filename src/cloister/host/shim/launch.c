@@ -218,7 +218,16 @@ int launch_report(const struct launch *launch)
     return fd;
 }
 
-pid_t launch_start(const struct launch *launch, int slave)
+/* What bubblewrap gets in place of the user's terminal. */
+static int place_stdio(int complaints)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0)
+        return -1;
+    return dup2(complaints, 2);
+}
+
+pid_t launch_start(const struct launch *launch, int complaints)
 {
     pid_t parent = getpid();
     pid_t pid = fork();
@@ -230,9 +239,8 @@ pid_t launch_start(const struct launch *launch, int slave)
         _exit(EXIT_CLOISTER);
     if (setsid() < 0)
         child_failed("make a session");
-    for (int fd = 0; slave >= 0 && fd <= 2; fd++)
-        if (dup2(slave, fd) < 0)
-            child_failed("place the terminal");
+    if ((launch->flags & LAUNCH_PTY) && place_stdio(complaints) < 0)
+        child_failed("place standard input and output");
     if (reset_signals() < 0 || place_descriptors(&launch->frame) < 0)
         child_failed("place descriptors");
     execve(launch->argv[0], launch->argv, empty);

@@ -31,8 +31,11 @@ bool launch_parse(struct launch *launch, const struct frame *frame);
 /* Enter the namespaces, mount the overlays, load the rules: NULL, or what failed (errno is set). */
 const char *launch_prepare(const struct launch *launch);
 
-/* Start argv in its own session with stdio from `slave` (-1: our own): pid or -1. */
-pid_t launch_start(const struct launch *launch, int slave);
+/*
+ * Start argv in its own session: pid or -1. With a pty it gets /dev/null for stdin and stdout and `complaints` for
+ * stderr, so that no descriptor of the user's terminal is inside; else our own three.
+ */
+pid_t launch_start(const struct launch *launch, int complaints);
 
 /* Run the report program in our namespaces, with CAP_NET_ADMIN: a descriptor that reads what it printed, or -1. */
 int launch_report(const struct launch *launch);

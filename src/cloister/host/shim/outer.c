@@ -15,6 +15,7 @@
 #include "tty.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,6 +48,7 @@ static struct outer {
     int64_t deadline_ms; /* 0: none */
     struct pty pty;
     struct question question;
+    int complaints; /* with a pty: what bubblewrap says of its own failure; -1: none */
 } self;
 
 /* SIGKILL bubblewrap and reap it; its PID namespace dies with it. */
@@ -60,6 +62,15 @@ static void end_child(void)
     self.child = 0;
 }
 
+/* Show what bubblewrap said. Nobody in the sandbox has this pipe once the agent runs, but it is bounded all the same. */
+static void show_complaints(void)
+{
+    char text[2048];
+    ssize_t length = self.complaints < 0 ? 0 : read(self.complaints, text, sizeof text);
+    if (length > 0)
+        sys_write_printable(2, text, (size_t)length, false);
+}
+
 _Noreturn static void leave(int code, const char *text, size_t length)
 {
     /* The broker kills pasta as well; each of us may be the one that is left. */
@@ -67,6 +78,7 @@ _Noreturn static void leave(int code, const char *text, size_t length)
         (void)!syscall(SYS_pidfd_send_signal, self.network_pidfd, SIGKILL, NULL, 0);
     question_withdraw(&self.question, &self.pty);
     tty_give_back(); /* the run's; the question's is back already */
+    show_complaints();
     sys_write_printable(2, text, length, false);
     if (length > 0 && text[length - 1] != '\n')
         (void)!write(2, "\n", 1);
@@ -109,35 +121,53 @@ static void remember_terminal(void)
             return;
 }
 
-/* Start what was asked for, now that its namespaces are ready. */
+static void start_child(void)
+{
+    int ends[2] = {-1, -1};
+    bool pty = self.launch.flags & LAUNCH_PTY;
+    if (pty && pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+        fail_errno("make a pipe");
+    self.complaints = ends[0];
+    self.child = launch_start(&self.launch, ends[1]);
+    if (self.child < 0)
+        fail_errno("start bubblewrap");
+    if (pty)
+        close(ends[1]);
+    self.child_pidfd = (int)syscall(SYS_pidfd_open, self.child, 0);
+    if (self.child_pidfd < 0)
+        fail_errno("watch bubblewrap");
+}
+
+/* Start what was asked for, now that its namespaces are ready. With a pty, the terminal is taken when that comes. */
 static void start(void)
 {
-    int slave = -1;
     if (self.launch.flags & LAUNCH_PTY) {
         tty_await_foreground(0);
-        slave = pty_open(&self.pty);
-        if (slave < 0)
+        if (pty_expect() < 0)
             fail_errno("open a pty");
     } else {
         remember_terminal();
     }
-    if (self.launch.argc == 0) {
-        if (slave >= 0)
-            tell('D', NULL, 0, slave);
-    } else {
-        self.child = launch_start(&self.launch, slave);
-        if (self.child < 0)
-            fail_errno("start bubblewrap");
-        self.child_pidfd = (int)syscall(SYS_pidfd_open, self.child, 0);
-        if (self.child_pidfd < 0)
-            fail_errno("watch bubblewrap");
-    }
-    if (slave >= 0)
-        close(slave);
+    if (self.launch.argc > 0)
+        start_child();
     launch_release(&self.launch);
     /* Not earlier: pasta enters our namespaces by pid, which takes a dumpable process (ptrace(2)). */
     if (prctl(PR_SET_DUMPABLE, 0) < 0)
         fail_errno("close this process to others");
+}
+
+/* The pty was made inside: relay it, and say that its size and modes are right, so that the command may start. */
+static void on_master(struct frame *frame)
+{
+    bool wanted = self.launched && !self.waiting && (self.launch.flags & LAUNCH_PTY) && self.pty.master < 0;
+    if (!wanted || frame->length > 0 || frame->descriptor_count != 1)
+        fail("the broker sent a pty that was not asked for", "protocol", "cloister doctor");
+    tty_await_foreground(0);
+    int master = frame->descriptors[0];
+    frame->descriptors[0] = -1;
+    if (pty_adopt(&self.pty, master) < 0)
+        fail_errno("use the pty of the sandbox");
+    tell('M', NULL, 0, -1);
 }
 
 static void on_launch(struct frame *frame)
@@ -221,6 +251,9 @@ static void on_frame(struct frame *frame)
         break;
     case 'Q':
         on_question(frame);
+        break;
+    case 'M':
+        on_master(frame);
         break;
     case 'T':
         stop();
@@ -384,7 +417,7 @@ int outer_main(const char *text)
 
 int outer_run(int fd)
 {
-    self.pty.master = -1;
+    self.pty.master = self.complaints = -1;
     self.network_pidfd = -1;
     if (fd < 0 || sys_fill_stdio() < 0 || sys_close_others(fd) < 0)
         fail("the descriptor of the broker is not open", "shim-usage", "cloister run --help");

@@ -1,6 +1,6 @@
 /*
- * What it is: the agent's own pty and the relay between it and the user's terminal.
- * What it is not: the agent's session; the inner half makes the pty its controlling terminal.
+ * What it is: the relay between the user's terminal and the master of a pty in the sandbox.
+ * What it is not: the maker of that pty, or its session: terminal.c in the inner half is.
  */
 #define _GNU_SOURCE
 #include "pty.h"
@@ -11,76 +11,97 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
-/* How long a terminal that takes no output may hold up the end of a run. */
-enum { DRAIN_PATIENCE_MS = 2000 };
+/* How long a terminal that takes no output may hold up the end of a run, and how much a command that ended may say. */
+enum { DRAIN_PATIENCE_MS = 2000, DRAIN_BYTES = 1 << 20 };
+
+/* /dev/ptmx and the ptmx of every devpts (Documentation/admin-guide/devices.txt). */
+enum { PTMX_MAJOR = 5, PTMX_MINOR = 2 };
+
+/* The user's terminal's size; one that has none (a serial line, a pipe behind a pty) counts as 80 by 24. */
+static struct winsize terminal_size(void)
+{
+    struct winsize size = {0};
+    (void)!ioctl(0, TIOCGWINSZ, &size);
+    if (size.ws_row == 0 || size.ws_col == 0)
+        size = (struct winsize){.ws_row = 24, .ws_col = 80};
+    return size;
+}
 
 void pty_resize(const struct pty *pty)
 {
-    struct winsize size;
-    if (pty->master >= 0 && ioctl(0, TIOCGWINSZ, &size) == 0)
+    struct winsize size = terminal_size();
+    if (pty->master >= 0)
         (void)!ioctl(pty->master, TIOCSWINSZ, &size);
 }
 
 void pty_redraw(const struct pty *pty)
 {
-    struct winsize size;
-    if (pty->master < 0 || ioctl(0, TIOCGWINSZ, &size) < 0)
+    struct winsize size = terminal_size(), other = size;
+    if (pty->master < 0)
         return;
-    struct winsize other = size;
     other.ws_row = size.ws_row > 1 ? size.ws_row - 1 : 2;
     (void)!ioctl(pty->master, TIOCSWINSZ, &other);
     (void)!ioctl(pty->master, TIOCSWINSZ, &size);
 }
 
-/* Open a master and its slave, without a path: /dev/pts need not be the one we think it is. */
-static int open_pair(struct pty *pty, const struct termios *modes)
-{
-    int unlock = 0;
-    pty->master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-    if (pty->master < 0)
-        return -1;
-    int slave = -1;
-    if (ioctl(pty->master, TIOCSPTLCK, &unlock) == 0)
-        slave = ioctl(pty->master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (slave >= 0 && tcsetattr(slave, TCSANOW, modes) == 0)
-        return slave;
-    int saved = errno;
-    if (slave >= 0)
-        close(slave);
-    close(pty->master);
-    pty->master = -1;
-    errno = saved;
-    return -1;
-}
-
-int pty_open(struct pty *pty)
+int pty_expect(void)
 {
     struct termios modes;
-    memset(pty, 0, sizeof *pty);
-    pty->master = -1;
     if (!isatty(1) || tcgetattr(0, &modes) < 0) {
         errno = ENOTTY;
         return -1;
     }
-    int slave = open_pair(pty, &modes);
-    if (slave < 0)
+    modes.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
+    return tty_take(0, &modes);
+}
+
+/* The master of a pty and nothing else: its device first, so that no other driver sees our ioctl. */
+static bool is_master(int fd)
+{
+    struct stat about;
+    unsigned number;
+    if (fstat(fd, &about) < 0 || !S_ISCHR(about.st_mode) || about.st_rdev != makedev(PTMX_MAJOR, PTMX_MINOR))
+        return false;
+    return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR && ioctl(fd, TIOCGPTN, &number) == 0;
+}
+
+/* Become the relay of a checked master. */
+static int begin(struct pty *pty, int master)
+{
+    struct termios modes, raw;
+    if (tcgetattr(0, &modes) < 0 || fcntl(master, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
         return -1;
+    /* On a master these set the modes of its slave (tty_ioctl(4) calls both ends one terminal). */
+    if (tcsetattr(master, TCSANOW, &modes) < 0)
+        return -1;
+    raw = modes;
+    cfmakeraw(&raw);
+    if (tty_take(0, &raw) < 0)
+        return -1;
+    pty->master = master;
     /* A description of our own: O_NONBLOCK on the inherited one would reach the user's shell. */
     pty->terminal = open("/proc/self/fd/1", O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (pty->terminal < 0)
         pty->terminal = 1;
     pty->input_open = pty->output_open = true;
     pty_resize(pty);
-    struct termios raw = modes;
-    cfmakeraw(&raw);
-    if (tty_take(0, &raw) == 0)
-        return slave;
-    int saved = errno;
-    close(slave);
-    close(pty->master);
+    return 0;
+}
+
+int pty_adopt(struct pty *pty, int master)
+{
+    memset(pty, 0, sizeof *pty);
     pty->master = -1;
+    tty_give_back(); /* what pty_expect changed */
+    errno = EINVAL;
+    if (is_master(master) && begin(pty, master) == 0)
+        return 0;
+    int saved = errno;
+    close(master);
     errno = saved;
     return -1;
 }
@@ -152,11 +173,13 @@ void pty_drain(struct pty *pty)
 {
     if (pty->master < 0)
         return;
+    size_t total = 0;
     do {
         size_t length = held(&pty->output);
+        total += length;
         const char *data = pty->output.data + pty->output.start;
         if (length > 0 && sys_write_all(pty->terminal, data, length, DRAIN_PATIENCE_MS) < 0)
             return;
         pty->output.start = pty->output.end = 0;
-    } while (fill(pty->master, &pty->output) && held(&pty->output) > 0);
+    } while (total < DRAIN_BYTES && fill(pty->master, &pty->output) && held(&pty->output) > 0);
 }

@@ -1,6 +1,9 @@
 /*
- * What it is: the agent's own pty and the relay between it and the user's terminal.
- * What it is not: the agent's session; the inner half makes the pty its controlling terminal.
+ * What it is: the relay between the user's terminal and the master of a pty in the sandbox.
+ * What it is not: the maker of that pty, or its session: terminal.c in the inner half is.
+ *
+ * The master comes from where an agent runs. What is not the master of a pty is refused, and
+ * nothing read from it decides anything: it is only shown.
  */
 #ifndef CLOISTER_PTY_H
 #define CLOISTER_PTY_H
@@ -23,8 +26,17 @@ struct pty {
     struct pty_buffer input, output;
 };
 
-/* Make the pty and put the user's terminal in raw mode. Returns the slave, or -1 with errno. */
-int pty_open(struct pty *pty);
+/*
+ * A pty will come: what is typed until then waits, unseen, and Ctrl-C and Ctrl-Z are still signals to us.
+ * 0, or -1 with errno when stdin or stdout is no terminal.
+ */
+int pty_expect(void);
+
+/*
+ * Relay this master, which belongs to us from now on: it gets the modes and the size of the user's terminal, and
+ * that one becomes raw. 0, or -1 with errno (EINVAL: it is not the master of a pty).
+ */
+int pty_adopt(struct pty *pty, int master);
 
 /* Give the agent the size of the user's terminal (the kernel then sends it SIGWINCH). */
 void pty_resize(const struct pty *pty);
@@ -37,7 +49,7 @@ enum { PTY_POLLS = 3 };
 void pty_wanted(const struct pty *pty, struct pollfd polls[PTY_POLLS]);
 void pty_move(struct pty *pty, const struct pollfd polls[PTY_POLLS]);
 
-/* Bring out what the agent wrote before its end. */
+/* Bring out what the agent wrote before its end; bounded, since others inside may go on writing. */
 void pty_drain(struct pty *pty);
 
 #endif
