@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from cloister.cli.arguments import Parser
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> int:
         listed = [report.describe(case) for case in cases]
         print_json(listed) if arguments.json else print("\n".join(report.listing(cases)))
         return 0
+    # So that canaries and workspaces go also when something ends us politely; Ctrl-C does so by itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     progress = _Progress(len(cases))
     here = battery.refuse_here(".") if arguments.here else ""
     results = battery.prove(

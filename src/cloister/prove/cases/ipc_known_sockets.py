@@ -60,7 +60,6 @@ def usual_places(home: str) -> list[str]:
         "/run/lxd/unix.socket",
         "/run/avahi-daemon/socket",
         "/run/tailscale/tailscaled.sock",
-        "/run/acpid.socket",
         "/run/pcscd/pcscd.comm",
         "/run/mysqld/mysqld.sock",
         "/run/postgresql/.s.PGSQL.5432",
@@ -68,6 +67,5 @@ def usual_places(home: str) -> list[str]:
         "/run/udev/control",
         f"{home}/.ssh/agent.sock",
         "/tmp/tmux-1000/default",
-        "/run/screen",
         "/run/fail2ban/fail2ban.sock",
     ]
