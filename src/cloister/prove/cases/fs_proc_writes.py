@@ -22,7 +22,6 @@ FILES = (
     "/proc/sysrq-trigger",
     "/proc/sys/kernel/yama/ptrace_scope",
     "/proc/sys/net/ipv4/ip_forward",
-    "/proc/1/oom_score_adj",
     "/proc/1/uid_map",
     "/proc/self/uid_map",
     "/proc/acpi/wakeup",
