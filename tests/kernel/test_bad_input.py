@@ -1,8 +1,10 @@
 """Bad input of every kind gets one clear error, and nothing is left behind."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,19 @@ def test_clumsy_directory_names_work(user: User, home: Path) -> None:
 
     assert done.stdout == f"{folder}\n", done.stderr
     assert (folder / "y").exists()
+    user.close()
+
+
+def test_a_workspace_below_var_tmp_works(user: User) -> None:
+    """/var/tmp is a link inside only where nothing has to be mounted below it."""
+    folder = Path(tempfile.mkdtemp(prefix="cl-", dir="/var/tmp"))
+    try:
+        done = user.inside("pwd; echo x > y", cwd=folder)
+        made = (folder / "y").exists()
+    finally:
+        shutil.rmtree(folder)
+
+    assert (done.stdout, made) == (f"{folder}\n", True), done.stderr
     user.close()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister.cli import manual
 from support.cloister import BASE, User
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
@@ -169,27 +170,7 @@ def test_typing_mistakes_get_a_suggestion(user: User, workspace: Path, words: tu
     assert "Traceback" not in done.stderr
 
 
-VERBS = [
-    "ps",
-    "logs",
-    "inspect",
-    "receipt",
-    "stop",
-    "plan",
-    "explain",
-    "check",
-    "init",
-    "policy",
-    "agents",
-    "why",
-    "learn",
-    "gc",
-    "completion",
-    "doctor",
-]
-
-
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", manual.described_verbs())
 def test_every_verb_has_help(user: User, workspace: Path, verb: str) -> None:
     """--help, -h and `cloister help VERB` print usage and an example, with exit code 0."""
     for words in ((verb, "--help"), (verb, "-h"), ("help", verb)):

@@ -238,3 +238,16 @@ def test_a_run_that_goes_on_has_no_receipt_but_can_be_inspected(user: User, work
     assert shown["plan_digest"] == receipt["plan_digest"]
     assert receipt["policy_digest"] in page
     user.close()
+
+
+def test_the_plan_that_is_shown_is_the_plan_that_is_run(user: User, workspace: Path) -> None:
+    """`cloister plan` in its own process and the broker compile the same plan, to the byte, but for the run's id."""
+    words = ("shell", "--", "/bin/echo", "same")
+    planned = user.run("plan", "--json", *words, cwd=workspace).stdout
+    assert user.run("run", *words, cwd=workspace).stdout == "same\n"
+    ran = user.run("inspect", "last", "--plan", "--json", cwd=workspace).stdout
+    user.close()
+
+    first, second = json.loads(planned)["run"], json.loads(ran)["run"]
+    assert first != second
+    assert planned.replace(first, second).strip() == ran.strip()

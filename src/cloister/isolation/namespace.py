@@ -87,7 +87,7 @@ def bubblewrap_argv(box: Box) -> tuple[str, ...]:
     argv += ["--perms", "1777", *size, "--tmpfs", "/tmp"]  # noqa: S108  # the sandbox's own, fresh
     if size:  # what --dev makes there has the kernel's default: half of the host's memory
         argv += ["--perms", "1777", *size, "--tmpfs", "/dev/shm"]  # noqa: S108  # the sandbox's own, fresh
-    argv += ["--dir", "/var", "--symlink", "../tmp", "/var/tmp", "--dir", "/run"]  # noqa: S108
+    argv += ["--dir", "/var", *_var_tmp(box), "--dir", "/run"]
     argv += ["--perms", "0700", *size, "--tmpfs", box.home]
     argv += ["--ro-bind", box.shim, SHIM, "--ro-bind", box.box_directory, BOX]
     for name, path in box.programs:
@@ -96,6 +96,13 @@ def bubblewrap_argv(box: Box) -> tuple[str, ...]:
         argv += _mount(mount)
     argv += ["--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *_inner(box)]
     return tuple(argv)
+
+
+def _var_tmp(box: Box) -> list[str]:
+    """Make `/var/tmp` a link to `/tmp`, which saves a mount; where the workspace lies below it, a directory."""
+    if any(mount.target.startswith("/var/tmp/") for mount in box.mounts):  # noqa: S108
+        return ["--dir", "/var/tmp"]  # noqa: S108
+    return ["--symlink", "../tmp", "/var/tmp"]  # noqa: S108
 
 
 def _namespaces(box: Box) -> list[str]:

@@ -17,7 +17,7 @@ import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
-from cloister.errors import PolicyError, Problem, UsageError
+from cloister.errors import CloisterError, PolicyError, Problem, UsageError
 from cloister.host import etc, workspace_probe
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
@@ -224,6 +224,18 @@ class Kitchen:
             )
             kept = self._rules[agent] = ((egress, own, attached), compiled)
         return kept[1]
+
+    def filter_outdated(self, plan: Plan, rules: Ruleset, guard: Guard) -> bool:
+        """Say whether a run's packet filter, loaded once at its start, is not what these rules would give now."""
+        if not plan.launch.ruleset:
+            return False
+        try:
+            return (
+                rules.mode != "internet"
+                or internet(rules, guard, self.host(), nameservers()).ruleset != plan.launch.ruleset
+            )
+        except CloisterError:
+            return True
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:

@@ -40,6 +40,9 @@ from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 
 CLOSE_EGRESS_S = 2.0
+FILTER_OUTDATED = (
+    "its proxy obeys the new policy, its direct connections obey that of its start: end the run and start it again"
+)
 NFT_LOAD = ("-f", "/dev/fd/5")
 """5 is the third descriptor of the frame (`plan.steps.Launch`)."""
 NFT_REPORT = ("-j", "list", "table", "inet", nft.TABLE)
@@ -290,6 +293,9 @@ class Supervisor:
             if run.egress:
                 run.egress.update(*rules)
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
+            if self._kitchen.filter_outdated(run.plan, *rules):
+                results.append({"run": name, "error": FILTER_OUTDATED})
+                continue
             results.append({"run": name, "policy": self._kitchen.policies.digest})
         return results
 

@@ -99,6 +99,7 @@ OPTIONAL = {
     "overlay not tried": ("overlay", {"overlay": Trial()}, "degraded", "cloister doctor"),
     "no pasta": ("internet", {"pasta": Program()}, "missing", "passt"),
     "no nft": ("internet", {"nft": Program()}, "missing", "nftables"),
+    "no tap devices": ("internet", {"tun": False}, "missing", "/dev/net/tun"),
     "no systemd": ("systemd", {"systemd_booted": False, "pid1": "tini"}, "missing", "booted with systemd"),
     "no BTF": ("btf", {"btf": False}, "missing", "CONFIG_DEBUG_INFO_BTF"),
     "emulated KVM": ("kvm", {"kvm": Trial(works="no", reason="it is emulated")}, "missing", "nested"),
