@@ -68,7 +68,7 @@ PLAIN_BUBBLEWRAP = (
     "kernel-userns-clone3",
     "proc-environment",
 )
-SAFE_IN_BUBBLEWRAP = ("proc-host-pids", "ipc-abstract", "ipc-system-v", "net-interfaces")
+SAFE_IN_BUBBLEWRAP = ("proc-host-pids", "net-interfaces")
 
 
 def facts(base: Path) -> dict[str, Any]:
