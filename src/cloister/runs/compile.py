@@ -115,7 +115,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     egress = (*egress, WORDS) if facts.internet else egress
     files = _generated_files(agent, preset, facts, egress)
     limited = limits.compile_limits(agent.limits, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
-    box = _box(agent, facts, preset, limited, files)
+    box, holds = _box(agent, facts, preset, limited, files)
     launch = _launch(agent, preset, _command(command, agent, preset, files, facts), box, facts, limited)
     launch = msgspec.structs.replace(launch, holds=holds)
     return Plan(
