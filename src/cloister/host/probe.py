@@ -80,6 +80,12 @@ def probe_deep() -> HostFacts:
     )
 
 
+def can_hold(shim: str) -> bool:
+    """Try whether the outer shim can mount in a user namespace of its own (a millisecond)."""
+    # PRIVILEGE: none beyond the caller's; what it mounts ends with it.
+    return _run([shim, "trial"])[0] == 0
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape")

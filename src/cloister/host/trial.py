@@ -3,7 +3,8 @@
 Run as a program, `python3 -I trial.py NAME`: it prints `yes`, or `no: ` and a reason. The caller
 gives it a time limit, since a kernel feature that is half there may hang (a /dev/kvm that opens
 proves nothing). Standard library only, so that it starts fast. It changes nothing that outlives
-it: mounts are made in namespaces that end with the process, and files are removed. Which answer is good is not known here.
+it: mounts are made in namespaces that end with the process, and files are removed. Which answer is
+good is not known here.
 """
 
 from __future__ import annotations

@@ -144,6 +144,22 @@ class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
 
 
+class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mount inside the workspace, made before bubblewrap starts, in the run's own user and mount namespace.
+
+    bubblewrap's user namespace is a child of that one, so there the mount can neither be taken away nor changed
+    (mount_namespaces(7), "locked"). `source` is the target itself when empty.
+    """
+
+    mode: Literal["ro", "rw"]
+    target: str
+    source: str = ""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"{self.mode} {self.target}" + (f" from {self.source}" if self.source else "")
+
+
 class Launch(Step, frozen=True, tag="launch"):
     """Start the sandbox: the argv of bubblewrap, then what its first process needs to know.
 
@@ -162,6 +178,8 @@ class Launch(Step, frozen=True, tag="launch"):
     pty: bool = False
     seccomp: str = ""
     overlays: tuple[Overlay, ...] = ()
+    holds: tuple[Hold, ...] = ()
+    """In the order in which they are made, after the overlays."""
     ruleset: str = ""
     nft: str = ""
     """Path of nft."""
@@ -186,6 +204,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     isolation: str
     workspace: str
     policy_digest: str
+    profile: str = ""
+    """The profile laid over the agent, so that a reload finds the same table again."""
+    project: str = ""
+    """Where the project's own policy file is looked for: the same place for as long as the run lasts."""
     steps: tuple[AnyStep, ...]
     asked: tuple[str, ...] = ()
     """The command as it was asked for: without the resolved path and the flags that are put in."""

@@ -141,10 +141,14 @@ class ActiveRun:
             case "Z" if number == 0:
                 self.live.stopped()
 
-    def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None]) -> None:
-        """Put a question to the person at the run's terminal; `answer` gets one letter."""
+    def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None], *, nobody: str) -> None:
+        """Put a question to the person at the run's terminal; `answer` gets one letter, `nobody` where none came."""
         self._answers.append(answer)
-        self.outer.send("Q", encode_list([text.encode(), letters.encode(), default.encode()]))
+        self.outer.send("Q", encode_list([word.encode() for word in (text, letters, default, nobody)]))
+
+    def withdraw_question(self) -> None:
+        """Take the question off the terminal, if it still stands; it is answered by that."""
+        self.outer.send("Q", encode_list([]))
 
     # --- further commands -------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ from cloister.host.addresses import attached_networks, nameservers, own_addresse
 from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
 from cloister.host.owner import GitSettings, Owner
-from cloister.host.probe import probe
+from cloister.host.probe import can_hold, probe
 from cloister.isolation import workspace as workspace_layout
+from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceLayout
@@ -53,6 +54,8 @@ class Prepared(msgspec.Struct, frozen=True):
     """The whole environment, inherited values included: for the launch only, never stored."""
     carried_names: tuple[str, ...]
     """Names whose values come from the caller beyond terminal and language: what the audit shows."""
+    model_keys: tuple[str, ...]
+    """Names in which the product takes a model key."""
     host: HostFacts
     layout: WorkspaceLayout
 
@@ -69,6 +72,7 @@ class Kitchen:
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
+        self._holds: bool | None = None
         self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...], tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
@@ -78,6 +82,12 @@ class Kitchen:
             self._facts = (probe(), now)
         return self._facts[0]
 
+    def _can_hold(self) -> bool:
+        """Tell whether mounts can be made before bubblewrap's: tried once, since Ubuntu lets only some programs."""
+        if self._holds is None:
+            self._holds = can_hold(SHIM)
+        return self._holds
+
     def prepare(self, request: RunRequest, run: str = "") -> Prepared:
         """Return everything a start needs.
 
@@ -85,10 +95,10 @@ class Kitchen:
             CloisterError: in all its kinds, before anything was changed.
         """
         paths = self.paths
-        root = self._workspace_root(request.directory)
-        resolved = self.policies.resolve(request.agent, request.profile, workspace=root)
+        project = self._workspace_root(request.directory)
+        resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
         agent = _with_extra_names(resolved.agent, request.extra_names)
-        root, layout = self._workspace(agent, resolved, request.directory, root)
+        root, layout = self._workspace(agent, resolved, request.directory, project)
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
@@ -103,12 +113,15 @@ class Kitchen:
         if agent.egress.mode == "internet":
             direct = internet(ruleset, guard, self.host(), nameservers())
         facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
+        facts = msgspec.structs.replace(facts, profile=request.profile, project=project)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
         named = (*agent.pass_environment, *resolved.preset.pass_environment)
-        carried = tuple(name for name in dict.fromkeys(named) if name in values)
-        return Prepared(plan, agent, ruleset, guard, {**values, **launch.environment}, carried, self.host(), layout)
+        carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
+        keys = resolved.preset.key_environment
+        values |= launch.environment
+        return Prepared(plan, agent, ruleset, guard, values, carried, keys, self.host(), layout)
 
     def _workspace_root(self, directory: str) -> str:
         """Return the project that `directory` is in: the top of the git work tree, else the directory."""
@@ -189,6 +202,7 @@ class Kitchen:
             git=self._git.read() if agent.git_identity else (),
             limit_means=means(host),
             landlock_abi=host.landlock_abi,
+            holds=self._can_hold(),
             own_command=not request.replaced,
             pty=request.pty,
             internet=direct,
@@ -208,8 +222,11 @@ class Kitchen:
         return path
 
     def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
-        """Return the rules that hold now for a run that is under way."""
-        resolved = self.policies.resolve(plan.agent, workspace=plan.workspace)
+        """Return the rules that hold now for a run that is under way: same agent, profile and project as at its start.
+
+        The variables named with `--env` are not among what a reload can change, and open no host.
+        """
+        resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
         return self._rules_for(resolved.agent.egress, plan.agent)
 
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:

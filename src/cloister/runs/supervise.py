@@ -29,6 +29,7 @@ from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
 from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
+from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command
 from cloister.runs.approvals import Approvals
@@ -39,6 +40,7 @@ from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
+from cloister.runs.upstream import upstream_proxy
 
 CLOSE_EGRESS_S = 2.0
 FILTER_OUTDATED = (
@@ -90,7 +92,8 @@ class Supervisor:
         if request.run:
             self._store.reserve(request.run)
         prepared = self._kitchen.prepare(request, request.run)
-        await self._confirm(prepared, request, link)
+        upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
+        await self._confirm(prepared, request, link, on_close)
         plan = prepared.plan
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
@@ -121,7 +124,7 @@ class Supervisor:
             on_close(closed)
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
-        await self._serve_egress(run, prepared, applied.listener)
+        await self._serve_egress(run, prepared, applied.listener, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
 
@@ -134,7 +137,7 @@ class Supervisor:
             + encode_list(mapping(prepared.environment))
             + encode_list([os.fsencode(launch.directory)])
         )
-        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
+        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays or launch.holds else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
@@ -145,6 +148,7 @@ class Supervisor:
             + encode_list(overlays)
             + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_LOAD)] if launch.ruleset else [])
             + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_REPORT)] if launch.ruleset else [])
+            + encode_list([os.fsencode(part) for one in launch.holds for part in (one.mode, one.source, one.target)])
         )
         files = [_memory_file("seccomp", self._filter(launch.seccomp))]
         files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
@@ -161,29 +165,38 @@ class Supervisor:
             )
         return self._filters[profile]
 
-    async def _confirm(self, prepared: Prepared, request: RunRequest, link: Any) -> None:
+    async def _confirm(
+        self, prepared: Prepared, request: RunRequest, link: Any, on_close: Callable[[Any], None]
+    ) -> None:
         """Show what is carried in from the environment, and ask, on a terminal.
 
         Raises:
-            UsageError: the person said no.
+            UsageError: the person said no, or could not be asked.
         """
         if not (request.pty and prepared.carried_names and prepared.agent.environment_audit) or request.yes:
             return
-        text = audit_environment.describe({name: prepared.environment[name] for name in prepared.carried_names})
+        values = {name: prepared.environment[name] for name in prepared.carried_names}
+        text = audit_environment.describe(values, prepared.model_keys)
         answer: asyncio.Future[str] = self._loop.create_future()
 
         def on_frame(_: Any, frame: Frame) -> None:
             if frame.kind == "A" and not answer.done():
                 answer.set_result(frame.payload[:1].decode("ascii", "replace").lower())
 
-        def on_gone(_: Any) -> None:
+        def on_gone(closed: Any) -> None:
             if not answer.done():
-                answer.set_result("n")
+                answer.set_result("-")
+            on_close(closed)
 
         link.rebind(on_frame, on_gone)
-        link.send("Q", encode_list([text.encode("utf-8", "backslashreplace"), b"yn", b"y"]))
-        if await answer != "y":
-            raise UsageError("not-started", "not started, as you said", remedy="remove names from pass_environment")
+        link.send("Q", encode_list([text.encode("utf-8", "backslashreplace"), b"ynYN", b"y", b"-"]))
+        letter = await answer
+        if letter == "n":
+            remedy = "cloister run --yes, or remove names from pass_environment"
+            raise UsageError("not-started", "not started, as you said", remedy=remedy)
+        if letter != "y" or link.closed:
+            message = "not started: nobody answered what is carried in from the environment"
+            raise UsageError("not-answered", message, remedy="cloister run --yes")
 
     def _detach(self, plan: Plan, link: Any) -> tuple[Any, int]:
         """Start the outer half ourselves, its output in the store, and tell the caller the id; return link and pid."""
@@ -221,10 +234,12 @@ class Supervisor:
 
         self._loop.add_reader(descriptor, ready)
 
-    async def _serve_egress(self, run: ActiveRun, prepared: Prepared, listener: socket.socket) -> None:
+    async def _serve_egress(
+        self, run: ActiveRun, prepared: Prepared, listener: socket.socket, upstream: UpstreamProxy | None
+    ) -> None:
         from cloister.runs.egress import session_for
 
-        server = EgressServer(session_for(run, prepared, self._approvals, None))
+        server = EgressServer(session_for(run, prepared, self._approvals, upstream))
         run.egress = server
         await server.start(listener)
 

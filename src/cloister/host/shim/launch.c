@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "launch.h"
+#include "hold.h"
 #include "sys.h"
 
 #include <errno.h>
@@ -36,7 +37,9 @@ bool launch_parse(struct launch *launch, const struct frame *frame)
         launch->nft = read_list(&reader, &launch->nft_count);
     if (!reader.bad && reader.left > 0)
         launch->report = read_list(&reader, &launch->report_count);
-    if (!read_complete(&reader) || launch->overlay_fields % 4)
+    if (!reader.bad && reader.left > 0)
+        launch->holds = read_list(&reader, &launch->hold_fields);
+    if (!read_complete(&reader) || launch->overlay_fields % 4 || launch->hold_fields % HOLD_FIELDS)
         return false;
     /* Nothing is searched on PATH: the environment of the child is empty. */
     if (launch->argc > 0 && launch->argv[0][0] != '/')
@@ -52,7 +55,8 @@ void launch_release(struct launch *launch)
     free(launch->argv);
     free(launch->overlays);
     free(launch->nft);
-    launch->argv = launch->overlays = launch->nft = NULL;
+    free(launch->holds);
+    launch->argv = launch->overlays = launch->nft = launch->holds = NULL;
 }
 
 static int write_file(const char *path, const char *text)
@@ -184,9 +188,9 @@ const char *launch_prepare(const struct launch *launch)
         kinds |= CLONE_NEWUSER | CLONE_NEWNS;
     if (launch->flags & LAUNCH_NETNS)
         kinds |= CLONE_NEWNET;
-    if (launch->overlay_fields > 0 && !(launch->flags & LAUNCH_USERNS)) {
+    if ((launch->overlay_fields > 0 || launch->hold_fields > 0) && !(launch->flags & LAUNCH_USERNS)) {
         errno = EINVAL;
-        return "mount an overlay outside a mount namespace";
+        return "mount an overlay, or hold a path, outside a mount namespace";
     }
     if (kinds && unshare(kinds) < 0)
         return "make a namespace";
@@ -197,6 +201,8 @@ const char *launch_prepare(const struct launch *launch)
     for (size_t i = 0; i < launch->overlay_fields; i += 4)
         if (mount_overlay(launch->overlays + i) < 0)
             return "mount the overlay";
+    if (hold_all(launch->holds, launch->hold_fields) < 0)
+        return "protect the workspace";
     if (launch->nft_count > 0) {
         if (!(launch->flags & LAUNCH_NETNS)) {
             errno = EINVAL;

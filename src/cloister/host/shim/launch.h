@@ -23,12 +23,14 @@ struct launch {
     size_t nft_count;
     char **report; /* empty: nothing to ask in the end */
     size_t report_count;
+    char **holds; /* mode, source, target, mode, … (hold.h) */
+    size_t hold_fields;
 };
 
 /* Take over a `B` frame; false when it is malformed. */
 bool launch_parse(struct launch *launch, const struct frame *frame);
 
-/* Enter the namespaces, mount the overlays, load the rules: NULL, or what failed (errno is set). */
+/* Enter the namespaces, mount the overlays and holds, load the rules: NULL, or what failed (errno is set). */
 const char *launch_prepare(const struct launch *launch);
 
 /*
