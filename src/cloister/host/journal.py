@@ -38,14 +38,19 @@ class Record(msgspec.Struct):
 
     @property
     def path(self) -> str:
-        """Return the absolute path, for people and for comparison."""
-        return f"{os.fsdecode(self.base)}/{os.fsdecode(self.name)}"
+        """Return the absolute path, for people."""
+        return os.fsdecode(self.key)
+
+    @property
+    def key(self) -> bytes:
+        """Return the absolute path, for comparison."""
+        return b"%b/%b" % (self.base, self.name)
 
 
 class Book:
     """The records, while the lock is held."""
 
-    def __init__(self, descriptor: int, records: dict[str, Record]) -> None:
+    def __init__(self, descriptor: int, records: dict[bytes, Record]) -> None:
         """Take the open file and what its lines came to."""
         self._descriptor = descriptor
         self._records = records
@@ -56,7 +61,7 @@ class Book:
 
     def find(self, path: str) -> Record | None:
         """Return the record of a path."""
-        return self._records.get(path)
+        return self._records.get(os.fsencode(path))
 
     def forget(self, record: Record) -> None:
         """Take a record out whose placeholder is not there any more."""
@@ -111,8 +116,8 @@ class Shelf:
         finally:
             os.close(lock)
 
-    def _read(self, descriptor: int) -> dict[str, Record]:
-        records: dict[str, Record] = {}
+    def _read(self, descriptor: int) -> dict[bytes, Record]:
+        records: dict[bytes, Record] = {}
         size = os.fstat(descriptor).st_size
         text = os.pread(descriptor, size, 0) if size else b""
         whole = text[: text.rfind(b"\n") + 1]
@@ -127,7 +132,7 @@ class Shelf:
             os.ftruncate(descriptor, len(whole))
         return records
 
-    def _compact(self, records: dict[str, Record]) -> None:
+    def _compact(self, records: dict[bytes, Record]) -> None:
         fresh = f"{self._path}.new"
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -135,10 +140,10 @@ class Shelf:
         os.replace(fresh, self._path)
 
 
-def _play(records: dict[str, Record], changed: list[Record]) -> None:
+def _play(records: dict[bytes, Record], changed: list[Record]) -> None:
     """Bring records up to date; one that is known keeps its place in the order."""
     for record in changed:
         if record.runs:
-            records[record.path] = record
+            records[record.key] = record
         else:
-            records.pop(record.path, None)
+            records.pop(record.key, None)

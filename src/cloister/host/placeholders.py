@@ -79,7 +79,8 @@ class Journal:
                 stack.callback(os.close, bases[item.base])
             path = f"{item.base}/{item.name}"
             record = book.find(path)
-            node = Node() if path.rpartition("/")[0] in planned else _look(bases[item.base], item.name)
+            above = path.rpartition("/")[0]
+            node = Node() if above in planned else beneath.look_below(bases[item.base], item.name)
             if node.kind == "symlink":
                 message = "a symbolic link has appeared where the workspace is protected"
                 raise RetryError("workspace-changed", message, where=path, remedy="look at it, then start again")
@@ -165,11 +166,6 @@ def _intent(run: str, item: Placeholder) -> Record:
         content=item.content.encode() if item.kind == "file" else b"",
         runs=[run],
     )
-
-
-def _look(base: int, name: str) -> Node:
-    with beneath.parent(base, name) as (holder, last):
-        return beneath.look(holder, last)
 
 
 def _create(base: int, record: Record) -> bool:

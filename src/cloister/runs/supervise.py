@@ -111,7 +111,7 @@ class Supervisor:
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send both halves what they need. The inner one reads its part when it has come up."""
         launch = run.plan.launch
-        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays or launch.holds else 0)
+        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
         ]
