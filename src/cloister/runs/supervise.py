@@ -139,7 +139,7 @@ class Supervisor:
             + encode_list(mapping(prepared.environment))
             + encode_list([os.fsencode(launch.directory)])
         )
-        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays or launch.holds else 0)
+        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
