@@ -67,6 +67,7 @@ class Kitchen:
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
         self._etc = ("", 0.0)
         self._facts: tuple[HostFacts, float] | None = None
+        self._last_id = ""
         self._holds: bool | None = None
         self._layout: (
             tuple[tuple[WorkspaceFacts, list[Protected], workspace_layout.Options], WorkspaceLayout] | None
@@ -106,7 +107,8 @@ class Kitchen:
             find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
         )
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
-        run = run or new_id(time.time())
+        if not run:
+            run = self._last_id = new_id(time.time(), self._last_id)
         facts = self._facts_for(run, request, resolved, agent, layout, program, root)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         launch = plan.launch

@@ -75,13 +75,22 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-def new_id(now: float) -> str:
-    """Return an id that sorts by time: six letters of seconds, four of chance."""
-    seconds, letters = int(now) & ((1 << 30) - 1), ""
-    for _ in range(6):
-        letters = _ALPHABET[seconds & 31] + letters
-        seconds >>= 5
-    return letters + "".join(secrets.choice(_ALPHABET) for _ in range(4))
+def new_id(now: float, after: str = "") -> str:
+    """Return an id that sorts by time: six letters of seconds, four of chance.
+
+    Args:
+        now: seconds since the epoch.
+        after: an id made before. Many runs fit into one second, so the answer is made to sort behind it.
+    """
+    number = (int(now) & ((1 << 30) - 1)) << 20 | secrets.randbits(20)
+    if after and (letters := _letters(number)) <= after:
+        number = sum(_ALPHABET.index(letter) << 5 * place for place, letter in enumerate(reversed(after))) + 1
+        return _letters(number) if number >> 50 == 0 else letters
+    return _letters(number)
+
+
+def _letters(number: int) -> str:
+    return "".join(_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_ID_LENGTH)))
 
 
 class Store:
