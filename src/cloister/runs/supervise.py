@@ -243,6 +243,8 @@ class Supervisor:
             UsageError: no such run, or it is over.
         """
         run = self._living(fields.get("run", ""))
+        if run.live.status != "running":  # before its go the inner half takes no `X`, and after its end nobody answers
+            raise UsageError("run-not-alive", f"the run {run.plan.run} is {run.live.status}", remedy="cloister ps")
         launch = run.plan.launch
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
