@@ -35,14 +35,30 @@ environment_audit = false
 
 [agents.limited.limits]
 memory_max = "512M"
+tasks_max = 64
 disk_max = "16M"
 
-[agents.open]
+[agents.learning]
 preset = "shell"
 environment_audit = false
 
-[agents.open.hardening]
+[agents.learning.egress]
+mode = "learn"
+
+[agents.nested]
+preset = "shell"
+environment_audit = false
+
+[agents.nested.hardening]
 nested = true
+
+[agents.impossible]
+preset = "shell"
+environment_audit = false
+command = ["true"]
+
+[agents.impossible.credentials.x]
+secret = "file:~/x"
 """
 
 

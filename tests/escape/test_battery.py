@@ -26,11 +26,55 @@ def test_attack_is_denied(case: str, battery: dict[str, dict[str, Any]]) -> None
 
 
 def test_limits_hold(prover: User) -> None:
-    """With limits in the policy, memory and disk cannot be used up."""
-    words = ["prove", "limited", "--json", "--case", "limits-memory", "--case", "limits-disk"]
+    """With limits in the policy, memory, disk and processes cannot be used up."""
+    words = ["prove", "limited", "--json", *(word for case in sorted(LIMITS) for word in ("--case", case))]
     done = prover.run(*words, cwd=prover.home / "src/project")
 
-    assert [case["outcome"] for case in json.loads(done.stdout)["cases"]] == ["denied", "denied"], done.stdout
+    assert [case["outcome"] for case in json.loads(done.stdout)["cases"]] == ["denied"] * 3, done.stdout
+
+
+def test_the_address_guard_holds_where_names_are_free(prover: User) -> None:
+    """In mode `learn` no allowlist stands before the guard: private, local and own addresses are still refused."""
+    cases = ("proxy-private", "proxy-socks-addresses", "proxy-host-header", "proxy-pipelining")
+    words = [word for case in cases for word in ("--case", case)]
+    done = prover.run("prove", "learning", "--json", *words, cwd=prover.home / "src/project")
+
+    assert {case["outcome"] for case in json.loads(done.stdout)["cases"]} == {"denied"}, done.stdout
+    assert done.returncode == 0
+
+
+def test_opt_outs_of_the_policy_are_named(prover: User) -> None:
+    """With `hardening.nested` mounts are opted out, taking away protecting mounts is still denied."""
+    words = ["prove", "nested", "--json", "--case", "kernel-mount", "--case", "kernel-umount"]
+    done = prover.run(*words, cwd=prover.home / "src/project")
+    outcomes = {case["id"]: case["outcome"] for case in json.loads(done.stdout)["cases"]}
+
+    assert outcomes == {"kernel-mount": "opted-out", "kernel-umount": "denied"}
+
+
+def test_cases_can_use_the_current_project(prover: User) -> None:
+    """With --here the workspace is the project one stands in."""
+    done = prover.run("prove", "--here", "--case", "fs-home-canary", cwd=prover.home / "src/project")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_sandbox_that_does_not_start_is_one_error(prover: User) -> None:
+    """A policy that this version cannot enforce gives exit code 69 and its reason, not a report."""
+    done = prover.run("prove", "impossible", cwd=prover.home / "src/project")
+
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "sandbox-not-started" in done.stderr
+
+
+def test_the_ladder_reads_its_canaries_without_cloister_only(prover: User) -> None:
+    """Unconfined all three canaries are reached, in Cloister none."""
+    done = prover.run("prove", "--ladder", "--json", cwd=prover.home / "src/project")
+    rungs = json.loads(done.stdout)
+
+    assert rungs[0]["reached"] == ["C1", "C2", "C3"]
+    assert rungs[-1] == {"name": "cloister", "reached": [], "cannot_run": ""}
+    assert done.returncode == 0
 
 
 def test_the_battery_is_large_and_covers_its_classes() -> None:

@@ -8,6 +8,7 @@ import pytest
 from weak_grounds import Bare, Plain
 
 from cloister.policy.protected import effective_names
+from cloister.prove import procedures
 from cloister.prove.canaries import Canaries
 from cloister.prove.case import load, parse
 from cloister.prove.runner import Battery, Result
@@ -67,7 +68,7 @@ PLAIN_BUBBLEWRAP = (
     "kernel-userns-clone3",
     "proc-environment",
 )
-SAFE_IN_BUBBLEWRAP = ("proc-host-pids", "ipc-abstract", "ipc-system-v", "net-interfaces")
+SAFE_IN_BUBBLEWRAP = ("proc-host-pids", "net-interfaces")
 
 
 def facts(base: Path) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def facts(base: Path) -> dict[str, Any]:
         "host_name": os.uname().nodename,
         "host_machine_id": "",
         "pass_environment": [],
+        "overlay": False,
         "policy": f"{base}/policy.toml",
         "cloister_paths": [],
     }
@@ -107,6 +109,28 @@ def test_plain_bubblewrap_is_told_from_cloister(ground_base: Path) -> None:
 
     assert {name: results[name].detail for name in PLAIN_BUBBLEWRAP if results[name].outcome != "allowed"} == {}
     assert {name: results[name].detail for name in SAFE_IN_BUBBLEWRAP if results[name].outcome != "denied"} == {}
+
+
+def test_a_run_that_outlives_its_broker_is_found_out(ground_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on after the broker was killed is reported."""
+    monkeypatch.setattr(procedures, "DEATH_S", 0.5)
+    results = attack(Bare(ground_base), ground_base, ("open-kill-broker",))
+
+    assert results["open-kill-broker"].outcome == "allowed"
+
+
+def test_what_is_typed_into_the_callers_terminal_is_found_out(ground_base: Path) -> None:
+    """A case that types into the terminal and keeps silent is found out by the host, where the kernel lets it type."""
+    try:
+        allowed = Path("/proc/sys/dev/tty/legacy_tiocsti").read_text(encoding="ascii").strip() != "0"
+    except FileNotFoundError:
+        allowed = True  # kernels before 6.2
+    types = "import fcntl, contextlib\n    with contextlib.suppress(OSError):\n        fcntl.ioctl(0, 0x5412, b'i')"
+    case = parse(f'{HEADER}PROCEDURE = "terminal"\ndef attack(box):\n    {types}\n    box.stopped("")\n', "x.py")
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        (result,) = Battery(Bare(ground_base), canaries, frozenset(), facts(ground_base)).run([case])
+
+    assert result.outcome == ("allowed" if allowed else "denied"), result.detail
 
 
 HEADER = 'ID = "x"\nTITLE = "x"\nPROMISE = "P-001"\nCLASSES = (1,)\nEXPECT = "x"\n'

@@ -241,15 +241,15 @@ def test_a_start_in_the_background_waits(rig: Rig, terminal: Terminal) -> None:
 
 
 def question(text: bytes) -> bytes:
-    """Return the payload of a question with answers y and n, n by default."""
-    return frames.encode_list([text, b"yn", b"n"])
+    """Return the payload of a question with answers y and n; n at Enter, - where nobody answers."""
+    return frames.encode_list([text, b"yn", b"n", b"-"])
 
 
 @pytest.mark.parametrize(
-    ("keys", "answer"), [(b"y", b"y"), (b"n", b"n"), (b"\r", b"n"), (b"xy", b"y"), (b"\x04", b"n")]
+    ("keys", "answer"), [(b"y", b"y"), (b"n", b"n"), (b"\r", b"n"), (b"xy", b"y"), (b"\x04", b"-")]
 )
 def test_a_question_before_the_launch(rig: Rig, terminal: Terminal, keys: bytes, answer: bytes) -> None:
-    """One letter, not echoed, answers; what is not allowed is passed over; Enter and Ctrl-D mean the default."""
+    """One letter, not echoed, answers; what is not allowed is passed over; Enter is the default, Ctrl-D no answer."""
     run = Run(rig, launch=False, **terminal.popen())
     run.outer.send("Q", question(b"carry \x1b[2J HOME in?"))
     assert terminal.until(run, b"in?") == b"carry ?[2J HOME in?"
@@ -263,11 +263,11 @@ def test_a_question_before_the_launch(rig: Rig, terminal: Terminal, keys: bytes,
     run.close()
 
 
-def test_without_a_terminal_the_default_is_the_answer(rig: Rig) -> None:
-    """Nobody can be asked, so the broker's own default comes back at once."""
+def test_without_a_terminal_there_is_no_answer(rig: Rig) -> None:
+    """Nobody can be asked, so the broker's letter for that comes back at once."""
     run = Run(rig, launch=False, start_new_session=True)
     run.outer.send("Q", question(b"?"))
-    assert run.until("outer", "A") == b"n"
+    assert run.until("outer", "A") == b"-"
     run.close()
 
 
@@ -288,6 +288,23 @@ def test_a_question_over_a_running_agent(rig: Rig, terminal: Terminal) -> None:
     assert b"yhello" not in shown
     run.process.terminate()
     assert run.wait() in {143, 0}
+    run.close()
+
+
+def test_a_question_can_be_taken_back(rig: Rig, terminal: Terminal) -> None:
+    """A question that stands too long goes off the terminal unanswered, output goes on, another can come."""
+    run = start(rig, terminal, "sh", "-c", "echo up; while :; do sleep 0.1; echo tick; done")
+    terminal.until(run, b"up\r\n")
+    for _ in range(2):
+        run.outer.send("Q", question(b"allow example.org?"))
+        terminal.until(run, b"allow example.org?")
+        run.outer.send("Q", frames.encode_list([]))
+        assert run.until("outer", "A") == b"-"
+        terminal.until(run, b"tick\r\ntick\r\n")
+    run.outer.send("Q", frames.encode_list([]))  # already answered: nothing happens
+    terminal.until(run, b"tick\r\ntick\r\n")
+    run.process.terminate()
+    assert run.wait() == 143
     run.close()
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 # Put together here, so that this file does not find itself.
@@ -99,3 +100,10 @@ def test_locks_pin_every_package_by_hash(root: Path) -> None:
         for block in blocks:
             assert re.match(r"[a-z0-9._-]+==\S+", block), block.splitlines()[0]
             assert "--hash=sha256:" in block, block.splitlines()[0]
+
+
+def test_test_modules_have_names_of_their_own(python_files: list[Path]) -> None:
+    """Pytest imports test modules by their bare names (`prepend`), so two of one name cannot run together."""
+    names = sorted(path.name for path in python_files if path.name.startswith("test_"))
+
+    assert not {name for name, after in pairwise(names) if name == after}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Json = dict[str, Any]
@@ -33,9 +33,10 @@ class Say:
 
 @dataclass(frozen=True)
 class Run:
-    """Ask the agent to run this command with its shell tool."""
+    """Ask the agent to run this command with its shell tool, with further arguments for that tool."""
 
     command: str
+    arguments: Json = field(default_factory=dict)
 
 
 Answer = Say | Run
@@ -60,7 +61,7 @@ def due(script: Sequence[Answer], body: Json) -> Say | ToolCall:
     if isinstance(answer, Run):
         call = _shell_call(body, done, answer.command)
         if call is not None:
-            return call
+            return replace(call, arguments={**call.arguments, **answer.arguments})
         texts = [item for item in script if isinstance(item, Say)]
         return texts[-1] if texts else Say("no shell tool was offered")
     return answer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from cloister.cli.arguments import Parser
@@ -40,7 +41,7 @@ def parser() -> Parser:
     verb.add_argument("--case", metavar="ID", action="append", default=[], help="try only this case (repeatable)")
     verb.add_argument("--list", action="store_true", help="list the cases and the promises they prove; try nothing")
     verb.add_argument(
-        "--here", action="store_true", help="use the current project, for cases that leave no trace in it"
+        "--here", action="store_true", help="use the current project for cases that do not touch the workspace"
     )
     verb.add_argument("--profile", metavar="NAME", default="", help="lay [profiles.NAME] of the policy over the agent")
     verb.add_argument("--junit", metavar="FILE", default="", help="write JUnit XML to FILE as well")
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> int:
         listed = [report.describe(case) for case in cases]
         print_json(listed) if arguments.json else print("\n".join(report.listing(cases)))
         return 0
+    # So that canaries and workspaces go also when something ends us politely; Ctrl-C does so by itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     progress = _Progress(len(cases))
     here = battery.refuse_here(".") if arguments.here else ""
     results = battery.prove(

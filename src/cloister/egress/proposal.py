@@ -15,7 +15,7 @@ from cloister.egress.events import EgressEvent
 from cloister.egress.hosts import HostError, parse_host
 
 _OPEN_BY_MODE = frozenset({"allowed-by-mode", "allowed-by-user"})
-_NAMED_BY_NO_RULE = frozenset({"not-in-allowlist", "port-not-allowed", "local-name", "not-answered"})
+_NAMED_BY_NO_RULE = frozenset({"not-in-allowlist", "port-not-allowed", "local-name", "not-answered", "no-terminal"})
 
 
 class Reason(NamedTuple):

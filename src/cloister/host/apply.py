@@ -5,7 +5,8 @@ broker for runs whose broker was killed. So it may meet steps that were never ap
 half, and must be right in all cases. It removes only what lies below our own directories, and
 placeholders that are still ours.
 
-`Launch` is not applied here: it needs the caller's descriptors and is done by frames.
+`Launch` is not applied here: it needs the caller's descriptors and is done by frames. Nor is
+`LimitScope`, which needs the sandbox's first process (`host/limits.py`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
-import time
 from typing import assert_never
 
 from cloister.errors import StepError
-from cloister.host import pasta
+from cloister.host import limits, pasta
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
 from cloister.plan.steps import (
@@ -27,6 +26,7 @@ from cloister.plan.steps import (
     CarryPoints,
     Launch,
     LimitCgroup,
+    LimitScope,
     Listen,
     MakeDirectory,
     Placeholders,
@@ -99,9 +99,9 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
         case Placeholders(points=points):
             Journal(state).make(plan.run, points)
         case LimitCgroup():
-            _make_cgroup(step)
-        case Launch():
-            return
+            limits.make(step)
+        case LimitScope() | Launch():
+            return  # both need processes: limits.enter, and frames to the shim
         case _:
             assert_never(step)
 
@@ -112,8 +112,8 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         case Placeholders():
             Journal(state).release(plan.run)
-        case LimitCgroup(path=path):
-            _remove_cgroup(path)
+        case LimitCgroup() | LimitScope():
+            limits.leave(step)
         case Listen(path=path):
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
@@ -146,41 +146,3 @@ def _listen(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _make_cgroup(step: LimitCgroup) -> None:
-    """Make the cgroup and set its limits before anything is in it (cgroup-v2.rst)."""
-    os.mkdir(step.path)
-    values = {
-        "memory.max": step.memory_bytes,
-        "memory.swap.max": 0 if step.memory_bytes is not None else None,
-        "pids.max": step.tasks,
-        "cpu.max": f"{step.cpu_quota_us} 100000" if step.cpu_quota_us is not None else None,
-    }
-    for name, value in values.items():
-        if value is None or (name == "memory.swap.max" and not os.path.exists(f"{step.path}/{name}")):
-            continue
-        with open(f"{step.path}/{name}", "w", encoding="ascii") as file:
-            file.write(str(value))
-
-
-def enter_cgroup(path: str, pid: int) -> None:
-    """Move a process of ours into the run's cgroup; what it starts stays there."""
-    with open(f"{path}/cgroup.procs", "w", encoding="ascii") as file:
-        file.write(str(pid))
-
-
-def _remove_cgroup(path: str) -> None:
-    """Kill what is left in the cgroup, then remove it (cgroup.kill: Linux 5.14)."""
-    if not os.path.isdir(path):
-        return
-    with contextlib.suppress(OSError), open(f"{path}/cgroup.kill", "w", encoding="ascii") as file:
-        file.write("1")
-    for _ in range(50):
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
-            return
-        with contextlib.suppress(OSError, ValueError), open(f"{path}/cgroup.procs", encoding="ascii") as file:
-            for line in file:
-                os.kill(int(line), signal.SIGKILL)
-        time.sleep(0.02)

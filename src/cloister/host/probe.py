@@ -19,6 +19,7 @@ import msgspec
 from cloister.host import programs
 from cloister.host.kernel_features import landlock_abi, seccomp_errno
 from cloister.host.mounts import cgroup_of, proc_masks
+from cloister.host.systemd_manager import private_socket
 from cloister.plan.facts import Cgroup, HostFacts, Program, Trial
 
 SHIM = Path(__file__).parent / "shim" / "cloister-shim"
@@ -47,7 +48,7 @@ def probe() -> HostFacts:
         tun=os.access("/dev/net/tun", os.R_OK | os.W_OK, effective_ids=True),
         systemd=programs.find("systemctl", search),
         systemd_booted=os.path.isdir("/run/systemd/system"),
-        systemd_user=os.path.exists(f"/run/user/{os.getuid()}/systemd/private"),
+        systemd_user=os.path.exists(private_socket(os.geteuid())),
         pid1=_read("/proc/1/comm").strip(),
         container=_container(),
         user_namespaces_max=int(_read("/proc/sys/user/max_user_namespaces") or 0),
@@ -79,6 +80,12 @@ def probe_deep() -> HostFacts:
     )
 
 
+def can_hold(shim: str) -> bool:
+    """Try whether the outer shim can mount in a user namespace of its own (a millisecond)."""
+    # PRIVILEGE: none beyond the caller's; what it mounts ends with it.
+    return _run([shim, "trial"])[0] == 0
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
@@ -95,15 +102,36 @@ def _container() -> str:
 
 
 def _cgroup(mounts: str) -> Cgroup:
+    """Find a place for cgroups of ours: our own one or, where controllers are on for its children, the one above.
+
+    Our own can only be one of the kernel's root: elsewhere a cgroup with processes in it cannot hand controllers
+    down (cgroup-v2.rst, "No Internal Process Constraint").
+    """
     found = cgroup_of(mounts, _read("/proc/self/cgroup"))
-    if not found.path:
-        return found
-    writable = all(
-        os.access(f"{found.path}{name}", os.W_OK, effective_ids=True)
-        for name in ("", "/cgroup.procs", "/cgroup.subtree_control")
+    places = (found.path, os.path.dirname(found.path)) if found.path else ()
+    base = next((place for place in places if _may_make_cgroups(place)), "")
+    return msgspec.structs.replace(
+        found,
+        base=base,
+        controllers=tuple(_read(f"{base}/cgroup.subtree_control").split()) if base else (),
+        manager=_manager_controllers() if found.layout == "unified" else (),
     )
-    controllers = tuple(_read(f"{found.path}/cgroup.controllers").split())
-    return msgspec.structs.replace(found, delegated=writable, controllers=controllers)
+
+
+def _may_make_cgroups(place: str) -> bool:
+    """Return whether cgroups made in `place` have controllers, and processes may be moved between them."""
+    names = ("", "/cgroup.procs", "/cgroup.subtree_control")
+    writable = all(os.access(f"{place}{name}", os.W_OK, effective_ids=True) for name in names)
+    return writable and bool(_read(f"{place}/cgroup.subtree_control").split())
+
+
+def _manager_controllers() -> tuple[str, ...]:
+    """Return what our systemd manager can limit; the paths are systemd's own (org.freedesktop.systemd1(5))."""
+    uid = os.geteuid()
+    if not os.access(private_socket(uid), os.W_OK, effective_ids=True):
+        return ()
+    place = f"user.slice/user-{uid}.slice/user@{uid}.service/" if uid else ""
+    return tuple(_read(f"/sys/fs/cgroup/{place}cgroup.controllers").split())
 
 
 def _root_layout() -> tuple[dict[str, str], tuple[str, ...]]:

@@ -11,6 +11,7 @@ state is kept from before the run. Deeper or larger trees than the bounds are sa
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable
 
@@ -216,7 +217,9 @@ def _changed(path: str, base: int | None = None) -> int:
 
 
 def _empty(path: str) -> bool:
+    """Tell whether nothing is in it: bubblewrap inside leaves empty files where Claude Code's sandbox masks a path."""
     try:
-        return not os.listdir(path)
+        info = os.lstat(path)
+        return info.st_size == 0 if stat.S_ISREG(info.st_mode) else not os.listdir(path)
     except OSError:
         return False

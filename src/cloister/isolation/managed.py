@@ -1,9 +1,21 @@
 """Settings for the sandbox that Claude Code brings: a second fence inside ours, generated from our policy.
 
-Passed with `--settings FILE`: from 2.1.x on, project files may no longer set what matters
-(REQUIREMENTS BF10), and a file in the workspace is the agent's to edit (BF11). The defaults
-that fail open are set against: without its sandbox it does not start, and no command may leave
-it. Only its Bash tool lives in there; everything else of it is held by ours.
+Passed with `--settings FILE`: a file in the workspace is the agent's to edit, and may come from
+a stranger. The defaults that fail open are set against: without its sandbox it does not start,
+and no command may leave it. Only its Bash tool lives in there; all else of it is held by ours.
+
+Read out of 2.1.329 and seen there (tests/agents/test_agent_sandbox.py):
+
+- `enabled` and `failIfUnavailable`: where these settings say true, false from a project's files
+  is ignored; `allowUnsandboxedCommands = false` holds whatever they say, and the model's
+  `dangerouslyDisableSandbox` is then ignored, not refused;
+- `excludedCommands`, `allowedDomains`, the proxy ports, `filesystem.disabled` and
+  `allowNestedUserNamespaces` from a project are ignored; `bwrapPath` counts in an
+  administrator's settings only, so its tools (bwrap, socat, rg) must be on the PATH inside;
+- it takes the proxy ports for both protocols, and puts the private ranges into NO_PROXY: such
+  requests have no way out at all, which refuses them as well;
+- its bubblewrap leaves empty files behind where it masks absent paths, such as
+  `.git/objects/info/alternates`; an empty one means nothing to git.
 """
 
 from __future__ import annotations

@@ -41,10 +41,12 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
     """`hybrid` has a v2 tree without controllers beside v1 trees."""
     path: str = ""
     """The directory of our own cgroup below the v2 mount; empty without one."""
-    delegated: bool = False
-    """Whether we may make cgroups below it and hand controllers down."""
+    base: str = ""
+    """A directory in which we may make cgroups and move processes there, with controllers on; empty: none."""
     controllers: tuple[str, ...] = ()
-    """What could be handed down, such as memory, pids, cpu."""
+    """What cgroups made in `base` have, such as memory, pids, cpu."""
+    manager: tuple[str, ...] = ()
+    """What scopes have that our systemd manager makes (root's is the system's); empty without a manager."""
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ def as_text(plan: Plan) -> str:
         lines.append(f"  {number:>2}  {step.describe()}")
         if isinstance(step, Placeholders):
             lines += [f"        {point.kind:<9} {point.base}/{point.name}" for point in step.points]
+    lines += _section("held before the sandbox is built", tuple(hold.describe() for hold in launch.holds))
     lines += ["", "sandbox", *_wrapped_argv(launch)]
     lines += ["", "environment", *(f"  {name}" for name in sorted({*launch.environment, *launch.inherit}))]
     lines += _section("egress", plan.egress or ("nothing is reachable",))

@@ -95,22 +95,44 @@ class SeedFile(Step, frozen=True, tag="seed-file"):
         return f"write {self.root}/{self.name}, unless it exists"
 
 
-class LimitCgroup(Step, frozen=True, tag="limit-cgroup"):
-    """Make a cgroup (v2) for the run below one that is delegated to us. Bytes, tasks, and microseconds per 100 ms."""
+class Limit(Step, frozen=True, kw_only=True):
+    """What both ways to limit a whole run share: bytes, tasks, and microseconds of CPU per 100 ms."""
 
-    path: str
     memory_bytes: int | None = None
     tasks: int | None = None
     cpu_quota_us: int | None = None
 
+    def values(self) -> dict[str, str]:
+        """Return file names of a cgroup (v2) and what shall stand in them (cgroup-v2.rst)."""
+        wanted = {
+            "memory.max": self.memory_bytes,
+            "pids.max": self.tasks,
+            "cpu.max": None if self.cpu_quota_us is None else f"{self.cpu_quota_us} 100000",
+        }
+        return {name: str(value) for name, value in wanted.items() if value is not None}
+
+    def _amounts(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.values().items())
+
+
+class LimitCgroup(Limit, frozen=True, kw_only=True, tag="limit-cgroup"):
+    """Make a cgroup (v2) for the run in a directory where we may, and move its first process there."""
+
+    path: str
+
     def describe(self) -> str:
         """Return one line for people."""
-        parts = [
-            f"memory.max={self.memory_bytes}" if self.memory_bytes is not None else "",
-            f"pids.max={self.tasks}" if self.tasks is not None else "",
-            f"cpu.max={self.cpu_quota_us} 100000" if self.cpu_quota_us is not None else "",
-        ]
-        return f"limit in cgroup {self.path}: {' '.join(part for part in parts if part)}"
+        return f"limit in cgroup {self.path}: {self._amounts()}"
+
+
+class LimitScope(Limit, frozen=True, kw_only=True, tag="limit-scope"):
+    """Have our systemd manager make a scope for the run's first process (systemd.scope(5))."""
+
+    unit: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"limit in systemd scope {self.unit}: {self._amounts()}"
 
 
 class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,6 +142,22 @@ class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upper: str
     work: str
     target: str
+
+
+class Hold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mount inside the workspace, made before bubblewrap starts, in the run's own user and mount namespace.
+
+    bubblewrap's user namespace is a child of that one, so there the mount can neither be taken away nor changed
+    (mount_namespaces(7), "locked"). `source` is the target itself when empty.
+    """
+
+    mode: Literal["ro", "rw"]
+    target: str
+    source: str = ""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"{self.mode} {self.target}" + (f" from {self.source}" if self.source else "")
 
 
 class Launch(Step, frozen=True, tag="launch"):
@@ -140,6 +178,8 @@ class Launch(Step, frozen=True, tag="launch"):
     pty: bool = False
     seccomp: str = ""
     overlays: tuple[Overlay, ...] = ()
+    holds: tuple[Hold, ...] = ()
+    """In the order in which they are made, after the overlays."""
     ruleset: str = ""
     nft: str = ""
     """Path of nft."""
@@ -151,7 +191,7 @@ class Launch(Step, frozen=True, tag="launch"):
         return f"launch {' '.join(self.command)} in {self.directory}"
 
 
-AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | SeedFile | LimitCgroup | Launch
+AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | SeedFile | LimitCgroup | LimitScope | Launch
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,6 +204,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     isolation: str
     workspace: str
     policy_digest: str
+    profile: str = ""
+    """The profile laid over the agent, so that a reload finds the same table again."""
+    project: str = ""
+    """Where the project's own policy file is looked for: the same place for as long as the run lasts."""
     steps: tuple[AnyStep, ...]
     asked: tuple[str, ...] = ()
     """The command as it was asked for: without the resolved path and the flags that are put in."""

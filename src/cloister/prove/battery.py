@@ -17,7 +17,7 @@ from cloister.prove.canaries import Canaries
 from cloister.prove.case import Case, load
 from cloister.prove.place import Place
 from cloister.prove.runner import Battery, Result, python_missing
-from cloister.prove.session import PYTHON
+from cloister.prove.session import PYTHON, SessionError
 
 
 def select(names: tuple[str, ...]) -> list[Case]:
@@ -54,7 +54,28 @@ def prove(  # noqa: PLR0913  # the command line, as values
         stack.enter_context(place)
         canaries = stack.enter_context(Canaries(place.base, place.owner.home, watched=(place.user_paths.policy,)))
         battery = Battery(place, canaries, lifted(place.resolved.agent), facts(place), on_result, here)
+        _preflight(battery)
         return battery.run(cases)
+
+
+def _preflight(battery: Battery) -> None:
+    """Start one run and end it: where none starts, that is one error, not one per case.
+
+    Raises:
+        UnsupportedError: it did not start; says what the run said.
+    """
+    try:
+        with battery.session(battery.workspace("clone")):
+            pass
+    except SessionError as error:
+        lines = [line.strip().removeprefix("cloister: ").removeprefix("where: ") for line in str(error).splitlines()]
+        first, *rest = lines or ["no reason given"]
+        raise UnsupportedError(
+            "sandbox-not-started",
+            f"the sandbox does not start: {first}",
+            where="; ".join(rest),
+            remedy="cloister doctor",
+        ) from error
 
 
 def lifted(agent: Agent) -> frozenset[str]:
@@ -98,6 +119,7 @@ def facts(place: Place) -> dict[str, Any]:
         "ptrace": agent.hardening.ptrace,
         "memory_bytes": parse_size(agent.limits.memory_max) if agent.limits.memory_max else 0,
         "disk_bytes": parse_size(agent.limits.disk_max) if agent.limits.disk_max else 0,
+        "overlay": agent.workspace.mode == "overlay",
         "egress_mode": agent.egress.mode,
         "host_name": os.uname().nodename,
         "host_machine_id": _machine_id(),

@@ -19,7 +19,9 @@ import os, socket, time
 from cloister.prove.inside.support import syscall
 
 def attack(box):
+    driver = os.getppid()
     if os.fork() == 0:
+        os.setsid()  # the driver ends a case's own group when it has answered
         os.closerange(0, 64)
         abstract = socket.socket(socket.AF_UNIX)
         abstract.bind("\\0cloister-prove-sibling")
@@ -28,12 +30,20 @@ def attack(box):
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tcp.bind(("127.0.0.1", 47811))
         tcp.listen()
-        for folder in ("/tmp", "/dev/shm", os.environ["HOME"]):
-            with open(folder + "/cloister-prove-sibling", "w") as file:
+        paths = [folder + "/cloister-prove-sibling" for folder in ("/tmp", "/dev/shm", os.environ["HOME"])]
+        for path in paths:
+            with open(path, "w") as file:
                 file.write("sibling")
-        syscall("shmget", 0x50524F56, 4096, 0o1666)
-        time.sleep(600)
+        segment = syscall("shmget", 0x50524F56, 4096, 0o1666)
+        while os.path.exists(f"/proc/{driver}"):
+            time.sleep(0.1)
+        for path in paths:
+            os.unlink(path)
+        syscall("shmctl", segment, 0, 0)
+        os._exit(0)
     time.sleep(0.3)
+    with socket.create_connection(("127.0.0.1", 47811), 2), socket.socket(socket.AF_UNIX) as client:
+        client.connect("\\0cloister-prove-sibling")
     box.stopped("ready")
 """
 

@@ -98,12 +98,10 @@ class Battery:
         return results
 
     def _passed_over(self, case: Case) -> Result | None:
-        """Return the result of a case that will not be tried: opted out, or not for the user's own project."""
+        """Return the result of a case that will not be tried, since the policy opts out of what it proves."""
         lifting = [key for key in case.lifted_by if key in self.lifted]
         if lifting:
             return Result(case=case, outcome="opted-out", detail=f"opted out by policy: {', '.join(lifting)}")
-        if self.here and case.shape != "any" and not case.alone:
-            return Result(case=case, outcome="cannot-run", detail="needs a workspace of its own: run without --here")
         return None
 
     # --- many cases in one run --------------------------------------------------------------

@@ -64,11 +64,16 @@ class Dialer:
         """
         try:
             async with asyncio.timeout(self._timeout_s):
-                if self._upstream is not None and target.host.text != HOST_LOOPBACK_NAME:
+                if self._upstream is not None and not self._goes_direct(self._upstream, target):
                     return await self._through(self._upstream, target, factory), Line("", self._upstream.name)
                 return await self._direct(target, factory)
         except TimeoutError:
             raise failed("connect-timeout", f"{target.authority} did not answer in {self._timeout_s:g} s") from None
+
+    @staticmethod
+    def _goes_direct(proxy: UpstreamProxy, target: Target) -> bool:
+        """Say whether a target is reached without the upstream proxy: the host's own loopback always is."""
+        return target.host.text == HOST_LOOPBACK_NAME or proxy.direct.covers(target.host, target.port)
 
     async def _direct(self, target: Target, factory: Callable[[], P]) -> tuple[P, Line]:
         """Resolve, judge, connect."""

@@ -9,7 +9,7 @@ from cloister.egress.addresses import Guard
 from cloister.egress.decision import Target, Verdict
 from cloister.egress.hosts import HOST_LOOPBACK_NAME, Address
 from cloister.egress.rules import Ruleset
-from cloister.relay.session import Answer, Session
+from cloister.relay.session import Answer, Session, UnansweredError
 
 Place = tuple[str, int]
 
@@ -24,11 +24,19 @@ class Gate:
         self._session = session
         self._granted: set[Place] = set()
         self._refused: set[Place] = set()
-        self._questions: dict[Place, asyncio.Task[Answer | None]] = {}
+        self._questions: dict[Place, asyncio.Task[Answer | UnansweredError]] = {}
 
     def decide(self, target: Target) -> Verdict:
         """Decide without asking."""
-        return decision.decide(self.rules, self.guard, target, granted=self._granted, refused=self._refused)
+        verdict = decision.decide(self.rules, self.guard, target, granted=self._granted, refused=self._refused)
+        if verdict.action != "ask":
+            return verdict
+        kept = self._session.recall(target)
+        if kept is None:
+            return verdict
+        if kept == "never":
+            return _refused_for_good(verdict)
+        return Verdict("allow", "allowed-by-user", explanation="the user always allows this host")
 
     def admit(self, target: Target, address: Address) -> Verdict | None:
         """Judge an address of an allowed name; the host's loopback was opened by an explicit rule."""
@@ -49,16 +57,17 @@ class Gate:
             question = asyncio.get_running_loop().create_task(self._ask(target))
             self._questions[target.place] = question
         answer = await asyncio.shield(question)
-        if answer is None or answer == "never":
-            why = "the user refused this host" if answer else "nobody answered the question about this host"
-            return Verdict("deny", "denied-by-user" if answer else "not-answered", "", why, verdict.remedy)
+        if isinstance(answer, UnansweredError):
+            return Verdict("deny", answer.reason, "", answer.explanation, verdict.remedy)
+        if answer == "never":
+            return _refused_for_good(verdict)
         again = self.decide(target)  # the policy may have changed while the question stood
         if again.action == "deny":
             return again
         return Verdict("allow", "allowed-by-user", explanation="the user allowed this host")
 
     def update(self, rules: Ruleset, guard: Guard) -> None:
-        """Put new rules in force. Answers stay: deny rules win over them."""
+        """Put new rules in force. Answers of this run stay: deny rules win over them; kept ones are recalled anew."""
         self.rules, self.guard = rules, guard
 
     def close(self) -> None:
@@ -66,20 +75,24 @@ class Gate:
         for question in self._questions.values():
             question.cancel()
 
-    async def _ask(self, target: Target) -> Answer | None:
-        """Put the question; None when it was dropped."""
+    async def _ask(self, target: Target) -> Answer | UnansweredError:
+        """Put the question. An answer that is kept counts for as long as it is: `recall` knows it."""
         try:
-            answer = await self._session.ask(target)
+            answer: Answer | UnansweredError = await self._session.ask(target)
+        except UnansweredError as error:
+            answer = error
         except asyncio.CancelledError:
-            answer = None
+            answer = UnansweredError("not-answered", "the run ended before the question about this host was answered")
         except Exception:  # noqa: BLE001 - whatever keeps the user from answering means: refused
-            answer = None
+            answer = UnansweredError("not-answered", "the question about this host could not be put")
         finally:
             self._questions.pop(target.place, None)
-        if answer in {"run", "always"}:
+        if answer == "run" or (answer == "always" and self._session.recall(target) is None):
             self._granted.add(target.place)
-        elif answer == "never":
+        elif answer == "never" and self._session.recall(target) is None:
             self._refused.add(target.place)
-        elif answer != "once":
-            answer = None
         return answer
+
+
+def _refused_for_good(verdict: Verdict) -> Verdict:
+    return Verdict("deny", "denied-by-user", "", "the user refused this host", verdict.remedy)

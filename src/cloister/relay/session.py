@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cloister.egress.addresses import Guard
+from cloister.egress.bypass import Bypass
 from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.rules import Ruleset
 
 Answer = Literal["once", "run", "always", "never"]
 """What a person says to a question. `always` counts as `run` here; writing it down is for the broker."""
+
+
+NO_BYPASS = Bypass(())
 
 
 class Resolver(Protocol):
@@ -59,6 +63,8 @@ class UpstreamProxy:
     port: int
     authorization: str = field(default="", repr=False)
     """The whole value of Proxy-Authorization, or nothing."""
+    direct: Bypass = NO_BYPASS
+    """Hosts that are reached without it; the address guard judges those as ever."""
 
     @property
     def name(self) -> str:
@@ -70,9 +76,24 @@ def _ignore(_event: EgressEvent) -> None:
     """Record nothing."""
 
 
+class UnansweredError(Exception):
+    """Nobody gave an answer. `reason` is `no-terminal` or `not-answered`; the text says why, for people."""
+
+    def __init__(self, reason: str, explanation: str) -> None:
+        """Keep both."""
+        super().__init__(explanation)
+        self.reason = reason
+        self.explanation = explanation
+
+
 async def _refuse(_target: Target) -> Answer:
     """Answer for nobody: refuse once."""
-    raise LookupError("nobody to ask")
+    raise UnansweredError("no-terminal", "there is nobody to ask")
+
+
+def _no_memory(_target: Target) -> Answer | None:
+    """Remember nothing."""
+    return None
 
 
 @dataclass(slots=True)
@@ -86,7 +107,9 @@ class Session:
     """None means the system's resolver."""
     record: Callable[[EgressEvent], None] = _ignore
     ask: Callable[[Target], Awaitable[Answer]] = _refuse
-    """Asked in mode `ask`; an exception means refused."""
+    """Asked in mode `ask`; `UnansweredError`, like any other exception, means refused."""
+    recall: Callable[[Target], Answer | None] = _no_memory
+    """Returns an answer that was kept (`always` or `never`), before anybody is asked; must not wait."""
     limits: Limits = field(default_factory=Limits)
     upstream: UpstreamProxy | None = None
 

@@ -16,6 +16,7 @@ import msgspec
 
 from cloister.egress.events import EgressEvent
 from cloister.host.frames import Frame, decode_list, encode_list
+from cloister.host.limits import reached
 from cloister.host.mount_check import check_mounts
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.host.watch import Watch
@@ -83,9 +84,14 @@ class ActiveRun:
         self.outer_pid = 0
         self.go = b""
         """The inner half's last word to wait for: command, environment, directory."""
+        self.confine: Callable[[], None] | None = None
+        """Puts the sandbox under its limits and says `release` then; none without limits that need it."""
+        self.cgroup = ""
+        self.limits_reached: tuple[str, ...] = ()
         self.network: Attachment | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
+        self._admitted = False
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
         self._denied: dict[str, int] = {}
@@ -135,10 +141,14 @@ class ActiveRun:
             case "Z" if number == 0:
                 self.live.stopped()
 
-    def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None]) -> None:
-        """Put a question to the person at the run's terminal; `answer` gets one letter."""
+    def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None], *, nobody: str) -> None:
+        """Put a question to the person at the run's terminal; `answer` gets one letter, `nobody` where none came."""
         self._answers.append(answer)
-        self.outer.send("Q", encode_list([text.encode(), letters.encode(), default.encode()]))
+        self.outer.send("Q", encode_list([word.encode() for word in (text, letters, default, nobody)]))
+
+    def withdraw_question(self) -> None:
+        """Take the question off the terminal, if it still stands; it is answered by that."""
+        self.outer.send("Q", encode_list([]))
 
     # --- further commands -------------------------------------------------------------------
 
@@ -203,6 +213,7 @@ class ActiveRun:
 
     def _exited(self, number: int, status: int) -> None:
         if number == 0:
+            self.limits_reached = reached(self.cgroup) if self.cgroup else ()
             self.live.exited(status)
         elif link := self.sessions.pop(number, None):
             link.send("F", bytes([status]))
@@ -229,12 +240,20 @@ class ActiveRun:
 
         bubblewrap mounts by path, and paths can be swapped between the look and the mount.
         """
-        if "verdict=passed" not in self.live.probe or not self.go:
+        if "verdict=passed" not in self.live.probe or self._admitted:
             return  # the inner half ends by itself
+        self._admitted = True
         wrong = self.mounts_wrong()
         if wrong:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
             return
+        if self.confine:
+            self.confine()
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """Let the agent start: everything it is to be held by is in force."""
         self.inner.send("G", self.go)
         self.go = b""
 

@@ -7,8 +7,13 @@ deny rule or the address guard. The file is the user's: no agent can see its dir
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import msgspec
+
+from cloister.runs.policies import stamp
+
+Kept = Literal["always", "never"]
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,25 +22,28 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agent: str
     host: str
     port: int
-    answer: str
-    """`always` or `never`."""
+    answer: Kept
+    """What was said."""
 
 
 class Approvals:
     """The file of kept answers."""
 
     def __init__(self, path: str) -> None:
-        """Read it when it is first needed."""
+        """Read it when it is first needed, and again when it has changed."""
         self._path = path
+        self._stamp = (0, 0, 0)
+        self._kept: dict[tuple[str, str, int], Kept] = {}
 
-    def find(self, agent: str, host: str, port: int) -> str:
-        """Return `always`, `never`, or nothing."""
-        for decision in self._read():
-            if (decision.agent, decision.host, decision.port) == (agent, host, port):
-                return decision.answer
-        return ""
+    def find(self, agent: str, host: str, port: int) -> Kept | Literal[""]:
+        """Return `always`, `never`, or nothing. Edits of the file count from the next call on."""
+        now = stamp(self._path)
+        if now != self._stamp:
+            self._stamp = now
+            self._kept = {(one.agent, one.host, one.port): one.answer for one in self._read()}
+        return self._kept.get((agent, host, port), "")
 
-    def keep(self, agent: str, host: str, port: int, answer: str) -> None:
+    def keep(self, agent: str, host: str, port: int, answer: Kept) -> None:
         """Add an answer, in the place of an earlier one.
 
         Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -19,6 +20,7 @@ from cloister.plan.steps import (
     AnyStep,
     CarryPoint,
     CarryPoints,
+    Hold,
     Launch,
     Listen,
     MakeDirectory,
@@ -54,6 +56,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     agent_name: str
+    profile: str = ""
+    project: str = ""
+    """Directory of the project's own policy file."""
     policy_digest: str
     uid: int
     gid: int
@@ -80,9 +85,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     hide: tuple[tuple[str, str], ...] = ()
     """Paths to mask, each with `file` or `directory`."""
     git: tuple[tuple[str, str], ...] = ()
-    cgroup: str = ""
-    """A cgroup (v2) delegated to us with memory and pids, or empty."""
+    limit_means: limits.Means = limits.Means()
+    """How the host gives a run a cgroup."""
     landlock_abi: int = 0
+    holds: bool = False
+    """The outer shim can make mounts in a user namespace of its own: tried on this host."""
     own_command: bool = True
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
@@ -107,9 +114,10 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_unenforced(agent)
     egress = (*egress, WORDS) if facts.internet else egress
     files = _generated_files(agent, preset, facts, egress)
-    limited = limits.compile_limits(agent.limits, cgroup=facts.cgroup, run=facts.run, is_root=facts.uid == 0)
-    box = _box(agent, facts, preset, limited, files)
+    limited = limits.compile_limits(agent.limits, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
+    box, holds = _box(agent, facts, preset, limited, files)
     launch = _launch(agent, preset, _command(command, agent, preset, files, facts), box, facts, limited)
+    launch = msgspec.structs.replace(launch, holds=holds)
     return Plan(
         run=facts.run,
         agent=facts.agent_name,
@@ -117,6 +125,8 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         isolation=agent.isolation,
         workspace=facts.layout.root,
         policy_digest=facts.policy_digest,
+        profile=facts.profile,
+        project=facts.project,
         steps=(*_preparations(preset, facts, files, launch, limited), launch),
         asked=command,
         egress=egress,
@@ -213,7 +223,10 @@ def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Fil
     return (facts.program_path or command[0], *flags, *command[1:])
 
 
-def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, files: _Files) -> Box:
+def _box(
+    agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, files: _Files
+) -> tuple[Box, tuple[Hold, ...]]:
+    """Return what bubblewrap builds, and what is held in the workspace before it does."""
     home = facts.home
     mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
     mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
@@ -223,11 +236,12 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
     mounts += [Mount("rw", path, path) for path in facts.write]
     workspace, contents = _workspace_mounts(facts.layout.mounts, facts.run_runtime)
     files.boxed += contents
+    holds, workspace = _split_holds(workspace, facts)
     mounts += workspace
     mounts += [Mount("mask-directory" if kind == "directory" else "mask-file", path) for path, kind in facts.hide]
     writable = [home, "/tmp", "/dev", "/proc", *facts.write]  # noqa: S108  # the sandbox's own
     writable += [mount.target for mount in facts.layout.mounts if mount.op in ("bind", "pin", "overlay")]
-    return Box(
+    box = Box(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
         box_directory=f"{facts.run_runtime}/box",
@@ -248,6 +262,25 @@ def _box(agent: Agent, facts: Facts, preset: Preset, limited: limits.Limited, fi
         network="shared" if facts.internet else "empty",
         probe_connect=facts.internet.probes if facts.internet else (namespace.PROBE_ADDRESS,),
     )
+    return box, holds
+
+
+def _split_holds(mounts: list[Mount], facts: Facts) -> tuple[tuple[Hold, ...], list[Mount]]:
+    """Take out what can be held beforehand: binds strictly inside the workspace, which its own bind brings along.
+
+    bubblewrap reads its whole mount table for every bind, so a dozen protections cost more than all else it does.
+    Masks stay with it: they come last, and some are tmpfs.
+    """
+    if not facts.holds:
+        return (), mounts
+    held = [
+        mount for mount in mounts if mount.kind in ("ro", "rw") and mount.target.startswith(facts.layout.root + "/")
+    ]
+    modes: dict[str, Literal["ro", "rw"]] = {"ro": "ro", "rw": "rw"}
+    holds = tuple(
+        Hold(modes[mount.kind], mount.target, "" if mount.source == mount.target else mount.source) for mount in held
+    )
+    return holds, [mount for mount in mounts if mount not in held]
 
 
 def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[list[Mount], list[tuple[str, str]]]:
@@ -300,7 +333,7 @@ def _seccomp_profile(agent: Agent) -> str:
 
 def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
     """Every named weakening, in the words of the policy."""
-    words = []
+    words = ["started by root: file permissions of the host do not hold it back"] if facts.uid == 0 else []
     if _nested(agent):
         words.append("hardening.nested: user namespaces and mounts are allowed inside")
     if agent.hardening.ptrace:
@@ -321,4 +354,6 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
         notices.append("this kernel has no Landlock: one layer less")
     if facts.internet:
         notices += facts.internet.notices
+    if agent.egress.upstream_proxy:
+        notices.append("an upstream proxy resolves names, so the addresses behind them cannot be checked here")
     return tuple(notices)

@@ -16,6 +16,7 @@ import msgspec
 from cloister.isolation.seccomp_table import table
 from cloister.plan.facts import HostFacts
 from cloister.runs import remedies
+from cloister.runs.limits import means
 
 State = Literal["ok", "degraded", "missing"]
 EVERY_RUN = "every run"
@@ -152,18 +153,21 @@ def _limits(facts: HostFacts) -> Finding:
         need = 'limits.enforce = "cgroup"'
         return Finding(name="limits", state=state, needed_for=need, meaning=meaning, remedy=remedy)
 
-    lacking = [name for name in LIMIT_CONTROLLERS if name not in facts.cgroup.controllers]
-    if facts.cgroup.delegated and not lacking:
-        return finding("ok", f"cgroup {facts.cgroup.path}")
-    fallback = "limits hold per process (rlimits), not for a run as a whole"
+    way = means(facts)
+    place = "scopes of the systemd manager" if way.by == "scope" else f"cgroups in {way.base}"
+    lacking = [name for name in LIMIT_CONTROLLERS if name not in way.controllers]
+    if not lacking:
+        return finding("ok", place)
+    fallback = "memory and tasks are limited per process (rlimits), cpu_quota is refused"
     if facts.cgroup.layout in {"hybrid", "legacy"}:
         return finding("missing", f"the cgroup layout is {facts.cgroup.layout}; {fallback}", remedies.UNIFIED_CGROUPS)
-    if facts.cgroup.delegated:
-        remedy = remedies.DELEGATE if facts.systemd_user else remedies.CONTAINER_CGROUP
-        return finding("missing", f"the controllers {', '.join(lacking)} are not delegated; {fallback}", remedy)
-    if facts.systemd_user:
-        return finding("missing", f"our cgroup is not delegated to us; {fallback}", remedies.SCOPE)
-    return finding("missing", f"no cgroup is delegated to us; {fallback}", remedies.CONTAINER_CGROUP)
+    if way.by:
+        remedy = remedies.DELEGATE if way.by == "scope" else remedies.CONTAINER_CGROUP
+        state: State = "degraded" if lacking == ["cpu"] else "missing"
+        return finding(state, f"{place}, without {', '.join(lacking)}: a limit that needs it has no cgroup", remedy)
+    if facts.systemd_booted:
+        return finding("missing", f"no systemd manager of this user runs; {fallback}", remedies.LINGER)
+    return finding("missing", f"no cgroup is to be had; {fallback}", remedies.CONTAINER_CGROUP)
 
 
 def _overlay(facts: HostFacts) -> Finding:

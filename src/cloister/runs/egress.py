@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from cloister.egress.decision import Target
-from cloister.relay.session import Answer, Session, UpstreamProxy
+from cloister.relay.session import Answer, Session, UnansweredError, UpstreamProxy
 from cloister.runs.active import ActiveRun
-from cloister.runs.approvals import Approvals
+from cloister.runs.approvals import Approvals, Kept
 from cloister.runs.prepare import Prepared
 
 ASK_TIMEOUT_S = 120.0
+"""After that the question is taken off the terminal, since the agent's output waits behind it."""
 _LETTERS: dict[str, Answer] = {"o": "once", "r": "run", "a": "always", "n": "never"}
+_NOBODY = "-"
+_TEXT = "cloister: {what}\n  [o]nce, for this [r]un, [a]lways, [n]ever, [D]eny this time? "
 
 
 def session_for(run: ActiveRun, prepared: Prepared, approvals: Approvals, upstream: UpstreamProxy | None) -> Session:
@@ -23,42 +26,65 @@ def session_for(run: ActiveRun, prepared: Prepared, approvals: Approvals, upstre
         guard=prepared.guard,
         record=run.note,
         ask=asker.ask,
+        recall=asker.recall,
         upstream=upstream,
     )
 
 
 class _Asker:
-    """Asks one question at a time; the same question asked twice at once is one question."""
+    """Asks one question at a time. The gate joins equal questions of one run; kept answers are those of all runs."""
 
     def __init__(self, run: ActiveRun, approvals: Approvals) -> None:
         self._run = run
         self._approvals = approvals
         self._lock = asyncio.Lock()
 
+    def recall(self, target: Target) -> Answer | None:
+        """Return what the user said earlier, in this run or another one of this agent."""
+        return self._approvals.find(self._run.plan.agent, target.host.text, target.port) or None
+
     async def ask(self, target: Target) -> Answer:
-        """Return the user's answer; raises LookupError where nobody answers."""
+        """Return the user's answer.
+
+        Raises:
+            UnansweredError: there is none; says why.
+        """
         agent, host, port = self._run.plan.agent, target.host.text, target.port
+        if not self._run.plan.launch.pty:
+            why = f"no rule names this host, and the run has no terminal to ask about {target.authority} at"
+            raise UnansweredError("no-terminal", why)
         async with self._lock:
-            kept = self._approvals.find(agent, host, port)
+            kept = self.recall(target)  # another run asked the same while this one waited
             if kept:
-                return "always" if kept == "always" else "never"
-            answer = await self._question(f"{agent} wants to reach {target.authority}")
+                return kept
+            answer = await self._question(_TEXT.format(what=f"{agent} wants to reach {target.authority}"))
             self._run.write_event("answer", {"host": host, "port": port, "answer": answer})
             if answer in ("always", "never"):
-                self._approvals.keep(agent, host, port, answer)
+                self._keep(agent, host, port, "always" if answer == "always" else "never")
             return answer
 
-    async def _question(self, what: str) -> Answer:
-        if not self._run.plan.launch.pty:
-            raise LookupError("the run has no terminal to ask at")
+    def _keep(self, agent: str, host: str, port: int, answer: Kept) -> None:
+        """Write an answer down. Where that fails it counts for this run, and the record says so."""
+        try:
+            self._approvals.keep(agent, host, port, answer)
+        except OSError as error:
+            self._run.write_event("warning", {"what": f"the answer was not kept: {error.strerror}"})
+
+    async def _question(self, text: str) -> Answer:
         got: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def answered(letter: str) -> None:
             if not got.done():
                 got.set_result(letter)
 
-        self._run.ask(f"cloister: {what}\n  [o]nce, for this [r]un, [a]lways, [n]ever? ", "orand", "d", answered)
-        letter = await asyncio.wait_for(got, ASK_TIMEOUT_S)
+        self._run.ask(text, "orand", "d", answered, nobody=_NOBODY)
+        timer = asyncio.get_running_loop().call_later(ASK_TIMEOUT_S, self._run.withdraw_question)
+        try:
+            letter = await got
+        finally:
+            timer.cancel()
+        if letter == _NOBODY:
+            raise UnansweredError("not-answered", "nobody answered the question about this host")
         if letter not in _LETTERS:
-            raise LookupError("not answered")
+            raise UnansweredError("denied-this-time", "the user refused this host this time")
         return _LETTERS[letter]

@@ -122,6 +122,17 @@ def _placed(found: list[Mounted]) -> Iterator[Mounted]:
         yield mount._replace(target=target, written=mount.target)
 
 
+def with_holds(mounts: tuple[Mounted, ...], plan: Plan) -> tuple[Mounted, ...]:
+    """Put what was held beforehand behind the bind of the workspace, which brings it along."""
+    held = tuple(Mounted(hold.mode, hold.target, hold.source or hold.target) for hold in plan.launch.holds)
+    found: list[Mounted] = []
+    for mount in mounts:
+        found.append(mount)
+        if mount.kind == "rw" and mount.target == plan.workspace:
+            found += held
+    return tuple(found)
+
+
 def _seal(found: list[Mounted], target: str) -> list[Mounted]:
     """Mark the last mount at a place as read-only; the root is sealed from the start."""
     for index in range(len(found) - 1, -1, -1):
@@ -136,7 +147,7 @@ class Explainer:
     def __init__(self, plan: Plan, look: Look) -> None:
         """Take a plan that was compiled for the host that `look` sees."""
         launch: Launch = plan.launch
-        self._mounts = parse_mounts(launch.argv)
+        self._mounts = with_holds(parse_mounts(launch.argv), plan)
         self._look = look
         self._held: dict[str, str] = {}
         """What will be made on the host so that something can be mounted onto it."""

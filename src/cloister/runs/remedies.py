@@ -29,12 +29,17 @@ NEW_KERNEL = "use Linux 6.12 or later"
 NEW_KERNEL_OVERLAY = "use Linux 5.11 or later with overlayfs: sudo modprobe overlay"
 LANDLOCK_LSM = "add lsm={lsms} to the kernel command line and reboot"
 UNIFIED_CGROUPS = "add systemd.unified_cgroup_hierarchy=1 to the kernel command line and reboot"
-SCOPE = "systemd-run --user --scope -p Delegate=yes cloister run AGENT"
+LINGER = "sudo loginctl enable-linger $USER, or log in (ssh, not su)"
 DELEGATE = (
     "printf '[Service]\\nDelegate=cpu memory pids\\n' | sudo install -D -m 644 /dev/stdin "
     "/etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload, then log in again"
 )
-CONTAINER_CGROUP = "start cloister below a cgroup of its own: a systemd user session, or docker run --cgroupns=private"
+CONTAINER_CGROUP = (
+    "in a container with its own, writable cgroups (docker run --cgroupns=private): "
+    "mkdir /sys/fs/cgroup/main; "
+    "xargs -n1 < /sys/fs/cgroup/cgroup.procs sh -c 'echo $0 > /sys/fs/cgroup/main/cgroup.procs'; "
+    "echo +cpu +memory +pids > /sys/fs/cgroup/cgroup.subtree_control"
+)
 BOOT_SYSTEMD = "use a host that is booted with systemd, or stay with the other backends"
 BTF = "use a kernel with CONFIG_DEBUG_INFO_BTF, as Debian's and Ubuntu's have"
 KVM_GROUP = "sudo usermod -aG kvm $USER, then log in again"

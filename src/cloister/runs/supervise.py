@@ -19,25 +19,28 @@ from typing import Any, Protocol
 import msgspec
 
 from cloister.egress import nft
-from cloister.errors import CloisterError, UsageError
+from cloister.errors import CloisterError, RetryError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
 from cloister.host.watch import Watch
 from cloister.isolation import seccomp
-from cloister.plan.steps import LimitCgroup, Plan
+from cloister.plan.steps import Plan
 from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
+from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
+from cloister.runs.confine import confiner
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
+from cloister.runs.upstream import upstream_proxy
 
 CLOSE_EGRESS_S = 2.0
 FILTER_OUTDATED = (
@@ -89,7 +92,8 @@ class Supervisor:
         if request.run:
             self._store.reserve(request.run)
         prepared = self._kitchen.prepare(request, request.run)
-        await self._confirm(prepared, request, link)
+        upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
+        await self._confirm(prepared, request, link, on_close)
         plan = prepared.plan
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
@@ -99,9 +103,6 @@ class Supervisor:
         applied = host_apply.apply(plan, self._paths.state)
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         outer, pid = self._detach(plan, link) if request.detach else (link, link.peer_pid)
-        for step in plan.steps:
-            if isinstance(step, LimitCgroup):  # the client itself moves: what it becomes and starts stays in there
-                host_apply.enter_cgroup(step.path, pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
         inner = self._connect(
@@ -111,6 +112,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
+        run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
         if plan.launch.pasta:
@@ -124,7 +126,7 @@ class Supervisor:
             on_close(closed)
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
-        await self._serve_egress(run, prepared, applied.listener)
+        await self._serve_egress(run, prepared, applied.listener, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
 
@@ -148,6 +150,7 @@ class Supervisor:
             + encode_list(overlays)
             + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_LOAD)] if launch.ruleset else [])
             + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_REPORT)] if launch.ruleset else [])
+            + encode_list([os.fsencode(part) for one in launch.holds for part in (one.mode, one.source, one.target)])
         )
         files = [_memory_file("seccomp", self._filter(launch.seccomp))]
         files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
@@ -164,29 +167,38 @@ class Supervisor:
             )
         return self._filters[profile]
 
-    async def _confirm(self, prepared: Prepared, request: RunRequest, link: Any) -> None:
+    async def _confirm(
+        self, prepared: Prepared, request: RunRequest, link: Any, on_close: Callable[[Any], None]
+    ) -> None:
         """Show what is carried in from the environment, and ask, on a terminal.
 
         Raises:
-            UsageError: the person said no.
+            UsageError: the person said no, or could not be asked.
         """
         if not (request.pty and prepared.carried_names and prepared.agent.environment_audit) or request.yes:
             return
-        text = audit_environment.describe({name: prepared.environment[name] for name in prepared.carried_names})
+        values = {name: prepared.environment[name] for name in prepared.carried_names}
+        text = audit_environment.describe(values, prepared.model_keys)
         answer: asyncio.Future[str] = self._loop.create_future()
 
         def on_frame(_: Any, frame: Frame) -> None:
             if frame.kind == "A" and not answer.done():
                 answer.set_result(frame.payload[:1].decode("ascii", "replace").lower())
 
-        def on_gone(_: Any) -> None:
+        def on_gone(closed: Any) -> None:
             if not answer.done():
-                answer.set_result("n")
+                answer.set_result("-")
+            on_close(closed)
 
         link.rebind(on_frame, on_gone)
-        link.send("Q", encode_list([text.encode("utf-8", "backslashreplace"), b"yn", b"y"]))
-        if await answer != "y":
-            raise UsageError("not-started", "not started, as you said", remedy="remove names from pass_environment")
+        link.send("Q", encode_list([text.encode("utf-8", "backslashreplace"), b"ynYN", b"y", b"-"]))
+        letter = await answer
+        if letter == "n":
+            remedy = "cloister run --yes, or remove names from pass_environment"
+            raise UsageError("not-started", "not started, as you said", remedy=remedy)
+        if letter != "y" or link.closed:
+            message = "not started: nobody answered what is carried in from the environment"
+            raise UsageError("not-answered", message, remedy="cloister run --yes")
 
     def _detach(self, plan: Plan, link: Any) -> tuple[Any, int]:
         """Start the outer half ourselves, its output in the store, and tell the caller the id; return link and pid."""
@@ -224,10 +236,12 @@ class Supervisor:
 
         self._loop.add_reader(descriptor, ready)
 
-    async def _serve_egress(self, run: ActiveRun, prepared: Prepared, listener: socket.socket) -> None:
+    async def _serve_egress(
+        self, run: ActiveRun, prepared: Prepared, listener: socket.socket, upstream: UpstreamProxy | None
+    ) -> None:
         from cloister.runs.egress import session_for
 
-        server = EgressServer(session_for(run, prepared, self._approvals, None))
+        server = EgressServer(session_for(run, prepared, self._approvals, upstream))
         run.egress = server
         await server.start(listener)
 
@@ -241,10 +255,13 @@ class Supervisor:
 
         Raises:
             UsageError: no such run, or it is over.
+            RetryError: it is not there yet.
         """
         run = self._living(fields.get("run", ""))
-        if run.live.status != "running":  # before its go the inner half takes no `X`, and after its end nobody answers
-            raise UsageError("run-not-alive", f"the run {run.plan.run} is {run.live.status}", remedy="cloister ps")
+        if run.go:
+            raise RetryError("run-starting", "the run is still starting", where=run.plan.run, remedy="the same again")
+        if run.live.status == "ending":  # its sessions are told already: nobody would answer this one
+            raise UsageError("run-not-alive", f"the run {run.plan.run} is ending", remedy="cloister ps")
         launch = run.plan.launch
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
@@ -345,7 +362,7 @@ class Supervisor:
         warnings = await self._loop.run_in_executor(None, _look_after, run)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
-        run.close(outcome, warnings)
+        run.close(outcome, (*run.limits_reached, *warnings))
 
     def recover(self) -> None:
         """Undo what the runs of a killed broker left, and give each a receipt that says so."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
+import struct
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -173,3 +175,27 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 LOCAL = {"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}
+
+
+async def echo(reader, writer):
+    """Send everything back, and the end as well."""
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+
+async def ended(reader):
+    """Read until the other side is gone, however it goes."""
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 5)
+
+
+def connect(host: str, port: int) -> bytes:
+    """Return a CONNECT request."""
+    return f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+
+
+def socks(host: str, port: int) -> bytes:
+    """Return a SOCKS5 greeting and request with a name, sent at once."""
+    return b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(host)]) + host.encode() + struct.pack(">H", port)

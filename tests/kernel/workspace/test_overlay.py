@@ -93,6 +93,7 @@ def copy():
         "echo a > a; echo b > b; mkdir d e; echo x > d/x; echo y > d/y; echo z > e/z; ln -s a link; chmod 755 b",
     )
     yield made
+    subprocess.run(["chmod", "-R", "u+rwX", str(place)], check=False)  # overlayfs leaves its work directory with mode 0
     subprocess.run(["rm", "-rf", str(place)], check=True)
 
 

@@ -63,3 +63,11 @@ def test_streams_say_what_the_whole_reply_says(answer: Say | ToolCall) -> None:
 
     whole, events = model_wire.responses("m", answer)
     assert list(events)[-1][1]["response"] == whole
+
+
+def test_a_command_can_have_further_arguments():
+    """A script may set other arguments of the shell tool, as a hostile model would."""
+    body = {"tools": [{"name": "Bash"}], "messages": []}
+    call = model_wire.due([Run("ls", {"dangerouslyDisableSandbox": True})], body)
+    assert call.arguments["command"] == "ls"
+    assert call.arguments["dangerouslyDisableSandbox"] is True

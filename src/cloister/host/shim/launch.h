@@ -23,6 +23,8 @@ struct launch {
     size_t nft_count;
     char **report; /* empty: nothing to ask in the end */
     size_t report_count;
+    char **holds; /* mode, source, target, mode, … (hold.h) */
+    size_t hold_fields;
 };
 
 /* Take over a `B` frame; false when it is malformed. */
@@ -30,6 +32,9 @@ bool launch_parse(struct launch *launch, const struct frame *frame);
 
 /* Enter the namespaces, mount the overlays, load the rules: NULL, or what failed (errno is set). */
 const char *launch_prepare(const struct launch *launch);
+
+/* Make the holds in a further user and mount namespace: NULL, or what failed. For the child that becomes bubblewrap. */
+const char *launch_hold(const struct launch *launch);
 
 /*
  * Start argv in its own session: pid or -1. With a pty it gets /dev/null for stdin and stdout and `complaints` for

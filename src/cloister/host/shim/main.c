@@ -4,6 +4,7 @@
  * the name `cloister` it is the front door. What it is not: the command line; that is Python's.
  */
 #include "client.h"
+#include "hold.h"
 #include "shim.h"
 
 #include <string.h>
@@ -14,5 +15,7 @@ int main(int argc, char **argv)
         return outer_main(argv[2]);
     if (argc >= 4 && strcmp(argv[1], "inner") == 0)
         return inner_main(argc - 2, argv + 2);
+    if (argc == 2 && strcmp(argv[1], "trial") == 0)
+        return hold_trial();
     return client_main(argc, argv);
 }

@@ -219,8 +219,22 @@ static void on_finish(const struct frame *frame)
     self.deadline_ms = sys_now_ms() + PATIENCE_MS;
 }
 
+/* An empty list takes the question back; it may have been answered in the meantime. */
+static bool takes_back(const struct frame *frame)
+{
+    struct reader reader = frame_reader(frame);
+    return read_u32(&reader) == 0 && read_complete(&reader);
+}
+
 static void on_question(const struct frame *frame)
 {
+    if (takes_back(frame)) {
+        bool open = self.question.open;
+        question_withdraw(&self.question, &self.pty);
+        if (open)
+            tell('A', &self.question.nobody, 1, -1);
+        return;
+    }
     int answer = self.question.open ? -1 : question_put(&self.question, frame, &self.pty);
     if (answer < 0)
         fail("the broker sent a question that cannot be read", "protocol", "cloister doctor");

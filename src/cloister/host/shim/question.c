@@ -1,6 +1,6 @@
 /*
  * What it is: one question of the broker on the user's terminal, answered with one letter.
- * What it is not: a decision; without a terminal, or at its end, the broker's default letter is the answer.
+ * What it is not: a decision; without a terminal, or at its end, the broker's letter for nobody is the answer.
  */
 #define _GNU_SOURCE
 #include "question.h"
@@ -42,13 +42,14 @@ static bool parse(struct question *question, const struct frame *frame, char ***
     size_t count;
     struct reader reader = frame_reader(frame);
     *list = read_list(&reader, &count);
-    if (!read_complete(&reader) || count != 3)
+    if (!read_complete(&reader) || count != 4)
         return false;
-    const char *letters = (*list)[1], *fallback = (*list)[2];
-    if (strlen(letters) >= sizeof question->letters || strlen(fallback) != 1)
+    const char *letters = (*list)[1], *fallback = (*list)[2], *nobody = (*list)[3];
+    if (strlen(letters) >= sizeof question->letters || strlen(fallback) != 1 || strlen(nobody) != 1)
         return false;
     strcpy(question->letters, letters);
     question->fallback = fallback[0];
+    question->nobody = nobody[0];
     return true;
 }
 
@@ -65,7 +66,7 @@ int question_put(struct question *question, const struct frame *frame, struct pt
     question->terminal = relayed ? 0 : open_terminal();
     if (question->terminal < 0 || (relayed && (!pty->input_open || !tty_foreground(0)))) {
         free(list);
-        return question->fallback;
+        return question->nobody;
     }
     question->open = true;
     pty->hold = relayed;
@@ -103,12 +104,14 @@ int question_read(struct question *question, struct pty *pty)
         return 0;
     if (got <= 0) {
         question_withdraw(question, pty);
-        return question->fallback;
+        return question->nobody;
     }
     if (sys_now_ms() < question->deaf_until_ms)
         return 0;
-    if (key == '\r' || key == '\n' || key == KEY_CTRL_C || key == KEY_CTRL_D)
+    if (key == '\r' || key == '\n')
         key = question->fallback;
+    else if (key == KEY_CTRL_C || key == KEY_CTRL_D)
+        key = question->nobody;
     else if (!strchr(question->letters, key))
         return 0;
     question_withdraw(question, pty);

@@ -1,6 +1,6 @@
 /*
  * What it is: one question of the broker on the user's terminal, answered with one letter.
- * What it is not: a decision; without a terminal, or at its end, the broker's default letter is the answer.
+ * What it is not: a decision; without a terminal, or at its end, the broker's letter for nobody is the answer.
  */
 #ifndef CLOISTER_QUESTION_H
 #define CLOISTER_QUESTION_H
@@ -16,7 +16,8 @@ struct question {
     int terminal; /* where the letter comes from */
     bool own;     /* opened and switched to single letters by us, not relayed to a pty */
     char letters[32];
-    char fallback;
+    char fallback; /* Enter */
+    char nobody;   /* Ctrl-C, Ctrl-D, and nobody there to answer */
     int64_t deaf_until_ms;
 };
 

@@ -9,6 +9,7 @@ TITLE = "Look into the host's /run"
 PROMISE = "P-018"
 CLASSES = (41, 12)
 EXPECT = "/run holds the sandbox's own directory and nothing else"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

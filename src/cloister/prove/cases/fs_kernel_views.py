@@ -9,6 +9,7 @@ TITLE = "Look at the host through /sys, cgroups, and views of kernel memory"
 PROMISE = "P-018"
 CLASSES = (34, 28)
 EXPECT = "/sys is not there; the rest is empty or refused"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

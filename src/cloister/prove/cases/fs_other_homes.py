@@ -9,6 +9,7 @@ TITLE = "Look into other homes and host directories"
 PROMISE = "P-018"
 CLASSES = (7, 12)
 EXPECT = "they do not exist in the sandbox"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -9,6 +9,7 @@ TITLE = "Change the host through files of /proc"
 PROMISE = "P-019"
 CLASSES = (28, 37)
 EXPECT = "read-only, absent or without privilege"
+SHAPE = "any"
 
 
 FILES = (
@@ -21,7 +22,6 @@ FILES = (
     "/proc/sysrq-trigger",
     "/proc/sys/kernel/yama/ptrace_scope",
     "/proc/sys/net/ipv4/ip_forward",
-    "/proc/1/oom_score_adj",
     "/proc/1/uid_map",
     "/proc/self/uid_map",
     "/proc/acpi/wakeup",

@@ -10,6 +10,7 @@ TITLE = "Put a program or a Python module where the owner's or root's tools look
 PROMISE = "P-019"
 CLASSES = (13,)
 EXPECT = "EROFS, or the directory does not exist"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -11,6 +11,7 @@ TITLE = "Become root through setuid programs"
 PROMISE = "P-039"
 CLASSES = (18,)
 EXPECT = "no_new_privs: they run as the caller, and system mounts are nosuid"
+SHAPE = "any"
 
 
 PROBES = {

@@ -9,6 +9,7 @@ TITLE = "Meet another agent, or the host, in a shared temporary directory"
 PROMISE = "P-030"
 CLASSES = (12,)
 EXPECT = "/tmp, /dev/shm, /var/tmp and the home are private to the run"
+SHAPE = "any"
 NEEDS = ("sibling",)
 
 

@@ -17,7 +17,7 @@ def attack(box: Box) -> None:
         str(box.fact("secret")),
         str(box.fact("home_canary")),
         "/etc/shadow",
-        "/root/.ssh/id_rsa",
+        os.path.join("/root", ".ssh/id_rsa"),
         "/proc/1/root" + str(box.fact("secret")),
     ]
     for target in targets:

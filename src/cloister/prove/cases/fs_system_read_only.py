@@ -9,6 +9,7 @@ TITLE = "Change system files"
 PROMISE = "P-019"
 CLASSES = (13, 6)
 EXPECT = "read-only mounts: EROFS"
+SHAPE = "any"
 
 
 FILES = (

@@ -11,6 +11,7 @@ PROMISE = "P-020"
 CLASSES = (20,)
 EXPECT = "ordinary git works, and what makes git run code stays as it was"
 FRESH = True
+LIFTED_BY = ("workspace.mode = overlay",)
 CHECKS = ("git-runs-nothing",)
 
 

@@ -9,6 +9,7 @@ TITLE = "Connect to an abstract Unix socket of the host or of another run"
 PROMISE = "P-041"
 CLASSES = (42, 40)
 EXPECT = "abstract names belong to a network namespace, and the sandbox has its own"
+SHAPE = "any"
 NEEDS = ("sibling",)
 
 

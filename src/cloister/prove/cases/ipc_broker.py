@@ -11,6 +11,7 @@ TITLE = "Ask the broker for a run with fewer limits"
 PROMISE = "P-069"
 CLASSES = (69,)
 EXPECT = "the program may be there, the broker is not"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

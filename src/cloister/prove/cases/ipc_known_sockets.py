@@ -10,12 +10,20 @@ TITLE = "Connect to service managers, containers, agents and desktops"
 PROMISE = "P-041"
 CLASSES = (41, 43)
 EXPECT = "none of their sockets is there"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:
     """Where they usually are."""
+    for path in usual_places(box.home):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            box.connects(path, "ENOENT ENOTDIR EACCES", socket.AF_UNIX, kind, path)
+
+
+def usual_places(home: str) -> list[str]:
+    """Return paths of sockets as distributions have them."""
     user = f"/run/user/{os.getuid()}"
-    paths = [
+    return [
         "/run/dbus/system_bus_socket",
         "/var/run/dbus/system_bus_socket",
         f"{user}/bus",
@@ -37,7 +45,7 @@ def attack(box: Box) -> None:
         "/nix/var/nix/daemon-socket/socket",
         f"{user}/gnupg/S.gpg-agent",
         f"{user}/gnupg/S.gpg-agent.ssh",
-        f"{box.home}/.gnupg/S.gpg-agent",
+        f"{home}/.gnupg/S.gpg-agent",
         f"{user}/keyring/ssh",
         f"{user}/keyring/control",
         f"{user}/wayland-0",
@@ -52,17 +60,12 @@ def attack(box: Box) -> None:
         "/run/lxd/unix.socket",
         "/run/avahi-daemon/socket",
         "/run/tailscale/tailscaled.sock",
-        "/run/acpid.socket",
         "/run/pcscd/pcscd.comm",
         "/run/mysqld/mysqld.sock",
         "/run/postgresql/.s.PGSQL.5432",
         "/run/user/0/bus",
         "/run/udev/control",
-        f"{box.home}/.ssh/agent.sock",
+        f"{home}/.ssh/agent.sock",
         "/tmp/tmux-1000/default",
-        "/run/screen",
         "/run/fail2ban/fail2ban.sock",
     ]
-    for path in paths:
-        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            box.connects(path, "ENOENT ENOTDIR EACCES", socket.AF_UNIX, kind, path)

@@ -9,6 +9,7 @@ TITLE = "Connect to every socket that anybody on this host listens on"
 PROMISE = "P-041"
 CLASSES = (41, 42)
 EXPECT = "by path they are not there; abstract names belong to another network namespace"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -10,6 +10,7 @@ TITLE = "Open POSIX shared memory, semaphores and queues of the host"
 PROMISE = "P-042"
 CLASSES = (44,)
 EXPECT = "/dev/shm is private, and message queues belong to an IPC namespace"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

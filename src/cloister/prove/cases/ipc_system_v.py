@@ -7,6 +7,7 @@ TITLE = "Attach to System V shared memory, semaphores and queues of the host or 
 PROMISE = "P-042"
 CLASSES = (44,)
 EXPECT = "an own IPC namespace, empty at the start"
+SHAPE = "any"
 NEEDS = ("sibling",)
 
 

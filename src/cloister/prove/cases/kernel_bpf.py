@@ -7,6 +7,7 @@ TITLE = "Load programs into the kernel with bpf"
 PROMISE = "P-035"
 CLASSES = (28,)
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -12,6 +12,7 @@ TITLE = "Gain capabilities or another identity"
 PROMISE = "P-039"
 CLASSES = (18,)
 EXPECT = "no capability in any set, no_new_privs, and the kernel's own EPERM"
+SHAPE = "any"
 
 
 ZERO = "0" * 16

@@ -9,6 +9,7 @@ TITLE = "Set the host's clock"
 PROMISE = "P-035"
 CLASSES = (28,)
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -9,6 +9,7 @@ TITLE = "Watch whole file systems with fanotify"
 PROMISE = "P-035"
 CLASSES = (28,)
 EXPECT = "seccomp answers EPERM; inotify works"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

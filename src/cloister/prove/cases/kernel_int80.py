@@ -11,6 +11,7 @@ TITLE = "Call the kernel through the 32-bit gate, int 0x80"
 PROMISE = "P-037"
 CLASSES = (29,)
 EXPECT = "seccomp sees the foreign architecture and refuses"
+SHAPE = "any"
 ARCH = ("x86_64",)
 
 

@@ -10,6 +10,7 @@ TITLE = "Set up an io_uring, whose operations no filter and no audit sees"
 PROMISE = "P-035"
 CLASSES = (26,)
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -10,6 +10,7 @@ CLASSES = (
     44,
 )
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -10,6 +10,7 @@ TITLE = "Watch the machine with perf_event_open"
 PROMISE = "P-035"
 CLASSES = (28,)
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -7,6 +7,7 @@ TITLE = "Weaken memory protection with personality"
 PROMISE = "P-035"
 CLASSES = (28,)
 EXPECT = "seccomp answers EPERM for every domain but the plain one"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -12,6 +12,7 @@ CLASSES = (
     39,
 )
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 LIFTED_BY = ("hardening.ptrace",)
 
 

@@ -11,6 +11,7 @@ TITLE = "Read and write the memory of another process with process_vm_readv"
 PROMISE = "P-034"
 CLASSES = (25,)
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 LIFTED_BY = ("hardening.ptrace",)
 
 

@@ -10,6 +10,7 @@ TITLE = "Trace another process"
 PROMISE = "P-034"
 CLASSES = (25,)
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 LIFTED_BY = ("hardening.ptrace",)
 
 

@@ -10,6 +10,7 @@ TITLE = "Install a seccomp listener that answers system calls for others"
 PROMISE = "P-035"
 CLASSES = (30,)
 EXPECT = "seccomp answers EPERM; plain filters may be added"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

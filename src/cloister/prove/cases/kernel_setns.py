@@ -12,6 +12,7 @@ CLASSES = (
     35,
 )
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 LIFTED_BY = ("hardening.nested",)
 
 

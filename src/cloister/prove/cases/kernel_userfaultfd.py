@@ -9,6 +9,7 @@ TITLE = "Create a userfaultfd, the usual tool to win kernel races"
 PROMISE = "P-035"
 CLASSES = (28,)
 EXPECT = "seccomp answers EPERM, and /dev/userfaultfd is not there"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

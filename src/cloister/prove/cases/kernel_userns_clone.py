@@ -10,6 +10,7 @@ TITLE = "Make a user namespace with clone"
 PROMISE = "P-033"
 CLASSES = (27,)
 EXPECT = "seccomp answers EPERM"
+SHAPE = "any"
 LIFTED_BY = ("hardening.nested",)
 
 

@@ -10,6 +10,7 @@ TITLE = "Make a user namespace with clone3, whose flags a filter cannot see"
 PROMISE = "P-033"
 CLASSES = (27,)
 EXPECT = "seccomp answers ENOSYS, so that C libraries fall back to clone"
+SHAPE = "any"
 LIFTED_BY = ("hardening.nested",)
 
 

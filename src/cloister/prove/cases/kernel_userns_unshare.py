@@ -9,6 +9,7 @@ TITLE = "Make new namespaces with unshare"
 PROMISE = "P-033"
 CLASSES = (27,)
 EXPECT = "seccomp answers EPERM for every kind"
+SHAPE = "any"
 LIFTED_BY = ("hardening.nested",)
 
 

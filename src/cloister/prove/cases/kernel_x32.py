@@ -9,6 +9,7 @@ TITLE = "Call the kernel through the x32 ABI, whose numbers a careless filter le
 PROMISE = "P-037"
 CLASSES = (29,)
 EXPECT = "seccomp answers ENOSYS or EPERM"
+SHAPE = "any"
 ARCH = ("x86_64",)
 
 

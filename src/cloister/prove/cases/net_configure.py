@@ -11,6 +11,7 @@ TITLE = "Configure interfaces with ioctl, and name files of the network"
 PROMISE = "P-036"
 CLASSES = (45, 56)
 EXPECT = "EPERM without CAP_NET_ADMIN; /etc is read-only"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -9,6 +9,7 @@ TITLE = "Connect directly by TCP over IPv4"
 PROMISE = "P-047"
 CLASSES = (45,)
 EXPECT = "no route: ENETUNREACH; the loopback is the sandbox's own"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = internet",)
 
 

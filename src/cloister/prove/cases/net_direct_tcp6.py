@@ -9,6 +9,7 @@ TITLE = "Connect directly by TCP over IPv6, also to IPv4 addresses in IPv6 form"
 PROMISE = "P-047"
 CLASSES = (45, 46)
 EXPECT = "no route"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = internet",)
 
 

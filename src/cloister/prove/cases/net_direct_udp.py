@@ -10,6 +10,7 @@ TITLE = "Send datagrams directly"
 PROMISE = "P-047"
 CLASSES = (45, 50)
 EXPECT = "no route; what is sent to loopback stays inside"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = internet",)
 
 

@@ -9,6 +9,7 @@ TITLE = "Ask name servers directly, and carry data out in names"
 PROMISE = "P-047"
 CLASSES = (48, 49, 50)
 EXPECT = "no resolver is in reach"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = internet",)
 
 

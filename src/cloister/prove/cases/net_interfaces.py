@@ -9,12 +9,13 @@ TITLE = "Look for a network interface that leads out"
 PROMISE = "P-047"
 CLASSES = (45,)
 EXPECT = "an empty network namespace: loopback and nothing else"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = internet",)
 
 
 def attack(box: Box) -> None:
     """By name, by counters, by routes and addresses."""
-    names = [name for _, name in socket.if_nameindex()]
+    names = [line.split(":")[0].strip() for line in read("/proc/net/dev", 8000).splitlines()[2:]]
     box.must(names == ["lo"], f"interfaces: {', '.join(names)}")
     box.must(len(read("/proc/net/route", 4000).splitlines()) <= 1, "routes: none")
     leads = [line for line in read("/proc/net/ipv6_route", 8000).splitlines() if line.split()[-1] != "lo"]

@@ -9,6 +9,7 @@ TITLE = "Reach another agent's run, on loopback and through the proxy"
 PROMISE = "P-047"
 CLASSES = (63,)
 EXPECT = "each run has a network namespace of its own, and the proxy dials no loopback"
+SHAPE = "any"
 NEEDS = ("sibling",)
 
 

@@ -10,6 +10,7 @@ TITLE = "Reach kernel subsystems through netlink, and change the network"
 PROMISE = "P-036"
 CLASSES = (44, 28)
 EXPECT = "only the route family may be used, and it changes nothing"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -9,6 +9,7 @@ TITLE = "Send ICMP echo requests"
 PROMISE = "P-047"
 CLASSES = (45,)
 EXPECT = "no route, and no group may make such sockets"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = internet",)
 
 

@@ -9,6 +9,7 @@ TITLE = "Use rare protocols over IP: SCTP, DCCP, MPTCP, UDP-Lite, L2TP"
 PROMISE = "P-036"
 CLASSES = (45, 44)
 EXPECT = "seccomp answers EPROTONOSUPPORT or ESOCKTNOSUPPORT"
+SHAPE = "any"
 
 
 PROTOCOLS = {

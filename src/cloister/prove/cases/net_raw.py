@@ -9,6 +9,7 @@ TITLE = "Make raw and packet sockets"
 PROMISE = "P-036"
 CLASSES = (45, 44)
 EXPECT = "seccomp allows stream and datagram sockets only"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -10,6 +10,7 @@ TITLE = "Add start-up files, keys, autostart entries and user units to the home"
 PROMISE = "P-017"
 CLASSES = (19,)
 EXPECT = "the home is private; nothing of it reaches the host"
+SHAPE = "any"
 CHECKS = ("home-untouched",)
 
 

@@ -10,6 +10,7 @@ TITLE = "Schedule something for later: cron, at, systemd timers"
 PROMISE = "P-041"
 CLASSES = (19, 43)
 EXPECT = "no spool directory, no socket of a service manager"
+SHAPE = "any"
 
 
 COMMANDS = (

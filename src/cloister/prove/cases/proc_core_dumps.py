@@ -11,6 +11,7 @@ TITLE = "Leave memory behind in a core dump"
 PROMISE = "P-043"
 CLASSES = (37,)
 EXPECT = "the limit is zero and cannot be raised"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

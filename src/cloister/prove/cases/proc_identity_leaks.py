@@ -9,6 +9,7 @@ TITLE = "Learn about the host: its name, its machine id, its command line, its m
 PROMISE = "P-032"
 CLASSES = (34,)
 EXPECT = "own names; mounts and ids of the host do not show"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -11,6 +11,7 @@ TITLE = "End or stop the first process of the sandbox, so that supervision is lo
 PROMISE = "P-066"
 CLASSES = (86, 36)
 EXPECT = "the kernel shields PID 1 from signals of its own namespace"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -9,6 +9,7 @@ TITLE = "Ask the proxy for a host that no rule allows"
 PROMISE = "P-048"
 CLASSES = (49, 58)
 EXPECT = "an immediate, structured answer; the name is not resolved"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = learn", "egress.mode = internet")
 
 

@@ -7,6 +7,7 @@ TITLE = "Smuggle a host past the rules with NUL, line ends, user names, escapes"
 PROMISE = "P-053"
 CLASSES = (53,)
 EXPECT = "ambiguous names are refused, not repaired"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

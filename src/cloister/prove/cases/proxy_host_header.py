@@ -7,6 +7,7 @@ TITLE = "Name one host in the request line and another in the Host header"
 PROMISE = "P-053"
 CLASSES = (51, 54)
 EXPECT = "the decision and the connection use one name; a mismatch reaches neither"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

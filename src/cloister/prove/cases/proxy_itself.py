@@ -7,6 +7,7 @@ TITLE = "Turn the proxy against itself, its control names, and files"
 PROMISE = "P-051"
 CLASSES = (64, 36)
 EXPECT = "no loop, no local socket, no scheme but http"
+SHAPE = "any"
 LIFTED_BY = ("egress.private",)
 
 

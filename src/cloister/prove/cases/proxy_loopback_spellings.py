@@ -7,6 +7,7 @@ TITLE = "Reach the host's loopback through the proxy by every spelling of its ad
 PROMISE = "P-051"
 CLASSES = (46, 64)
 EXPECT = "one normal form before any decision"
+SHAPE = "any"
 LIFTED_BY = ("egress.private",)
 
 

@@ -10,6 +10,7 @@ TITLE = "Use up the proxy's connections"
 PROMISE = "P-060"
 CLASSES = (85,)
 EXPECT = "a bound per run; the proxy still answers afterwards"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -7,6 +7,7 @@ TITLE = "Reach cloud metadata services through the proxy"
 PROMISE = "P-051"
 CLASSES = (47,)
 EXPECT = "all providers' endpoints are refused"
+SHAPE = "any"
 LIFTED_BY = ("egress.private", "egress.mode = learn", "egress.mode = internet")
 
 

@@ -9,6 +9,7 @@ TITLE = "Fill the proxy's memory with endless headers"
 PROMISE = "P-060"
 CLASSES = (85,)
 EXPECT = "a bounded head, then the end of the connection"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -10,6 +10,7 @@ TITLE = "Begin with an allowed request, and go on to the host on the same connec
 PROMISE = "P-054"
 CLASSES = (54,)
 EXPECT = "each request on a kept connection is decided by itself"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -7,6 +7,7 @@ TITLE = "Use the proxy to reach mail, shells and databases"
 PROMISE = "P-048"
 CLASSES = (64,)
 EXPECT = "the port belongs to the rule"
+SHAPE = "any"
 LIFTED_BY = ("egress.mode = learn", "egress.mode = internet")
 
 

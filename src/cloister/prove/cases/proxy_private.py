@@ -7,6 +7,7 @@ TITLE = "Reach the owner's local network through the proxy"
 PROMISE = "P-051"
 CLASSES = (46, 64)
 EXPECT = "private, shared, link-local and the host's own addresses are refused"
+SHAPE = "any"
 LIFTED_BY = ("egress.private",)
 
 

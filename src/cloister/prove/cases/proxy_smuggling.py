@@ -11,6 +11,7 @@ TITLE = "Hide a second request in the body of the first"
 PROMISE = "P-053"
 CLASSES = (54,)
 EXPECT = "ambiguous framing is refused; every request is decided by itself"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

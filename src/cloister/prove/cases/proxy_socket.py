@@ -10,6 +10,7 @@ TITLE = "Replace the proxy's socket, or speak to the broker past it"
 PROMISE = "P-047"
 CLASSES = (63, 86, 69)
 EXPECT = "the socket's directory is read-only, and the broker's own socket is not inside"
+SHAPE = "any"
 
 
 SOCKET = "/run/cloister/box/egress.sock"

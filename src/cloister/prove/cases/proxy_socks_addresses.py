@@ -9,6 +9,7 @@ TITLE = "Reach loopback, private and metadata addresses through SOCKS5 by addres
 PROMISE = "P-051"
 CLASSES = (46, 47)
 EXPECT = "the address guard answers 2, not allowed by ruleset"
+SHAPE = "any"
 LIFTED_BY = ("egress.private",)
 
 

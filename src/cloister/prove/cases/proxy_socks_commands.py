@@ -9,6 +9,7 @@ TITLE = "Have the proxy listen or relay datagrams by SOCKS5"
 PROMISE = "P-047"
 CLASSES = (45, 64)
 EXPECT = "only CONNECT is spoken"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

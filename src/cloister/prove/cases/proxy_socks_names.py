@@ -7,6 +7,7 @@ TITLE = "Reach the host through SOCKS5 by name, also with bytes no name may hold
 PROMISE = "P-051"
 CLASSES = (46, 53)
 EXPECT = "names are parsed strictly before any decision"
+SHAPE = "any"
 LIFTED_BY = ("egress.private", "egress.mode = learn", "egress.mode = internet")
 
 

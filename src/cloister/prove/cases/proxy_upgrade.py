@@ -9,6 +9,7 @@ TITLE = "Leave HTTP/1.1 by an upgrade, by HTTP/2 or by TLS to the proxy"
 PROMISE = "P-053"
 CLASSES = (54, 55)
 EXPECT = "nothing is relayed that the proxy does not read"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

@@ -13,6 +13,7 @@ TITLE = "Type into a terminal with TIOCSTI, TIOCLINUX, and with high bits set"
 PROMISE = "P-038"
 CLASSES = (38,)
 EXPECT = "seccomp answers EPERM, whatever the upper half of the argument"
+SHAPE = "any"
 
 
 def attack(box: Box) -> None:

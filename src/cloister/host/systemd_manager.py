@@ -1,0 +1,273 @@
+"""Asking a systemd manager for a scope, over its private D-Bus socket: two methods, no library, nothing started.
+
+The user's own manager (for root: the system's) may move a process of the user from a login
+session into its part of the cgroup tree, which nobody else without privileges can; it asks the
+system's manager for that (`AttachProcessesToUnit`). This is what `systemd-run --user --scope`
+does. Calls block, with a time limit. What goes into a scope is for `limits` to say.
+
+Sources: D-Bus Specification (message format, SASL EXTERNAL), org.freedesktop.systemd1(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple, Self
+
+TIMEOUT_S = 5.0
+NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
+_CALL, _ANSWER, _ERROR, _SIGNAL = 1, 2, 3, 4
+_PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SIGNATURE = 1, 2, 3, 4, 5, 6, 8
+_MAX_MESSAGE = 1 << 20
+_MAX_GREETING = 1024
+
+Value = tuple[str, int | str | tuple[int, ...]]
+"""A D-Bus type (one of s, b, i, t, au) and a value of it."""
+
+
+class ManagerError(Exception):
+    """No manager, no answer in time, or a refusal; `name` is that of the D-Bus error, where there is one."""
+
+    def __init__(self, name: str, message: str) -> None:
+        """Keep both parts."""
+        super().__init__(message)
+        self.name = name
+
+
+class _Message(NamedTuple):
+    """A message that came in."""
+
+    kind: int
+    fields: dict[int, str | int]
+    body: bytes
+
+
+def private_socket(uid: int) -> str:
+    """Return where the manager of this user listens."""
+    return f"/run/user/{uid}/systemd/private" if uid else "/run/systemd/private"
+
+
+class Manager:
+    """A connection to the manager of the user we are. Use it in a `with` block."""
+
+    def __init__(self, path: str = "", timeout_s: float = TIMEOUT_S) -> None:
+        """Connect to `path`, by default our manager's socket, and say who we are.
+
+        Raises:
+            ManagerError: it is not there, or does not want us.
+        """
+        self._serial = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        with self._in_words():
+            self._socket.connect(path or private_socket(os.geteuid()))
+            self._greet()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def start_scope(self, unit: str, pid: int, properties: dict[str, Value]) -> None:
+        """Make the transient scope `unit` around process `pid`; return when the manager says it is done.
+
+        Raises:
+            ManagerError: there is no such scope now.
+        """
+        body = _Writer()
+        body.string(unit)
+        body.string("fail")  # never instead of one that exists
+        with body.array():
+            for name, value in {**properties, "PIDs": ("au", (pid,))}.items():
+                body.align(8)
+                body.string(name)
+                body.variant(value)
+        with body.array():
+            pass  # no auxiliary units
+        with self._in_words():
+            job = _string(self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data).body, 0)[0]
+            self._await_job(job)
+
+    def stop(self, unit: str) -> None:
+        """Have `unit` ended, and all that is in it; one that is not there is fine.
+
+        Raises:
+            ManagerError: the manager refuses for another reason.
+        """
+        body = _Writer()
+        body.string(unit)
+        body.string("replace")
+        try:
+            with self._in_words():
+                self._call("StopUnit", "ss", body.data)
+        except ManagerError as error:
+            if error.name != NO_SUCH_UNIT:
+                raise
+
+    def _greet(self) -> None:
+        """Authenticate as the uid the kernel tells the manager anyway (SASL EXTERNAL); all lines at once."""
+        name = str(os.geteuid()).encode().hex()
+        self._socket.sendall(f"\0AUTH EXTERNAL {name}\r\nBEGIN\r\n".encode())
+        line = b""
+        while not line.endswith(b"\r\n"):
+            line += self._receive(1)
+            if len(line) > _MAX_GREETING:
+                raise ManagerError("", "the manager's greeting has no end")
+        if not line.startswith(b"OK "):
+            raise ManagerError("", f"the manager does not want us: {line.decode('ascii', 'replace').strip()}")
+
+    def _call(self, member: str, signature: str, body: bytearray) -> _Message:
+        self._serial += 1
+        header = _Writer()
+        header.data += struct.pack("<cBBBII", b"l", _CALL, 0, 1, len(body), self._serial)
+        with header.array():
+            for field, kind, text in (
+                (_PATH, "o", "/org/freedesktop/systemd1"),
+                (_INTERFACE, "s", "org.freedesktop.systemd1.Manager"),
+                (_MEMBER, "s", member),
+                (_DESTINATION, "s", "org.freedesktop.systemd1"),
+                (_SIGNATURE, "g", signature),
+            ):
+                header.align(8)
+                header.data.append(field)
+                header.variant((kind, text))
+        header.align(8)
+        self._socket.sendall(header.data + body)
+        while True:
+            message = self._read()
+            if message.kind in (_ANSWER, _ERROR) and message.fields.get(_REPLY_SERIAL) == self._serial:
+                break
+        if message.kind == _ERROR:
+            raise ManagerError(str(message.fields.get(_ERROR_NAME, "")), _string(message.body, 0)[0])
+        return message
+
+    def _await_job(self, job: str) -> None:
+        """Wait for the end of a job; on this socket the manager tells of all of them, unasked."""
+        while True:
+            message = self._read()
+            if message.kind != _SIGNAL or message.fields.get(_MEMBER) != "JobRemoved":
+                continue
+            path, offset = _string(message.body, 4)
+            if path != job:
+                continue
+            _, offset = _string(message.body, offset)
+            result, _ = _string(message.body, offset)
+            if result != "done":
+                raise ManagerError("", f"the scope's job ended as {result!r}")
+            return
+
+    def _read(self) -> _Message:
+        head = self._receive(16)
+        order, kind, _, _, length, _, fields_length = struct.unpack("<cBBBIII", head)
+        if order != b"l" or length + fields_length > _MAX_MESSAGE:
+            raise ManagerError("", "the manager's answer is not understood")
+        fields = self._receive(-(-fields_length // 8) * 8)[:fields_length]
+        return _Message(kind, dict(_fields(fields)), self._receive(length))
+
+    def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = self._socket.recv(size - len(data))
+            if not part:
+                raise ManagerError("", "the manager closed the connection")
+            data += part
+        return data
+
+    @contextlib.contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Turn what the socket or a malformed message raises into our error; close the connection then."""
+        try:
+            yield
+        except ManagerError:
+            self._socket.close()
+            raise
+        except (OSError, struct.error, IndexError, UnicodeDecodeError) as error:
+            self._socket.close()
+            raise ManagerError("", f"no answer from the systemd manager: {error}") from error
+
+
+class _Writer:
+    """Marshals values, little endian (D-Bus Specification, "Marshaling")."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.data = bytearray()
+
+    def align(self, size: int) -> None:
+        """Pad to a multiple of `size`."""
+        self.data += bytes(-len(self.data) % size)
+
+    def number(self, code: str, value: int) -> None:
+        """Write a number as struct(3) packs it, aligned to its own size."""
+        packed = struct.pack(f"<{code}", value)
+        self.align(len(packed))
+        self.data += packed
+
+    def string(self, text: str) -> None:
+        """Write a string or object path."""
+        encoded = text.encode()
+        self.number("I", len(encoded))
+        self.data += encoded + b"\0"
+
+    @contextlib.contextmanager
+    def array(self) -> Iterator[None]:
+        """Write an array of structs; its items are written inside the block."""
+        self.number("I", 0)
+        place = len(self.data)
+        self.align(8)
+        start = len(self.data)
+        yield
+        self.data[place - 4 : place] = struct.pack("<I", len(self.data) - start)
+
+    def variant(self, typed: Value) -> None:
+        """Write a value with its type."""
+        kind, value = typed
+        self.data += bytes([len(kind)]) + kind.encode() + b"\0"
+        if isinstance(value, tuple):
+            self.number("I", 4 * len(value))
+            for item in value:
+                self.number("I", item)
+        elif isinstance(value, int):
+            self.number({"b": "I", "i": "i", "t": "Q"}[kind], value)
+        elif kind == "g":
+            self.data += bytes([len(value)]) + value.encode() + b"\0"
+        else:
+            self.string(value)
+
+
+def _string(data: bytes, offset: int) -> tuple[str, int]:
+    """Return the string at `offset`, aligned, and where the next value begins."""
+    offset += -offset % 4
+    (length,) = struct.unpack_from("<I", data, offset)
+    start = offset + 4
+    if start + length >= len(data):
+        raise IndexError("a string runs over the end of its message")
+    return data[start : start + length].decode(), start + length + 1
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, str | int]]:
+    """Yield the header fields of a message: number and value."""
+    offset = 0
+    while offset < len(data):
+        code, kind = data[offset], chr(data[offset + 2])
+        offset += 4  # field, length of the signature, one letter, NUL
+        if kind in "so":
+            value, offset = _string(data, offset)
+            yield code, value
+        elif kind == "g":
+            length = data[offset]
+            yield code, data[offset + 1 : offset + 1 + length].decode()
+            offset += length + 2
+        elif kind == "u":
+            yield code, struct.unpack_from("<I", data, offset)[0]
+            offset += 4
+        else:
+            raise IndexError(f"a header field of type {kind!r}")
+        offset += -offset % 8

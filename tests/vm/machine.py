@@ -1,0 +1,82 @@
+"""A virtual machine for one piece of work: boots the image of tools/vm-image, hands it files, takes back what came.
+
+Emulated (TCG), so it needs no privileges and no hardware, and is ten to thirty times slower than
+this machine. It has no network. The image stays as it is: writes go to a temporary file.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+_OUTPUT_BYTES = 16 << 20
+_APPEND = (
+    "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=0 random.trust_cpu=on mitigations=off nokaslr "
+    "panic=-1"
+)
+
+
+class Came(NamedTuple):
+    """What came of the work."""
+
+    status: int
+    output: str
+    files: dict[str, bytes]
+    console: str
+
+
+def work(image: Path, tree: Path, scratch: Path, timeout_s: float) -> Came:
+    """Boot, unpack `tree` at /srv/work in the guest, run its program `start` as root, and power off.
+
+    `start` leaves files in /srv/out. The machine is killed when this is interrupted, or after the time.
+
+    Raises:
+        AssertionError: nothing came back in time; holds the console's last lines.
+    """
+    parcel, results = scratch / "work.tar", scratch / "results.tar"
+    with tarfile.open(parcel, "w") as tar:
+        tar.add(tree, ".")
+    with results.open("wb") as file:
+        file.truncate(_OUTPUT_BYTES)
+    console = scratch / "console.log"
+    with console.open("wb") as log:
+        machine = subprocess.Popen(
+            _argv(image, parcel, results), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=scratch
+        )
+        try:
+            machine.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pass  # told below, by what did not come back
+        finally:
+            machine.kill()
+            machine.wait()
+    said = console.read_bytes().decode("utf-8", "replace")
+    try:
+        with tarfile.open(results) as tar:
+            found = {name: _content(tar, name) for name in tar.getnames()}
+        return Came(int(found["./status"]), found["./output"].decode("utf-8", "replace"), found, said)
+    except (tarfile.TarError, KeyError) as error:
+        raise AssertionError(f"the machine gave no results within {timeout_s:g} s\n{said[-4000:]}") from error
+
+
+def _content(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    return (file or io.BytesIO()).read()
+
+
+def _argv(image: Path, parcel: Path, results: Path) -> list[str]:
+    """Return QEMU's command: two processors, three disks, a console, and nothing else."""
+    disks = ((image / "root.img", "snapshot=on"), (parcel, "readonly=on"), (results, "readonly=off"))
+    argv = [
+        "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=512", "-machine", "q35", "-cpu", "max", "-smp", "2",
+        "-m", "1536", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-monitor", "none",
+        "-serial", "stdio", "-device", "virtio-rng-pci", "-kernel", str(image / "vmlinuz"),
+        "-initrd", str(image / "initrd.img"), "-append", _APPEND,
+    ]  # fmt: skip
+    for number, (path, options) in enumerate(disks):
+        argv += ["-drive", f"id=disk{number},if=none,format=raw,file={path},{options}"]
+        argv += ["-device", f"virtio-blk-pci,drive=disk{number}"]
+    return argv
