@@ -258,6 +258,8 @@ class Supervisor:
         run = self._living(fields.get("run", ""))
         if run.go:
             raise RetryError("run-starting", "the run is still starting", where=run.plan.run, remedy="the same again")
+        if run.live.status == "ending":  # its sessions are told already: nobody would answer this one
+            raise UsageError("run-not-alive", f"the run {run.plan.run} is ending", remedy="cloister ps")
         launch = run.plan.launch
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
