@@ -45,7 +45,7 @@ def measure(wanted: list[str], rounds: int) -> tuple[list[Section], int]:
     """Return the sections of all parts, and 1 when one could not be measured."""
     user = world.World("starts")
     parts: dict[str, Callable[[], list[Section]]] = {
-        "cold": lambda: [starts.cold(user, rounds)],
+        "cold": lambda: [starts.cold(user, rounds), starts.cold_cpu(user, rounds)],
         "warm": lambda: [starts.warm(user, rounds)],
         "memory": lambda: [memory.memory(user)],
         "egress": lambda: egress.egress(3),

@@ -52,6 +52,26 @@ def cold(world: World, rounds: int) -> Section:
     )  # fmt: skip
 
 
+def cold_cpu(world: World, rounds: int) -> Section:
+    """The same start in CPU time, and who uses it."""
+    plain = world.charged([*peers.BWRAP_ARGV, "true"])
+    full = world.charged([*peers.BWRAP_ALL_ARGV, "true"])
+    run = world.charged(["cloister", "run", "shell", "--", "true"])
+    run()
+    names = (peers.BWRAP, peers.BWRAP_ALL, CLOISTER, "of it: front door, bwrap, inner shim", "of it: broker")
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        client, broker = run()
+        for name, value in zip(names, (plain()[0], full()[0], client + broker, client, broker), strict=True):
+            samples[name].append(value)
+    return Section(
+        "Cold start, CPU time", "ms", compare(samples, peers.BWRAP),
+        "What all processes of a start use together, on whatever core; waiting for a busy machine is not in it. Of the "
+        "broker's part nearly half is the placeholders that hold absent names (13 directories made and removed); of "
+        "the rest most is bubblewrap's, which reads its mount table for each of its own 14 mounts.",
+    )  # fmt: skip
+
+
 def without_broker(world: World, case: Callable[[], float]) -> Callable[[], float]:
     """Return the case with the broker ended before, outside the time measured."""
 

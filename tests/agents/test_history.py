@@ -41,7 +41,7 @@ def agents_on_path(agents_bin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def claude(agents_on_path: None, home: Path, fake_model: FakeModel) -> Iterator[User]:  # its effect
+def claude(agents_on_path: None, home: Path, fake_model: FakeModel) -> Iterator[User]:
     """A user with Claude Code."""
     user = User(home, policy(AGENTS["claude"], home, fake_model, note=True))
     yield user
@@ -75,7 +75,7 @@ def instructions(model: FakeModel) -> str:
 
 @pytest.mark.usefixtures("nothing_left", "agents_on_path")
 def test_the_note_reaches_the_model(agent: Agent, home: Path, workspace: Path, fake_model: FakeModel) -> None:
-    """The model is told its limits as a system or developer text; `sandbox_note = false` leaves that out."""
+    """Its limits reach the model as a system or developer text; with `sandbox_note = false` they do not."""
     user = User(home, policy(agent, home, fake_model, note=True))
     with_note = user.run("run", *agent.command(), cwd=workspace, timeout_s=90)
     told = instructions(fake_model)

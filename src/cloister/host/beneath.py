@@ -110,6 +110,18 @@ def look(base: int, name: str) -> Node:
         return ABSENT
 
 
+def look_below(base: int, name: str) -> Node:
+    """Return what the relative path `name` below the directory `base` is; `ABSENT` if its last component is.
+
+    Raises:
+        OSError: EINVAL for a path that could leave the base; ENOENT and others for what is above the last component.
+    """
+    if "/" not in name and "\0" not in name and name not in {"", ".", ".."}:  # most are: no path to walk
+        return look(base, name)
+    with parent(base, name) as (holder, last):
+        return look(holder, last)
+
+
 def read_file(base: int, name: str, *, limit: int) -> bytes | None:
     """Return the content of a regular file below `base`, or None if there is none or it is longer than `limit` bytes.
 

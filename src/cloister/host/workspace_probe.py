@@ -136,8 +136,7 @@ def look_at(opened: int, names: Iterable[str]) -> dict[str, Node]:
         for depth in range(1, len(parts) + 1):
             path = "/".join(parts[:depth])
             if path not in nodes:
-                with beneath.parent(opened, path) as (holder, last):
-                    nodes[path] = beneath.look(holder, last)
+                nodes[path] = beneath.look_below(opened, path)
             if nodes[path].kind != "directory":
                 break
         nodes.setdefault("/".join(parts), Node())

@@ -28,7 +28,7 @@ from cloister.isolation import workspace as workspace_layout
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
-from cloister.plan.workspace import Protected, WorkspaceLayout
+from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress
 from cloister.policy.protected import effective_names
@@ -73,6 +73,9 @@ class Kitchen:
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
         self._holds: bool | None = None
+        self._layout: (
+            tuple[tuple[WorkspaceFacts, list[Protected], workspace_layout.Options], WorkspaceLayout] | None
+        ) = None
         self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...], tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
@@ -158,7 +161,16 @@ class Kitchen:
             home=self.paths.home,
             git_configs=configs,
         )
-        return root, workspace_layout.layout(found, protected, options)
+        return root, self._layout_of(found, protected, options)
+
+    def _layout_of(
+        self, found: WorkspaceFacts, protected: list[Protected], options: workspace_layout.Options
+    ) -> WorkspaceLayout:
+        """Return the layout that follows from what was found; the last one where nothing has changed (0.4 ms)."""
+        key = (found, protected, options)
+        if self._layout is None or self._layout[0] != key:
+            self._layout = (key, workspace_layout.layout(found, protected, options))
+        return self._layout[1]
 
     def _facts_for(  # noqa: PLR0913  # what `prepare` has at hand
         self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,

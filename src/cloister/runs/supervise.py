@@ -137,7 +137,7 @@ class Supervisor:
             + encode_list(mapping(prepared.environment))
             + encode_list([os.fsencode(launch.directory)])
         )
-        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays or launch.holds else 0)
+        flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
@@ -258,6 +258,8 @@ class Supervisor:
         run = self._living(fields.get("run", ""))
         if run.go:
             raise RetryError("run-starting", "the run is still starting", where=run.plan.run, remedy="the same again")
+        if run.live.status == "ending":  # its sessions are told already: nobody would answer this one
+            raise UsageError("run-not-alive", f"the run {run.plan.run} is ending", remedy="cloister ps")
         launch = run.plan.launch
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import resource
 import signal
@@ -171,6 +172,7 @@ def _serve(paths: Paths, options: argparse.Namespace) -> int:
         broker.listen()
         _ready(options.ready_fd)
         _become_quiet(paths)
+        gc.freeze()  # what is loaded now stays: nothing of it needs to be looked through again
         try:
             await broker.stopped
         finally:

@@ -179,30 +179,47 @@ static int run_nft(const struct launch *launch, char **argv, int output)
     return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -1;
 }
 
+/* Enter new namespaces; in a user namespace our ids stay what they are, and mounts stay our own. */
+static const char *enter(int kinds)
+{
+    uid_t uid = getuid();
+    gid_t gid = getgid();
+    if (kinds && unshare(kinds) < 0)
+        return "make a namespace";
+    if ((kinds & CLONE_NEWUSER) && map_ids(uid, gid) < 0)
+        return "map ids in the user namespace";
+    if ((kinds & CLONE_NEWNS) && mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
+        return "detach the mount namespace";
+    return NULL;
+}
+
+const char *launch_hold(const struct launch *launch)
+{
+    if (launch->hold_fields == 0)
+        return NULL;
+    const char *failed = enter(CLONE_NEWUSER | CLONE_NEWNS);
+    if (!failed && hold_all(launch->holds, launch->hold_fields) < 0)
+        failed = "protect the workspace";
+    return failed;
+}
+
 const char *launch_prepare(const struct launch *launch)
 {
     int kinds = 0;
-    uid_t uid = getuid();
-    gid_t gid = getgid();
     if (launch->flags & LAUNCH_USERNS)
         kinds |= CLONE_NEWUSER | CLONE_NEWNS;
     if (launch->flags & LAUNCH_NETNS)
         kinds |= CLONE_NEWNET;
-    if ((launch->overlay_fields > 0 || launch->hold_fields > 0) && !(launch->flags & LAUNCH_USERNS)) {
+    if (launch->overlay_fields > 0 && !(launch->flags & LAUNCH_USERNS)) {
         errno = EINVAL;
-        return "mount an overlay, or hold a path, outside a mount namespace";
+        return "mount an overlay outside a mount namespace";
     }
-    if (kinds && unshare(kinds) < 0)
-        return "make a namespace";
-    if ((launch->flags & LAUNCH_USERNS) && map_ids(uid, gid) < 0)
-        return "map ids in the user namespace";
-    if ((launch->flags & LAUNCH_USERNS) && mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
-        return "detach the mount namespace";
+    const char *failed = enter(kinds);
+    if (failed)
+        return failed;
     for (size_t i = 0; i < launch->overlay_fields; i += 4)
         if (mount_overlay(launch->overlays + i) < 0)
             return "mount the overlay";
-    if (hold_all(launch->holds, launch->hold_fields) < 0)
-        return "protect the workspace";
     if (launch->nft_count > 0) {
         if (!(launch->flags & LAUNCH_NETNS)) {
             errno = EINVAL;
@@ -247,6 +264,11 @@ pid_t launch_start(const struct launch *launch, int complaints)
         child_failed("make a session");
     if ((launch->flags & LAUNCH_PTY) && place_stdio(complaints) < 0)
         child_failed("place standard input and output");
+    /* Here and not in the parent: the mounts must be gone when bubblewrap is, or removing what they stand on
+     * waits for each of them (2 ms: detach_mounts(), fs/namespace.c). */
+    const char *failed = launch_hold(launch);
+    if (failed)
+        child_failed(failed);
     if (reset_signals() < 0 || place_descriptors(&launch->frame) < 0)
         child_failed("place descriptors");
     execve(launch->argv[0], launch->argv, empty);

@@ -30,8 +30,11 @@ struct launch {
 /* Take over a `B` frame; false when it is malformed. */
 bool launch_parse(struct launch *launch, const struct frame *frame);
 
-/* Enter the namespaces, mount the overlays and holds, load the rules: NULL, or what failed (errno is set). */
+/* Enter the namespaces, mount the overlays, load the rules: NULL, or what failed (errno is set). */
 const char *launch_prepare(const struct launch *launch);
+
+/* Make the holds in a further user and mount namespace: NULL, or what failed. For the child that becomes bubblewrap. */
+const char *launch_hold(const struct launch *launch);
 
 /*
  * Start argv in its own session: pid or -1. With a pty it gets /dev/null for stdin and stdout and `complaints` for
