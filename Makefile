@@ -18,8 +18,9 @@ test: setup ## All tests but the slow ones, as an ordinary user, against the bui
 test-quick: setup ## The same without the real agents from npm
 	@CLOISTER_TESTS=quick tools/test -m 'not slow and not agents' $(ARGS)
 
-test-all: setup ## All tests, the slow ones too
-	@HYPOTHESIS_PROFILE=thorough tools/test --durations=30 $(ARGS)
+test-all: setup ## All tests, the slow ones too, some of them in a virtual machine
+	@tools/packages vm
+	@CLOISTER_TESTS=all HYPOTHESIS_PROFILE=thorough tools/test --durations=30 $(ARGS)
 
 lint: setup ## Linters, type checker, import contracts, sizes, links
 	@CLOISTER_TESTS=quick tools/test tests/style $(ARGS)

@@ -154,7 +154,7 @@ def test_private_addresses_stay_refused_behind_an_upstream_proxy(
 
 def test_what_learn_recorded_makes_the_same_run_pass(user: User, workspace: Path, upstream: Upstream) -> None:
     """In `learn` public hosts are allowed and recorded; with the lines proposed from that, `deny` allows the same."""
-    script = get("http://one.example.org/", "http://two.example.org:8080/x", "http://10.1.2.3/")
+    script = get("http://one.example.org/", "http://two.example.org:8080/x", "http://10.1.2.3/", "http://nas/")
     user.write_policy(through(upstream, mode="learn"))
     first = user.inside(script, cwd=workspace)
     lines = (user.state / "runs" / user.receipts()[-1]["id"] / "events.jsonl").read_bytes().splitlines()
@@ -174,6 +174,7 @@ def test_what_learn_recorded_makes_the_same_run_pass(user: User, workspace: Path
     assert "hello from" not in before.stdout
     assert first.stdout.count("hello from") == after.stdout.count("hello from") == 2
     assert "address-refused" in first.stdout
+    assert "local-name" in first.stdout  # and not proposed: an agent must not talk its way into the local network
     assert "10.1.2.3" in before.stdout
     assert "not-in-allowlist" in after.stdout
     user.close()

@@ -71,10 +71,11 @@ def test_resize_reaches_the_agent(user: User, workspace: Path) -> None:
 
 def test_ctrl_c_interrupts_the_agent(user: User, workspace: Path) -> None:
     """Ctrl-C is the agent's: one that handles it goes on, one that does not ends with 130."""
-    with inside(user, workspace, "trap 'echo caught' INT; echo up; sleep 30; echo on; exec sleep 30") as terminal:
+    script = "trap 'trap - INT; echo caught; exec sleep 30' INT; echo up; while :; do sleep 0.05; done"
+    with inside(user, workspace, script) as terminal:
         terminal.until("up\r\n")
         terminal.type("\x03")
-        terminal.until("on\r\n")
+        terminal.until("caught\r\n")
         terminal.silent(0.3, "")
         terminal.type("\x03")
         assert terminal.wait() == 130

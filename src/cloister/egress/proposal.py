@@ -16,6 +16,9 @@ from cloister.egress.hosts import HostError, parse_host
 
 _OPEN_BY_MODE = frozenset({"allowed-by-mode", "allowed-by-user"})
 _NAMED_BY_NO_RULE = frozenset({"not-in-allowlist", "port-not-allowed", "local-name", "not-answered", "no-terminal"})
+_PROPOSED = _NAMED_BY_NO_RULE - {"local-name"}
+"""A name of the local network is opened by a person who writes it, never by accepting what an agent asked for: behind
+an upstream proxy no address guard would judge it."""
 
 
 class Reason(NamedTuple):
@@ -34,12 +37,12 @@ def wanted(events: Iterable[EgressEvent]) -> tuple[str, ...]:
     """Return the `egress.allow` entries a run would have needed, sorted, each once.
 
     Taken are connections that only the mode or the user's answer allowed, whatever became of
-    them, and those no rule named. Reserved and malformed hosts are left out.
+    them, and those no rule named. Reserved, local and malformed hosts are left out.
     """
     entries = {
         line
         for event in events
-        if (event.verdict == "allow" and _by_mode(event)) or event.reason in _NAMED_BY_NO_RULE
+        if (event.verdict == "allow" and _by_mode(event)) or event.reason in _PROPOSED
         if (line := _line(event))
     }
     return tuple(sorted(entries))

@@ -180,7 +180,7 @@ def _run(command: Sequence[str]) -> tuple[int, str]:
             stderr=subprocess.STDOUT,
             timeout=TRIAL_LIMIT_S,
             check=False,
-            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "")},
         )
     except subprocess.TimeoutExpired:
         return 124, f"no answer within {TRIAL_LIMIT_S:.0f} s"

@@ -14,6 +14,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -24,6 +25,7 @@ _CALL, _ANSWER, _ERROR, _SIGNAL = 1, 2, 3, 4
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SIGNATURE = 1, 2, 3, 4, 5, 6, 8
 _MAX_MESSAGE = 1 << 20
 _MAX_GREETING = 1024
+_SHORTEST_S = 0.001
 
 Value = tuple[str, int | str | tuple[int, ...]]
 """A D-Bus type (one of s, b, i, t, au) and a value of it."""
@@ -55,13 +57,14 @@ class Manager:
     """A connection to the manager of the user we are. Use it in a `with` block."""
 
     def __init__(self, path: str = "", timeout_s: float = TIMEOUT_S) -> None:
-        """Connect to `path`, by default our manager's socket, and say who we are.
+        """Connect to `path`, by default our manager's socket, and say who we are; all calls share the time limit.
 
         Raises:
             ManagerError: it is not there, or does not want us.
         """
         self._serial = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._until = time.monotonic() + timeout_s
         self._socket.settimeout(timeout_s)
         with self._in_words():
             self._socket.connect(path or private_socket(os.geteuid()))
@@ -174,7 +177,11 @@ class Manager:
     def _receive(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
+            # One limit for all: a manager that talks of other things without end must not hold us.
+            self._socket.settimeout(max(self._until - time.monotonic(), _SHORTEST_S))
             part = self._socket.recv(size - len(data))
+            if time.monotonic() > self._until:
+                raise TimeoutError("timed out")
             if not part:
                 raise ManagerError("", "the manager closed the connection")
             data += part

@@ -3,7 +3,8 @@
 Run as a program, `python3 -I trial.py NAME`: it prints `yes`, or `no: ` and a reason. The caller
 gives it a time limit, since a kernel feature that is half there may hang (a /dev/kvm that opens
 proves nothing). Standard library only, so that it starts fast. It changes nothing that outlives
-it: mounts are made in namespaces that end with the process. Which answer is good is not known here.
+it: mounts are made in namespaces that end with the process, and files are removed. Which answer is
+good is not known here.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import ctypes
 import fcntl
 import mmap
 import os
+import shutil
 import struct
 import sys
+import tempfile
 import time
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 CLONE_NEWUSER = 0x10000000
-MS_REC, MS_PRIVATE = 0x4000, 1 << 18  # linux/mount.h
+MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 1 << 18, 2  # linux/mount.h, umount(2)
 
 # linux/kvm.h, x86.
 KVM_GET_API_VERSION, KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE = 0xAE00, 0xAE01, 0xAE04
@@ -40,21 +43,27 @@ class TrialError(Exception):
 def overlay() -> None:
     """Mount an overlay as an unprivileged user does: in a user namespace, with userxattr (Linux 5.11).
 
-    The layers lie in a tmpfs below /tmp that only this process sees.
+    The layers lie on the file system where those of runs would: a tmpfs keeps no user attributes before Linux 6.6.
     """
+    home = os.environ.get("HOME", "")
+    places = (path for path in (f"{home}/.local/state", home) if home and os.access(path, os.W_OK))
+    layers = tempfile.mkdtemp(prefix="cloister-trial.", dir=next(places, "/var/tmp"))  # noqa: S108  # not a tmpfs
     uid, gid = os.geteuid(), os.getegid()
-    _check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(text)
-    _mount(b"none", b"/", b"", MS_REC | MS_PRIVATE, b"")
-    _mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"mode=0700")
-    for name in ("lower", "upper", "work", "merged"):
-        os.mkdir(f"/tmp/{name}")  # noqa: S108  a mount of our own, seen by nobody else
-    layers = b"lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work,userxattr"
-    _mount(b"overlay", b"/tmp/merged", b"overlay", 0, layers)
-    os.mkdir("/tmp/merged/file")  # noqa: S108
-    os.rename("/tmp/merged/file", "/tmp/merged/moved")  # noqa: S108
+    try:
+        _check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS), "unshare")
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+        _mount(b"none", b"/", b"", MS_REC | MS_PRIVATE, b"")
+        os.chdir(layers)  # relative names below: a path could hold a comma or a colon
+        for name in ("lower", "upper", "work", "merged"):
+            os.mkdir(name)
+        _mount(b"overlay", b"merged", b"overlay", 0, b"lowerdir=lower,upperdir=upper,workdir=work,userxattr")
+        os.mkdir("merged/file")
+        os.rename("merged/file", "merged/moved")
+    finally:
+        libc.umount2(os.fsencode(f"{layers}/merged"), MNT_DETACH)
+        shutil.rmtree(layers, ignore_errors=True)
 
 
 def kvm() -> None:

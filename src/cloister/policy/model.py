@@ -167,7 +167,7 @@ class Limits(Table, frozen=True):
     open_files: Count | None = None
     """File descriptors per process."""
     enforce: Literal["available", "cgroup"] = "available"
-    """`cgroup` refuses to start where no cgroup is delegated; `available` falls back to rlimits and says so."""
+    """`cgroup` refuses to start where no cgroup is to be had; `available` falls back to rlimits and says so."""
 
 
 class Hardening(Table, frozen=True):

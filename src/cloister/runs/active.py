@@ -213,11 +213,21 @@ class ActiveRun:
 
     def _exited(self, number: int, status: int) -> None:
         if number == 0:
-            self.limits_reached = reached(self.cgroup) if self.cgroup else ()
+            self.count_limits()
             self.live.exited(status)
         elif link := self.sessions.pop(number, None):
             link.send("F", bytes([status]))
             link.close()
+
+    def inner_closed(self) -> None:
+        """PID 1 of the sandbox is gone."""
+        self.count_limits()
+        self.live.inner_closed()
+
+    def count_limits(self) -> None:
+        """Keep which limits were reached, while their cgroup is there to say so: systemd removes an empty one."""
+        if self.cgroup:
+            self.limits_reached = reached(self.cgroup) or self.limits_reached
 
     def mounts_wrong(self) -> list[str]:
         """Return one sentence for each mount of the workspace that is not, or no longer, as it was laid out."""

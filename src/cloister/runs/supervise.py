@@ -105,9 +105,7 @@ class Supervisor:
         outer, pid = self._detach(plan, link) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
-        inner = self._connect(
-            ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].live.inner_closed()
-        )
+        inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].inner_closed())
         run = ActiveRun(
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )

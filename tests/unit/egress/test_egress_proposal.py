@@ -27,6 +27,13 @@ def test_wanted_entries_are_exact_and_few():
     assert wanted(EVENTS) == ('"a.example.org:8443"', '"b.example.org"')
 
 
+def test_local_names_are_explained_and_never_proposed():
+    """A name of the local network gets its line in `why`; `learn` does not offer it, however often an agent asks."""
+    events = [event("nas", 80, "deny", "local-name"), event("printer.local", 631, "deny", "local-name")]
+    assert wanted(events) == ()
+    assert [reason.line for reason in why(events)] == ['"nas:80"', '"printer.local:631"']
+
+
 def test_a_proposal_is_a_diff():
     """The diff adds the missing lines and keeps the present ones; nothing missing gives nothing."""
     diff = propose(EVENTS, ["ruled.example.org"], agent="claude")
