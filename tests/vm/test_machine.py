@@ -18,6 +18,7 @@ TIMEOUT_S = 900
 PASSES = {
     # Name: way to a cgroup, who runs it, and what.
     "limits-in-a-session": ("scope", "in_session", "tests/vm/guest"),
+    "limits-as-root": ("scope", "as_root", "tests/vm/guest/test_limits_as_root.py"),
     "limits-in-a-given-cgroup": ("cgroup", "in_cgroup", "tests/vm/guest/test_limits_in_force.py"),
     "runs": ("scope", "in_session", "tests/kernel/test_run.py tests/kernel/test_kill_points.py"),
     "overlay": ("scope", "in_session", "tests/kernel/workspace/test_overlay.py"),
