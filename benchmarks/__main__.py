@@ -38,6 +38,8 @@ def main() -> int:
     (options.output / "results.md").write_text(text)
     (options.output / "results.json").write_text(as_json(host, sections, date))
     print(text)
+    for process in memory.mine():
+        print(f"left behind: {memory.command_of(process)}", file=sys.stderr)
     return failed
 
 

@@ -93,6 +93,13 @@ def mine() -> list[Path]:
     return found
 
 
+def command_of(process: Path) -> str:
+    """Return the command line of a process."""
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_text(errors="replace").replace("\0", " ").strip() or process.name
+    return process.name
+
+
 def total() -> int:
     """Return the bytes that all processes of this user take."""
     return sum(map(size, mine()))

@@ -19,7 +19,6 @@ from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.limits import reached
 from cloister.host.mount_check import check_mounts
 from cloister.host.sandbox_pid import find_sandbox_pid
-from cloister.host.watch import Watch
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
@@ -80,7 +79,6 @@ class ActiveRun:
         self.host = host
         self.egress: EgressServer | None = None
         self.layout: WorkspaceLayout | None = None
-        self.watch: Watch | None = None
         self.outer_pid = 0
         self.go = b""
         """The inner half's last word to wait for: command, environment, directory."""

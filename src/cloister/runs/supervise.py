@@ -72,6 +72,7 @@ class Supervisor:
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
         self._runs: dict[str, ActiveRun] = {}
+        self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
         self._filters: dict[str, bytes] = {}
@@ -325,29 +326,31 @@ class Supervisor:
         task.add_done_callback(self._endings.discard)
 
     def _watch(self, run: ActiveRun) -> None:
-        """End the run when the host takes a protection away; see host/watch.py."""
+        """Have the run ended when the host takes a protection away; see host/watch.py."""
         if run.layout is None or run.record.mode == "overlay":
             return
         try:
-            watch = Watch(mount.source for mount in run.layout.mounts if mount.op == "ro")
-        except OSError:
-            run.write_event(
-                "warning", {"what": "no inotify instance is left: replaced files are found at the end only"}
+            if self._protected is None:
+                self._protected = Watch()
+                self._loop.add_reader(self._protected.descriptor, self._touched)
+            missed = self._protected.add(
+                run.plan.run, (mount.source for mount in run.layout.mounts if mount.op == "ro")
             )
-            return
-        run.watch = watch
+        except OSError:
+            missed = 1
+        if missed:
+            run.write_event("warning", {"what": f"{missed} protected paths cannot be watched for replacement"})
 
-        def touched() -> None:
-            if watch.drain():
+    def _touched(self) -> None:
+        """Something protected changed on the host: the runs it concerns look whether their mounts still hold."""
+        for name in self._protected.touched() if self._protected else ():
+            if run := self._runs.get(name):
                 run.protection_lost()
-
-        self._loop.add_reader(watch.descriptor, touched)
 
     async def _end(self, run: ActiveRun, outcome: Outcome) -> None:
         """Close its connections, undo the plan, look at the workspace, write the receipt, in this order."""
-        if run.watch is not None:
-            self._loop.remove_reader(run.watch.descriptor)
-            run.watch.close()
+        if self._protected:
+            self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
         try:
