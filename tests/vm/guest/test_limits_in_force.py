@@ -76,6 +76,9 @@ def test_the_doctor_knows_this_host(user: User, workspace: Path) -> None:
     assert ("systemd manager" in meanings["limits"]) == BY_SCOPE
     assert report["facts"]["landlock_abi"] == {(6, 1): 2}.get(release, report["facts"]["landlock_abi"])
     assert states["landlock"] == ("ok" if release >= (6, 12) else "degraded")
+    assert user.inside("true", cwd=workspace).returncode == 0
+    assert f"landlock={report['facts']['landlock_abi']}" in user.receipts()[-1]["probe"]
+    user.close()
 
 
 def test_memory_is_limited_for_all_processes_together(user: User, workspace: Path) -> None:
