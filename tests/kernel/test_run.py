@@ -111,11 +111,11 @@ def test_only_the_proxy_is_reachable(user: User, workspace: Path) -> None:
 def test_a_detached_run_is_listed_logged_and_stopped(user: User, workspace: Path) -> None:
     """`--detach` prints the id, keeps the output, and ends when told."""
     started = user.run("run", "--detach", "shell", "--", "sh", "-c", "echo output; sleep 60", cwd=workspace)
-    run = started.stdout.strip() or started.stderr.strip()
-    user.wait_running()
+    run = started.stdout.strip()
     done = user.run("exec", run, "--", "sh", "-c", "echo inside; exit 3", cwd=workspace)
     user.run("stop", run, cwd=workspace)
 
+    assert (started.returncode, started.stderr) == (0, "")
     assert (done.stdout, done.returncode) == ("inside\n", 3)
     assert (user.state / f"runs/{run}/output.log").read_text() == "output\n"
     assert user.receipts()[-1]["reason"] in {"exited", "stopped"}

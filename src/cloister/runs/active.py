@@ -6,6 +6,7 @@ writes events and the receipt, and undoes the plan. One object per run, owned by
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -49,6 +50,15 @@ class Link(Protocol):
         """Give the connection to another owner."""
 
 
+class Starter(NamedTuple):
+    """Who waits for the id of a detached run."""
+
+    link: Link
+    output: int
+    """A descriptor of our own for its standard output."""
+    json: bool
+
+
 class Command(NamedTuple):
     """One further command for a running sandbox."""
 
@@ -80,7 +90,7 @@ class ActiveRun:
         self.egress: EgressServer | None = None
         self.layout: WorkspaceLayout | None = None
         self.outer_pid = 0
-        self.starter: Link | None = None
+        self.starter: Starter | None = None
         """Who asked for a detached run, until it runs."""
         self.go = b""
         """The inner half's last word to wait for: command, environment, directory."""
@@ -293,10 +303,15 @@ class ActiveRun:
 
     def _tell_starter(self) -> None:
         """Tell who asked for a detached run its id, now that it can be worked with (or is over)."""
-        if self.starter is not None:
-            self.starter.send("F", b"\0" + f"{self.plan.run}\n".encode())
-            self.starter.close()
-            self.starter = None
+        starter, self.starter = self.starter, None
+        if starter is None:
+            return
+        shown = msgspec.json.encode({"run": self.plan.run}).decode() if starter.json else self.plan.run
+        with contextlib.suppress(OSError):  # it may have gone, or closed its output
+            os.write(starter.output, f"{shown}\n".encode())
+        os.close(starter.output)
+        starter.link.send("F", b"\0")
+        starter.link.close()
 
     def _is_running(self) -> None:
         self._tell_starter()

@@ -26,6 +26,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     pty: bool = False
     yes: bool = False
     detach: bool = False
+    json: bool = False
     run: str = ""
     """The run's id where the caller chose it; else the broker does."""
 
@@ -56,5 +57,6 @@ def decode(fields: Mapping[str, str], words: list[bytes], environment: list[byte
         pty=bool(fields.get("pty")),
         yes=bool(fields.get("yes")),
         detach=bool(fields.get("detach")),
+        json=bool(fields.get("json")),
         run=fields.get("id", ""),
     )

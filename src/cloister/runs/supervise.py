@@ -31,7 +31,7 @@ from cloister.policy.protected import protected_names
 from cloister.relay.server import EgressServer
 from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
-from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command
+from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command, Starter
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
@@ -84,8 +84,8 @@ class Supervisor:
 
     # --- starting ---------------------------------------------------------------------------
 
-    async def start(self, request: RunRequest, link: Any, on_close: Callable[[Any], None]) -> None:
-        """Start a run whose outer half is behind `link`.
+    async def start(self, request: RunRequest, link: Any, output: int, on_close: Callable[[Any], None]) -> None:
+        """Start a run whose outer half is behind `link`, and whose caller's standard output is `output`.
 
         Raises:
             CloisterError: nothing was started, and everything is as before.
@@ -111,7 +111,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
-        run.starter = link if request.detach else None
+        run.starter = Starter(link, os.dup(output), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run

@@ -132,7 +132,7 @@ class Requests:
         try:
             if verb == "run":
                 request = decode(pending.fields, pending.words, environment)
-                await self._supervisor.start(request, connection, self._forget)
+                await self._supervisor.start(request, connection, pending.descriptors[1], self._forget)
             else:
                 self._supervisor.execute(
                     pending.fields, pending.words, environment, connection, pending.descriptors, self._forget
@@ -178,6 +178,8 @@ def _check_stdio(descriptors: tuple[int, ...]) -> None:
     Raises:
         UsageError: names the stream.
     """
+    if len(descriptors) < len(("input", "output", "error")):
+        raise UsageError("stdio-missing", "the request came without its standard input, output and error")
     for name, descriptor in zip(("input", "output", "error"), descriptors, strict=False):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise UsageError(
