@@ -111,7 +111,7 @@ def test_only_the_proxy_is_reachable(user: User, workspace: Path) -> None:
 def test_a_detached_run_is_listed_logged_and_stopped(user: User, workspace: Path) -> None:
     """`--detach` prints the id, keeps the output, and ends when told."""
     started = user.run("run", "--detach", "shell", "--", "sh", "-c", "echo output; sleep 60", cwd=workspace)
-    run = started.stdout.strip() or started.stderr.strip()
+    run = (started.stdout.split() or started.stderr.split())[-1]
     user.wait_running()
     done = user.run("exec", run, "--", "sh", "-c", "echo inside; exit 3", cwd=workspace)
     user.run("stop", run, cwd=workspace)
