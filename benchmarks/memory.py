@@ -50,7 +50,7 @@ def memory(world: World) -> Section:
 def added(world: World, argv: Sequence[str], count: int) -> float:
     """Return MiB added per run while `count` of them idle."""
     before = total()
-    sleeping = len(sleepers())
+    others = set(sleepers())
     processes = [
         subprocess.Popen(
             argv, cwd=world.project, env=world.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -60,10 +60,10 @@ def added(world: World, argv: Sequence[str], count: int) -> float:
     ]  # fmt: skip
     try:
         deadline = time.monotonic() + SETTLE_S
-        while len(sleepers()) < sleeping + count:
+        while len(fresh := set(sleepers()) - others) < count:
             if time.monotonic() > deadline:
                 ended = [process.returncode for process in processes if process.poll() is not None]
-                raise TimeoutError(f"{argv}: {len(sleepers()) - sleeping} of {count} came up; exit codes {ended}")
+                raise TimeoutError(f"{argv}: {len(fresh)} of {count} came up; exit codes {ended}")
             time.sleep(0.05)
         time.sleep(0.5)
         return (total() - before) / count / 2**20
@@ -77,7 +77,7 @@ def added(world: World, argv: Sequence[str], count: int) -> float:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        end_sleepers(keep=sleeping)
+        end_sleepers(others)
 
 
 def mine() -> list[Path]:
@@ -125,8 +125,11 @@ def sleepers() -> list[int]:
     return found
 
 
-def end_sleepers(keep: int) -> None:
-    """End payloads that outlived their sandbox."""
-    for pid in sleepers()[keep:]:
+def end_sleepers(others: set[int]) -> None:
+    """End payloads that outlived their sandbox (plain bwrap's do), and wait for them: they count as memory."""
+    for pid in set(sleepers()) - others:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + SETTLE_S
+    while set(sleepers()) - others and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister.host.owner import identify
 from support.cloister import BASE, User
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
@@ -82,6 +83,10 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
             "schema = 1\n[agents.shell]\npreset = 'shell'\nworkspace = { roots = ['~/other'] }\n",
             "workspace-outside-roots",
         ),
+        (BASE + "[audit]\nsyscalls = 'all'\n", "policy-not-enforceable"),
+        (BASE + "[images]\nrequire_signature = true\n", "policy-not-enforceable"),
+        (BASE + "[providers.x]\nkey = 'file:~/key'\n", "policy-not-enforceable"),
+        (BASE + "[users.somebody-else]\nagents = ['shell']\nroots = ['~/src']\n", "user-not-allowed"),
     ],
 )
 def test_bad_policies(user: User, workspace: Path, text: str, reference: str) -> None:
@@ -205,6 +210,27 @@ def test_a_long_argument_and_a_large_environment_pass(user: User, workspace: Pat
     done = user.run("run", "shell", "--", "sh", "-c", "echo ${#1}", "sh", prompt, cwd=workspace)
 
     assert done.stdout == "100000\n", done.stderr
+    user.close()
+
+
+def test_users_are_bound_to_their_agents_and_roots(user: User, workspace: Path) -> None:
+    """A policy with `[users]` admits who is named, for the named agents, below the named directories; nobody else."""
+    name = identify(str(user.home)).name
+    table = f"[users.{name}]\nagents = ['shell']\nroots = ['~/src']\n"
+    user.write_policy(BASE + "[agents.other]\npreset = 'shell'\n" + table)
+    elsewhere = user.home / "elsewhere"
+    elsewhere.mkdir()
+
+    assert user.inside("true", cwd=workspace).returncode == 0
+    _refused(user.inside("true", cwd=workspace, agent="other"), "agent-not-allowed")
+    _refused(user.inside("true", cwd=elsewhere), "workspace-outside-roots")
+    user.close()
+
+
+def test_retention_is_obeyed_and_so_allowed(user: User, workspace: Path) -> None:
+    """The one key of `[audit]` that has an effect does not stop a run."""
+    user.write_policy(BASE + "[audit]\nretention = '30d'\n")
+    assert user.inside("true", cwd=workspace).returncode == 0
     user.close()
 
 

@@ -80,6 +80,8 @@ class ActiveRun:
         self.egress: EgressServer | None = None
         self.layout: WorkspaceLayout | None = None
         self.outer_pid = 0
+        self.starter: Link | None = None
+        """Who asked for a detached run, until it runs."""
         self.go = b""
         """The inner half's last word to wait for: command, environment, directory."""
         self.confine: Callable[[], None] | None = None
@@ -230,8 +232,10 @@ class ActiveRun:
     def mounts_wrong(self) -> list[str]:
         """Return one sentence for each mount of the workspace that is not, or no longer, as it was laid out."""
         pid = find_sandbox_pid(self.outer_pid)
-        if self.layout is None or not pid:  # no pid: it is gone, or the kernel has no CONFIG_PROC_CHILDREN
+        if self.layout is None:
             return []
+        if not pid:
+            return ["the sandbox's first process is not found (it is gone, or the kernel has no CONFIG_PROC_CHILDREN)"]
         try:
             return check_mounts(pid, self.layout)
         except OSError as error:
@@ -239,7 +243,9 @@ class ActiveRun:
 
     def protection_lost(self) -> None:
         """Something protected was touched on the host: end the run where a mount has gone."""
-        if self.live.status == "running" and (wrong := self.mounts_wrong()) and find_sandbox_pid(self.outer_pid):
+        if self.live.status != "running" or not find_sandbox_pid(self.outer_pid):
+            return
+        if wrong := self.mounts_wrong():
             message = "a protected file was replaced on the host, which takes its protection away"
             self.live.refuse("protection-lost", message, wrong)
 
@@ -285,7 +291,15 @@ class ActiveRun:
             line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
         self._events.write(line)
 
+    def _tell_starter(self) -> None:
+        """Tell who asked for a detached run its id, now that it can be worked with (or is over)."""
+        if self.starter is not None:
+            self.starter.send("F", b"\0" + f"{self.plan.run}\n".encode())
+            self.starter.close()
+            self.starter = None
+
     def _is_running(self) -> None:
+        self._tell_starter()
         self.record = msgspec.structs.replace(self.record, status="running")
         self.store.update(self.record)
 
@@ -302,6 +316,7 @@ class ActiveRun:
         """Write the receipt, then tell the caller."""
         self.warnings = warnings
         self._write_receipt(outcome)
+        self._tell_starter()
         self._events.close()
         self.live.say_goodbye(outcome, warnings)
 

@@ -19,10 +19,12 @@ from cloister.errors import PolicyError, Problem
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
-from cloister.policy.model import Preset
+from cloister.policy.model import Policy, Preset
 from cloister.policy.presets import all_presets
 from cloister.policy.tighten import tighten, tighten_project
+from cloister.policy.users import admit
 from cloister.runs.paths import SYSTEM_POLICY, Paths
+from cloister.runs.unenforced import refuse_tables
 
 PROJECT_FILE = ".cloister.toml"
 
@@ -92,6 +94,8 @@ class PolicyFiles:
         self._uid = uid
         self._stamps: tuple[tuple[int, int, int], ...] = ()
         self._document: Document | None = None
+        self._documents: list[Document] = []
+        self._policies: list[Policy] = []
         self._system: Document | None = None
         self._presets: Mapping[str, Preset] = {}
         self._resolved: dict[tuple[str, str], ResolvedAgent] = {}
@@ -109,6 +113,26 @@ class PolicyFiles:
             self._resolved[key] = self._resolve(agent, profile)
         resolved = self._resolved[key]
         return self._tightened(resolved, workspace) if workspace else resolved
+
+    def admit(self, user: str, agent: str) -> tuple[str, ...]:
+        """Return the roots that `[users]` binds a user to, where a policy has that table.
+
+        Raises:
+            DeniedError: the user, or this agent for the user, is not named there.
+        """
+        self._refresh()
+        found = [admit(policy, user, agent) for policy in self._policies]
+        return tuple(root for one in found if one is not None for root in one.roots)
+
+    def refuse_ignored(self) -> None:
+        """Refuse tables that nothing in this version obeys, where somebody wrote them.
+
+        Raises:
+            UnsupportedError: names the table, its file and line.
+        """
+        self._refresh()
+        for document in self._documents:
+            refuse_tables(document)
 
     def presets(self) -> Mapping[str, Preset]:
         """Return every preset there is."""
@@ -140,8 +164,9 @@ class PolicyFiles:
         main = user or system
         assert main is not None  # noqa: S101  # one of the two is there
         document = read(main.text, main.path)
-        load_document(document, preset_names=tuple(self._presets))
         self._system = read(system.text, system.path) if system and user else None
+        self._documents = [one for one in (self._system, document) if one is not None]
+        self._policies = [load_document(one, preset_names=tuple(self._presets)) for one in self._documents]
         self._resolved.clear()
         self.digest = digest(sources)
         self._document, self._stamps = document, stamps

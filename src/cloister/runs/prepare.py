@@ -99,9 +99,11 @@ class Kitchen:
         """
         paths = self.paths
         project = self._workspace_root(request.directory)
+        self.policies.refuse_ignored()
+        admitted = self.policies.admit(self.owner.name, request.agent)
         resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
         agent = _with_extra_names(resolved.agent, request.extra_names)
-        root, layout = self._workspace(agent, resolved, request.directory, project)
+        root, layout = self._workspace(agent, resolved, request.directory, project, admitted)
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
@@ -136,10 +138,14 @@ class Kitchen:
         return workspace_probe.find_project(real, home=self.paths.home)
 
     def _workspace(
-        self, agent: Agent, resolved: ResolvedAgent, directory: str, project: str
+        self, agent: Agent, resolved: ResolvedAgent, directory: str, project: str, admitted: tuple[str, ...]
     ) -> tuple[str, WorkspaceLayout]:
-        """Choose the root, look at it, and lay it out."""
-        root = choose_root(agent.workspace.roots, os.path.realpath(directory), project, self.paths.home, resolved.name)
+        """Choose the root, look at it, and lay it out. It must satisfy the agent's roots and those of `[users]`."""
+        real, home = os.path.realpath(directory), self.paths.home
+        choices = [
+            choose_root(roots, real, project, home, resolved.name) for roots in (agent.workspace.roots, admitted)
+        ]
+        root = max(choices, key=len)  # each holds the directory, so one holds the other
         protected = _protected(agent)
         options = workspace_layout.Options(
             uid=self.owner.uid,

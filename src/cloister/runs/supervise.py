@@ -103,7 +103,7 @@ class Supervisor:
         self._store.create(plan, record)
         applied = host_apply.apply(plan, self._paths.state)
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
-        outer, pid = self._detach(plan, link) if request.detach else (link, link.peer_pid)
+        outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
         inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].inner_closed())
@@ -111,6 +111,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
+        run.starter = link if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
@@ -199,8 +200,8 @@ class Supervisor:
             message = "not started: nobody answered what is carried in from the environment"
             raise UsageError("not-answered", message, remedy="cloister run --yes")
 
-    def _detach(self, plan: Plan, link: Any) -> tuple[Any, int]:
-        """Start the outer half ourselves, its output in the store, and tell the caller the id; return link and pid."""
+    def _detach(self, plan: Plan) -> tuple[Any, int]:
+        """Start the outer half ourselves, its output in the store; return its link and pid."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         output = os.open(
             self._store.output_path(plan.run), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -219,8 +220,6 @@ class Supervisor:
             os.close(null)
             theirs.close()
         self._reap(pid)
-        link.send("F", b"\0" + f"{plan.run}\n".encode())
-        link.close()
         return self._connect(ours, lambda *_: None, lambda *_: None), pid
 
     def _reap(self, pid: int) -> None:

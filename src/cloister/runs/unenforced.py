@@ -9,7 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from cloister.errors import UnsupportedError
+from cloister.policy.document import Document
 from cloister.policy.model import Agent, Llm, MicroVm, Service
+
+_OBEYED_AUDIT = ("retention",)
+"""Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
 
 
 def refuse_unenforced(agent: Agent) -> None:
@@ -38,6 +42,24 @@ def refuse_unenforced(agent: Agent) -> None:
                 where=f".{key}",
                 remedy=f"remove `{key}` from the agent's table",
             )
+
+
+def refuse_tables(document: Document) -> None:
+    """Refuse a policy that holds tables of the whole policy which nothing obeys yet.
+
+    Raises:
+        UnsupportedError: names the first one and where it stands.
+    """
+    written: set[tuple[str, ...]] = {(name,) for name in ("images", "providers") if document.tables.get(name)}
+    written |= {("audit", key) for key in document.tables.get("audit", {}) if key not in _OBEYED_AUDIT}
+    for path in sorted(written):
+        shown = ".".join(path)
+        raise UnsupportedError(
+            "policy-not-enforceable",
+            f"nothing in this version obeys `{shown}`, so no agent was started",
+            where=document.where(path),
+            remedy=f"remove `{shown}`",
+        )
 
 
 def unenforced_keys(agent: Agent) -> tuple[str, ...]:
