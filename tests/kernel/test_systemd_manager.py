@@ -203,5 +203,10 @@ def test_a_limit_that_is_not_in_force_is_found(monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(StepError):
             limits._verified(step, 7, "cloister-r.scope")
         (cgroup / name).write_text(before)
+    (cgroup / "memory.swap.max").write_text("max\n")
+    with pytest.raises(StepError):
+        limits._verified(step, 7, "cloister-r.scope")
+    (cgroup / "memory.swap.max").write_text("0\n")
+    assert limits._verified(step, 7, "cloister-r.scope") == str(cgroup)
     with pytest.raises(StepError):
         limits._verified(step, 7, "cloister-other.scope")

@@ -26,13 +26,13 @@ class Look:
 
 
 def take() -> Look:
-    """Look at this user's processes, this namespace's mounts, and XDG_RUNTIME_DIR."""
+    """Look at this user's processes, this namespace's mounts, and XDG_RUNTIME_DIR but for what systemd keeps there."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     return Look(
         processes=dict(_own_processes()),
         mounts=frozenset(line.split()[4] for line in mounts),
-        runtime=frozenset(str(path) for path in runtime.rglob("*")) if runtime.is_dir() else frozenset(),
+        runtime=frozenset(str(path) for path in runtime.rglob("*") if runtime / "systemd" not in path.parents),
     )
 
 

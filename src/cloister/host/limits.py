@@ -126,6 +126,8 @@ def _verified(step: LimitCgroup | LimitScope, pid: int, name: str) -> str:
         if found != wanted and not (file == "memory.max" and _rounded_down(found, int(wanted))):
             message = f"{file} is {found or 'not there'}, where {wanted} was asked for"
             raise StepError("limits-failed", message, where=path, remedy=_REMEDY)
+    if step.memory_bytes is not None and _read(f"{path}/memory.swap.max") not in {"", "0"}:
+        raise StepError("limits-failed", "memory could still be swapped out", where=path, remedy=_REMEDY)
     return path
 
 
