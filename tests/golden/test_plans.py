@@ -80,6 +80,28 @@ def test_weakening_a_mount_changes_the_plan() -> None:
     assert any("filesystem.write: /usr" in word for word in weak.opt_outs)
 
 
+WEAKENINGS = {
+    '[agents.agent.egress]\nprivate = ["10.1.2.0/24"]': "egress.private: 10.1.2.0/24",
+    '[agents.agent.egress]\nmode = "learn"': "egress.mode = learn",
+    "[agents.agent.hardening]\nnested = true": "hardening.nested",
+    "[agents.agent.hardening]\nptrace = true": "hardening.ptrace",
+    '[agents.agent.hardening]\nlandlock = "off"': "hardening.landlock = off",
+    "[agents.agent.agent_sandbox]\nmanaged = true": "hardening.nested",
+    'pass_environment = ["NPM_TOKEN"]': "secret NPM_TOKEN",
+}
+
+
+@pytest.mark.parametrize(("table", "named"), WEAKENINGS.items(), ids=list(WEAKENINGS.values()))
+def test_every_weakening_of_a_policy_is_an_opt_out(table: str, named: str) -> None:
+    """What the policy weakens stands in the plan, and from there in the receipt; without it nothing does."""
+    document = read((FOLDER / "shell.toml").read_bytes() + b"\n" + table.encode(), "shell.toml")
+    resolved = resolve(document, "agent", presets=builtin_presets())
+    plan = compile_run(resolved.agent, resolved.preset, ("true",), (), _facts())
+
+    assert any(named in words for words in plan.opt_outs), plan.opt_outs
+    assert len(plan.opt_outs) == 1
+
+
 if __name__ == "__main__":
     for one in POLICIES:
         (FOLDER / f"{one}.plan.json").write_text(_compiled(one), encoding="utf-8")

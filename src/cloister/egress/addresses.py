@@ -165,7 +165,8 @@ def embedded(address: Address) -> list[IPv4Address]:
     found = []
     if number >> 32 == 0x64FF9B << 64 or number >> 80 == 0x64FF9B0001:  # noqa: PLR2004 - NAT64 in its /96 form (RFC 6052)
         found.append(IPv4Address(number & 0xFFFFFFFF))
-    if number >> 32 in {0, 0xFFFF0000}:  # IPv4-compatible, IPv4-translated
+    # IPv4-translated, and IPv4-compatible; `::` and `::1` are neither (RFC 4291, 2.5.2, 2.5.3) and stand in the table.
+    if number >> 32 == 0xFFFF0000 or (number >> 32 == 0 and number > 1):  # noqa: PLR2004
         found.append(IPv4Address(number & 0xFFFFFFFF))
     if number >> 112 == 0x2002:  # noqa: PLR2004 - 6to4
         found.append(IPv4Address(number >> 80 & 0xFFFFFFFF))

@@ -342,6 +342,9 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
         words.append("hardening.landlock = off")
     if facts.internet:
         words.append(OPT_OUT)
+    if agent.egress.mode == "learn":
+        words.append("egress.mode = learn: every public host is reached, and recorded")
+    words += [f"egress.private: {place}" for place in agent.egress.private]
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
     words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
     words += [f"filesystem.write: {path}" for path in facts.write]

@@ -1,6 +1,6 @@
 """Rules and the decision about a target, for every protocol and mode."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -183,3 +183,17 @@ def test_all_mistakes_are_told_at_once():
     with pytest.raises(PolicyError) as caught:
         compile_guard(Egress(private=("10.0.0.0/7", "nas", "8.8.8.8", "10.1.0.0/16")))
     assert len(caught.value.problems) == 3
+
+
+def test_networks_the_host_is_attached_to_are_refused():
+    """A public network at the host's own door is as near as a private one; its twin elsewhere is not refused."""
+    attached = (ip_network("8.8.8.0/24"), ip_network("2606:4700::/48"))
+    guard = compile_guard(Egress(), (), attached)
+    assert guard.check(ip_address("8.8.8.8")) is not None
+    assert guard.check(ip_address("2606:4700::1")) is not None
+    assert guard.check(ip_address("8.8.9.8")) is None
+    assert guard.check(ip_address("2606:4701::1")) is None
+
+    lifted = compile_guard(Egress(private=("8.8.8.8/32",)), (), attached)
+    assert lifted.check(ip_address("8.8.8.8")) is None
+    assert lifted.check(ip_address("8.8.8.9")) is not None
