@@ -93,9 +93,9 @@ class Held(Run):
     """A run with holds."""
 
     def launch(self) -> None:
-        """Send `B` with a fourth list."""
+        """Send `B` with its fifth list."""
         payload = frames.encode_u32(self.flags)
-        for words in (self._argv, (), (), self.holds):
+        for words in (self._argv, (), (), (), self.holds):
             payload += frames.encode_list(os.fsencode(word) for word in words)
         self.outer.send("B", payload, [self._inner_end.fileno()])
         self._inner_end.close()

@@ -124,7 +124,9 @@ def _placed(found: list[Mounted]) -> Iterator[Mounted]:
 
 def with_holds(mounts: tuple[Mounted, ...], plan: Plan) -> tuple[Mounted, ...]:
     """Put what was held beforehand behind the bind of the workspace, which brings it along."""
-    held = tuple(Mounted(hold.mode, hold.target, hold.source or hold.target) for hold in plan.launch.holds)
+    held = tuple(
+        Mounted(hold.mode, hold.target, hold.source or hold.target, written=hold.target) for hold in plan.launch.holds
+    )
     found: list[Mounted] = []
     for mount in mounts:
         found.append(mount)
