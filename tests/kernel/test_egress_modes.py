@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,24 @@ def test_everything_goes_through_the_upstream_proxy(user: User, workspace: Path,
     assert "not-in-allowlist" in done.stdout
     assert upstream.asked == [("allowed.example.org:80", "")]
     assert "upstream proxy" in " ".join(user.receipts()[-1]["notices"])
+    user.close()
+
+
+def test_the_receipt_counts_what_left(user: User, workspace: Path, upstream: Upstream) -> None:
+    """Bytes both ways and connections are those of the traffic; a denied request sends nothing on."""
+    user.write_policy(through(upstream, allow='"allowed.example.org:80"'))
+    user.inside(get("http://denied.example.org/" + "x" * 9000), cwd=workspace)
+    denied = user.receipts()[-1]
+    user.inside(get("http://allowed.example.org/" + "x" * 5000), cwd=workspace)
+    allowed = user.receipts()[-1]
+
+    assert (denied["bytes_up"], denied["denials"]) == (0, 1)
+    assert 5000 < allowed["bytes_up"] < 7000
+    assert allowed["denials"] == 0
+    assert allowed["connections"] == 1
+    assert 0 < allowed["bytes_down"] < 2000
+    assert allowed["host"]["kernel"] == os.uname().release
+    assert {"bubblewrap", "landlock_abi", "arch"} <= set(allowed["host"])
     user.close()
 
 

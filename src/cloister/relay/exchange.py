@@ -53,6 +53,7 @@ class Exchange:
         self.started = False
         self.status = 0
         self.bytes_up = self.bytes_down = 0
+        """What went on to the server, with the head (an address carries data too), and what came back as body."""
         self._trailers: Headers = []
         self._early: list[bytes] = []
         self._sink: Sink | None = None
@@ -65,8 +66,8 @@ class Exchange:
 
     def on_body(self, data: bytes) -> None:
         """Pass a piece of the body on, or keep it until there is a sink."""
-        self.bytes_up += len(data)
         if self._sink is not None:
+            self.bytes_up += len(data)
             self._sink.write_body(data)
         else:
             self._early.append(data)
@@ -85,6 +86,7 @@ class Exchange:
         """Send the body to a sink, from its first byte."""
         self._sink = sink
         for data in self._early:
+            self.bytes_up += len(data)
             sink.write_body(data)
         self._early.clear()
         if self.ended:

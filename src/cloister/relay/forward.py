@@ -233,6 +233,7 @@ class Forward:
         head = http1.request_head(
             exchange.method, self._request, exchange.headers, exchange.body, websocket=exchange.websocket
         )
+        exchange.bytes_up += len(head)
         upstream.begin(self, exchange.method, head, exchange.body, websocket=exchange.websocket)
         self.server.open_forwards.add(self)
         exchange.connection.on_pressure(upstream.pause)

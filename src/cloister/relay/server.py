@@ -221,7 +221,6 @@ class _Entry(asyncio.Protocol):
             self._turn_away(self.transport, denial.denial_response(verdict, None, close=True))
             self.transport = None
             return
-        server.stats.connections += 1
         server.stats.active += 1
         server.admit_client(self)
 
@@ -232,6 +231,7 @@ class _Entry(asyncio.Protocol):
             return
         successor = SocksConnection(server) if data[0] == SOCKS5 else self._http()
         self.transport = None
+        server.stats.connections += not isinstance(successor, SocksConnection)  # which counts its requests itself
         server.forget(self)
         server.admit_client(successor)
         transport.set_protocol(successor)

@@ -119,7 +119,7 @@ class Stats:
     """Counters of one server."""
 
     connections: int = 0
-    """Accepted since the start."""
+    """Those that asked for something: the self-probe only looks whether the proxy answers."""
     active: int = 0
     denials: int = 0
     bytes_up: int = 0

@@ -74,6 +74,7 @@ class SocksConnection(asyncio.Protocol):
         request = socks.parse_request(self._data)
         if request is None:
             return
+        self._server.stats.connections += 1
         del self._data[: request.size]
         try:
             target = Target("socks5", parse_host(request.host), request.port)
