@@ -20,6 +20,8 @@ _SO_PEERCRED = 17  # asm-generic/socket.h; _socket has it, but not on every buil
 START_TIMEOUT_S = 20.0
 MAX_FRAME = 4 << 20
 HEADER = 5
+_DELIVERIES = 100
+_DELIVERY_PAUSE_S = 0.02
 """Bytes of a frame before its payload: length and type."""
 
 
@@ -144,8 +146,13 @@ def _broker_environment() -> dict[str, str]:
 def request(
     fields: dict[str, str], argv: list[str], descriptors: tuple[int, ...], connection: _socket.socket | None = None
 ) -> _socket.socket:
-    """Send a request with its argv and the caller's environment; return the connection for the answer."""
-    connection = connection or connect()
+    """Send a request with its argv and the caller's environment; return the connection for the answer.
+
+    A raw request is answered at once; what it tells is left to be read.
+
+    Raises:
+        RetryError: no broker takes it.
+    """
     head = [f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in fields.items()]
     words = [os.fsencode(word) for word in argv]
     variables = [name + b"=" + value for name, value in os.environb.items()]
@@ -153,9 +160,23 @@ def request(
     rest = frame(b"V", pack(words)) + frame(b"N", pack(variables))
     packed = b"".join(descriptor.to_bytes(4, sys.byteorder) for descriptor in descriptors)
     ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if descriptors else []
-    sent = connection.sendmsg([first], ancillary)
-    connection.sendall(first[sent:] + rest)
-    return connection
+    for _ in range(_DELIVERIES):
+        link = connection or connect()
+        try:
+            sent = link.sendmsg([first], ancillary)
+            link.sendall(first[sent:] + rest)
+            if "raw" in fields:
+                link.recv(1, _socket.MSG_PEEK)
+        except (BrokenPipeError, ConnectionResetError):
+            # A broker that is being killed still accepts, and reads nothing (unix(7): a reset tells that bytes were
+            # left unread). A moment later it is gone, and another one is started.
+            link.close()
+            if connection is not None:
+                break
+            time.sleep(_DELIVERY_PAUSE_S)
+        else:
+            return link
+    raise RetryError("broker-gone", "the broker went away without an answer", remedy="try again")
 
 
 def request_raw(verb: str, words: list[str]) -> _socket.socket:
