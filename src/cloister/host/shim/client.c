@@ -158,7 +158,10 @@ static bool send_request(int fd, const struct writer *request)
     return true;
 }
 
-/* Whether the broker leaves this to Python (frame H: help, a dry run). Looks without taking. */
+/*
+ * Whether this is left to Python: by the broker (frame H: help, a dry run), or because it died with the request
+ * unread, which Python starts another one for. Looks without taking.
+ */
 static bool declined(int fd)
 {
     uint8_t head[FRAME_HEADER];
@@ -166,6 +169,8 @@ static bool declined(int fd)
     do
         seen = recv(fd, head, sizeof head, MSG_PEEK | MSG_WAITALL);
     while (seen < 0 && errno == EINTR);
+    if (seen < 0)
+        return errno == ECONNRESET;
     return seen == (ssize_t)sizeof head && head[FRAME_HEADER - 1] == 'H';
 }
 
