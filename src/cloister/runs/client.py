@@ -225,10 +225,13 @@ def ask_running(fields: dict[str, str]) -> tuple[int, bytes] | None:
 
 def _answer(connection: _socket.socket) -> tuple[int, bytes]:
     data = b""
-    while chunk := connection.recv(65536):
-        data += chunk
-        if len(data) >= HEADER and len(data) >= HEADER + int.from_bytes(data[:4], "little"):
-            break
+    try:
+        while chunk := connection.recv(65536):
+            data += chunk
+            if len(data) >= HEADER and len(data) >= HEADER + int.from_bytes(data[:4], "little"):
+                break
+    except ConnectionResetError:
+        data = b""  # it died with the request unread
     connection.close()
     if len(data) <= HEADER:
         raise RetryError("broker-gone", "the broker went away without an answer", remedy="try again")
