@@ -14,7 +14,20 @@ from typing import get_args
 from cloister.policy import values
 from cloister.policy.document import Mistakes
 from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
-from cloister.policy.model import Agent, Credential, Egress, EgressRule, Injection, Policy, Preset, Project, Protocol
+from cloister.policy.model import (
+    Agent,
+    Credential,
+    Egress,
+    EgressRule,
+    Identity,
+    Injection,
+    Llm,
+    Policy,
+    Preset,
+    Project,
+    Protocol,
+    Provider,
+)
 from cloister.policy.scanner import Path
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 
@@ -63,6 +76,7 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
         check.optional((*at, "base_url"), values.check_base_url, provider.base_url)
         if provider.key:
             check.value((*at, "key"), values.check_reference, provider.key, _KEY_REMEDY)
+        _check_provider(check, at, provider)
     for table, agents in (("agents", policy.agents), ("profiles", policy.profiles)):
         for name, agent in agents.items():
             check.value((table, name), values.check_name, name)
@@ -77,6 +91,8 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
     _check_users(check, policy)
     check.value(("audit", "retention"), parse_duration, policy.audit.retention)
     check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
+    check.value(("ledger", "retention"), parse_duration, policy.ledger.retention)
+    check.optional(("ledger", "database"), values.check_reference, policy.ledger.database)
     check.each(("images", "trust"), values.check_public_key, policy.images.trust)
     mistakes.settle()
 
@@ -137,6 +153,8 @@ def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
     for name, credential in agent.credentials.items():
         check.value((*at, "credentials", name), values.check_name, name)
         _check_credential(check, (*at, "credentials", name), credential)
+    _check_llm(check, (*at, "llm"), agent.llm)
+    _check_identity(check, (*at, "identity"), agent.identity)
     for key in ("memory_max", "disk_max"):
         check.optional((*at, "limits", key), parse_size, getattr(agent.limits, key))
     check.optional((*at, "limits", "cpu_quota"), parse_cpu, agent.limits.cpu_quota)
@@ -172,19 +190,71 @@ def _check_rules(check: _Check, at: Path, rules: Iterable[str | EgressRule], *, 
             check.add((*at, index), "a rule for the host's own loopback names its port", f"{HOST_LOOPBACK}:8080")
 
 
+def _check_provider(check: _Check, at: Path, provider: Provider) -> None:
+    for name, value in provider.headers.items():
+        check.value((*at, "headers", name), values.check_header, name)
+        check.value((*at, "headers", name), values.check_plain_value, value, _KEY_REMEDY)
+        if not value.isprintable() or not value.isascii():
+            check.add((*at, "headers", name), "a header's value is visible ASCII")
+    for key in ("connect_timeout", "first_byte_timeout", "idle_timeout"):
+        check.value((*at, key), parse_duration, getattr(provider, key))
+    if provider.auth == "sigv4" and not provider.region:
+        check.add(at, "sigv4 signs for a region", 'region = "us-east-1"')
+    if provider.auth == "none" and provider.key:
+        check.add((*at, "key"), 'auth = "none" sends no key', "remove key, or auth")
+
+
+def _check_llm(check: _Check, at: Path, llm: Llm) -> None:
+    check.each((*at, "models"), values.check_model, llm.models)
+    check.each((*at, "redact"), values.check_pattern, llm.redact)
+    for name, model in llm.aliases.items():
+        for text in (name, model):
+            check.value((*at, "aliases", name), values.check_model, text)
+            if any(sign in text for sign in "*?"):
+                check.add((*at, "aliases", name), "an alias names one model, not a pattern")
+
+
+def _check_identity(check: _Check, at: Path, identity: Identity) -> None:
+    check.each((*at, "audiences"), values.check_audience, identity.audiences)
+    check.value((*at, "lifetime"), _check_lifetime, identity.lifetime)
+
+
+def _check_lifetime(text: str) -> None:
+    if not 60 <= parse_duration(text) <= 900:  # noqa: PLR2004
+        raise ValueError("a token lives from 1m to 15m: what is short need not be called back")
+
+
 def _check_credential(check: _Check, at: Path, credential: Credential) -> None:
+    if credential.keys:
+        _check_keys(check, at, credential)
+        return
+    if credential.hosts:
+        check.add((*at, "hosts"), "hosts belong to keys; a secret is bound by inject.host")
     check.value((*at, "secret"), values.check_reference, credential.secret, _KEY_REMEDY)
     check.optional((*at, "env"), values.check_variable, credential.env)
     if credential.inject is not None:
         _check_injection(check, (*at, "inject"), credential.inject)
 
 
+def _check_keys(check: _Check, at: Path, credential: Credential) -> None:
+    check.each((*at, "keys"), values.check_key, credential.keys)
+    for key in ("secret", "inject", "env"):
+        if getattr(credential, key):
+            check.add((*at, key), "keys stay in your agent: they need neither secret, inject nor env")
+    if not credential.uses:
+        check.add((*at, "uses"), "no use is named", 'uses = ["ssh"]')
+    if "ssh" in credential.uses and not credential.hosts:
+        check.add((*at, "hosts"), "logging in needs the hosts it is for", 'hosts = ["github.com"]')
+    for index, host in enumerate(credential.hosts):
+        try:
+            if parse_rule(host).kind != "name":
+                check.add((*at, "hosts", index), "a key is bound to names, not to wildcards or addresses")
+        except ValueError as error:
+            check.add((*at, "hosts", index), str(error))
+
+
 def _check_injection(check: _Check, at: Path, inject: Injection) -> None:
-    try:
-        if parse_rule(inject.host).kind != "name":
-            check.add((*at, "host"), "a secret is bound to one name, not to a wildcard or an address")
-    except ValueError as error:
-        check.add((*at, "host"), str(error))
+    _check_bound_hosts(check, at, inject)
     check.optional((*at, "header"), values.check_header, inject.header)
     check.value((*at, "value"), values.check_plain_value, inject.value, "write {secret} where it goes")
     if "{secret}" not in inject.value:
@@ -194,6 +264,24 @@ def _check_injection(check: _Check, at: Path, inject: Injection) -> None:
     for scheme in ("header", "query"):
         if inject.scheme == scheme and not getattr(inject, scheme):
             check.add(at, f"the scheme {scheme} needs the key {scheme}")
+    if inject.user and not (inject.user.isprintable() and ":" not in inject.user):
+        check.add((*at, "user"), "a user name has no colon and no control characters")
+
+
+def _check_bound_hosts(check: _Check, at: Path, inject: Injection) -> None:
+    hosts = (inject.host,) if isinstance(inject.host, str) else inject.host
+    if not hosts:
+        check.add((*at, "host"), "a secret is bound to at least one host")
+    for host in hosts:
+        try:
+            if parse_rule(host).kind != "name" or ":" in host:
+                check.add((*at, "host"), "a secret is bound to names, not to wildcards, addresses or ports")
+        except ValueError as error:
+            check.add((*at, "host"), str(error))
+    try:
+        parse_rule(EgressRule(host="example.org", port=inject.port, methods=inject.methods, paths=inject.paths))
+    except ValueError as error:
+        check.add(at, str(error))
 
 
 def _check_services(check: _Check, policy: Policy) -> None:

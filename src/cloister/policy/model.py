@@ -37,11 +37,32 @@ class Provider(Table, frozen=True):
     """`[providers.NAME]`: where model traffic goes and which secret opens it."""
 
     protocol: Protocol = "anthropic"
-    """The wire protocol the upstream speaks."""
+    """The wire protocol the upstream speaks; `openai` is Chat Completions and Embeddings, `openai-responses`
+    those and Responses."""
     base_url: str = ""
-    """The upstream's address; empty means the provider's public one. `http://` is allowed for loopback only."""
+    """The upstream's address, without the protocol's own path (`/v1/messages`); empty means the provider's public
+    one. `http://` is allowed for loopback only."""
     key: str = ""
-    """A secret reference such as `file:~/.config/cloister/anthropic.key`; never the secret itself."""
+    """A secret reference such as `file:~/.config/cloister/anthropic.key`; never the secret itself. It is read
+    again when it changes, so a key is rotated without a restart."""
+    auth: Literal["auto", "bearer", "x-api-key", "api-key", "sigv4", "google", "none"] = "auto"
+    """How the key opens the upstream. `auto` is `x-api-key` for Anthropic keys, `bearer` for logins and OpenAI;
+    `api-key` is Azure's header, `sigv4` signs for AWS, `google` signs in to Vertex, `none` sends no key."""
+    region: str = ""
+    """The region that `sigv4` signs for."""
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    """Headers sent with every request, such as `anthropic-workspace-id`; they win over the agent's. Never secrets."""
+    deny_betas: tuple[str, ...] = ()
+    """Values of `anthropic-beta` that this upstream refuses, taken out of requests; all else passes untouched."""
+    connect_timeout: str = "10s"
+    """Time to open a connection."""
+    first_byte_timeout: str = "10m"
+    """Time until the first byte of an answer; long prompts take minutes."""
+    idle_timeout: str = "5m"
+    """Silence within a streamed answer after which it is broken off. There is no limit on the whole time."""
+    retries: Annotated[int, msgspec.Meta(ge=0, le=5)] = 0
+    """How often a request that was refused with 429, 500, 502, 503, 504 or 529, or not answered at all, is sent
+    again before a byte of an answer was seen. Agents retry by themselves, so the default is never."""
 
 
 class Workspace(Table, frozen=True):
@@ -100,10 +121,12 @@ class Egress(Table, frozen=True):
 
 
 class Injection(Table, frozen=True):
-    """`[agents.NAME.credentials.NAME.inject]`: how a secret gets into requests to the host it is bound to."""
+    """`[agents.NAME.credentials.NAME.inject]`: how a secret gets into requests to the hosts it is bound to."""
 
-    host: str
-    """The host the secret is sent to, and the only one; no wildcard."""
+    host: str | tuple[str, ...]
+    """The host the secret is sent to, or several; no wildcard. TLS to them ends at the broker."""
+    port: Port = 443
+    """The port of those hosts."""
     header: str = ""
     """The header that carries it, for the scheme `header`."""
     query: str = ""
@@ -111,44 +134,92 @@ class Injection(Table, frozen=True):
     value: str = "{secret}"
     """The header's or parameter's value; `{secret}` is replaced."""
     scheme: Literal["header", "bearer", "basic", "query", "sigv4", "git", "npm", "pip"] = "header"
-    """`bearer` and `basic` are Authorization headers; `git`, `npm` and `pip` know their tool's own way."""
+    """`bearer` and `basic` are Authorization headers; `sigv4` signs for AWS; `git`, `npm` and `pip` know their
+    tool's own way, so that nothing has to be set up inside."""
+    user: str = ""
+    """The user name for `basic`, `git` and `pip`; empty means what the tool's hosts expect (`x-access-token`,
+    `__token__`)."""
+    methods: tuple[str, ...] = ()
+    """HTTP methods the secret is used for, in capitals; empty means all. Others are refused with it."""
+    paths: tuple[str, ...] = ()
+    """Path patterns the secret is used for, as in an egress rule; empty means all. Others are refused with it."""
 
 
 class Credential(Table, frozen=True):
     """`[agents.NAME.credentials.NAME]`: a secret the agent may use without seeing it."""
 
-    secret: str
+    secret: str = ""
     """Where the secret is kept, never the secret itself: a reference that begins with `file:`, `env:`, `systemd:`,
-    `command:`, `keyring:` or `pass:`."""
+    `command:`, `keyring:`, `pass:`, or `login:` (a login made by `cloister login`, whose tokens the broker renews).
+    For `sigv4` it holds `KEY_ID:SECRET_KEY[:SESSION_TOKEN]`, or the lines of an AWS credentials file."""
     inject: Injection | None = None
-    """Where it is put on the way out; without it the credential is only usable by name."""
+    """Where it is put on the way out; `keys` need none."""
     env: str = ""
     """The environment variable in which the agent finds the placeholder."""
+    mask: bool = False
+    """Whether the secret is masked where an answer of its host echoes it."""
+    keys: tuple[str, ...] = ()
+    """Instead of `secret`: keys of your ssh-agent or gpg-agent that the agent may sign with, each as
+    `SHA256:BASE64`, the path of a `.pub` file, or `gpg:FINGERPRINT`."""
+    hosts: tuple[str, ...] = ()
+    """For `keys`: the hosts that may be logged in to by ssh, as `host` or `host:port`. Their host keys must be in your
+    `known_hosts`."""
+    uses: tuple[Literal["ssh", "git", "gpg"], ...] = ("ssh",)
+    """For `keys`: `ssh` is logging in to `hosts`, `git` signs commits and tags by ssh, `gpg` signs them by gpg."""
+
+
+class Identity(Table, frozen=True):
+    """`[agents.NAME.identity]`: the signed tokens by which a run says who it is."""
+
+    audiences: tuple[str, ...] = ()
+    """Third parties the agent may get tokens for, each as its `aud`; empty means none."""
+    lifetime: str = "15m"
+    """How long a token is valid: from 1 minute to 15 minutes. It is renewed while the run lives."""
 
 
 class Llm(Table, frozen=True):
     """`[agents.NAME.llm]`: which models, and how much of them."""
 
     providers: tuple[str, ...] = ()
-    """Names from `[providers]` the agent may use; empty means none."""
+    """Names from `[providers]` the agent may use, the first of a protocol before others; empty means none."""
     models: tuple[str, ...] = ()
     """Model names or patterns such as `claude-*`; empty means every model of those providers."""
+    aliases: dict[str, str] = msgspec.field(default_factory=dict)
+    """Names the agent may ask for, each with the model that is meant."""
     requests_per_minute: Count | None = None
-    """Requests in any 60 seconds."""
+    """Requests in any 60 seconds; 60 when left out."""
     concurrency: Count | None = None
     """Requests under way at one time."""
     max_tokens: Count | None = None
     """Output tokens of one request."""
     tokens_per_minute: Count | None = None
     """Input and output tokens in any 60 seconds."""
+    tokens_per_run: Count | None = None
+    """Input and output tokens of one run."""
     tokens_per_day: Count | None = None
     """Input and output tokens of one day, UTC."""
+    tokens_per_month: Count | None = None
+    """Input and output tokens of one calendar month, UTC."""
+    cost_per_minute_usd: Money | None = None
+    """Dollars in any 60 seconds."""
     cost_per_run_usd: Money | None = None
     """Dollars that one run may cost."""
     cost_per_day_usd: Money | None = None
     """Dollars per day, UTC."""
     cost_per_month_usd: Money | None = None
     """Dollars per calendar month, UTC."""
+    alerts: tuple[Annotated[int, msgspec.Meta(ge=1, le=100)], ...] = (50, 80, 100)
+    """Shares of a budget, in percent, at which a warning is shown and recorded."""
+    on_exhausted: Literal["refuse", "ask"] = "refuse"
+    """What happens when a budget is used up: `ask` lets the person at the terminal grant the same amount once more."""
+    fallback: bool = False
+    """Whether the next provider of the same protocol is tried when one is down or refuses with 429, 5xx or 529."""
+    redact: tuple[str, ...] = ()
+    """Regular expressions whose matches in prompts are replaced before they leave."""
+    redact_secrets: bool = False
+    """Whether text in prompts that is shaped like a known kind of token is replaced before it leaves."""
+    record: bool = False
+    """Whether requests and answers are kept, encrypted, beside the run's records."""
 
 
 class Limits(Table, frozen=True):
@@ -249,6 +320,8 @@ class Agent(Table, frozen=True):
     """What it may reach."""
     credentials: dict[str, Credential] = msgspec.field(default_factory=dict)
     """Secrets it may use without seeing them, by name."""
+    identity: Identity = Identity()
+    """By what it can prove to others who it is."""
     llm: Llm = Llm()
     """Which models, and how much of them."""
     limits: Limits = Limits()
@@ -283,6 +356,16 @@ class Images(Table, frozen=True):
     """Ed25519 public keys, in hexadecimal."""
 
 
+class Ledger(Table, frozen=True):
+    """`[ledger]`: where the calls of models are written down."""
+
+    database: str = ""
+    """Empty: SQLite among your own records. Else a secret reference to a `postgresql://` address, since it may hold a
+    password."""
+    retention: str = "400d"
+    """How long rows are kept."""
+
+
 class Audit(Table, frozen=True):
     """`[audit]`: how much is recorded and where it goes."""
 
@@ -313,6 +396,8 @@ class Policy(Table, frozen=True):
     """Which guest images are trusted."""
     audit: Audit = Audit()
     """How much is recorded."""
+    ledger: Ledger = Ledger()
+    """Where the calls of models are written down."""
 
 
 class Project(Table, frozen=True):

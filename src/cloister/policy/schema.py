@@ -48,6 +48,7 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     model.EgressRule,
     model.Credential,
     model.Injection,
+    model.Identity,
     model.Llm,
     model.Limits,
     model.Hardening,
@@ -58,6 +59,7 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     model.User,
     model.Images,
     model.Audit,
+    model.Ledger,
     model.Project,
     model.Preset,
 )

@@ -20,7 +20,7 @@ from cloister.policy.secretscan import looks_secret
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_REFERENCE = re.compile(r"(file|env|systemd|command|keyring|pass):(.+)", re.DOTALL)
+_REFERENCE = re.compile(r"(file|env|systemd|command|keyring|pass|login):(.+)", re.DOTALL)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # token, RFC 9110 section 5.6.2
 _PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -89,17 +89,19 @@ def check_plain_value(value: str) -> None:
 
 
 def check_reference(reference: str) -> None:
-    """Accept `file:PATH`, `env:NAME`, `systemd:NAME`, `command:ARGV`, `keyring:NAME` or `pass:NAME`."""
+    """Accept `file:PATH`, `env:NAME`, `systemd:NAME`, `command:ARGV`, `keyring:NAME`, `pass:NAME` or `login:NAME`."""
     found = _REFERENCE.fullmatch(reference)
     if found is None:
         check_plain_value(reference)
-        raise ValueError("a secret reference begins with file:, env:, systemd:, command:, keyring: or pass:")
+        raise ValueError("a secret reference begins with file:, env:, systemd:, command:, keyring:, pass: or login:")
     scheme, target = found[1], found[2]
     check_plain_value(target)
     if "\n" in target or target != target.strip():
         raise ValueError("a secret reference has no line breaks and no spaces around it")
     if scheme == "env" and not _VARIABLE.fullmatch(target):
         raise ValueError("env: is followed by the name of a variable")
+    if scheme == "login":
+        check_name(target)
     if scheme == "systemd" and (not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", target) or target in {".", ".."}):
         raise ValueError("systemd: is followed by the name of a credential")
     if scheme == "file" and not target.startswith(("/", "~/")):
@@ -205,6 +207,40 @@ def check_header(name: str) -> None:
     """Accept the name of a header (RFC 9110)."""
     if not _HEADER.fullmatch(name):
         raise ValueError("not the name of a header")
+
+
+_KEY_NAME = re.compile(r"SHA256:[A-Za-z0-9+/]{43}|gpg:(?:[0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})")
+
+
+def check_key(text: str) -> None:
+    """Accept what names a key of an ssh-agent or gpg-agent: `SHA256:…`, `gpg:FINGERPRINT`, or a `.pub` file's path."""
+    if _KEY_NAME.fullmatch(text):
+        return
+    if not text.endswith(".pub"):
+        raise ValueError("a key is named by SHA256:…, by gpg:FINGERPRINT, or by the path of its .pub file")
+    _check_path_text(text)
+
+
+def check_model(text: str) -> None:
+    """Accept the name of a model or a pattern of names, `*` and `?` being its only signs."""
+    if not text or len(text) > 256 or not text.isprintable() or any(sign in text for sign in ' "\\[]'):  # noqa: PLR2004
+        raise ValueError("a model is up to 256 visible characters without quotes, spaces and brackets")
+
+
+def check_audience(text: str) -> None:
+    """Accept the audience of a token: any visible text (RFC 7519, section 4.1.3)."""
+    if not text or len(text) > 256 or not text.isprintable() or " " in text:  # noqa: PLR2004
+        raise ValueError("an audience is up to 256 visible characters without spaces")
+
+
+def check_pattern(text: str) -> None:
+    """Accept a regular expression."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if not text or len(text) > 1000:  # noqa: PLR2004
+        raise ValueError("a pattern has 1 to 1000 characters")
 
 
 def check_public_key(text: str) -> None:

@@ -5,14 +5,16 @@ Values and interfaces only. The broker builds a `Session`; the relay never reads
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from cloister.egress.addresses import Guard
 from cloister.egress.bypass import Bypass
 from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
+from cloister.egress.http1 import Headers
 from cloister.egress.rules import Ruleset
 
 Answer = Literal["once", "run", "always", "never"]
@@ -96,6 +98,51 @@ def _no_memory(_target: Target) -> Answer | None:
     return None
 
 
+class Swap(NamedTuple):
+    """What leaves in place of what the agent sent, with real secrets in it. Never printed, recorded or kept."""
+
+    path: str
+    """The origin-form target, query included."""
+    headers: Headers
+    masks: tuple[bytes, ...] = ()
+    """Byte strings to be masked wherever the answer holds them."""
+    used: tuple[str, ...] = ()
+    """Names of the credentials that were put in, for the record."""
+
+
+class Broker(Protocol):
+    """Real secrets for one run: which hosts they are for, and what they look like on the wire."""
+
+    def terminates(self, host: str, port: int) -> bool:
+        """Say whether TLS to this place ends here, because a credential is bound to it."""
+        ...
+
+    def certificate(self, host: str) -> ssl.SSLContext:
+        """Return a server's context with a certificate for a host, offering `h2` and `http/1.1`."""
+        ...
+
+    def body_needed(self, target: Target, headers: Headers) -> int:
+        """Return how many bytes of body `swap` wants to see first: 0 for none (signatures cover the body)."""
+        ...
+
+    async def swap(self, target: Target, headers: Headers, body: bytes = b"") -> Swap:
+        """Put real secrets in where placeholders stand, towards a host they are bound to.
+
+        Raises:
+            RefusedError: a placeholder is on its way to a host it is not bound to, or a secret cannot be had.
+        """
+        ...
+
+    def leaks(self, data: bytes) -> bool:
+        """Say whether bytes hold a placeholder of this run; `overlap` bytes of the chunk before are part of them."""
+        ...
+
+    @property
+    def overlap(self) -> int:
+        """Bytes of the last chunk to keep in front of the next one for `leaks`."""
+        ...
+
+
 @dataclass(slots=True)
 class Session:
     """One run, as the relay sees it."""
@@ -112,6 +159,8 @@ class Session:
     """Returns an answer that was kept (`always` or `never`), before anybody is asked; must not wait."""
     limits: Limits = field(default_factory=Limits)
     upstream: UpstreamProxy | None = None
+    broker: Broker | None = None
+    """None for a run without credentials: nothing is terminated then."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,59 @@
+"""One row of the ledger: what one call of a model cost. Where rows are kept is for `host/ledger.py`.
+
+Raw counters are kept beside the price they were multiplied with, so that a cost can be computed again when a price
+turns out wrong. Tokens are disjoint: `input_tokens` are those that were neither read from nor written to a cache,
+whatever the upstream counts together (OpenAI's `prompt_tokens` include cached ones, Anthropic's do not).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Source = Literal["provider", "estimated"]
+"""Whether the upstream told the usage, or it was estimated from what went over the wire."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One call that was dispatched to an upstream, or refused before it was (`status` 429 and no upstream)."""
+
+    id: str
+    """Ours, unique: 26 characters that sort by time. The accounting journal and the ledger know a call by it."""
+    time: float
+    """When the request was complete, in seconds since the epoch."""
+    run: str
+    agent: str
+    user: str
+    provider: str = ""
+    """The name in `[providers]`; empty when the call was refused before one was chosen."""
+    route: str = ""
+    """`messages`, `count_tokens`, `chat`, `responses`, `embeddings`, `models`."""
+    model: str = ""
+    """What the upstream says it used, else what was asked for."""
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    output_tokens: int = 0
+    """With reasoning tokens."""
+    reasoning_tokens: int = 0
+    """Those of `output_tokens` that were reasoning, where the upstream tells."""
+    cost_usd: float = 0.0
+    price: str = ""
+    """The date of the price list and the entry that was used; `upstream` where the answer told its cost."""
+    source: Source = "provider"
+    status: int = 0
+    """The HTTP status the agent got; 0 when it got none."""
+    outcome: str = "complete"
+    """`complete`, `client-left`, `truncated`, `upstream-failed`, `refused`, `unknown` (the broker died meanwhile)."""
+    reason: str = ""
+    """For refusals: the kebab-case reason."""
+    stream: bool = False
+    attempts: int = 1
+    """Requests sent upstream for this call, retries and fallbacks included."""
+    first_byte_s: float = 0.0
+    """From the complete request to the first byte of the answer's body."""
+    duration_s: float = 0.0
+    request_id: str = ""
+    """The upstream's own id (`request-id`, `x-request-id`)."""
