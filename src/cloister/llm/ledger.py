@@ -7,7 +7,7 @@ whatever the upstream counts together (OpenAI's `prompt_tokens` include cached o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -57,3 +57,40 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     duration_s: float = 0.0
     request_id: str = ""
     """The upstream's own id (`request-id`, `x-request-id`)."""
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """What an agent has used up in a span of time."""
+
+    requests: int = 0
+    tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class Books(Protocol):
+    """Where calls are written down. None of it waits for a disk or a database: model traffic does not stop for it."""
+
+    def opened(self, row: Row) -> None:
+        """Note a call before it is dispatched, with its whole reservation as `estimated` and the outcome `unknown`.
+
+        When this returns, a `kill -9` of this process does not lose the call: the next start counts it as noted.
+
+        Raises:
+            OSError: it cannot be noted; the call must not be dispatched then.
+        """
+        ...
+
+    def closed(self, row: Row) -> None:
+        """Put the final row in place of the one that was opened. Never raises: a row that cannot be written is kept."""
+        ...
+
+    def refused(self, row: Row) -> None:
+        """Write down a call that never left."""
+        ...
+
+    def spent(self, agent: str, since: float, until: float, run: str = "") -> Spent:
+        """Return what an agent used of `since` <= time < `until`, in all runs or one; rows on their way included.
+
+        Asked once per agent and span when a budget is first used, so that budgets survive a restart.
+        """
+        ...
