@@ -155,6 +155,12 @@ class Exchange:
         self.keep_alive = self.keep_alive and self.ended
         self.connection.finished(self)
 
+    def respond_message(self, status: int, headers: Headers, body: bytes) -> None:
+        """Write a complete response of our own from its parts; the length is ours to say."""
+        close = not (self.keep_alive and self.ended)
+        head = ResponseHead(status, b"Cloister", headers, Body("length", len(body)), close=close)
+        self.respond_whole(status, head.encode() + (b"" if self.method == "HEAD" else body))
+
     def fail(self) -> None:
         """Break the response off, so that the client cannot take it for complete."""
         self.connection.abort()
