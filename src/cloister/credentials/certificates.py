@@ -40,7 +40,7 @@ class Pair(NamedTuple):
     key_pem: bytes
     cert_pem: bytes
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[explicit-override] # 3.11 has no @override, and this room no stand-in
         """Show that it is one, and nothing of it."""
         return "Pair(...)"
 

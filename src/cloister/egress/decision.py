@@ -34,7 +34,7 @@ class Target(msgspec.Struct, frozen=True):
     method: str = ""
     path: str = ""
     inspected: bool = False
-    """A tunnel whose TLS ends here: rules about methods and paths are held against each request inside, not against it."""
+    """A tunnel whose TLS ends here: rules about methods and paths are held against the requests inside."""
 
     @property
     def visible(self) -> bool:

@@ -179,6 +179,16 @@ def check_headers(headers: Headers) -> None:
             raise HttpError("bad-request", "a header field is malformed")
 
 
+def check_target(target: str) -> None:
+    """Check an origin-form target that was built, not parsed.
+
+    Raises:
+        HttpError: when it holds anything but visible ASCII, or is no path.
+    """
+    if not _TARGET.fullmatch(target) or not (target.startswith("/") or target == "*"):
+        raise HttpError("bad-request", "the request target must be a path")
+
+
 def wants_websocket(headers: Headers) -> bool:
     """Say whether a request asks to switch to WebSocket (RFC 6455); no other switch is offered (not h2c)."""
     asked = [value.strip().lower() for name, value in headers if name.lower() == b"upgrade"]

@@ -25,7 +25,16 @@ Choose = Callable[[str], asyncio.Protocol]
 
 
 class TlsError(OSError):
-    """A handshake that failed; the text is for people."""
+    """A handshake that failed; the text is for people.
+
+    Attributes:
+        certificate: whether the other side's certificate was the reason.
+    """
+
+    def __init__(self, explanation: str, *, certificate: bool = False) -> None:
+        """Keep both."""
+        super().__init__(explanation)
+        self.certificate = certificate
 
 
 class TlsLayer(asyncio.Protocol):
@@ -176,13 +185,14 @@ class TlsLayer(asyncio.Protocol):
             return
         self._reading = True
         try:
-            while not self._paused and not self._over and not self._peer_done and self._app is not None:
+            while (app := self._taker()) is not None:
                 size, ended = self._decrypt()
                 if size:
-                    self._app.data_received(bytes(_BUFFER[:size]))
-                if ended and not self._over and not self._paused:
+                    app.data_received(bytes(_BUFFER[:size]))
+                app = self._taker()
+                if ended and app is not None:
                     self._peer_done = True
-                    if self._app is None or not self._app.eof_received():
+                    if not app.eof_received():
                         self.close()
                 if not size:
                     break
@@ -191,12 +201,16 @@ class TlsLayer(asyncio.Protocol):
         finally:
             self._reading = False
 
+    def _taker(self) -> asyncio.Protocol | None:
+        """Return the protocol inside if it takes bytes now."""
+        return None if self._paused or self._over or self._peer_done else self._app
+
     def _decrypt(self) -> tuple[int, bool]:
         """Fill the buffer; return how much is in it, and whether the other side said goodbye."""
         size = 0
         try:
             while size < len(_BUFFER):
-                count = self._tls.read(len(_BUFFER) - size, _BUFFER[size:])
+                count = self._read_into(_BUFFER[size:])
                 if not count:
                     return size, True
                 size += count
@@ -206,6 +220,11 @@ class TlsLayer(asyncio.Protocol):
             return size, True
         self._flush()  # answers to key updates
         return size, False
+
+    def _read_into(self, buffer: memoryview) -> int:
+        """Decrypt into a buffer, at most one record."""
+        read: Callable[[int, memoryview], int] = self._tls.read  # type: ignore[assignment] # with a buffer: a count
+        return read(len(buffer), buffer)
 
     def _flush(self) -> None:
         """Send what TLS has to say."""
@@ -293,6 +312,6 @@ class TlsTransport(asyncio.Transport):
 def _explained(error: Exception) -> TlsError:
     """Return an error whose text says what was wrong, in OpenSSL's words without numbers of lines."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return TlsError(f"its certificate is not valid: {error.verify_message}")
+        return TlsError(f"its certificate is not valid: {error.verify_message}", certificate=True)
     reason = getattr(error, "reason", None) or str(error)
     return TlsError(f"the TLS handshake failed: {str(reason).lower().replace('_', ' ')}")
