@@ -40,7 +40,7 @@ async def exchange(r, port, context, request):
         lambda host: [f"GET /?k={FAKE} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()],
         lambda host: [f"GET / HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {FAKE}\r\n\r\n".encode()],
         lambda host: [f"GET / HTTP/1.1\r\nHost: {host}\r\nX-{FAKE}: 1\r\n\r\n".encode()],
-        lambda host: [f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 26\r\n\r\n{{\"{FAKE}\"}}".encode()],
+        lambda host: [f'POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 26\r\n\r\n{{"{FAKE}"}}'.encode()],
         lambda host: [
             f"POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\na\r\n{FAKE[:10]}\r\n".encode(),
             f"c\r\n{FAKE[10:]}\r\n0\r\n\r\n".encode(),
@@ -58,7 +58,7 @@ async def exchange(r, port, context, request):
 )  # fmt: skip
 @pytest.mark.parametrize("plain", [False, True], ids=["tls", "plain"])
 def test_a_placeholder_reaches_no_other_host(relay, run, mitm, request_of, plain):
-    """The placeholder of one host, sent to another one in any part of a request, is refused, recorded, and stays here."""
+    """The placeholder of one host, sent to another in any part of a request, is refused, recorded and stays here."""
     seen = bytearray()
 
     async def serve(reader, writer):
@@ -117,7 +117,7 @@ def test_a_body_without_placeholders_passes_whole(relay, run, mitm):
 
 
 def test_echoed_secrets_are_masked(relay, run, mitm):
-    """Where masks are set, each secret in head and body of an answer becomes stars, across pieces, lengths unchanged."""
+    """Where masks are set, secrets in head and body of an answer become stars, across pieces, lengths unchanged."""
     asked = []
 
     async def serve(reader, writer):
