@@ -1,9 +1,9 @@
 """What a call costs: a list of prices per million tokens, and which of them a model's name stands for.
 
 Prices are data (`prices.toml`), each with the day it was checked and its source; a user's own file comes first.
-A name is looked up as the API spells it, then without what routers and clouds put around it: a provider's prefix, a date,
-a version. Never by likeness: a model that is not listed has no price, because a budget in dollars that guesses is none.
-Reading files and trusting them is for `runs/price_list.py`.
+A name is looked up as the API spells it, then without what routers and clouds put around it: a provider's prefix,
+a date, a version. Never by likeness: a model that is not listed has no price, because a budget in dollars that
+guesses is none. Reading files and trusting them is for `runs/price_list.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The price list of one user: their own file first, then the one that comes with Cloister; trusted as policy files are."""
+"""The price list of one user: their own file first, then what comes with Cloister; trusted as policy files are."""
 
 from __future__ import annotations
 
