@@ -219,7 +219,7 @@ class Journal:
         """Sync, delete what is not needed, and let go of the lock. May be called twice."""
         if self._lock < 0:
             return
-        self._dirty = True
+        self._dirty = self._active is not None
         self.sync()
         if self._active is not None:
             self._old.append(self._active)
