@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from cloister.errors import UnsupportedError
+from cloister.errors import CloisterError, UnsupportedError
 from cloister.host.ledger import (
     SCHEMA,
     By,
@@ -59,7 +59,11 @@ class PostgresPlace:
 
     def open(self) -> PostgresLedger:
         """See `Place.open`."""
-        return PostgresLedger(self._address())
+        try:
+            address = self._address()
+        except CloisterError as error:
+            raise LedgerDownError(f"its address cannot be had: {error.message}") from error
+        return PostgresLedger(address)
 
     def set_aside(self) -> str:
         """Nothing of it is ours to rename: `LedgerCorruptError` is not raised here."""

@@ -18,6 +18,8 @@ FINAL = 2
 MOST = 1 << 53
 """No count is larger: beyond it a float, and so JSON, loses whole tokens. An upstream may say anything."""
 MOST_USD = 1e9
+LAST = 253_402_300_799.0
+"""The last second that has a date: 9999-12-31."""
 LONGEST = 512
 """Characters of a name. Models and ids are chosen by agents and upstreams."""
 
@@ -89,6 +91,7 @@ def safe(row: Row) -> Row:
         and 0 <= row.reasoning_tokens <= MOST
         and tokens(row) <= MOST
         and 0.0 <= row.cost_usd <= MOST_USD
+        and 0.0 <= row.time <= LAST
     ):
         return row
     return _made_safe(row)
@@ -101,6 +104,7 @@ def _made_safe(row: Row) -> Row:
         changes[name] = (
             max(0.0, min(value, MOST_USD if name == "cost_usd" else math.inf)) if math.isfinite(value) else 0.0
         )
+    changes["time"] = min(row.time, LAST) if row.time > 0 else 0.0
     if row.cost_usd == math.inf:
         changes["cost_usd"] = MOST_USD
     for name in _TEXTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 from pathlib import Path
 
 import apsw
@@ -83,7 +84,7 @@ def test_what_was_closed_before_a_crash_is_written_once(tmp_path: Path) -> None:
 
 
 def test_a_replayed_reservation_never_takes_the_place_of_a_row(tmp_path: Path) -> None:
-    """When the record of the close is gone and the row is in the ledger, an old record of the opening changes nothing."""
+    """When the close is gone from the journal and its row is in the ledger, an old opening changes nothing."""
     journal = Journal(str(tmp_path))
     books_rows = msgspec.msgpack.encode(noted(1))
     journal.append(1, books_rows).pins += 1
@@ -138,6 +139,27 @@ def test_sums_count_what_is_asked_for(tmp_path: Path) -> None:
         assert books.spent("claude", MIDNIGHT + 2, MIDNIGHT + 5).requests == 2
         assert books.spent("claude", MIDNIGHT + 6, math.inf) == Spent()
         assert books.drained(5)
+    books.close()
+
+
+def test_a_row_in_memory_and_in_the_ledger_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the commit and its notice a row is in both places; a sum of that moment counts it once."""
+    books = open_books(tmp_path)
+    written = threading.Event()
+
+    def forget_nothing(_: object) -> list[object]:
+        written.set()
+        return []
+
+    monkeypatch.setattr(books, "settle", forget_nothing)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    books.opened(noted(2))
+    assert written.wait(5)
+
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1))}
+    assert books.spent("claude", *ALL) == Spent(2, 1220, 0.0265)
+    assert books.spent("claude", *ALL, run="run1") == Spent(2, 1220, 0.0265)
     books.close()
 
 
