@@ -118,6 +118,11 @@ class Place(Protocol):
         """Return what a person calls it; without a password."""
         ...
 
+    @property
+    def is_file(self) -> bool:
+        """Return whether it is opened in no time, and must be while there is space on the disk."""
+        ...
+
     def open(self) -> Ledger:
         """Return a connection of its own, and make the ledger where there is none.
 

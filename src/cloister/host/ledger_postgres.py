@@ -39,6 +39,7 @@ class PostgresPlace:
     """An address for the ledger."""
 
     name = "in PostgreSQL"
+    is_file = False
 
     def __init__(self, address: Callable[[], str]) -> None:
         """Take the way to the address.

@@ -161,6 +161,8 @@ class SqliteLedger:
 class SqlitePlace:
     """A file for the ledger, in a directory of its own."""
 
+    is_file = True
+
     def __init__(self, path: str, alarm: Callable[[str], None]) -> None:
         """Name a file; nothing is opened yet."""
         self.name = path

@@ -15,6 +15,7 @@ journal. How a row gets into the ledger, and what happens when that is away or b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
@@ -70,6 +71,7 @@ class BookKeeper:
 
         Raises:
             RetryError: another process keeps these books.
+            UnsupportedError: a newer program made the ledger.
             OSError: the journal cannot be read or made.
         """
         self.metrics = Metrics()
@@ -86,6 +88,11 @@ class BookKeeper:
         self._journal = Journal(directory, segment_bytes=segment_bytes)
         try:
             self._replay()
+            if (
+                place.is_file
+            ):  # once open it can be read on a full disk, where opening could not make the files of the WAL
+                with contextlib.suppress(LedgerDownError, LedgerCorruptError):  # the writer sees to it
+                    self._reader = place.open()
             self._writer = Writer(self, directory, place, care)
         except BaseException:
             self._journal.close()
