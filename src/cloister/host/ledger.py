@@ -46,8 +46,9 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 NAMES = tuple(name for name, _ in COLUMNS)
 INDEXES = (
     ("calls_time", '"time"', ""),
-    # Covering: the sum of an agent's month is read from the index alone, in the order of time.
-    ("calls_spent", 'agent, "time", run, "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
+    # Covering: the sum of an agent's month, or of a run, is read from the index alone, in the order of time.
+    ("calls_spent", 'agent, "time", "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
+    ("calls_run", 'run, agent, "time", "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
 )
 
 By = Literal["agent", "model", "day", "run", "provider", "user"]
