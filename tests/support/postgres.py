@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,18 @@ from typing import Self
 import pytest
 
 NOBODY = 65534
+
+
+def _somebody(directory: str) -> list[str]:
+    """Return the beginning of a command that runs it as a user the server accepts: not root, and with a name."""
+    if os.geteuid() == 0:
+        os.chown(directory, NOBODY, NOBODY)
+        return ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:  # the user of `tools/test` has none: it is nobody in a user namespace
+        return ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
+    return []
 
 
 class Postgres:
@@ -25,10 +38,7 @@ class Postgres:
             pytest.skip("PostgreSQL is not installed; tools/packages does it")
         self._programs = os.path.dirname(found[-1])
         self.directory = tempfile.mkdtemp(prefix="pg-")  # short: the path of a Unix socket has 107 bytes at most
-        self._as = []
-        if os.geteuid() == 0:  # the server refuses to be root
-            os.chown(self.directory, NOBODY, NOBODY)
-            self._as = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+        self._as = _somebody(self.directory)
         self._data = f"{self.directory}/data"
         self.address = f"postgresql://cloister@/postgres?host={self.directory}"
         self._run("initdb", "-D", self._data, "-U", "cloister", "-A", "trust", "--no-sync", "-E", "UTF8")

@@ -101,6 +101,9 @@ class PostgresLedger:
 
     def _prepare(self) -> None:
         connection = self._connection
+        if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            # A name that it cannot hold would stop every row behind it.
+            raise LedgerDownError(f"its encoding is {encoding}, and must be UTF8")
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             connection.execute("SET LOCAL client_min_messages = warning")

@@ -329,6 +329,6 @@ class BookKeeper:
                             "ledger-unreachable",
                             f"what was spent cannot be known, because the ledger cannot be read: {error}",
                             where=self._place.name,
-                            remedy="cloister doctor",
+                            remedy="cloister usage",
                         ) from error
             raise AssertionError

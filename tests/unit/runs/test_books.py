@@ -395,6 +395,31 @@ def test_clock_steps_lose_no_row_of_a_sum(tmp_path: Path) -> None:
     books.close()
 
 
+def test_a_ledger_that_somebody_locks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another program holds the database, calls go on and sums are right; the rows follow."""
+    monkeypatch.setattr("cloister.host.ledger_sqlite.BUSY_MS", 20)
+    told: list[str] = []
+    books = open_books(tmp_path, told.append)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert books.drained(5)
+    other = apsw.Connection(str(tmp_path / "ledger.db"))
+    other.execute("BEGIN IMMEDIATE")
+    books.opened(noted(2))
+    books.closed(ended(noted(2)))
+    assert not books.drained(0.3)
+    assert books.spent("claude", *ALL) == Spent(2, 240, 0.002)
+    assert books.health().ledger_down
+    other.execute("ROLLBACK")
+    other.close()
+
+    assert books.drained(10)
+    assert not books.health().ledger_down
+    books.close()
+    assert len(stored(tmp_path)) == 2
+    assert len(told) == 2, "away once, back once"
+
+
 def test_the_ledger_is_the_owners_alone(tmp_path: Path) -> None:
     """Neither the database nor its log can be read by others."""
     books = open_books(tmp_path)
