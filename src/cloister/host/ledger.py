@@ -133,6 +133,10 @@ class Place(Protocol):
         """
         ...
 
+    def is_broken(self) -> bool:
+        """Return whether what is there now is broken, by looking at all of it."""
+        ...
+
     def set_aside(self) -> str:
         """Give what is broken another name, and return that."""
         ...

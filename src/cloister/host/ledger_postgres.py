@@ -66,6 +66,10 @@ class PostgresPlace:
             raise LedgerDownError(f"its address cannot be had: {error.message}") from error
         return PostgresLedger(address)
 
+    def is_broken(self) -> bool:
+        """See `Place.is_broken`: that is for the server to know."""
+        return False
+
     def set_aside(self) -> str:
         """Nothing of it is ours to rename: `LedgerCorruptError` is not raised here."""
         return self.name

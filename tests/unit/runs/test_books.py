@@ -431,3 +431,57 @@ def test_the_ledger_is_the_owners_alone(tmp_path: Path) -> None:
 
     assert "ledger.db" in modes
     assert not any(modes.values())
+
+
+def test_a_writer_that_meets_the_unexpected_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error nobody thought of is told, and rows are written as soon as it is over."""
+    told: list[str] = []
+    books = open_books(tmp_path, told.append)
+    assert books.drained(5)
+    real = SqliteLedger.write
+    monkeypatch.setattr(SqliteLedger, "write", lambda *_: 1 / 0)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert not books.drained(0.3)
+    monkeypatch.setattr(SqliteLedger, "write", real)
+
+    assert books.drained(10)
+    books.close()
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1))}
+    assert any("division by zero" in text for text in told)
+
+
+def test_a_mistaken_suspicion_replaces_no_ledger(tmp_path: Path) -> None:
+    """When a reader saw the broken file and a good one has its place by now, that stays."""
+    told: list[str] = []
+    books = open_books(tmp_path, told.append)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert books.drained(5)
+    books._writer.repair(ledger.LedgerCorruptError("as it was a moment ago"))
+    books.opened(noted(2))
+    books.closed(ended(noted(2)))
+    assert books.drained(5)
+    books.close()
+
+    assert len(stored(tmp_path)) == 2
+    assert not list(tmp_path.glob("*.broken*"))
+    assert told == []
+
+
+def test_another_programs_database_is_not_written_into(tmp_path: Path) -> None:
+    """A database that is none of ours is set aside as it is, tables and all."""
+    path = tmp_path / "ledger.db"
+    with apsw.Connection(str(path)) as connection:
+        connection.execute("CREATE TABLE calls (note TEXT); INSERT INTO calls VALUES ('mine'); PRAGMA user_version = 1")
+    connection.close()
+    books = open_books(tmp_path)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert books.drained(5)
+    books.close()
+
+    kept = apsw.Connection(str(tmp_path / "ledger.db.broken-1"))
+    assert kept.execute("SELECT note FROM calls").fetchall() == [("mine",)]
+    kept.close()
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1))}
