@@ -15,7 +15,9 @@ from cloister.errors import RetryError, UnsupportedError
 from cloister.host.ledger import COLUMNS
 from cloister.host.ledger_postgres import PostgresLedger, PostgresPlace
 from cloister.llm.ledger import Row
+from cloister.policy.model import Ledger
 from cloister.runs.books import BookKeeper
+from cloister.runs.books_open import open_books as open_by_policy
 from cloister.runs.books_writer import Care
 from cloister.runs.usage import BYS, Line, Question, gather, postgres_ledger, sqlite_ledger
 from support.books import MIDNIGHT, ended, noted, open_books, refusal, row_of
@@ -223,18 +225,19 @@ def test_a_wrong_password_is_not_in_the_message(tmp_path: Path) -> None:
 def test_usage_reads_it_by_the_reference_of_the_policy(
     server: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`cloister usage` finds the database through `[ledger] database`, whose secret reference it reads."""
+    """The books and `cloister usage` find the database by `[ledger] database`, whose secret reference they read."""
     config = tmp_path / "config/cloister"
     config.mkdir(parents=True)
     (config / "cloister.toml").write_text('schema = 1\n[ledger]\ndatabase = "env:BOOKS"\n')
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("BOOKS", server.address)
-    books = _books(tmp_path / "state/cloister/ledger", server)
+    books = open_by_policy(str(tmp_path / "state/cloister"), Ledger(database="env:BOOKS"), alarm=lambda _: None)
     books.opened(noted(1))
     books.closed(ended(noted(1)))
     assert books.drained(20)
     books.close()
 
+    assert not (tmp_path / "state/cloister/ledger/ledger.db").exists()
     assert usage_verb.main(["--since", "all", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["total"]["requests"] == 1

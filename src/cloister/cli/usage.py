@@ -289,9 +289,10 @@ def _gather(question: Question) -> Usage:
             raise
         settings = Ledger()
     directory = books_open.directory(places.state)
-    address = books_open.address_of(settings, places, os.getuid(), os.environ)
-    ledger = usage.postgres_ledger(address()) if address else usage.sqlite_ledger(f"{directory}/ledger.db")
-    return usage.gather(directory, ledger, question)
+    if settings.database:
+        address = books_open.address_of(settings.database, places.home, os.getuid(), os.environ)
+        return usage.gather(directory, usage.postgres_ledger(address()), question)
+    return usage.gather(directory, usage.sqlite_ledger(f"{directory}/ledger.db"), question)
 
 
 def _moment(text: str) -> float:

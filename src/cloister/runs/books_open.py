@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
-from cloister.errors import PolicyError, Problem
 from cloister.host.ledger import Place
 from cloister.policy.model import Ledger
 from cloister.policy.units import parse_duration
+from cloister.runs import client
 from cloister.runs.books import BookKeeper
 from cloister.runs.books_writer import Care
-from cloister.runs.paths import Paths
 
 Address = Callable[[], str]
 """Gives the `postgresql://` address that `[ledger] database` refers to, each time a connection is made."""
@@ -30,12 +30,11 @@ def open_books(
         state: the user's state directory (`Paths.state`).
         settings: the policy's table `[ledger]`.
         alarm: told what a person should know; called from any thread.
-        address: see `address_of`; needed when `settings.database` is not empty.
+        address: gives the database's address; left out, the reference is read as of this process (`address_of`).
 
     Raises:
         RetryError: another broker of this user keeps the books; `ledger-in-use`.
         UnsupportedError: a newer Cloister wrote the ledger, or the extra `postgresql` is not installed.
-        PolicyError: a database is named, and no way to its address.
         OSError: the directory cannot be made or written.
     """
     retention_s = float(parse_duration(settings.retention))
@@ -51,26 +50,22 @@ def ledger_place(
         from cloister.host.ledger_sqlite import SqlitePlace
 
         return SqlitePlace(f"{directory(state)}/ledger.db", alarm)
-    if address is None:
-        raise PolicyError([Problem("nothing here resolves the reference to the ledger's database", ".ledger.database")])
     from cloister.host.ledger_postgres import PostgresPlace
 
-    return PostgresPlace(address)
+    return PostgresPlace(address or address_of(settings.database, client.home(), os.getuid(), os.environ))
 
 
-def address_of(settings: Ledger, paths: Paths, uid: int, environment: Mapping[str, str]) -> Address | None:
-    """Return a function that reads the reference `[ledger] database`, anew at each call; None for SQLite.
+def address_of(reference: str, home: str, uid: int, environment: Mapping[str, str]) -> Address:
+    """Return a function that reads the reference `[ledger] database`, anew at each call.
 
     It may be called in any thread, that of an event loop included, and waits for the command a reference may name.
 
     Args:
-        settings: the policy's table `[ledger]`.
-        paths: the user's places.
+        reference: a secret reference, such as `file:~/.config/cloister/ledger`.
+        home: the user's home.
         uid: the user.
         environment: of this process, for `env:` and `command:`.
     """
-    if not settings.database:
-        return None
 
     def read() -> str:
         import asyncio
@@ -79,7 +74,7 @@ def address_of(settings: Ledger, paths: Paths, uid: int, environment: Mapping[st
         from cloister.host.secrets import SecretReader, Surroundings
 
         async def once() -> bytes:
-            return await SecretReader(Surroundings(paths.home, uid, environment, environment)).read(settings.database)
+            return await SecretReader(Surroundings(home, uid, environment, environment)).read(reference)
 
         with ThreadPoolExecutor(1) as helper:  # a thread without an event loop
             return helper.submit(asyncio.run, once()).result().decode("utf-8", "replace")
