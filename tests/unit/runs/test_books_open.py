@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import CloisterError
-from cloister.host.ledger_postgres import PostgresPlace
-from cloister.host.ledger_sqlite import SqlitePlace
 from cloister.policy.model import Ledger
-from cloister.runs.books_open import address_of, directory, ledger_place, open_books
+from cloister.runs.books_open import address_of, directory, open_books
 from support.books import ended, noted, stored
 
 
@@ -39,10 +37,3 @@ def test_the_reference_is_read_with_each_connection(tmp_path: Path) -> None:
     assert asyncio.run(inside()) == "postgresql://two/x"
     with pytest.raises(CloisterError):
         address_of("env:MISSING", str(tmp_path), 0, {})()
-
-
-def test_settings_choose_the_database(tmp_path: Path) -> None:
-    """With a reference it is PostgreSQL, without one SQLite; neither is opened yet."""
-    assert isinstance(ledger_place(str(tmp_path), Ledger(), alarm=pytest.fail), SqlitePlace)
-    assert isinstance(ledger_place(str(tmp_path), Ledger(database="env:X"), alarm=pytest.fail), PostgresPlace)
-    assert list(tmp_path.iterdir()) == []
