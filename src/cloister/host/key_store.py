@@ -27,7 +27,6 @@ _MAX_BYTES = 64 << 20
 _MAX_KEY_BYTES = 4096
 _LOCK_WAIT_S = 10.0
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-Stamp = tuple[int, int, int]
 
 
 class KeyFiles:
@@ -37,18 +36,35 @@ class KeyFiles:
         """Use `directory`; it is made with the first document."""
         self.directory = directory
         self._document = f"{directory}/{DOCUMENT}"
+        self._held = -1
 
     def exists(self) -> bool:
         """Say whether there is a document."""
         return os.path.lexists(self._document)
 
-    def stamp(self) -> Stamp:
-        """Return what changes when the document does; zeros when there is none."""
+    def changed(self) -> bool:
+        """Say whether the document is another one than `hold` saw."""
+        if self._held < 0:
+            return True
         try:
-            info = os.stat(self._document, follow_symlinks=False)
+            return not os.path.samestat(os.stat(self._document, follow_symlinks=False), os.fstat(self._held))
         except FileNotFoundError:
-            return (0, 0, 0)
-        return (info.st_mtime_ns, info.st_size, info.st_ino)
+            return True
+
+    def hold(self) -> None:
+        """Remember the document that is there now; for a caller that holds the lock.
+
+        The file is kept open, so that its inode number cannot go to a later one: times are too coarse to tell.
+        """
+        descriptor = os.open(self._document, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.close()
+        self._held = descriptor
+
+    def close(self) -> None:
+        """Let go of what `hold` opened."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -123,7 +123,7 @@ class Authority:
             raise DeniedError("lifetime-not-granted", f"a token of this run lives {grant.lifetime_s} s at most")
         if self.state.is_revoked("run", grant.run):
             raise DeniedError("run-revoked", f"the run {grant.run} was revoked")
-        if grant.since <= self.state.revoked_at(grant.agent):
+        if int(grant.since) <= self.state.revoked_at(grant.agent):
             raise DeniedError("agent-revoked", f"the agent {grant.agent!r} was revoked since the run began")
 
     def verify(self, token: str, demand: Demand, now: float) -> Claims:

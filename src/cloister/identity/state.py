@@ -65,8 +65,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         return any(one.kind == kind and one.id == name for one in self.revoked)
 
     def revoked_at(self, agent: str) -> int:
-        """Return when an agent was last revoked; 0 for never."""
-        return max((one.at for one in self.revoked if one.kind == "agent" and one.id == agent), default=0)
+        """Return when an agent was last revoked; -1 for never."""
+        return max((one.at for one in self.revoked if one.kind == "agent" and one.id == agent), default=-1)
 
     def epoch(self, agent: str) -> tuple[int, int]:
         """Return what changes when something was taken away from an agent."""

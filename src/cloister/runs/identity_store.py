@@ -19,7 +19,7 @@ import msgspec
 
 from cloister.errors import CloisterError, DeniedError, UsageError
 from cloister.host import key_store, master_key
-from cloister.host.key_store import KeyFiles, Stamp
+from cloister.host.key_store import KeyFiles
 from cloister.host.master_key import Source
 from cloister.identity import state as transitions
 from cloister.identity import vault
@@ -47,12 +47,15 @@ class IdentityStore:
         self._clock = clock
         self._latest = 0.0
         self._master = b""
-        self._stamp: Stamp = (0, 0, 0)
         self._authority: Authority | None = None
         self._guard = threading.RLock()
 
     def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         return f"IdentityStore({self._files.directory!r})"  # never the environment or the master key
+
+    def close(self) -> None:
+        """Let go of the files; the store may be used again."""
+        self._files.close()
 
     @property
     def source(self) -> Source:
@@ -260,7 +263,7 @@ class IdentityStore:
 
     def _fresh(self, *, create: bool = False) -> Authority:
         """Return the authority for the document as it is now."""
-        if self._authority is None or self._files.stamp() != self._stamp:
+        if self._authority is None or self._files.changed():
             with self._files.locked():
                 self._load(create=create)
         assert self._authority is not None  # noqa: S101  # `_load` made it
@@ -268,8 +271,7 @@ class IdentityStore:
 
     def _load(self, *, create: bool = False) -> State:
         """Read the document; the lock is held."""
-        stamp = self._files.stamp()
-        if self._authority is not None and stamp == self._stamp:
+        if self._authority is not None and not self._files.changed():
             return self._authority.state
         document = self._files.read()
         if document is None:
@@ -326,7 +328,7 @@ class IdentityStore:
         self._adopt(state)
 
     def _adopt(self, state: State) -> None:
-        self._stamp = self._files.stamp()
+        self._files.hold()
         if self._authority is None:
             self._authority = Authority(state)
         else:
