@@ -75,13 +75,14 @@ class _Held(msgspec.Struct, frozen=True):
 class RunTokens:
     """The tokens of one run."""
 
-    def __init__(self, store: IdentityStore, step: IdentityTokens, grant: Grant, note: Note) -> None:
+    def __init__(self, store: IdentityStore, step: IdentityTokens, grant: Grant) -> None:
         """Take the store, and what the run may have; write nothing."""
         self.grant = grant
         self._store = store
         self._directory = step.directory
         self._aside = f"{os.path.dirname(os.path.dirname(step.directory))}/token.new"
-        self._note = note
+        self.note: Note = lambda _kind, _fields: None
+        """Writes an event of the run."""
         self._held: dict[str, _Held] = {}
         self._out: dict[str, list[str]] = {}
         self._lock = threading.Lock()
@@ -124,7 +125,7 @@ class RunTokens:
         except DeniedError as error:
             self._stop(error)
         except (CloisterError, OSError) as error:
-            self._note("warning", {"what": f"identity tokens were not renewed: {error}"})
+            self.note("warning", {"what": f"identity tokens were not renewed: {error}"})
 
     def narrow(self, identity: Identity, digest: str) -> None:
         """Obey a policy that was loaded since: audiences can go, not come; tokens name the new policy at once.
@@ -189,7 +190,7 @@ class RunTokens:
         for name in (*map(file_name, self._held), INDEX):
             self._remove(name)
         self._held.clear()
-        self._note("identity-ended", {"reason": error.reference, "what": error.message})
+        self.note("identity-ended", {"reason": error.reference, "what": error.message})
 
     def _index(self) -> str:
         files = {audience: file_name(audience) for audience in self._held}
@@ -231,7 +232,7 @@ class Identities:
             self._store = IdentityStore(self._directory, {**os.environ, **self._own}, hostname=socket.gethostname())
         return self._store
 
-    async def admit(self, plan: Plan, since: float, note: Note) -> RunTokens | None:
+    async def admit(self, plan: Plan, since: float) -> RunTokens | None:
         """Have a run's first tokens issued, before anything is done for it; None for a run that has none.
 
         Raises:
@@ -240,7 +241,7 @@ class Identities:
         step, grant = tokens_of(plan), grant_of(plan, since)
         if step is None or grant is None:
             return None
-        tokens = RunTokens(self.store(), step, grant, note)
+        tokens = RunTokens(self.store(), step, grant)
         await self._loop.run_in_executor(None, tokens.prepare)
         return tokens
 

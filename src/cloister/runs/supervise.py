@@ -98,8 +98,7 @@ class Supervisor:
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
         plan, started = prepared.plan, time.time()
-        holder: list[ActiveRun] = []
-        tokens = await self._identities.admit(plan, started, lambda *event: holder[0].write_event(*event))  # noqa: PLW0108  # no run yet
+        tokens = await self._identities.admit(plan, started)
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
@@ -111,6 +110,7 @@ class Supervisor:
             self._begin_identity(tokens, plan, applied.listener)
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        holder: list[ActiveRun] = []
         inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].inner_closed())
         run = ActiveRun(
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
@@ -120,6 +120,8 @@ class Supervisor:
         run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
+        if tokens:
+            tokens.note = run.write_event
         if plan.launch.pasta:
             run.network = Attachment(
                 self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
