@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +136,30 @@ def test_a_lost_or_wrong_master_key_never_makes_a_fresh_one(folder: Path, tmp_pa
     (folder / "master.key").write_text(key)
     (folder / "master.key").chmod(0o600)
     assert store_in(folder).read()
+
+
+@pytest.mark.root
+def test_a_credential_that_systemd_sealed_to_this_host(folder: Path, tmp_path: Path) -> None:
+    """`systemd-creds encrypt` and `decrypt`, with a host key of the test's own; a TPM takes the same way."""
+    if not shutil.which("systemd-creds"):
+        pytest.skip("there is no systemd-creds")
+    environment = {**os.environ, "SYSTEMD_CREDENTIAL_SECRET": str(tmp_path / "host-key")}
+    (tmp_path / "plain").write_text(KEY)
+    (tmp_path / "credentials").mkdir()
+    target = tmp_path / "credentials/cloister-master-key"
+    for words in (("encrypt", "--with-key=host", tmp_path / "plain", tmp_path / "sealed"),
+                  ("decrypt", tmp_path / "sealed", target)):  # fmt: skip
+        subprocess.run(
+            ["systemd-creds", words[0], "--name=cloister-master-key", *map(str, words[1:])], env=environment,
+            check=True, capture_output=True, timeout=30,
+        )  # fmt: skip
+    store = store_in(folder, CREDENTIALS_DIRECTORY=str(tmp_path / "credentials"))
+    token, _ = store.issue(grant(), "vault")
+
+    assert KEY.encode() not in (tmp_path / "sealed").read_bytes()
+    assert store.source.what == "systemd credential"
+    assert store_in(folder, CLOISTER_MASTER_KEY=KEY).verify(token, DEMAND)
+    assert reason(store.rotate_master) == "master-key-not-ours"
 
 
 # --- files that cannot be trusted -------------------------------------------------------------
