@@ -11,8 +11,8 @@ from cloister.runs.identity_files import file_name, tokens_step, variables
 
 AUDIENCES = (
     "cloister", "vault", "sts.amazonaws.com", "https://vault.example.org", "https://vault.example.org/",
-    "vault.example.org", "http://vault.example.org", "a/b", "a-b", "a_b", "../../etc/passwd", "..", ".hidden", "-rf", "/",
-    "x" * 256, "x" * 255, "\u00fc", "\u00df", "ss", "index.json", "index", "CLOISTER", "a\\b", "a:b",
+    "vault.example.org", "http://vault.example.org", "a/b", "a-b", "a_b", "../../etc/passwd", "..", ".hidden", "-rf",
+    "/", "x" * 256, "x" * 255, "\u00fc", "\u00df", "ss", "index.json", "index", "CLOISTER", "a\\b", "a:b",
     "spiffe://example.org/x",
 )  # fmt: skip
 
