@@ -28,6 +28,7 @@ from cloister.plan.steps import (
     LimitCgroup,
     LimitScope,
     Listen,
+    ListenAgent,
     MakeDirectory,
     Placeholders,
     Plan,
@@ -40,11 +41,26 @@ _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
 
 
 class Applied:
-    """What applying a plan made that cannot stand in it: the listening socket."""
+    """What applying a plan made that cannot stand in it: the listening sockets."""
 
     def __init__(self) -> None:
         """Start with nothing."""
         self.listener: socket.socket | None = None
+        self.agents: dict[str, socket.socket] = {}
+        """The sockets of `ListenAgent` steps, by kind."""
+
+    def listen(self, step: Listen | ListenAgent) -> None:
+        """Open a step's socket."""
+        if isinstance(step, Listen):
+            self.listener = _listen(step.path)
+        else:
+            self.agents[step.kind] = _listen(step.path)
+
+    def close(self) -> None:
+        """Close every socket."""
+        for listener in (self.listener, *self.agents.values()):
+            if listener is not None:
+                listener.close()
 
 
 def apply(plan: Plan, state: str) -> Applied:
@@ -62,15 +78,13 @@ def apply(plan: Plan, state: str) -> Applied:
         try:
             _apply(step, plan, state, applied)
         except OSError as error:
-            if applied.listener:
-                applied.listener.close()
+            applied.close()
             undo(plan, state)
             raise StepError(
                 "step-refused", f"could not {step.describe()}: {error.strerror}", where=str(error.filename or "")
             ) from error
         except BaseException:
-            if applied.listener:
-                applied.listener.close()
+            applied.close()
             undo(plan, state)
             raise
     return applied
@@ -89,8 +103,8 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
             os.makedirs(path, mode=mode, exist_ok=True)
         case WriteFile(path=path, text=text, mode=mode):
             _write(path, text, mode)
-        case Listen(path=path):
-            applied.listener = _listen(path)
+        case Listen() | ListenAgent():
+            applied.listen(step)
         case CarryPoints(root=root, points=points):
             for point in points:
                 make_point(root, point.name, point.kind)
@@ -114,7 +128,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             Journal(state).release(plan.run)
         case LimitCgroup() | LimitScope():
             limits.leave(step)
-        case Listen(path=path):
+        case Listen(path=path) | ListenAgent(path=path):
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))

@@ -54,6 +54,19 @@ class Listen(Step, frozen=True, tag="listen"):
         return f"serve egress on {self.path}"
 
 
+class ListenAgent(Step, frozen=True, tag="listen-agent"):
+    """Open the Unix socket on which a person's own agent is served, filtered to named keys and uses."""
+
+    path: str
+    kind: Literal["ssh", "gpg"]
+    words: tuple[str, ...] = ()
+    """Which keys may do what, for people."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"serve the {self.kind}-agent on {self.path}: {'; '.join(self.words)}"
+
+
 class CarryPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file or directory that must exist below an agent's state to be mounted over."""
 
@@ -191,7 +204,18 @@ class Launch(Step, frozen=True, tag="launch"):
         return f"launch {' '.join(self.command)} in {self.directory}"
 
 
-AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | SeedFile | LimitCgroup | LimitScope | Launch
+AnyStep = (
+    MakeDirectory
+    | WriteFile
+    | Listen
+    | ListenAgent
+    | Placeholders
+    | CarryPoints
+    | SeedFile
+    | LimitCgroup
+    | LimitScope
+    | Launch
+)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from cloister.credentials.signing import SigningEvent
 from cloister.egress.events import EgressEvent
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.limits import reached
@@ -23,6 +24,7 @@ from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.relay.server import EgressServer
+from cloister.runs.agent_services import Signers
 from cloister.runs.attach import Attachment
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Direct, Receipt, Record, Store
@@ -88,6 +90,7 @@ class ActiveRun:
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
+        self.signing: Signers | None = None
         self.layout: WorkspaceLayout | None = None
         self.outer_pid = 0
         self.starter: Starter | None = None
@@ -286,10 +289,18 @@ class ActiveRun:
     def note(self, event: EgressEvent) -> None:
         """Record one egress decision."""
         if event.verdict != "allow":
-            key = f"{event.host}:{event.port} {event.reason}"
-            if key in self._denied or len(self._denied) < _MAX_DENIED:
-                self._denied[key] = self._denied.get(key, 0) + 1
+            self._count_denied(f"{event.host}:{event.port} {event.reason}")
         self.write_event("egress", msgspec.to_builtins(event))
+
+    def note_signing(self, event: SigningEvent) -> None:
+        """Record one signature by a key of the person's own agent, or its refusal."""
+        if event.verdict == "deny":
+            self._count_denied(f"signing {event.reason}")
+        self.write_event("signing", msgspec.to_builtins(event))
+
+    def _count_denied(self, what: str) -> None:
+        if what in self._denied or len(self._denied) < _MAX_DENIED:
+            self._denied[what] = self._denied.get(what, 0) + 1
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
         """Append one line to the run's events."""

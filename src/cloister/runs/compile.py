@@ -23,6 +23,7 @@ from cloister.plan.steps import (
     Hold,
     Launch,
     Listen,
+    ListenAgent,
     MakeDirectory,
     Overlay,
     Placeholders,
@@ -36,6 +37,7 @@ from cloister.policy.model import Agent, Preset
 from cloister.policy.secretscan import names_secret
 from cloister.runs import limits
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
+from cloister.runs.signing import Signing
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
@@ -94,6 +96,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
+    signing: Signing = Signing()
+    """Keys of the person's own agents, and how programs inside find them."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -146,6 +150,8 @@ def _preparations(
     for name, text in files.boxed:
         yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
     yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
+    for agent in facts.signing.agents:
+        yield ListenAgent(path=f"{facts.run_runtime}/box/{agent.socket}", kind=agent.kind, words=agent.words)
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
     for overlay in launch.overlays:
@@ -164,9 +170,10 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         user=facts.user,
         home=facts.home,
         workspace=facts.directory,
-        git=facts.git,
+        git=(*facts.git, *facts.signing.git),
     )
     literal, inherit = environment.compose(agent, preset, situation)
+    literal = facts.signing.environment | literal
     root, copy = facts.layout.root, f"{facts.run_state}/overlay"
     overlays = (Overlay(root, f"{copy}/upper", f"{copy}/work", root),) if _is_overlay(agent) else ()
     return Launch(
@@ -202,6 +209,10 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    for file in facts.signing.files:
+        files.boxed.append((file.name, file.text))
+        if file.home:
+            files.homed.append((file.home, file.name))
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):

@@ -38,6 +38,8 @@ from cloister.runs.limits import means
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
+from cloister.runs.signing import Situation as SigningSituation
+from cloister.runs.signing import Sources, look
 from cloister.runs.store import new_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
@@ -58,6 +60,8 @@ class Prepared(msgspec.Struct, frozen=True):
     """Names in which the product takes a model key."""
     host: HostFacts
     layout: WorkspaceLayout
+    sources: Sources = Sources()
+    """Where the person's own agents are; for the launch only, never stored."""
 
 
 class Kitchen:
@@ -118,7 +122,8 @@ class Kitchen:
         if agent.egress.mode == "internet":
             direct = internet(ruleset, guard, self.host(), nameservers())
         facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
-        facts = msgspec.structs.replace(facts, profile=request.profile, project=project)
+        signing, sources = look(agent, self._signing_situation(agent, resolved.name, request, facts))
+        facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
@@ -126,7 +131,17 @@ class Kitchen:
         carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
         keys = resolved.preset.key_environment
         values |= launch.environment
-        return Prepared(plan, agent, ruleset, guard, values, carried, keys, self.host(), layout)
+        return Prepared(plan, agent, ruleset, guard, values, carried, keys, self.host(), layout, sources)
+
+    def _signing_situation(self, agent: Agent, name: str, request: RunRequest, facts: Facts) -> SigningSituation:
+        return SigningSituation(
+            agent=name,
+            uid=self.owner.uid,
+            home=self.paths.home,
+            writable=(facts.layout.root, facts.state, *facts.write),
+            environment=request.environment,
+            git=self._git.signing() if agent.credentials else {},
+        )
 
     def _workspace_root(self, directory: str) -> str:
         """Return the project that `directory` is in: the top of the git work tree, else the directory."""

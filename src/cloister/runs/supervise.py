@@ -32,6 +32,7 @@ from cloister.relay.server import EgressServer
 from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command, Starter
+from cloister.runs.agent_services import Signers
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
@@ -39,6 +40,7 @@ from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
+from cloister.runs.signing import refuse_missing
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
 
@@ -94,6 +96,7 @@ class Supervisor:
             self._store.reserve(request.run)
         prepared = self._kitchen.prepare(request, request.run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
+        refuse_missing(prepared.sources)
         await self._confirm(prepared, request, link, on_close)
         plan = prepared.plan
         record = Record(
@@ -127,6 +130,9 @@ class Supervisor:
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
         await self._serve_egress(run, prepared, applied.listener, upstream)
+        if applied.agents:
+            run.signing = Signers(prepared.sources, os.getuid(), run.note_signing)
+            await run.signing.start(applied.agents)
         self._watch(run)
         self._launch(run, prepared, theirs)
 
@@ -352,6 +358,8 @@ class Supervisor:
             self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
+        if run.signing:
+            await run.signing.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)

@@ -30,7 +30,7 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='isolation = "namespace"',
         )
     for key, asked in (
-        ("credentials", bool(agent.credentials)),
+        ("credentials", _secrets_asked(agent)),
         ("identity", agent.identity != Identity()),
         ("llm", agent.llm != Llm()),
         ("service", agent.service != Service()),
@@ -67,4 +67,10 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    return tuple(key for key in ("credentials", "identity", "llm", "service", "microvm") if given[key] != defaults[key])
+    keys = tuple(key for key in ("identity", "llm", "service", "microvm") if given[key] != defaults[key])
+    return ("credentials", *keys) if _secrets_asked(agent) else keys
+
+
+def _secrets_asked(agent: Agent) -> bool:
+    """Whether credentials are more than keys of the person's own agents."""
+    return any(not credential.keys for credential in agent.credentials.values())
