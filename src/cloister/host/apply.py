@@ -33,6 +33,7 @@ from cloister.plan.steps import (
     Placeholders,
     Plan,
     SeedFile,
+    WriteBytes,
     WriteFile,
 )
 
@@ -101,8 +102,8 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory(path=path, mode=mode):
             os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile(path=path, text=text, mode=mode):
-            _write(path, text, mode)
+        case WriteFile() | WriteBytes():
+            _write(step)
         case Listen() | ListenAgent():
             applied.listen(step)
         case CarryPoints(root=root, points=points):
@@ -132,16 +133,17 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | CarryPoints() | SeedFile() | Launch():
+        case MakeDirectory() | WriteFile() | WriteBytes() | CarryPoints() | SeedFile() | Launch():
             return  # inside a directory that goes as a whole, or kept on purpose
         case _:
             assert_never(step)
 
 
-def _write(path: str, text: str, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
+def _write(step: WriteFile | WriteBytes) -> None:
+    data = step.data if isinstance(step, WriteBytes) else step.text.encode("utf-8", "surrogateescape")
+    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, step.mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
 
 
 def _listen(path: str) -> socket.socket:

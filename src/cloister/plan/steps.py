@@ -44,6 +44,18 @@ class WriteFile(Step, frozen=True, tag="write-file"):
         return f"write {len(self.text.encode())} bytes to {self.path}"
 
 
+class WriteBytes(Step, frozen=True, tag="write-bytes"):
+    """Write a file of ours that is no text, such as a public key."""
+
+    path: str
+    data: bytes
+    mode: int = 0o600
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write {len(self.data)} bytes to {self.path}"
+
+
 class Listen(Step, frozen=True, tag="listen"):
     """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
 
@@ -207,6 +219,7 @@ class Launch(Step, frozen=True, tag="launch"):
 AnyStep = (
     MakeDirectory
     | WriteFile
+    | WriteBytes
     | Listen
     | ListenAgent
     | Placeholders

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from cloister.credentials.signing import SigningEvent
 from cloister.relay.agent_sockets import AgentServer
-from cloister.runs.signing import Sources
+from cloister.runs.signing_model import Sources
 
 
 class Signers:
@@ -23,10 +23,7 @@ class Signers:
     async def start(self, listeners: Mapping[str, socket.socket]) -> None:
         """Serve on bound sockets, by kind; `close` closes them."""
         for kind, listener in listeners.items():
-            server = self._ssh() if kind == "ssh" else None
-            if server is None:
-                listener.close()
-                continue
+            server = self._ssh() if kind == "ssh" else self._gpg()
             await server.start(listener)
             self._servers.append(server)
 
@@ -35,12 +32,18 @@ class Signers:
         for server in self._servers:
             await server.close()
 
-    def _ssh(self) -> AgentServer | None:
-        from cloister.credentials.ssh_agent import SshAgentFilter
+    def _ssh(self) -> AgentServer:
+        from cloister.credentials.ssh_agent import Ring, SshAgentFilter
         from cloister.relay.ssh_agent import LIMIT, SshAgentClients
 
-        ring = self._sources.ring
-        if ring is None:
-            return None
+        ring = self._sources.ring or Ring(self._sources.agent, (), {})
         clients = SshAgentClients(self._sources.ssh, self._uid, lambda: SshAgentFilter(ring), self._record)
+        return AgentServer(clients.serve, LIMIT)
+
+    def _gpg(self) -> AgentServer:
+        from cloister.credentials.gpg_agent import GpgAgentFilter
+        from cloister.relay.gpg_agent import LIMIT, GpgAgentClients
+
+        agent, grants = self._sources.agent, self._sources.gpg_grants
+        clients = GpgAgentClients(self._sources.gpg, self._uid, lambda: GpgAgentFilter(agent, grants), self._record)
         return AgentServer(clients.serve, LIMIT)

@@ -29,6 +29,7 @@ from cloister.plan.steps import (
     Placeholders,
     Plan,
     SeedFile,
+    WriteBytes,
     WriteFile,
 )
 from cloister.plan.workspace import Mount as LayoutMount
@@ -37,7 +38,7 @@ from cloister.policy.model import Agent, Preset
 from cloister.policy.secretscan import names_secret
 from cloister.runs import limits
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
-from cloister.runs.signing import Signing
+from cloister.runs.signing_model import Signing
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
@@ -149,6 +150,9 @@ def _preparations(
     yield from _state_steps(preset, facts, files)
     for name, text in files.boxed:
         yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
+    for file in facts.signing.files:
+        if file.data:
+            yield WriteBytes(path=f"{facts.run_runtime}/box/{file.name}", data=file.data)
     yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
     for agent in facts.signing.agents:
         yield ListenAgent(path=f"{facts.run_runtime}/box/{agent.socket}", kind=agent.kind, words=agent.words)
@@ -210,7 +214,8 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
     for file in facts.signing.files:
-        files.boxed.append((file.name, file.text))
+        if not file.data:
+            files.boxed.append((file.name, file.text))
         if file.home:
             files.homed.append((file.home, file.name))
     if agent.agent_sandbox.managed:
@@ -242,6 +247,7 @@ def _box(
     mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
     mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
     mounts += [Mount("ro", f"{home}/{path.name}", path.source) for path in facts.carried]
+    mounts += [Mount("private-directory", f"{home}/{name}") for name in facts.signing.directories]
     mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
     mounts += [Mount("ro", path, path) for path in facts.read]
     mounts += [Mount("rw", path, path) for path in facts.write]
@@ -359,6 +365,7 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
     words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
     words += [f"filesystem.write: {path}" for path in facts.write]
+    words += facts.signing.opt_outs
     return tuple(words)
 
 

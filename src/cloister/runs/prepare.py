@@ -22,6 +22,7 @@ from cloister.host import etc, workspace_probe
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
+from cloister.host.gpg_keys import GpgKeys
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
 from cloister.isolation import workspace as workspace_layout
@@ -38,8 +39,9 @@ from cloister.runs.limits import means
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
-from cloister.runs.signing import Situation as SigningSituation
-from cloister.runs.signing import Sources, look
+from cloister.runs.signing import look
+from cloister.runs.signing_model import Situation as SigningSituation
+from cloister.runs.signing_model import Sources
 from cloister.runs.store import new_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
@@ -74,6 +76,7 @@ class Kitchen:
         self.owner = owner
         self.policies = PolicyFiles(paths, owner.uid)
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
+        self._gpg_keys = GpgKeys()
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
         self._holds: bool | None = None
@@ -141,6 +144,7 @@ class Kitchen:
             writable=(facts.layout.root, facts.state, *facts.write),
             environment=request.environment,
             git=self._git.signing() if agent.credentials else {},
+            gpg_keys=self._gpg_keys,
         )
 
     def _workspace_root(self, directory: str) -> str:
