@@ -75,7 +75,7 @@ def world(user: User, home: Path, workspace: Path, tmp_path: Path) -> Iterator[W
 
 
 def test_ssh_logs_in_to_an_allowed_host_with_a_key_that_is_not_inside(world: World) -> None:
-    """Ssh works without any set-up inside; the private key is in no file, variable or process there."""
+    """Logging in works without any set-up inside; the private key is in no file, variable or process there."""
     body = world.key.read_text().splitlines()[3][:48]
     private = f"[{body[0]}]{body[1:]}"  # a pattern that does not match itself
     script = (

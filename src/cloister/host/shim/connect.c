@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -205,6 +206,7 @@ int connect_main(const char *host, const char *port)
 {
     if (sys_fill_stdio() < 0 || !plain(host, HOST_MAX) || !plain(port, 5) || strtoul(port, NULL, 10) - 1 >= 65535)
         return fail(EX_USAGE, "cloister-shim connect takes a host and a port", "shim-usage");
+    (void)signal(SIGPIPE, SIG_IGN); /* a reader that is gone is an end, as on the other side */
     int fd = ask(host, port);
     if (fd < 0)
         return fail(EX_UNAVAILABLE, "the run's proxy cannot be reached", "proxy-unreachable");
