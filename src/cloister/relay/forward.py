@@ -361,9 +361,7 @@ class Forward:
             return
         code = denial.denial_status(verdict.reason)
         self._record("", code=code)
-        close = not (exchange.keep_alive and exchange.ended)
-        head_only = exchange.method == "HEAD"
-        exchange.respond_whole(code, denial.denial_response(verdict, self.target, head_only=head_only, close=close))
+        exchange.respond_message(code, denial.denial_headers(verdict.reason), denial.denial_body(verdict, self.target))
 
     def _broken_off(self, error: HttpError) -> None:
         """No complete response will come: say so if nothing was written yet, break off otherwise."""

@@ -19,7 +19,7 @@ def test_curl_uses_a_secret_that_it_never_sees(relay, run, mitm):
     seen: list[bytes] = []
 
     async def scenario():
-        async with Upstream(answering(OK, seen), mitm.servers.context("a.test")) as up:
+        async with Upstream(answering(OK, seen), mitm.server("a.test")) as up:
             broker = mitm.broker(a=("a.test", up.port))
             options = {"allow": [f"a.test:{up.port}"], **LOOPBACK, "table": LOCAL, "broker": broker}
             async with relay(**options, trust=mitm.trust) as r:
@@ -45,7 +45,7 @@ def test_other_hosts_are_tunnelled_untouched(relay, run, mitm):
     """A host without a credential keeps its own TLS: the client sees the server's certificate, not ours."""
 
     async def scenario():
-        async with Upstream(answering(OK), mitm.servers.context("b.test")) as up:
+        async with Upstream(answering(OK), mitm.server("b.test")) as up:
             broker = mitm.broker(a=("a.test", up.port))
             options = {"allow": [f"*.test:{up.port}"], **LOOPBACK, "table": LOCAL, "broker": broker}
             async with relay(**options, trust=mitm.trust) as r:
@@ -64,7 +64,7 @@ def test_rules_about_methods_and_paths_hold_inside(relay, run, mitm):
     seen: list[bytes] = []
 
     async def scenario():
-        async with Upstream(answering(OK, seen), mitm.servers.context("a.test")) as up:
+        async with Upstream(answering(OK, seen), mitm.server("a.test")) as up:
             rule = EgressRule(host="a.test", port=up.port, methods=("GET",), paths=("/repos/**",))
             options = {"allow": [rule], **LOOPBACK, "table": LOCAL, "broker": mitm.broker(a=("a.test", up.port))}
             async with relay(**options, trust=mitm.trust) as r:
