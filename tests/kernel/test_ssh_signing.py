@@ -182,3 +182,24 @@ def test_a_start_without_an_agent_or_a_host_key_says_what_to_do(world: World, ho
     assert (no_agent.returncode, no_host.returncode) == (125, 125)
     assert "ssh-agent-missing" in no_agent.stderr
     assert "host-key-unknown" in no_host.stderr
+
+
+def test_a_reload_takes_keys_away_from_a_living_run(world: World) -> None:
+    """What the policy no longer says fails at once, on a connection that was made before too; said again it works."""
+    started = world.user.run(
+        "run", "--detach", "shell", "--", "sleep", "60", cwd=world.workspace, SSH_AUTH_SOCK=str(world.agent.socket)
+    )
+    run = started.stdout.strip()
+    login = f"ssh -p {world.server.port} host.cloister.internal echo let in"
+    outputs = []
+    for credentials in (True, False, True):
+        if credentials:
+            world.policy()
+        else:
+            world.user.write_policy(BASE + f'[agents.shell.egress]\nallow = ["{world.server.place}"]\n')
+        world.user.run("policy", "reload", cwd=world.workspace)
+        outputs.append(world.user.run("exec", run, "--", "/bin/sh", "-c", login, cwd=world.workspace).stdout)
+    world.user.run("stop", run, cwd=world.workspace)
+
+    assert outputs == ["let in\n", "", "let in\n"], started.stderr
+    assert next(text for text in world.user.receipts()[-1]["credentials"] if "ssh to" in text).endswith("2 signatures")

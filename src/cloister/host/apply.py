@@ -21,6 +21,7 @@ from cloister.errors import StepError
 from cloister.host import limits, pasta
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
+from cloister.host.trust_roots import bundle
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -33,6 +34,7 @@ from cloister.plan.steps import (
     Placeholders,
     Plan,
     SeedFile,
+    TrustBundle,
     WriteBytes,
     WriteFile,
 )
@@ -42,10 +44,11 @@ _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
 
 
 class Applied:
-    """What applying a plan made that cannot stand in it: the listening sockets."""
+    """What applying a plan needs or makes that cannot stand in it: our certificate, the listening sockets."""
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, authority: bytes) -> None:
+        """Start with no socket."""
+        self.authority = authority
         self.listener: socket.socket | None = None
         self.agents: dict[str, socket.socket] = {}
         """The sockets of `ListenAgent` steps, by kind."""
@@ -64,17 +67,18 @@ class Applied:
                 listener.close()
 
 
-def apply(plan: Plan, state: str) -> Applied:
+def apply(plan: Plan, state: str, authority: bytes = b"") -> Applied:
     """Apply every step before the launch; undo what was done when one fails.
 
     Args:
         plan: as stored already.
         state: Cloister's state directory, where placeholder journals lie.
+        authority: the certificate of this user's authority (PEM), for runs whose plan has a bundle.
 
     Raises:
         StepError: names the step and what the system said.
     """
-    applied = Applied()
+    applied = Applied(authority)
     for step in plan.steps:
         try:
             _apply(step, plan, state, applied)
@@ -102,8 +106,8 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory(path=path, mode=mode):
             os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile() | WriteBytes():
-            _write(step)
+        case WriteFile() | WriteBytes() | TrustBundle():
+            _write(step, applied)
         case Listen() | ListenAgent():
             applied.listen(step)
         case CarryPoints(root=root, points=points):
@@ -133,17 +137,25 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | WriteBytes() | CarryPoints() | SeedFile() | Launch():
+        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | CarryPoints() | SeedFile() | Launch():
             return  # inside a directory that goes as a whole, or kept on purpose
         case _:
             assert_never(step)
 
 
-def _write(step: WriteFile | WriteBytes) -> None:
-    data = step.data if isinstance(step, WriteBytes) else step.text.encode("utf-8", "surrogateescape")
-    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, step.mode)
+def _write(step: WriteFile | WriteBytes | TrustBundle, applied: Applied) -> None:
+    mode = 0o600 if isinstance(step, TrustBundle) else step.mode
+    data = _content(step, applied)
+    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+
+
+def _content(step: WriteFile | WriteBytes | TrustBundle, applied: Applied) -> bytes:
+    if isinstance(step, WriteBytes):
+        return step.data
+    text = step.text if isinstance(step, WriteFile) else bundle(step.roots, applied.authority)
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _listen(path: str) -> socket.socket:

@@ -69,10 +69,15 @@ class AgentServer:
         """Stop serving and end what is open."""
         if self._server is not None:
             self._server.close()
+        tasks = self.drop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def drop(self) -> list[asyncio.Task[None]]:
+        """End what is open; new clients are served. Return what is still ending."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return tasks
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

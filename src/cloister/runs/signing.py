@@ -20,7 +20,7 @@ from cloister.runs.signing_model import Settings, Signing, Situation, Sources
 from cloister.runs.signing_ssh import look_ssh
 
 
-def look(agent: Agent, situation: Situation) -> tuple[Signing, Sources]:
+def look_up_keys(agent: Agent, situation: Situation) -> tuple[Signing, Sources]:
     """Return what a run gets of the person's keys; nothing for a policy that names none.
 
     Raises:
@@ -28,7 +28,7 @@ def look(agent: Agent, situation: Situation) -> tuple[Signing, Sources]:
     """
     named = {name: one for name, one in agent.credentials.items() if one.keys}
     if not named:
-        return Signing(), Sources()
+        return Signing(), Sources(agent=situation.agent, situation=situation)
     ssh, sources = look_ssh(situation, named)
     gpg, gpg_sources = look_gpg(situation, named)
     signing = Signing(
@@ -39,8 +39,13 @@ def look(agent: Agent, situation: Situation) -> tuple[Signing, Sources]:
         git=_one_way(ssh.git, gpg.git, situation.git),
         opt_outs=gpg.opt_outs,
     )
-    sources = msgspec.structs.replace(sources, gpg=gpg_sources.gpg, gpg_grants=gpg_sources.gpg_grants)
-    return signing, sources
+    return signing, msgspec.structs.replace(
+        sources,
+        gpg=gpg_sources.gpg,
+        gpg_grants=gpg_sources.gpg_grants,
+        agent=situation.agent,
+        situation=situation,
+    )
 
 
 def _one_way(ssh: Settings, gpg: Settings, person: Mapping[str, str]) -> Settings:

@@ -55,7 +55,7 @@ def look_gpg(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
         (ServedAgent("gpg", _SOCKET, words),), files, (_HOME,), {}, _settings(situation.git, found[0][1]), certifying
     )
     grants = tuple(GpgGrant(name, key.fingerprint, frozenset(key.grips)) for name, key in found)
-    return signing, Sources(gpg_grants=grants, gpg=socket, agent=situation.agent)
+    return signing, Sources(gpg_grants=grants, gpg=socket)
 
 
 def _find(name: str, fingerprint: str, situation: Situation) -> GpgKey:

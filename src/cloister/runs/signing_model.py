@@ -46,16 +46,6 @@ class Signing(msgspec.Struct, frozen=True):
     opt_outs: tuple[str, ...] = ()
 
 
-class Sources(msgspec.Struct, frozen=True):
-    """What the broker has of it: where the person's agent is, by the caller's environment, and what it is asked."""
-
-    ring: Ring | None = None
-    ssh: str = ""
-    gpg_grants: tuple[GpgGrant, ...] = ()
-    gpg: str = ""
-    agent: str = ""
-
-
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """Facts of one start."""
 
@@ -65,10 +55,22 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     writable: tuple[str, ...]
     """Directories that agents write: nothing in them says which key is meant."""
     environment: Mapping[str, str]
-    """The caller's."""
+    """The caller's, as far as it says where agents are."""
     git: Mapping[str, str]
     """How the person signs commits."""
     gpg_keys: GpgKeys
+
+
+class Sources(msgspec.Struct, frozen=True):
+    """What the broker has of it: where the person's agent is, by the caller's environment, and what it is asked."""
+
+    ring: Ring | None = None
+    ssh: str = ""
+    gpg_grants: tuple[GpgGrant, ...] = ()
+    gpg: str = ""
+    agent: str = ""
+    situation: Situation | None = None
+    """The facts of the start, by which a changed policy is looked up again."""
 
 
 def wrong(reference: str, message: str, where: str, remedy: str) -> PolicyError:

@@ -36,7 +36,7 @@ def look_ssh(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
     by_ssh = {name: one for name, one in named.items() if {"ssh", "git"} & set(one.uses)}
     found = _Found(situation, by_ssh)
     if not found.grants:
-        return Signing(), Sources(agent=situation.agent)
+        return Signing(), Sources()
     ring = Ring(situation.agent, found.grants, found.hosts)
     served = ServedAgent("ssh", _SOCKET, tuple(_words(grant) for grant in found.grants))
     known_hosts = BoxFile(_KNOWN_HOSTS, ssh_client.known_hosts(found.hosts))
@@ -45,7 +45,7 @@ def look_ssh(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
     variables = {"SSH_AUTH_SOCK": f"{BOX}/{_SOCKET}"}
     directories = (".ssh",) if files else ()
     signing = Signing((served,), files, directories, variables, found.git_settings())
-    return signing, Sources(ring, situation.environment.get("SSH_AUTH_SOCK", ""), agent=situation.agent)
+    return signing, Sources(ring, situation.environment.get("SSH_AUTH_SOCK", ""))
 
 
 class _Found:

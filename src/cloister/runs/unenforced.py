@@ -30,7 +30,7 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='isolation = "namespace"',
         )
     for key, asked in (
-        ("credentials", _secrets_asked(agent)),
+        *((key, True) for key in _credentials(agent)),
         ("identity", agent.identity != Identity()),
         ("llm", agent.llm != Llm()),
         ("service", agent.service != Service()),
@@ -67,10 +67,11 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    keys = tuple(key for key in ("identity", "llm", "service", "microvm") if given[key] != defaults[key])
-    return ("credentials", *keys) if _secrets_asked(agent) else keys
+    tables = tuple(key for key in ("identity", "llm", "service", "microvm") if given[key] != defaults[key])
+    return (*_credentials(agent), *tables)
 
 
-def _secrets_asked(agent: Agent) -> bool:
-    """Whether credentials are more than keys of the person's own agents."""
-    return any(not credential.keys for credential in agent.credentials.values())
+def _credentials(agent: Agent) -> tuple[str, ...]:
+    """Return the keys of credentials that nothing keeps yet: logins."""
+    named = agent.credentials.items()
+    return tuple(f"credentials.{name}.secret" for name, one in named if one.secret.startswith("login:"))
