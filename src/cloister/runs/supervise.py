@@ -108,7 +108,6 @@ class Supervisor:
         )  # fmt: skip
         self._store.create(plan, record)
         applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
-        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
@@ -133,10 +132,7 @@ class Supervisor:
             on_close(closed)
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
-        await self._serve_egress(run, prepared, applied.listener, upstream)
-        if applied.agents:
-            run.signing = Signers(prepared.sources, os.getuid(), run.note_signing)
-            await run.signing.start(applied.agents)
+        await self._serve(run, prepared, applied, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
 
@@ -244,14 +240,19 @@ class Supervisor:
 
         self._loop.add_reader(descriptor, ready)
 
-    async def _serve_egress(
-        self, run: ActiveRun, prepared: Prepared, listener: socket.socket, upstream: UpstreamProxy | None
+    async def _serve(
+        self, run: ActiveRun, prepared: Prepared, applied: host_apply.Applied, upstream: UpstreamProxy | None
     ) -> None:
+        """Serve the run's sockets: its egress, and those of the person's agents that it may use."""
         from cloister.runs.egress import session_for
 
         server = EgressServer(session_for(run, prepared, self._approvals, upstream))
         run.egress = server
-        await server.start(listener)
+        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
+        await server.start(applied.listener)
+        if applied.agents:
+            run.signing = Signers(prepared.sources, os.getuid(), run.note_signing)
+            await run.signing.start(applied.agents)
 
     # --- further commands, control ------------------------------------------------------------
 
