@@ -12,6 +12,7 @@ from cloister.credentials.ssh_wire import Reader, WireError
 from support.ssh_material import SESSION, bind, document, listed, login, make_ed25519, sign_request
 
 HOST, KEY, UNNAMED = make_ed25519(1), make_ed25519(10), make_ed25519(12)
+NOW = 1_750_000_000.0
 PLACE = Place("git.example.org")
 RING = Ring(
     "claude",
@@ -35,7 +36,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 def judge_all(requests: list[bytes]) -> None:
     """Send requests one after the other; check what may reach the agent, with a parser of its own."""
-    judge = SshAgentFilter(RING)
+    judge = SshAgentFilter(RING, lambda: NOW)
     for request in requests:
         step = judge.request(request)
         assert bool(step.ask) != bool(step.reply)
@@ -74,7 +75,7 @@ def test_changed_requests_never_pass_as_something_else(requests: list[bytes]) ->
 @given(st.binary(max_size=300))
 def test_any_answer_of_the_agent_is_safe(answer: bytes) -> None:
     """An agent that answers with anything shows no unnamed key."""
-    judge = SshAgentFilter(RING)
+    judge = SshAgentFilter(RING, lambda: NOW)
     judge.request(b"\x0b")
 
     assert UNNAMED.blob not in judge.answered(answer + UNNAMED.blob).reply
@@ -100,7 +101,7 @@ def test_any_known_hosts_can_be_asked(text: str) -> None:
 
 def test_the_seeds_are_good() -> None:
     """The mutations begin at requests that pass: else they would prove little."""
-    judge = SshAgentFilter(RING)
+    judge = SshAgentFilter(RING, lambda: NOW)
     passed = []
     for seed in (SEEDS[1], SEEDS[0], *SEEDS[2:5]):
         passed.append(bool(judge.request(seed).ask))

@@ -94,6 +94,17 @@ def test_ssh_logs_in_to_an_allowed_host_with_a_key_that_is_not_inside(world: Wor
     ]
 
 
+@pytest.mark.parametrize("kind", ["ecdsa", "rsa", "certificate"])
+def test_every_kind_of_host_key_is_checked(world: World, home: Path, tmp_path: Path, kind: str) -> None:
+    """OpenSSH's own signatures over its sessions are understood, for all kinds of host keys."""
+    with SshServer(tmp_path / kind, [public(world.key)], kind) as server:
+        (home / ".ssh/known_hosts").write_text(server.known)
+        world._replace(server=server).policy()
+        done = world.inside(f"ssh -p {server.port} host.cloister.internal echo let in")
+
+        assert done.stdout == "let in\n", done.stderr + server.log
+
+
 def test_a_host_that_the_key_is_not_for_gets_no_signature(world: World) -> None:
     """The same person, key and server software: in reach by egress, not among the key's hosts, so not logged in to."""
     port = world.stranger.port

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from cloister.credentials.ssh_wire import string
+from cloister.credentials.ssh_wire import Reader, string
 
 SESSION = bytes(range(32))
 
@@ -86,3 +86,23 @@ def listed(*keys: Key) -> bytes:
     """Return an agent's list of keys, with comments that tell much."""
     entries = b"".join(string(key.blob) + string(b"alice@secret-laptop") for key in keys)
     return b"\x0c" + len(keys).to_bytes(4, "big") + entries
+
+
+def certify(  # noqa: PLR0913  # the fields of a certificate
+    host: Key,
+    authority: Key,
+    principals: tuple[bytes, ...] = (b"git.example.org",),
+    after: int = 0,
+    before: int = 2**64 - 1,
+    *,
+    kind: int = 2,
+    critical: bytes = b"",
+) -> Key:
+    """Return a key whose blob is a certificate for it; it signs as before."""
+    reader = Reader(host.blob)
+    name = reader.text().encode()
+    body = string(name + b"-cert-v01@openssh.com") + string(bytes(32)) + host.blob[reader.position :]
+    body += bytes(8) + kind.to_bytes(4, "big") + string(b"made-up") + string(b"".join(map(string, principals)))
+    body += after.to_bytes(8, "big") + before.to_bytes(8, "big") + string(critical) + string(b"") + string(b"")
+    body += string(authority.blob)
+    return Key(body + string(authority.sign(body)), host.private)

@@ -62,15 +62,21 @@ class SshServer:
     """The server. A context manager."""
 
     def __init__(self, folder: Path, authorized: list[str], kind: str = "ed25519") -> None:
-        """Let the authorized public keys in."""
+        """Let the authorized public keys in. The kind `certificate` is a key that an authority of its own certifies."""
         folder.mkdir(parents=True)
-        self.host_key = make_key(folder / "host_key", kind)
+        self.authority = make_key(folder / "authority") if kind == "certificate" else None
+        self.host_key = make_key(folder / "host_key", "ed25519" if self.authority else kind)
         (folder / "authorized_keys").write_text("".join(f"{line}\n" for line in authorized))
         self._config = folder / "sshd_config"
         self._config.write_text(
             f"HostKey {self.host_key}\nAuthorizedKeysFile {folder}/authorized_keys\nPidFile none\nUsePAM no\n"
             "StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel VERBOSE\n"
         )
+        if self.authority:
+            words = ["ssh-keygen", "-q", "-s", str(self.authority), "-h", "-I", "made-up", "-n", NAME]
+            subprocess.run(named([*words, f"{self.host_key}.pub"], folder), check=True)
+            with self._config.open("a") as config:
+                config.write(f"HostCertificate {self.host_key}-cert.pub\n")
         self._log = folder / "log"
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._children: list[subprocess.Popen[bytes]] = []
@@ -89,6 +95,8 @@ class SshServer:
     @property
     def known(self) -> str:
         """Its line in known_hosts."""
+        if self.authority:
+            return f"@cert-authority [{NAME}]:{self.port} {public(self.authority)}\n"
         return f"[{NAME}]:{self.port} {public(self.host_key)}\n"
 
     @property

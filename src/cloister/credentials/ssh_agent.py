@@ -13,12 +13,13 @@ without input or output: messages in, messages out. Carrying them is for `relay`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from cloister.credentials import ssh_blobs, ssh_keys
+from cloister.credentials import ssh_blobs, ssh_certificates, ssh_keys
 from cloister.credentials.signing import MAX_SHOWN, SigningEvent, denied
 from cloister.credentials.ssh_blobs import Document, Login
+from cloister.credentials.ssh_certificates import Certificate
 from cloister.credentials.ssh_known_hosts import HostKeys, Place
 from cloister.credentials.ssh_wire import Reader, WireError, string
 
@@ -52,6 +53,8 @@ class Ring(NamedTuple):
     agent: str
     grants: tuple[Grant, ...]
     hosts: Mapping[Place, HostKeys]
+    revoked: frozenset[bytes] = frozenset()
+    """Host keys and authorities that were taken back."""
 
 
 class Step(NamedTuple):
@@ -81,9 +84,10 @@ class _Bound(NamedTuple):
 class SshAgentFilter:
     """One connection of a client. Requests come one at a time; `answered` follows each `Step.ask`."""
 
-    def __init__(self, ring: Ring) -> None:
-        """Know the keys; be bound to nothing."""
+    def __init__(self, ring: Ring, now: Callable[[], float]) -> None:
+        """Know the keys and the time, in seconds since the epoch; be bound to nothing."""
         self._ring = ring
+        self._now = now
         self._bind_seen = False
         self._bound: _Bound | None = None
         self._asked = b""
@@ -161,10 +165,12 @@ class SshAgentFilter:
             why = "a forwarded agent would let the remote host use the keys"
             raise _Refused(denied("bind-forwarded", why, "do without ssh -A", use="ssh"))
         name = ssh_keys.fingerprint(host_key)
-        if len(session) < _MIN_SESSION or not ssh_keys.verifies(host_key, signature, session):
+        certificate = ssh_certificates.parse(host_key) if ssh_certificates.is_certificate(host_key) else None
+        proof = certificate.key if certificate else host_key
+        if len(session) < _MIN_SESSION or not ssh_keys.verifies(proof, signature, session):
             why = f"the host key {name} has not signed this session"
             raise _Refused(denied("bind-forged", why, use="ssh"))
-        places = frozenset(place for place, known in self._ring.hosts.items() if host_key in known.keys)
+        places = self._places(host_key, certificate)
         if not places:
             why = f"the host key {name} belongs to no host that this run's keys are for"
             remedy = (
@@ -172,6 +178,16 @@ class SshAgentFilter:
             )
             raise _Refused(denied("host-not-allowed", why, remedy, use="ssh"))
         self._bound = _Bound(session, host_key, places)
+
+    def _places(self, host_key: bytes, certificate: Certificate | None) -> frozenset[Place]:
+        """Return the allowed places that a host key, or a certificate, stands for."""
+        hosts, revoked = self._ring.hosts.items(), self._ring.revoked
+        if certificate is None:
+            return frozenset(place for place, known in hosts if host_key in known.keys)
+        now = self._now()
+        return frozenset(
+            place for place, known in hosts if certificate.speaks_for(place, known.authorities, revoked, now)
+        )
 
     # --- signing ------------------------------------------------------------------------------
 

@@ -115,15 +115,15 @@ def _matches(names: str, name: str) -> bool:
     matched = False
     for pattern in names.split(","):
         negated = pattern.startswith("!")
-        if _fits(pattern.removeprefix("!").lower(), name.lower()):
+        if fits(pattern.removeprefix("!").lower(), name.lower()):
             if negated:
                 return False
             matched = True
     return matched
 
 
-def _fits(pattern: str, name: str) -> bool:
-    """Match with `*` and `?` only: brackets stand for themselves, they enclose a host in front of a port."""
+def fits(pattern: str, name: str) -> bool:
+    """Match a name with `*` and `?` only: brackets stand for themselves, they enclose a host in front of a port."""
     if len(pattern) > _MAX_PATTERN:
         return False
     return re.fullmatch(fnmatch.translate(pattern.replace("[", "[[]")), name) is not None

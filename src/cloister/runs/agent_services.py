@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -76,7 +77,7 @@ class Signers:
         from cloister.relay.ssh_agent import LIMIT, SshAgentClients
 
         def make_filter() -> SshAgentFilter:
-            return SshAgentFilter(self._sources.ring or Ring(self._sources.agent, (), {}))
+            return SshAgentFilter(self._sources.ring or Ring(self._sources.agent, (), {}), time.time)
 
         return AgentServer(SshAgentClients(self._sources.ssh, self._uid, make_filter, self._note).serve, LIMIT)
 

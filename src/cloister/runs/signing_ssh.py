@@ -37,7 +37,7 @@ def look_ssh(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
     found = _Found(situation, by_ssh)
     if not found.grants:
         return Signing(), Sources()
-    ring = Ring(situation.agent, found.grants, found.hosts)
+    ring = Ring(situation.agent, found.grants, found.hosts, found.revoked)
     served = ServedAgent("ssh", _SOCKET, tuple(_words(grant) for grant in found.grants))
     known_hosts = BoxFile(_KNOWN_HOSTS, ssh_client.known_hosts(found.hosts))
     config = ssh_client.config(shim=SHIM, known_hosts=f"{BOX}/{_KNOWN_HOSTS}")
@@ -55,6 +55,7 @@ class _Found:
         self._situation = situation
         self._own: dict[str, bytes] | None = None
         self._blobs: dict[str, bytes] = {}
+        self.revoked: frozenset[bytes] = frozenset()
         self.grants = tuple(grant for name, one in named.items() for grant in self._grants(name, one))
         places = {place for grant in self.grants for place in grant.places}
         self.hosts = self._hosts(places) if places else {}
@@ -90,9 +91,10 @@ class _Found:
             known = KnownHosts(texts)
         except KnownHostsError as error:
             raise wrong("known-hosts-unreadable", str(error), own[0], f"ssh-keygen -l -f {own[0]}") from error
+        self.revoked = known.revoked
         hosts = {place: known.about(place) for place in places}
         for place, keys in sorted(hosts.items()):
-            if not keys.keys:
+            if not (keys.keys or keys.authorities):
                 port = f"-p {place.port} " if place.port != SSH_PORT else ""
                 raise wrong(
                     "host-key-unknown",

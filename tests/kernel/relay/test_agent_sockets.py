@@ -22,6 +22,7 @@ from support.ssh_material import bind, document, listed, login, make_ed25519, si
 
 pytestmark = pytest.mark.kernel
 HOST, KEY = make_ed25519(1), make_ed25519(10)
+NOW = 1_750_000_000.0
 PLACE = Place("git.example.org")
 RING = Ring(
     "claude",
@@ -55,7 +56,9 @@ class Rig:
     async def __aenter__(self) -> Self:
         path = str(self.folder / "upstream.sock")
         self.upstream = await asyncio.start_unix_server(self.agent, path) if self.agent else None
-        clients = ssh_agent.SshAgentClients(path, self.uid, lambda: SshAgentFilter(RING), self.events.append)
+        clients = ssh_agent.SshAgentClients(
+            path, self.uid, lambda: SshAgentFilter(RING, lambda: NOW), self.events.append
+        )
         self.server = agent_sockets.AgentServer(clients.serve, ssh_agent.LIMIT)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.folder / "run.sock"))

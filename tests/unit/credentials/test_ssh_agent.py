@@ -23,6 +23,7 @@ from support.ssh_material import (
 
 HOST, OTHER_HOST, STRANGER = make_ed25519(1), make_ed25519(2), make_ed25519(3)
 KEY, LOGIN_ONLY, UNNAMED = make_ed25519(10), make_ed25519(11), make_ed25519(12)
+NOW = 1_750_000_000.0
 PLACE, OTHER = Place("git.example.org"), Place("other.example.org", 2222)
 RING = Ring(
     "claude",
@@ -37,7 +38,7 @@ SIGNATURE = b"\x0e" + string(string(b"ssh-ed25519") + string(bytes(64)))
 
 def connection(*requests: bytes) -> SshAgentFilter:
     """Return a connection on which requests were made and granted."""
-    judge = SshAgentFilter(RING)
+    judge = SshAgentFilter(RING, lambda: NOW)
     for request in requests:
         assert judge.request(request).ask
         judge.answered(SUCCESS)
@@ -70,7 +71,7 @@ def test_every_kind_of_host_key_can_bind(make) -> None:
     """Ed25519, ECDSA and RSA with SHA-2 prove a session; one changed bit of the signature does not."""
     host = make()
     ring = RING._replace(hosts={PLACE: HostKeys(frozenset({host.blob}))})
-    good, bad = SshAgentFilter(ring), SshAgentFilter(ring)
+    good, bad = SshAgentFilter(ring, lambda: NOW), SshAgentFilter(ring, lambda: NOW)
     forged = bytearray(host.sign(SESSION))
     forged[-1] ^= 1
 
@@ -81,7 +82,7 @@ def test_every_kind_of_host_key_can_bind(make) -> None:
 
 def test_an_old_agent_that_knows_no_binding_changes_nothing() -> None:
     """The client is told what the filter found; keys that the agent limits itself are the agent's affair."""
-    judge = SshAgentFilter(RING)
+    judge = SshAgentFilter(RING, lambda: NOW)
     judge.request(bind(HOST))
 
     assert judge.answered(FAILURE).reply == SUCCESS
@@ -163,7 +164,7 @@ def test_attacks_get_no_signature(before: tuple[bytes, ...], request_: bytes, ex
 
 def test_a_failed_binding_cannot_be_repaired() -> None:
     """After a forged binding a good one is refused, so a connection is one host's or nobody's; no key is shown."""
-    judge = SshAgentFilter(RING)
+    judge = SshAgentFilter(RING, lambda: NOW)
     assert reason(judge.request(bind(STRANGER))) == "host-not-allowed"
     assert reason(judge.request(bind(HOST))) == "bind-again"
     assert reason(judge.request(sign_request(KEY, login(KEY)))) == "bind-missing"
@@ -229,7 +230,7 @@ def test_two_hosts_with_one_key_are_both_meant() -> None:
     """A host key that belongs to two names lets the keys of either log in, as it cannot be told which one it was."""
     ring = RING._replace(hosts={PLACE: HostKeys(frozenset({HOST.blob})), OTHER: HostKeys(frozenset({HOST.blob}))})
     for key in (KEY, LOGIN_ONLY):
-        judge = SshAgentFilter(ring)
+        judge = SshAgentFilter(ring, lambda: NOW)
         judge.request(bind(HOST))
         judge.answered(SUCCESS)
         assert judge.request(sign_request(key, login(key))).ask
