@@ -21,6 +21,7 @@ from cloister.errors import StepError
 from cloister.host import limits, pasta
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
+from cloister.host.trust_roots import bundle
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -29,10 +30,13 @@ from cloister.plan.steps import (
     LimitCgroup,
     LimitScope,
     Listen,
+    ListenAgent,
     MakeDirectory,
     Placeholders,
     Plan,
     SeedFile,
+    TrustBundle,
+    WriteBytes,
     WriteFile,
 )
 
@@ -41,37 +45,52 @@ _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
 
 
 class Applied:
-    """What applying a plan made that cannot stand in it: the listening socket."""
+    """What applying a plan needs or makes that cannot stand in it: our certificate, the listening sockets."""
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, authority: bytes) -> None:
+        """Start with no socket."""
+        self.authority = authority
         self.listener: socket.socket | None = None
+        self.agents: dict[str, socket.socket] = {}
+        """The sockets of `ListenAgent` steps, by kind."""
+
+    def listen(self, step: Listen | ListenAgent) -> None:
+        """Open a step's socket."""
+        if isinstance(step, Listen):
+            self.listener = _listen(step.path)
+        else:
+            self.agents[step.kind] = _listen(step.path)
+
+    def close(self) -> None:
+        """Close every socket."""
+        for listener in (self.listener, *self.agents.values()):
+            if listener is not None:
+                listener.close()
 
 
-def apply(plan: Plan, state: str) -> Applied:
+def apply(plan: Plan, state: str, authority: bytes = b"") -> Applied:
     """Apply every step before the launch; undo what was done when one fails.
 
     Args:
         plan: as stored already.
         state: Cloister's state directory, where placeholder journals lie.
+        authority: the certificate of this user's authority (PEM), for runs whose plan has a bundle.
 
     Raises:
         StepError: names the step and what the system said.
     """
-    applied = Applied()
+    applied = Applied(authority)
     for step in plan.steps:
         try:
             _apply(step, plan, state, applied)
         except OSError as error:
-            if applied.listener:
-                applied.listener.close()
+            applied.close()
             undo(plan, state)
             raise StepError(
                 "step-refused", f"could not {step.describe()}: {error.strerror}", where=str(error.filename or "")
             ) from error
         except BaseException:
-            if applied.listener:
-                applied.listener.close()
+            applied.close()
             undo(plan, state)
             raise
     return applied
@@ -88,10 +107,10 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory(path=path, mode=mode):
             os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile(path=path, text=text, mode=mode):
-            _write(path, text, mode)
-        case Listen(path=path):
-            applied.listener = _listen(path)
+        case WriteFile() | WriteBytes() | TrustBundle():
+            _write(step, applied)
+        case Listen() | ListenAgent():
+            applied.listen(step)
         case CarryPoints(root=root, points=points):
             for point in points:
                 make_point(root, point.name, point.kind)
@@ -115,20 +134,31 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             Journal(state).release(plan.run)
         case LimitCgroup() | LimitScope():
             limits.leave(step)
-        case Listen(path=path):
+        case Listen(path=path) | ListenAgent(path=path):
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | CarryPoints() | SeedFile() | IdentityTokens() | Launch():
+        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | CarryPoints() | SeedFile() | IdentityTokens():
+            return  # inside a directory that goes as a whole, or kept on purpose
+        case Launch():
             return  # inside a directory that goes as a whole, or kept on purpose
         case _:
             assert_never(step)
 
 
-def _write(path: str, text: str, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
+def _write(step: WriteFile | WriteBytes | TrustBundle, applied: Applied) -> None:
+    mode = 0o600 if isinstance(step, TrustBundle) else step.mode
+    data = _content(step, applied)
+    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _content(step: WriteFile | WriteBytes | TrustBundle, applied: Applied) -> bytes:
+    if isinstance(step, WriteBytes):
+        return step.data
+    text = step.text if isinstance(step, WriteFile) else bundle(step.roots, applied.authority)
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _listen(path: str) -> socket.socket:

@@ -23,6 +23,7 @@ from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets, builtin_presets
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import MAX_BYTES, PROJECT_FILE, PolicyFiles, read_trusted
+from cloister.runs.signing_review import unreachable
 from cloister.runs.unenforced import unenforced_keys
 
 Kind = Literal["user policy", "system policy", "policy", "project", "preset"]
@@ -105,8 +106,14 @@ class Checker:
 
     def _agent(self, resolved: ResolvedAgent) -> None:
         """Compile what a start would compile, and note what it would refuse in this version."""
-        compile_ruleset(resolved.agent.egress, agent=resolved.name)
-        compile_guard(resolved.agent.egress, agent=resolved.name)
+        rules = compile_ruleset(resolved.agent.egress, agent=resolved.name)
+        guard = compile_guard(resolved.agent.egress, agent=resolved.name)
+        for missing in unreachable(resolved.agent, rules, guard):
+            self._warn(
+                f"the agent {resolved.name!r} may log in to {missing.place}, which is not allowed by its egress rules",
+                resolved.source(("credentials", missing.credential, "hosts")),
+                f"add {missing.line} to allow in [agents.{resolved.name}.egress]",
+            )
         keys = list(unenforced_keys(resolved.agent))
         if resolved.agent.isolation != "namespace":
             keys.append("isolation")
@@ -115,9 +122,12 @@ class Checker:
             if key == "isolation":
                 what = f"this version has no isolation {resolved.agent.isolation!r}"
             what = f"the agent {resolved.name!r} will not start: {what}"
-            finding = Finding(message=what, where=resolved.source((key,)), remedy=f"remove `{key}` until it is there")
-            if finding not in self.report.warnings:
-                self.report.warnings.append(finding)
+            self._warn(what, resolved.source((key,)), f"remove `{key}` until it is there")
+
+    def _warn(self, message: str, where: str, remedy: str) -> None:
+        finding = Finding(message=message, where=where, remedy=remedy)
+        if finding not in self.report.warnings:
+            self.report.warnings.append(finding)
 
     def _own_preset(self, path: str) -> None:
         self._preset(path, _text(path, self._uid))

@@ -8,6 +8,7 @@ workspace → state → environment → egress → limits → isolation.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -24,11 +25,14 @@ from cloister.plan.steps import (
     IdentityTokens,
     Launch,
     Listen,
+    ListenAgent,
     MakeDirectory,
     Overlay,
     Placeholders,
     Plan,
     SeedFile,
+    TrustBundle,
+    WriteBytes,
     WriteFile,
 )
 from cloister.plan.workspace import Mount as LayoutMount
@@ -36,7 +40,9 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.policy.secretscan import names_secret
 from cloister.runs import identity_files, limits
+from cloister.runs.credentials_plan import planned, spoken
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
+from cloister.runs.signing_model import Signing
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
@@ -95,6 +101,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
+    trust_roots: str = ""
+    """The host's bundle of trusted certificates."""
+    signing: Signing = Signing()
+    """Keys of the person's own agents, and how programs inside find them."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -132,6 +142,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         steps=(*_preparations(preset, facts, files, launch, limited, identity), launch),
         asked=command,
         egress=egress,
+        credentials=planned(agent),
         limits=limited.words,
         opt_outs=_opt_outs(agent, facts),
         notices=(*limited.notices, *_notices(agent, facts)),
@@ -155,7 +166,16 @@ def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
     if identity:
         yield MakeDirectory(path=identity.directory)
         yield identity
+    for file in facts.signing.files:
+        if file.data:
+            yield WriteBytes(path=f"{facts.run_runtime}/box/{file.name}", data=file.data)
+    if environment.TRUST_VARIABLES[0] in launch.environment:
+        yield TrustBundle(
+            path=f"{facts.run_runtime}/box/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots
+        )
     yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
+    for agent in facts.signing.agents:
+        yield ListenAgent(path=f"{facts.run_runtime}/box/{agent.socket}", kind=agent.kind, words=agent.words)
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
     for overlay in launch.overlays:
@@ -174,10 +194,11 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         user=facts.user,
         home=facts.home,
         workspace=facts.directory,
-        git=facts.git,
+        git=(*facts.git, *facts.signing.git),
     )
     literal, inherit = environment.compose(agent, preset, situation)
     literal |= identity_files.variables(agent.identity)
+    literal = facts.signing.environment | literal
     root, copy = facts.layout.root, f"{facts.run_state}/overlay"
     overlays = (Overlay(root, f"{copy}/upper", f"{copy}/work", root),) if _is_overlay(agent) else ()
     return Launch(
@@ -213,12 +234,18 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    for file in facts.signing.files:
+        if not file.data:
+            files.boxed.append((file.name, file.text))
+        if file.home:
+            files.homed.append((file.home, file.name))
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(
-            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent)
-        )
+            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent),
+            credentials=spoken(planned(agent)),
+        )  # fmt: skip
         files.boxed.append((_NOTE, note))
         if preset.note_file:
             files.homed.append((preset.note_file, _NOTE))
@@ -242,6 +269,7 @@ def _box(
     mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
     mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
     mounts += [Mount("ro", f"{home}/{path.name}", path.source) for path in facts.carried]
+    mounts += [Mount("private-directory", f"{home}/{name}") for name in facts.signing.directories]
     mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
     mounts += [Mount("ro", path, path) for path in facts.read]
     mounts += [Mount("rw", path, path) for path in facts.write]
@@ -359,6 +387,7 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
     words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
     words += [f"filesystem.write: {path}" for path in facts.write]
+    words += facts.signing.opt_outs
     return tuple(words)
 
 

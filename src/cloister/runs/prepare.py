@@ -22,8 +22,10 @@ from cloister.host import etc, workspace_probe
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
+from cloister.host.gpg_keys import GpgKeys
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
+from cloister.host.trust_roots import system_bundle
 from cloister.isolation import workspace as workspace_layout
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
@@ -33,11 +35,16 @@ from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Identity
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.credentials_places import refuse_visible
+from cloister.runs.explain import look
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
+from cloister.runs.signing import look_up_keys
+from cloister.runs.signing_model import Situation as SigningSituation
+from cloister.runs.signing_model import Sources
 from cloister.runs.store import new_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
@@ -58,6 +65,8 @@ class Prepared(msgspec.Struct, frozen=True):
     """Names in which the product takes a model key."""
     host: HostFacts
     layout: WorkspaceLayout
+    sources: Sources = Sources()
+    """Where the person's own agents are; for the launch only, never stored."""
 
 
 class Kitchen:
@@ -70,6 +79,7 @@ class Kitchen:
         self.owner = owner
         self.policies = PolicyFiles(paths, owner.uid)
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
+        self._gpg_keys = GpgKeys()
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
         self._holds: bool | None = None
@@ -118,15 +128,29 @@ class Kitchen:
         if agent.egress.mode == "internet":
             direct = internet(ruleset, guard, self.host(), nameservers())
         facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
-        facts = msgspec.structs.replace(facts, profile=request.profile, project=project)
+        signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
+        facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        if plan.credentials:
+            refuse_visible(plan, paths.home, look)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
         named = (*agent.pass_environment, *resolved.preset.pass_environment)
         carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
         keys = resolved.preset.key_environment
         values |= launch.environment
-        return Prepared(plan, agent, ruleset, guard, values, carried, keys, self.host(), layout)
+        return Prepared(plan, agent, ruleset, guard, values, carried, keys, self.host(), layout, sources)
+
+    def _signing_situation(self, agent: Agent, name: str, request: RunRequest, facts: Facts) -> SigningSituation:
+        return SigningSituation(
+            agent=name,
+            uid=self.owner.uid,
+            home=self.paths.home,
+            writable=(facts.layout.root, facts.state, *facts.write),
+            environment={name: request.environment.get(name, "") for name in ("SSH_AUTH_SOCK", "GNUPGHOME")},
+            git=self._git.signing() if agent.credentials else {},
+            gpg_keys=self._gpg_keys,
+        )
 
     def _workspace_root(self, directory: str) -> str:
         """Return the project that `directory` is in: the top of the git work tree, else the directory."""
@@ -221,6 +245,7 @@ class Kitchen:
             limit_means=means(host),
             landlock_abi=host.landlock_abi,
             holds=self._can_hold(),
+            trust_roots=system_bundle() if agent.credentials else "",
             own_command=not request.replaced,
             pty=request.pty,
             internet=direct,
@@ -239,13 +264,13 @@ class Kitchen:
             self._etc[nameserver] = (path, now)
         return path
 
-    def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
-        """Return the rules that hold now for a run that is under way: same agent, profile and project as at its start.
+    def now_for(self, plan: Plan) -> tuple[Agent, tuple[Ruleset, Guard]]:
+        """Return what holds now for a run that is under way: same agent, profile and project as at its start.
 
         The variables named with `--env` are not among what a reload can change, and open no host.
         """
-        resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
-        return self._rules_for(resolved.agent.egress, plan.agent)
+        agent = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent
+        return agent, self._rules_for(agent.egress, plan.agent)
 
     def identity_of(self, plan: Plan) -> Identity:
         """Return the identity table that holds now for a run that is under way."""

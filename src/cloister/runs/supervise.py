@@ -32,14 +32,17 @@ from cloister.relay.server import EgressServer
 from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command, Starter
+from cloister.runs.agent_services import Signers
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
 from cloister.runs.identity import Identities, RunTokens
+from cloister.runs.credentials_start import CredentialStarts
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
+from cloister.runs.signing import refuse_missing
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
 
@@ -73,6 +76,7 @@ class Supervisor:
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
         self._identities = Identities(loop, paths.state)
+        self.credentials = CredentialStarts(paths, owner.uid)
         self._runs: dict[str, ActiveRun] = {}
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -96,15 +100,17 @@ class Supervisor:
             self._store.reserve(request.run)
         prepared = self._kitchen.prepare(request, request.run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
+        refuse_missing(prepared.sources)
         await self._confirm(prepared, request, link, on_close)
         plan, started = prepared.plan, time.time()
+        credentials = await self.credentials.open(prepared, request) if plan.credentials else None
         tokens = await self._identities.admit(plan, started)
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
         self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state)
+        applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         if tokens:
             self._begin_identity(tokens, plan, applied.listener)
@@ -116,6 +122,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
+        run.use(credentials)
         run.starter = Starter(link, os.dup(output), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
@@ -133,7 +140,7 @@ class Supervisor:
             on_close(closed)
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
-        await self._serve_egress(run, prepared, applied.listener, upstream)
+        await self._serve(run, prepared, applied, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
 
@@ -152,7 +159,7 @@ class Supervisor:
         run.go = (
             (FLAG_PTY if launch.pty else 0).to_bytes(4, "little")
             + encode_list([os.fsencode(word) for word in launch.command])
-            + encode_list(mapping(prepared.environment))
+            + encode_list(mapping({**prepared.environment, **run.placeholders}))
             + encode_list([os.fsencode(launch.directory)])
         )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
@@ -250,14 +257,19 @@ class Supervisor:
 
         self._loop.add_reader(descriptor, ready)
 
-    async def _serve_egress(
-        self, run: ActiveRun, prepared: Prepared, listener: socket.socket, upstream: UpstreamProxy | None
+    async def _serve(
+        self, run: ActiveRun, prepared: Prepared, applied: host_apply.Applied, upstream: UpstreamProxy | None
     ) -> None:
+        """Serve the run's sockets: its egress, and those of the person's agents that it may use."""
         from cloister.runs.egress import session_for
 
         server = EgressServer(session_for(run, prepared, self._approvals, upstream))
         run.egress = server
-        await server.start(listener)
+        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
+        await server.start(applied.listener)
+        if applied.agents:
+            run.signing = Signers(prepared.sources, os.getuid(), run.note_signing)
+            await run.signing.start(applied.agents)
 
     # --- further commands, control ------------------------------------------------------------
 
@@ -280,7 +292,7 @@ class Supervisor:
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
             words=words or [b"/bin/sh"],
-            environment=[*terminal, *mapping(launch.environment)],
+            environment=[*terminal, *mapping({**launch.environment, **run.placeholders})],
             directory=fields.get("directory") or launch.directory,
             pty=bool(fields.get("pty")),
         )
@@ -319,12 +331,11 @@ class Supervisor:
         results = []
         for name, run in self._runs.items():
             try:
-                rules = self._kitchen.egress_of(run.plan)
+                agent, rules = self._kitchen.now_for(run.plan)
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
-            if run.egress:
-                run.egress.update(*rules)
+            run.obey(agent, *rules)
             try:
                 self._identities.narrow(name, self._kitchen.identity_of(run.plan), self._kitchen.policies.digest)
             except CloisterError as error:
@@ -374,6 +385,10 @@ class Supervisor:
         if run.network:
             run.network.close()
         lost = await self._identities.end(run.plan.run)
+        if run.signing:
+            await run.signing.close()
+        if run.credentials:
+            run.credentials.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
