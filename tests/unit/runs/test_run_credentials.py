@@ -14,6 +14,7 @@ from cloister.egress.hosts import parse_host
 from cloister.errors import CloisterError, RetryError
 from cloister.policy.model import Credential, Injection
 from cloister.relay.session import RefusedError, Swap
+from cloister.runs.authority import Trusted
 from cloister.runs.credentials import RunCredentials
 
 T = TypeVar("T")
@@ -61,7 +62,8 @@ def one(name: str, *, env: str = "", mask: bool = False, **inject: Any) -> Crede
 
 def credentials(reader: Reader | None = None, **named: Credential) -> RunCredentials:
     """Return the credentials of a run."""
-    return RunCredentials(named, reader or Reader(**dict.fromkeys(named, b"real-secret")), None)  # type: ignore[arg-type]
+    trusted = Trusted(None, b"")  # type: ignore[arg-type]  # no certificate is asked for here
+    return RunCredentials(named, reader or Reader(**dict.fromkeys(named, b"real-secret")), trusted)  # type: ignore[arg-type]
 
 
 def target(method: str = "GET", path: str = "/x", host: str = HOST, port: int = 443) -> Target:
@@ -202,7 +204,7 @@ def test_a_secret_that_cannot_stand_there_refuses_the_start(scheme: str, secret:
 
 
 def test_what_is_taken_back_fails_and_says_so() -> None:
-    """Removed, or bound to another host: `update` names it, its placeholder is refused, and it is not put in unasked."""
+    """Removed, or bound to another host: `update` names it, its placeholder is refused, and it is not put in."""
     held = credentials(a=one("a", env="A"), b=one("b", scheme="query", query="k"))
 
     assert held.update({"a": one("a", env="A"), "b": one("b", scheme="query", query="k")}) == ()
@@ -223,6 +225,14 @@ def test_a_credential_added_later_is_not_the_runs() -> None:
 
     assert not held.terminates("new.example.org", 443)
     assert swap(held, at=target(host="new.example.org")).used == ()
+
+
+def test_without_an_authority_nothing_is_bound() -> None:
+    """A run whose policy injected nothing at its start has no bundle, so a reload cannot end TLS for it."""
+    held = RunCredentials({"a": Credential(secret="pass:a")}, Reader(), None)  # type: ignore[arg-type]
+    held.update({"a": one("a")})
+
+    assert not held.terminates(HOST, 443)
 
 
 def test_after_the_run_nothing_works() -> None:
