@@ -36,8 +36,8 @@ from cloister.runs.agent_services import Signers
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
-from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.credentials_start import CredentialStarts
+from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
@@ -105,6 +105,8 @@ class Supervisor:
         plan, started = prepared.plan, time.time()
         credentials = await self.credentials.open(prepared, request) if plan.credentials else None
         tokens = await self._identities.admit(plan, started)
+        if link.closed:
+            raise UsageError("not-started", "whoever asked for the run went away before it started")
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
