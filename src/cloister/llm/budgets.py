@@ -131,8 +131,19 @@ class Account:
         """How many calls are under way."""
         return len(self._holds)
 
-    def reserve(self, run: str, tokens: int, cost_usd: float, now: float, tick: float) -> Hold | Refusal:
-        """Reserve for one call, or say which limit stands in its way."""
+    def reserve(  # noqa: PLR0913 - a call in numbers
+        self, run: str, tokens: int, cost_usd: float, now: float, tick: float, *, counted: bool = True
+    ) -> Hold | Refusal:
+        """Reserve for one call, or say which limit stands in its way.
+
+        Args:
+            run: who calls.
+            tokens: the most that it may use.
+            cost_usd: the most that it may cost.
+            now: wall time at which the request was complete.
+            tick: monotonic time.
+            counted: whether it counts as a request; a further attempt of one call does not.
+        """
         if self.blocked:
             return Refusal(403, "agent-blocked", f"this agent's model calls are blocked: {self.blocked}", again=False)
         limits = self.limits
@@ -142,7 +153,7 @@ class Account:
         if not self._tallies["minute", 0].loaded:
             self._begin(now, tick)
         self._forget(tick)
-        if len(self._requests) >= limits.requests:
+        if counted and len(self._requests) >= limits.requests:
             wait = math.ceil(self._requests[len(self._requests) - limits.requests] + MINUTE_S - tick)
             words = f"{limits.requests} requests per minute are used up (requests_per_minute)"
             return Refusal(429, "requests-per-minute", words, max(1, wait))
@@ -159,7 +170,8 @@ class Account:
             held = self._tallied(key).held
             held[0] += amount[0]
             held[1] += amount[1]
-        self._requests.append(tick)
+        if counted:
+            self._requests.append(tick)
         self._holds.add(hold)
         return hold
 

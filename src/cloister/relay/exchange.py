@@ -159,6 +159,11 @@ class Exchange:
         """Break the response off, so that the client cannot take it for complete."""
         self.connection.abort()
 
+    def break_off(self) -> None:
+        """End the connection after what was written, without the end of the body: the client sees that it is cut."""
+        if self.connection.transport is not None:
+            self.connection.transport.close()
+
     def abandon(self) -> None:
         """Tell the sink that the client is gone."""
         sink, self._sink = self._sink, None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from cloister.egress.addresses import Guard
 from cloister.egress.bypass import Bypass
@@ -16,6 +16,9 @@ from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
 from cloister.egress.rules import Ruleset
+
+if TYPE_CHECKING:
+    from cloister.relay.exchange import Exchange
 
 Answer = Literal["once", "run", "always", "never"]
 """What a person says to a question. `always` counts as `run` here; writing it down is for the broker."""
@@ -161,6 +164,8 @@ class Session:
     upstream: UpstreamProxy | None = None
     broker: Broker | None = None
     """None for a run without credentials: nothing is terminated then."""
+    models: Callable[[Exchange], None] | None = None
+    """Serves requests of origin form, which are model traffic; None for a run without models."""
 
 
 @dataclass(slots=True)
