@@ -16,6 +16,7 @@ from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
 from cloister.egress.rules import Ruleset
+from cloister.relay.trust import system_trust
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
@@ -131,6 +132,8 @@ class Broker(Protocol):
     async def swap(self, target: Target, headers: Headers, body: bytes = b"") -> Swap:
         """Put real secrets in where placeholders stand, towards a host they are bound to.
 
+        The headers begin with `host` and hold no field of one connection only; the path has its query.
+
         Raises:
             RefusedError: a placeholder is on its way to a host it is not bound to, or a secret cannot be had.
         """
@@ -166,6 +169,8 @@ class Session:
     """None for a run without credentials: nothing is terminated then."""
     models: Callable[[Exchange], None] | None = None
     """Serves requests of origin form, which are model traffic; None for a run without models."""
+    trust: Callable[[bool], ssl.SSLContext] = system_trust
+    """The context for servers whose TLS the relay speaks itself; the argument says whether `h2` is offered."""
 
 
 @dataclass(slots=True)
