@@ -182,7 +182,7 @@ class Call:
         if not self.route.metered or self._supply is None:
             return 0.0
         upstream = self._supply.upstream
-        self._price = self.service.prices.find(upstream.protocol, order.model, upstream.name)
+        self._price = self.service.prices().find(upstream.protocol, order.model, upstream.name)
         if self._price is not None:
             return self._price.cost(order.demand)
         if not self.caller.account.limits.priced:
@@ -396,7 +396,7 @@ class Call:
         """Make another attempt, or give the client the answer that was held back."""
         if held.status == _UNAUTHORIZED:
             self._rekeyed = True
-            if not await supply.refresh():
+            if not await supply.refresh(rejected=True):
                 self._give(held)
                 return
         elif not await self._next(supply, maybe_billed=held.status in _MAYBE_BILLED):

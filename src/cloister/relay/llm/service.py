@@ -96,7 +96,7 @@ class Caller:
 class Inference:
     """The shared part: books, prices, clocks, and the calls under way."""
 
-    def __init__(self, books: Books, prices: Prices, bounds: Bounds | None = None) -> None:
+    def __init__(self, books: Books, prices: Callable[[], Prices], bounds: Bounds | None = None) -> None:
         """Begin without calls."""
         self.books, self.prices = books, prices
         self.bounds = bounds or Bounds()

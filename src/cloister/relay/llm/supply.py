@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from cloister.llm import upstreams
@@ -28,6 +28,13 @@ TRIP_AFTER = 5
 REST_S = 30.0
 
 
+def _system_trust() -> ssl.SSLContext:
+    """Return a client's context that trusts what the host trusts, for HTTP/1.1."""
+    from cloister.relay.trust import system_trust
+
+    return system_trust(False)
+
+
 class SupplyError(Exception):
     """An upstream that cannot be used now; the refusal is for the client."""
 
@@ -35,6 +42,22 @@ class SupplyError(Exception):
         """Keep it."""
         super().__init__(refusal.message)
         self.refusal = refusal
+
+
+class Key(Protocol):
+    """The secret that opens an upstream."""
+
+    async def read(self) -> str:
+        """Return it as it is now.
+
+        Raises:
+            CloisterError: it cannot be had.
+        """
+        ...
+
+    def rejected(self) -> None:
+        """The upstream did not accept it: whatever was remembered of it is old."""
+        ...
 
 
 class Signer(Protocol):
@@ -53,24 +76,26 @@ class Supply:
     """One upstream."""
 
     def __init__(
-        self, upstream: Upstream, key: Callable[[], Awaitable[str]] | None = None, signer: Signer | None = None
-    ) -> None:
+        self, upstream: Upstream, key: Key | None = None, signer: Signer | None = None,
+        trust: Callable[[], ssl.SSLContext] = _system_trust,
+    ) -> None:  # fmt: skip
         """Open nothing yet.
 
         Args:
             upstream: where and how.
-            key: returns the secret as it is now; None where there is none. Raises CloisterError or OSError.
+            key: None where there is none.
             signer: signs requests instead.
+            trust: makes the context by which an upstream's certificate is checked.
         """
         self.upstream = upstream
         self.signer = signer
         self.failures = 0
         self.down_until = 0.0
         self._key = key
+        self._trust = trust
         self._lines = b""
         self._lines_until = -1.0
         self._idle: list[tuple[float, HttpUpstream]] = []
-        self._context: ssl.SSLContext | None = None
 
     # The key.
 
@@ -78,8 +103,8 @@ class Supply:
         """Return our lines of a request head, key included; None when the key has to be asked for."""
         return self._lines if time.monotonic() < self._lines_until else None
 
-    async def refresh(self) -> bool:
-        """Ask for the key; return whether it has changed.
+    async def refresh(self, *, rejected: bool = False) -> bool:
+        """Ask for the key; return whether it has changed. `rejected` says that the upstream refused the one before.
 
         Raises:
             SupplyError: it cannot be had.
@@ -89,7 +114,9 @@ class Supply:
         key = ""
         try:
             if self._key is not None:
-                key = await self._key()
+                if rejected:
+                    self._key.rejected()
+                key = await self._key.read()
             field = upstreams.key_field(self.upstream, key)
         except (CloisterError, OSError, ValueError) as error:
             what = error.message if isinstance(error, CloisterError) else str(error)
@@ -131,7 +158,7 @@ class Supply:
             async with asyncio.timeout(upstream.connect_timeout_s):
                 if upstream.scheme == "https":
                     _, connection = await loop.create_connection(
-                        HttpUpstream, upstream.host, upstream.port, ssl=self._tls(), server_hostname=upstream.host
+                        HttpUpstream, upstream.host, upstream.port, ssl=self._trust(), server_hostname=upstream.host
                     )
                 else:
                     _, connection = await loop.create_connection(HttpUpstream, upstream.host, upstream.port)
@@ -161,16 +188,6 @@ class Supply:
         for _, connection in self._idle:
             connection.close()
         self._idle.clear()
-
-    def _tls(self) -> ssl.SSLContext:
-        """Return the client's context, made with the first connection that needs it."""
-        if self._context is None:
-            import ssl
-
-            self._context = ssl.create_default_context()
-            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-            self._context.set_alpn_protocols(["http/1.1"])
-        return self._context
 
     # Whether it is worth trying.
 
