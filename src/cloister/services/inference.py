@@ -103,14 +103,14 @@ class Service:
     async def serve(self, ready: Callable[[int], None]) -> None:
         """Serve until SIGTERM or SIGINT; SIGHUP reloads."""
         loop = asyncio.get_running_loop()
-        over = loop.create_future()
+        over = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: over.done() or over.set_result(None))
+            loop.add_signal_handler(number, over.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         server = ModelServer(self._calls.inference, self.identify)
         ready(await server.start(self._setting.host, self._setting.port))
         try:
-            await over
+            await over.wait()
         finally:
             await server.close()
             await self._calls.close()

@@ -13,6 +13,7 @@ from cloister.relay.connection import HttpConnection
 from cloister.relay.exchange import Exchange
 from cloister.relay.llm.entry import Identify, handle
 from cloister.relay.llm.service import Inference
+from cloister.relay.override import override
 from cloister.relay.session import Limits
 
 _LOOK_S = 5.0
@@ -81,6 +82,7 @@ class ModelServer:
 class _Full(asyncio.Protocol):
     """Turns a connection away that would be one too many."""
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         refusal = Refusal(503, "too-many-connections", "too many connections are open", 5)
         assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - TCP
