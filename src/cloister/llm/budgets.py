@@ -113,13 +113,13 @@ def compile_limits(llm: Llm) -> Limits:
 class Account:
     """The budgets of one agent."""
 
-    def __init__(self, limits: Limits, load: Loader, alert: Callable[[Alert], None] | None = None) -> None:
-        """Begin with what the books know; `alert` is told of shares that are passed."""
+    def __init__(self, limits: Limits, load: Loader) -> None:
+        """Begin with what the books know."""
         self.limits = limits
         self.blocked = ""
         """Why the agent may not call at all; empty while it may (kill switch)."""
         self._load = load
-        self._alert = alert
+        self._listeners: dict[str, Callable[[Alert], None]] = {}
         self._requests: deque[float] = deque()
         self._recent: deque[tuple[float, int, int]] = deque()
         self._tallies: dict[Key, _Tally] = {("minute", 0): _Tally()}
@@ -199,9 +199,15 @@ class Account:
             if limit.reason == reason:
                 self._tally(self._keys(run, now)[_SPANS.index(limit.span)], now).granted[limit.measure] += 1
 
+    def listen(self, run: str, tell: Callable[[Alert], None]) -> None:
+        """Tell a run of shares that are passed: those of its own budget, and those of the agent's."""
+        self._listeners[run] = tell
+
     def forget_run(self, run: str) -> None:
         """Drop what is known about a run that is over."""
-        self._tallies.pop(("run", run), None)
+        self._listeners.pop(run, None)
+        if not any(("run", run) in hold.keys for hold in self._holds):
+            self._tallies.pop(("run", run), None)
 
     # Inside.
 
@@ -304,14 +310,17 @@ class Account:
         """Tell of the highest share that was passed since the last time."""
         for limit in self.limits.limits:
             tally = self._tallies.get(keys[_SPANS.index(limit.span)])
-            if tally is None or limit.span == "minute" or self._alert is None:
+            if tally is None or limit.span == "minute":
                 continue
             percent = self._passed(limit, tally)
             if percent > tally.alerted[limit.measure]:
                 tally.alerted[limit.measure] = percent
                 unit = _NANO if limit.measure else 1
                 alert = Alert(limit.reason, percent, tally.used[limit.measure] / unit, limit.amount / unit)
-                self._alert(alert)
+                own = str(keys[1][1]) if limit.span == "run" else ""
+                for run, tell in list(self._listeners.items()):
+                    if own in {"", run}:
+                        tell(alert)
 
     def _mark(self, key: Key, tally: _Tally) -> None:
         """What was passed before a restart was told before it."""

@@ -94,6 +94,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
+    protocols: tuple[str, ...] = ()
+    """Protocols of the model traffic that is served inside; none without `llm`."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -165,6 +167,7 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         home=facts.home,
         workspace=facts.directory,
         git=facts.git,
+        protocols=facts.protocols,
     )
     literal, inherit = environment.compose(agent, preset, situation)
     root, copy = facts.layout.root, f"{facts.run_state}/overlay"
@@ -202,6 +205,10 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    for index, (name, text) in enumerate(preset.model_files.items() if facts.protocols else ()):
+        boxed = f"model-file-{index}"
+        files.boxed.append((boxed, text.replace("{base_url}", environment.MODELS)))
+        files.homed.append((name, boxed))
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
@@ -220,7 +227,19 @@ def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Fil
     flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
     if agent.agent_sandbox.managed and facts.own_command:
         flags = ("--settings", f"{namespace.BOX}/{managed.SETTINGS_FILE}", *flags)
+    if facts.own_command:
+        flags = (*_endpoint(preset, facts.protocols), *flags)
     return (facts.program_path or command[0], *flags, *command[1:])
+
+
+def _endpoint(preset: Preset, protocols: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments that point a product at our endpoint, where it takes no variable for it."""
+    return tuple(
+        word.replace("{base_url}", environment.model_url(protocol))
+        for protocol, words in preset.base_url_arguments.items()
+        if protocol in protocols
+        for word in words
+    )
 
 
 def _box(
@@ -260,6 +279,7 @@ def _box(
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=limited.rlimits,
         network="shared" if facts.internet else "empty",
+        models=bool(facts.protocols),
         probe_connect=facts.internet.probes if facts.internet else (namespace.PROBE_ADDRESS,),
     )
     return box, holds
