@@ -1,4 +1,4 @@
-"""Model calls from inside a real sandbox: the placeholder inside, the real key upstream, the same counts on both sides."""
+"""Model calls from inside a real sandbox: a placeholder inside, the real key upstream, one count on both sides."""
 
 import json
 import subprocess
@@ -49,15 +49,11 @@ def rows(user: User) -> list[dict[str, object]]:
     user.close()
     connection = sqlite3.connect(f"file:{user.state}/ledger/ledger.db?mode=ro", uri=True)
     connection.row_factory = sqlite3.Row
-    (table,) = [
-        name
-        for (name,) in connection.execute("select name from sqlite_master where type='table' and name like 'calls'")
-    ]
-    return [dict(row) for row in connection.execute(f"select * from {table} order by id")]
+    return [dict(row) for row in connection.execute("select * from calls order by id")]
 
 
 def test_an_agent_calls_a_model_without_its_key(user: User, workspace: Path) -> None:
-    """Placeholder inside and at the proxy, the real key upstream and nowhere inside; the ledger has the upstream's count."""
+    """Placeholder inside and at the proxy, the real key upstream only; the ledger has the upstream's count."""
     with FakeModel() as model:
         set_up(user, model)
         done = user.inside(f"{messages()}; echo; {messages('true')}; env", cwd=workspace)
