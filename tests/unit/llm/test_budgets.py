@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+from collections.abc import Callable
 
 import pytest
 
@@ -15,12 +16,22 @@ NOON = float(calendar.timegm((2026, 1, 31, 12, 0, 0)))
 DAY = 86_400.0
 
 
-def account(spent: Spent = Spent(), **llm) -> Account:
+NOTHING = Spent()
+
+
+def account(spent: Spent = NOTHING, **llm) -> Account:
     """Return an account; the books know the same of every span but the last minute."""
-    return Account(compile_limits(Llm(**llm)), lambda since, until, run: spent if until - since > 100 else Spent())
+    return Account(compile_limits(Llm(**llm)), books(lambda _since: spent))
 
 
-def reserve(one: Account, tokens: int = 10, cost: float = 0.0, now: float = NOON, tick: float = 0.0, run: str = "r"):
+def books(known: Callable[[float], Spent]):
+    """Return a loader that knows something of every span but the last minute."""
+    return lambda since, until, _run: known(since) if until - since > 100 else NOTHING
+
+
+def reserve(  # noqa: PLR0913 - a call in numbers
+    one: Account, tokens: int = 10, cost: float = 0.0, now: float = NOON, tick: float = 0.0, run: str = "r"
+):
     """Reserve."""
     return one.reserve(run, tokens, cost, now, tick)
 
@@ -92,7 +103,7 @@ def test_budgets_survive_a_restart():
 def test_a_limit_that_comes_by_reload_counts_what_was_before_once():
     """Calls under way stand in the books with their reservation: they are not counted twice."""
     known = Spent()
-    one = Account(compile_limits(Llm()), lambda since, until, run: known if until - since > 100 else Spent())
+    one = Account(compile_limits(Llm()), books(lambda _since: known))
     one.settle(reserve(one, 50), 30, 0, 0)
     held = reserve(one, 40)
     known = Spent(tokens=70)  # 30 that closed, 40 that are open
@@ -115,10 +126,8 @@ def test_days_and_months_end_in_utc():
 def test_a_clock_that_steps_back_gives_nothing_away():
     """Yesterday's budget is still used up when the clock returns to it."""
     spent = {}
-    one = Account(
-        compile_limits(Llm(tokens_per_day=100)),
-        lambda since, until, run: Spent(tokens=spent.get(int(since // DAY), 0)) if until - since > 100 else Spent(),
-    )
+    load = books(lambda since: Spent(tokens=spent.get(int(since // DAY), 0)))
+    one = Account(compile_limits(Llm(tokens_per_day=100)), load)
     one.settle(reserve(one, 100), 100, 0, 0)
     spent[int(NOON // DAY)] = 100
     assert isinstance(reserve(one, 100, now=NOON + DAY), Hold)
