@@ -45,13 +45,13 @@ class RunModels:
         """
         if self._calls is None:
             from cloister.runs.model_calls import ModelCalls
-            from cloister.runs.model_store import Store, secret_reader
+            from cloister.runs.model_store import Store, every_second, secret_reader
             from cloister.runs.price_list import PriceFiles
 
             prices = PriceFiles(self._paths, self._owner.uid)
             self._store = Store(self._paths, lambda: self._ledger)
             reader = partial(secret_reader, self._paths, self._owner, dict(os.environ))
-            self._calls = ModelCalls(self._store, prices.current, reader)
+            self._calls = ModelCalls(self._store, every_second(prices.current), reader)
         self._ledger = prepared.policy.ledger
         run, agent = prepared.plan.run, prepared.plan.agent
         token = next(iter(prepared.placeholders.values()))

@@ -31,6 +31,8 @@ _OK, _UNAUTHORIZED, _BAD_REQUEST = 200, 401, 400
 _AGAIN = frozenset({429, 500, 502, 503, 504, 529})
 _MAYBE_BILLED = frozenset({502, 504, 524})
 """A gateway gave up; what stands behind it may have worked on."""
+_TOGETHER = 128 * 1024
+"""Bodies below this are copied behind their head, which saves a write."""
 _NO_LIST = frozenset({404, 405, 501})
 
 
@@ -49,6 +51,7 @@ class Call:
         self._answer: Answer | None = None
         self._task: asyncio.Task[None] | None = None
         self._held: Held | None = None
+        self._head: tuple[int, bytes, Headers, Body] | None = None
         self._framing = ""
         self._moved = self._beat = 0.0
         self._over = self._left = self._rekeyed = self._paused = False
@@ -65,7 +68,7 @@ class Call:
 
     def start(self, body: bytes) -> None:
         """Decide about a request that is complete, and send it."""
-        self._supplies = self._candidates()
+        self._supplies = self.caller.serving(self.route)
         if not self._supplies:
             names = " or ".join(self.route.protocols)
             words = f"no provider of this agent speaks {names} (llm.providers)"
@@ -100,13 +103,6 @@ class Call:
         self._stop("truncated" if self._tab.status else "unknown")
 
     # Deciding.
-
-    def _candidates(self) -> list[Supply]:
-        """Return the upstreams that may serve this route: one, or all in order where falling back is allowed."""
-        found = [supply for supply in self.caller.supplies if supply.upstream.protocol in self.route.protocols]
-        if not self.caller.fallback:
-            return found[:1]
-        return sorted(found, key=lambda supply: supply.resting)
 
     def _reserve(self, order: Order) -> None:
         """Reserve what the call may use, note it, and go on."""
@@ -193,8 +189,9 @@ class Call:
         self._tab.status = 0
         self._moved = time.monotonic()
         exchange.bytes_up += len(head) + len(body)
-        connection.begin(self, exchange.method, head, Body("length", len(body)))
-        if body:
+        together = len(body) < _TOGETHER
+        connection.begin(self, exchange.method, head + body if together else head, Body("length", len(body)))
+        if not together:
             connection.write_body(body)
         connection.end_body([])
         if not self._left:
@@ -223,7 +220,9 @@ class Call:
         self._answer = Answer(self.route.shape, stream=stream, hide=hide, coding=coding)
         if not self._left:
             framing = Body("chunked") if (hide and stream) or body.framing == "close" else body
-            self.exchange.respond(status, phrase, passed_fields(headers), framing)
+            self._head = (status, phrase, passed_fields(headers), framing)
+            # With the first piece of the body, if that came along: a write costs more than all of our work.
+            self.exchange.connection.loop.call_soon(self._write, b"")
 
     def on_response_body(self, data: bytes) -> None:
         """Count a piece and pass it on."""
@@ -242,7 +241,7 @@ class Call:
                 self._stop("client-left")
         elif passed:
             self._beat = self._moved
-            self.exchange.respond_body(passed)
+            self._write(passed)
 
     def on_response_end(self, trailers: Headers) -> None:
         """Settle and finish."""
@@ -258,8 +257,7 @@ class Call:
             self._settle("client-left")
         else:
             self._settle("complete")
-            if rest := answer.rest():
-                self.exchange.respond_body(rest)
+            self._write(answer.rest())
             self.exchange.respond_end(trailers)
 
     def on_switch(self, phrase: bytes, headers: Headers, rest: bytes) -> None:
@@ -284,6 +282,15 @@ class Call:
 
     def on_pressure(self, *, paused: bool) -> None:
         """The upstream reads slowly; the body is in memory already."""
+
+    def _write(self, data: bytes) -> None:
+        """Write a piece of the answer, behind its head where that has not left yet."""
+        head, self._head = self._head, None
+        if head is not None:
+            if not self._left:
+                self.exchange.respond(*head, data)
+        elif data:
+            self.exchange.respond_body(data)
 
     def _press(self, paused: bool) -> None:
         """The client reads slowly: so is the upstream read."""
@@ -419,7 +426,7 @@ class Call:
         if answer.stream and not answer.coded:
             gap = b"" if answer.between_events else b"\n\n"
             end = errors.stream_end(self.route.shape, Refusal(502, "upstream-truncated", why))
-            exchange.respond_body(answer.rest() + gap + end)
+            self._write(answer.rest() + gap + end)
             exchange.break_off()
         else:
             exchange.fail()
@@ -442,7 +449,7 @@ class Call:
         elif now - max(self._beat, self._moved) > self.service.bounds.heartbeat_s and answer.between_events:
             self._beat = now
             if not self._left:
-                self.exchange.respond_body(HEARTBEAT)
+                self._write(HEARTBEAT)
 
     def _stop(self, outcome: str) -> None:
         """End at once: nobody waits for an answer any more."""
