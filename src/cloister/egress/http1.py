@@ -174,9 +174,11 @@ def check_headers(headers: Headers) -> None:
     Raises:
         HttpError: for a name that is no token or a value with control characters.
     """
-    for name, value in headers:
-        if not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
-            raise HttpError("bad-request", "a header field is malformed")
+    names = [name for name, _ in headers]
+    values = b"".join([value for _, value in headers])
+    # All at once: a name is a token when it is not empty and holds only what tokens hold.
+    if names and (not all(names) or not _TOKEN.fullmatch(b"".join(names)) or _BAD_VALUE.search(values)):
+        raise HttpError("bad-request", "a header field is malformed")
 
 
 def is_token(text: bytes) -> bool:

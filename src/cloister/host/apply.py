@@ -138,10 +138,10 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | CarryPoints() | SeedFile() | IdentityTokens():
-            return  # inside a directory that goes as a whole, or kept on purpose
-        case Launch():
-            return  # inside a directory that goes as a whole, or kept on purpose
+        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | IdentityTokens():
+            return  # inside a directory that goes as a whole
+        case CarryPoints() | SeedFile() | Launch():
+            return  # kept on purpose, or gone by itself
         case _:
             assert_never(step)
 

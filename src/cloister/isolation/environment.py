@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloister.isolation.namespace import BIN, BOX, PROXY_PORT
+from cloister.isolation.namespace import BIN, BOX, MODEL_PORT, PROXY_PORT
 from cloister.policy.model import Agent, Preset
 
 INHERITED = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LC_TIME")
@@ -19,6 +19,7 @@ INHERITED = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "LC_ALL"
 
 PATH = f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROXY = f"http://127.0.0.1:{PROXY_PORT}"
+MODELS = f"http://127.0.0.1:{MODEL_PORT}"
 LOOPBACK = "localhost,127.0.0.1,::1"
 """Loopback inside the sandbox is the agent's own (a dev server it started), so it never goes through the proxy."""
 
@@ -55,6 +56,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     shell: str = "/bin/sh"
     git: tuple[tuple[str, str], ...] = ()
     """git configuration carried in: `user.name`, `user.email`, `safe.directory`."""
+    protocols: tuple[str, ...] = ()
+    """Of the model traffic that is served inside."""
 
 
 def compose(agent: Agent, preset: Preset, situation: Situation) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -63,6 +66,8 @@ def compose(agent: Agent, preset: Preset, situation: Situation) -> tuple[dict[st
     literal = _base(situation) | _proxy() | _git(situation.git)
     literal |= dict.fromkeys(TRUST_VARIABLES, TRUST) if terminates(agent) else {}
     literal |= {name: _fill(value, fill) for name, value in preset.environment.items()}
+    spoken = [protocol for protocol in preset.base_url if protocol in situation.protocols]
+    literal |= {preset.base_url[protocol]: model_url(protocol) for protocol in spoken}
     literal |= {name: _fill(value, fill) for name, value in agent.environment.items()}
     wanted = dict.fromkeys((*INHERITED, *preset.pass_environment, *agent.pass_environment))
     return literal, tuple(name for name in wanted if name not in agent.environment)
@@ -71,6 +76,11 @@ def compose(agent: Agent, preset: Preset, situation: Situation) -> tuple[dict[st
 def terminates(agent: Agent) -> bool:
     """Say whether TLS to some host ends at the broker, so that its certificates have to be trusted inside."""
     return any(credential.inject is not None for credential in agent.credentials.values())
+
+
+def model_url(protocol: str) -> str:
+    """Return the base URL for clients of a protocol: those of OpenAI expect the version in it."""
+    return MODELS if protocol == "anthropic" else f"{MODELS}/v1"
 
 
 def _base(situation: Situation) -> dict[str, str]:

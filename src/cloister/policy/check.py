@@ -115,17 +115,11 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
         check.each((key,), values.check_inner_path, getattr(preset, key))
     for key in ("pass_environment", "key_environment"):
         check.each((key,), values.check_variable, getattr(preset, key))
-    for key, files in (("files", preset.files), ("seed", preset.seed)):
+    for key, files in (("files", preset.files), ("seed", preset.seed), ("model_files", preset.model_files)):
         for path, content in files.items():
             check.value((key, path), values.check_inner_path, path)
             check.value((key, path), values.check_plain_value, content)
-    for protocol, name in preset.base_url.items():
-        check.value(("base_url", protocol), values.check_variable, name)
-    for protocol, arguments in preset.base_url_arguments.items():
-        if not any("{base_url}" in argument for argument in arguments):
-            check.add(("base_url_arguments", protocol), "no argument holds {base_url}")
-    for protocol in {*preset.base_url, *preset.base_url_arguments} - PROTOCOLS:
-        check.add((), f"{protocol[:40]!r} is no protocol", f"one of {', '.join(sorted(PROTOCOLS))}")
+    _check_endpoints(check, preset)
     check.optional(("unix_socket",), values.check_variable, preset.unix_socket)
     check.optional(("note_file",), values.check_inner_path, preset.note_file)
     if preset.note and not any("{note}" in argument for argument in preset.note):
@@ -133,6 +127,18 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
     _check_environment(check, (), preset.environment)
     _check_rules(check, ("hosts",), preset.hosts)
     mistakes.settle()
+
+
+def _check_endpoints(check: _Check, preset: Preset) -> None:
+    for protocol, name in preset.base_url.items():
+        check.value(("base_url", protocol), values.check_variable, name)
+    for protocol, names in preset.placeholder.items():
+        check.each(("placeholder", protocol), values.check_variable, names)
+    for protocol, arguments in preset.base_url_arguments.items():
+        if not any("{base_url}" in argument for argument in arguments):
+            check.add(("base_url_arguments", protocol), "no argument holds {base_url}")
+    for protocol in {*preset.base_url, *preset.base_url_arguments, *preset.placeholder} - PROTOCOLS:
+        check.add((), f"{protocol[:40]!r} is no protocol", f"one of {', '.join(sorted(PROTOCOLS))}")
 
 
 def _check_agent(check: _Check, at: Path, agent: Agent) -> None:

@@ -196,8 +196,11 @@ class EgressServer:
         self.session.record(event)
 
     def handle(self, exchange: Exchange) -> None:
-        """Serve one HTTP request."""
-        Forward(self, exchange).start()
+        """Serve one HTTP request: model traffic names a path of ours, everything else a place in the world."""
+        if self.session.models is not None and exchange.method != "CONNECT" and exchange.url.startswith(b"/"):
+            self.session.models(exchange)
+        else:
+            Forward(self, exchange).start()
 
     def refuse_unreadable(self, _connection: HttpConnection, error: HttpError) -> bytes:
         """Record a request that could not be read and return the answer."""

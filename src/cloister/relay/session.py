@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from cloister.egress.addresses import Guard
 from cloister.egress.bypass import Bypass
@@ -17,6 +17,9 @@ from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
 from cloister.egress.rules import Ruleset
 from cloister.relay.trust import system_trust
+
+if TYPE_CHECKING:
+    from cloister.relay.exchange import Exchange
 
 Answer = Literal["once", "run", "always", "never"]
 """What a person says to a question. `always` counts as `run` here; writing it down is for the broker."""
@@ -164,6 +167,8 @@ class Session:
     upstream: UpstreamProxy | None = None
     broker: Broker | None = None
     """None for a run without credentials: nothing is terminated then."""
+    models: Callable[[Exchange], None] | None = None
+    """Serves requests of origin form, which are model traffic; None for a run without models."""
     trust: Callable[[bool], ssl.SSLContext] = system_trust
     """The context for servers whose TLS the relay speaks itself; the argument says whether `h2` is offered."""
 

@@ -105,6 +105,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The host's bundle of trusted certificates."""
     signing: Signing = Signing()
     """Keys of the person's own agents, and how programs inside find them."""
+    protocols: tuple[str, ...] = ()
+    """Protocols of the model traffic that is served inside; none without `llm`."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -161,21 +163,10 @@ def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
     yield MakeDirectory(path=facts.run_runtime)
     yield MakeDirectory(path=f"{facts.run_runtime}/box")
     yield from _state_steps(preset, facts, files)
-    for name, text in files.boxed:
-        yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
     if identity:
         yield MakeDirectory(path=identity.directory)
         yield identity
-    for file in facts.signing.files:
-        if file.data:
-            yield WriteBytes(path=f"{facts.run_runtime}/box/{file.name}", data=file.data)
-    if environment.TRUST_VARIABLES[0] in launch.environment:
-        yield TrustBundle(
-            path=f"{facts.run_runtime}/box/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots
-        )
-    yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
-    for agent in facts.signing.agents:
-        yield ListenAgent(path=f"{facts.run_runtime}/box/{agent.socket}", kind=agent.kind, words=agent.words)
+    yield from _box_steps(facts, files, launch)
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
     for overlay in launch.overlays:
@@ -183,6 +174,21 @@ def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
             yield MakeDirectory(path=path, kept=True)
     if limited.cgroup:
         yield limited.cgroup
+
+
+def _box_steps(facts: Facts, files: _Files, launch: Launch) -> Iterator[AnyStep]:
+    """Yield what stands in the box directory: generated files, what is trusted, and the run's sockets."""
+    box = f"{facts.run_runtime}/box"
+    for name, text in files.boxed:
+        yield WriteFile(path=f"{box}/{name}", text=text)
+    for file in facts.signing.files:
+        if file.data:
+            yield WriteBytes(path=f"{box}/{file.name}", data=file.data)
+    if environment.TRUST_VARIABLES[0] in launch.environment:
+        yield TrustBundle(path=f"{box}/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots)
+    yield Listen(path=f"{box}/egress.sock")
+    for agent in facts.signing.agents:
+        yield ListenAgent(path=f"{box}/{agent.socket}", kind=agent.kind, words=agent.words)
 
 
 def _launch(  # noqa: PLR0913  # one place, six parts of one thing
@@ -195,6 +201,7 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         home=facts.home,
         workspace=facts.directory,
         git=(*facts.git, *facts.signing.git),
+        protocols=facts.protocols,
     )
     literal, inherit = environment.compose(agent, preset, situation)
     literal |= identity_files.variables(agent.identity)
@@ -239,6 +246,10 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
             files.boxed.append((file.name, file.text))
         if file.home:
             files.homed.append((file.home, file.name))
+    for index, (name, text) in enumerate(preset.model_files.items() if facts.protocols else ()):
+        boxed = f"model-file-{index}"
+        files.boxed.append((boxed, text.replace("{base_url}", environment.MODELS)))
+        files.homed.append((name, boxed))
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
@@ -258,7 +269,19 @@ def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Fil
     flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
     if agent.agent_sandbox.managed and facts.own_command:
         flags = ("--settings", f"{namespace.BOX}/{managed.SETTINGS_FILE}", *flags)
+    if facts.own_command:
+        flags = (*_endpoint(preset, facts.protocols), *flags)
     return (facts.program_path or command[0], *flags, *command[1:])
+
+
+def _endpoint(preset: Preset, protocols: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments that point a product at our endpoint, where it takes no variable for it."""
+    return tuple(
+        word.replace("{base_url}", environment.model_url(protocol))
+        for protocol, words in preset.base_url_arguments.items()
+        if protocol in protocols
+        for word in words
+    )
 
 
 def _box(
@@ -299,6 +322,7 @@ def _box(
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=limited.rlimits,
         network="shared" if facts.internet else "empty",
+        models=bool(facts.protocols),
         probe_connect=facts.internet.probes if facts.internet else (namespace.PROBE_ADDRESS,),
     )
     return box, holds

@@ -32,7 +32,7 @@ from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
-from cloister.policy.model import Agent, Egress, Identity
+from cloister.policy.model import Agent, Egress, Identity, Llm, Policy, Preset
 from cloister.policy.protected import effective_names
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, compile_run
@@ -50,6 +50,9 @@ from cloister.runs.store import new_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
 
+TOKEN_VARIABLE = "CLOISTER_MODEL_KEY"  # noqa: S105 - a name, not a key
+"""Holds the placeholder in every run that has models, whatever the product calls its own."""
+
 
 class Prepared(msgspec.Struct, frozen=True):
     """A run that is ready to start."""
@@ -66,6 +69,10 @@ class Prepared(msgspec.Struct, frozen=True):
     """Names in which the product takes a model key."""
     host: HostFacts
     layout: WorkspaceLayout
+    policy: Policy
+    """The file the agent stands in, for its providers."""
+    placeholders: dict[str, str]
+    """Variables with the key that opens the run's own way to the models: for the launch only, never stored."""
     sources: Sources = Sources()
     """Where the person's own agents are; for the launch only, never stored."""
 
@@ -140,7 +147,12 @@ class Kitchen:
         carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
         keys = resolved.preset.key_environment
         values |= launch.environment
-        return Prepared(plan, agent, ruleset, guard, values, carried, keys, self.host(), layout, sources)
+        placeholders = _placeholders(facts.protocols, resolved.preset, agent)
+        values |= placeholders
+        return Prepared(
+            plan, agent, ruleset, guard, values, carried, keys, self.host(), layout,
+            resolved.policy, placeholders, sources,
+        )  # fmt: skip
 
     def _signing_situation(self, agent: Agent, name: str, request: RunRequest, facts: Facts) -> SigningSituation:
         return SigningSituation(
@@ -249,6 +261,7 @@ class Kitchen:
             trust_roots=system_bundle() if agent.credentials else "",
             own_command=not request.replaced,
             pty=request.pty,
+            protocols=_protocols(agent, resolved.policy),
             internet=direct,
         )
 
@@ -276,6 +289,11 @@ class Kitchen:
     def identity_of(self, plan: Plan) -> Identity:
         """Return the identity table that holds now for a run that is under way."""
         return self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent.identity
+
+    def models_of(self, plan: Plan) -> tuple[Llm, Policy]:
+        """Return the `llm` table and the policy that hold now for a run that is under way."""
+        resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
+        return resolved.agent.llm, resolved.policy
 
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
         """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""
@@ -332,6 +350,23 @@ def project_id(layout: WorkspaceLayout, root: str) -> str:
     """Name an agent's state for a project: worktrees of one repository share it, clones do not."""
     anchor = layout.git_dirs[0] if layout.git_dirs else root
     return hashlib.sha256(anchor.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _protocols(agent: Agent, policy: Policy) -> tuple[str, ...]:
+    """Return the protocols of an agent's providers; whoever serves Responses serves the rest of OpenAI as well."""
+    named = [policy.providers[name].protocol for name in agent.llm.providers if name in policy.providers]
+    return tuple(dict.fromkeys([*named, *(["openai"] if "openai-responses" in named else [])]))
+
+
+def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
+    """Return the key variables of a run that has models. What the policy itself sets there is the owner's word."""
+    if not protocols:
+        return {}
+    from cloister.runs.model_calls import new_placeholder
+
+    token = new_placeholder()
+    names = [name for protocol in protocols for name in preset.placeholder.get(protocol, ())]
+    return {TOKEN_VARIABLE: token} | {name: token for name in names if name not in agent.environment}
 
 
 def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:

@@ -39,6 +39,7 @@ from cloister.runs.confine import confiner
 from cloister.runs.credentials_start import CredentialStarts
 from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.live import Outcome
+from cloister.runs.models import RunModels
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
@@ -77,6 +78,7 @@ class Supervisor:
         self._approvals = Approvals(paths.decisions)
         self._identities = Identities(loop, paths.state)
         self.credentials = CredentialStarts(paths, owner.uid)
+        self._models = RunModels(paths, owner)
         self._runs: dict[str, ActiveRun] = {}
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -111,6 +113,8 @@ class Supervisor:
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
+        if prepared.placeholders:
+            self._models.open(prepared)
         self._store.create(plan, record)
         applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
@@ -265,7 +269,8 @@ class Supervisor:
         """Serve the run's sockets: its egress, and those of the person's agents that it may use."""
         from cloister.runs.egress import session_for
 
-        server = EgressServer(session_for(run, prepared, self._approvals, upstream))
+        models = self._models.serve(run, prepared) if prepared.placeholders else None
+        server = EgressServer(session_for(run, prepared, self._approvals, upstream, models))
         run.egress = server
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         await server.start(applied.listener)
@@ -294,7 +299,10 @@ class Supervisor:
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
             words=words or [b"/bin/sh"],
-            environment=[*terminal, *mapping({**launch.environment, **run.placeholders})],
+            environment=[
+                *terminal,
+                *mapping(launch.environment | run.placeholders | self._models.placeholders(run.plan.run)),
+            ],
             directory=fields.get("directory") or launch.directory,
             pty=bool(fields.get("pty")),
         )
@@ -334,6 +342,7 @@ class Supervisor:
         for name, run in self._runs.items():
             try:
                 agent, rules = self._kitchen.now_for(run.plan)
+                self._models.reload(name, *self._kitchen.models_of(run.plan))
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
@@ -399,6 +408,7 @@ class Supervisor:
         finally:
             host_apply.undo(run.plan, self._paths.state)
         warnings = await self._loop.run_in_executor(None, _look_after, run)
+        warnings = (*self._models.left(run.plan.run), *warnings)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
         run.close(outcome, (*run.limits_reached, *warnings, *([lost] if lost else [])))
@@ -441,6 +451,7 @@ class Supervisor:
         for run in list(self._runs.values()):
             run.live.outer_closed()
         await self._wait_empty(3.0)
+        await self._models.close()
 
     async def _wait_empty(self, seconds: float) -> None:
         while self._runs:
