@@ -146,7 +146,7 @@ def _converse(
         raise UnreachableError("answer-too-big", sent=True)
     length = response.getheader("Content-Length", "")
     if length.isdigit() and int(length) != len(data):
-        raise UnreachableError("answer-cut-off", sent=True)
+        raise http.client.IncompleteRead(b"")
     after = response.getheader("Retry-After", "")
     return Answer(response.status, data, float(after) if after.isdigit() and len(after) < 6 else 0.0)  # noqa: PLR2004
 
