@@ -147,6 +147,8 @@ def _converse(
     length = response.getheader("Content-Length", "")
     if length.isdigit() and int(length) != len(data):
         raise http.client.IncompleteRead(b"")
+    if stage.over:  # a head that was broken off looks like one without a body
+        raise TimeoutError
     after = response.getheader("Retry-After", "")
     return Answer(response.status, data, float(after) if after.isdigit() and len(after) < 6 else 0.0)  # noqa: PLR2004
 
