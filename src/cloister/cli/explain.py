@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +18,7 @@ from cloister.errors import UsageError
 from cloister.host.agent_program import ProgramMissingError
 from cloister.policy.values import check_read_path
 from cloister.runs.approvals import Approvals
-from cloister.runs.explain import Access, Explainer, Seen
+from cloister.runs.explain import Access, Explainer, look
 from cloister.runs.prepare import Kitchen, Prepared
 from cloister.runs.reasons import Reasons
 from cloister.runs.request import RunRequest
@@ -195,20 +194,6 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
         explanation=explanation,
         remedy=verdict.remedy,
     )
-
-
-def look(path: str) -> Seen:
-    """Look at a path of the host, without following a link at its end."""
-    try:
-        info = os.lstat(path)
-    except (OSError, ValueError):
-        return Seen("absent")
-    if stat.S_ISLNK(info.st_mode):
-        return Seen("link", str(Path(path).readlink()))
-    directory = stat.S_ISDIR(info.st_mode)
-    readable = os.access(path, os.R_OK | (os.X_OK if directory else 0))
-    writable = os.access(path, os.W_OK | (os.X_OK if directory else 0))
-    return Seen("directory" if directory else "file", "", readable, writable)
 
 
 def _page(answer: Answer) -> str:

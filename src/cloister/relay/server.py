@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Collection
 from functools import partial
+from typing import Protocol
 
 from cloister.egress import denial
 from cloister.egress.addresses import Guard
-from cloister.egress.decision import Protocol, Target, Verdict
+from cloister.egress.decision import Protocol as Spoken
+from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.hosts import parse_address
 from cloister.egress.http1 import HttpError
@@ -25,6 +28,7 @@ from cloister.relay.dial import Dialer, Line
 from cloister.relay.exchange import Exchange
 from cloister.relay.forward import Forward
 from cloister.relay.gate import Gate
+from cloister.relay.leaks import REVOKED
 from cloister.relay.override import override
 from cloister.relay.session import Session, Stats
 from cloister.relay.socks import SocksConnection
@@ -34,6 +38,17 @@ _MAX_SHOWN = 255
 _MAX_TURNED_AWAY = 32
 """Connections beyond the limit that are given an answer at one time; more are closed without one."""
 _NO_LINE = Line("")
+
+
+class Client(Protocol):
+    """A client's connection that is not a tunnel (yet)."""
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The connection, while it belongs to this client."""
+
+    def sweep(self, now: float) -> None:
+        """Enforce the time limits."""
 
 
 class EgressServer:
@@ -47,7 +62,7 @@ class EgressServer:
         self.stats = Stats()
         self.turned_away = 0
         self.open_forwards: set[Forward] = set()
-        self._clients: set[_Entry | HttpConnection | SocksConnection] = set()
+        self._clients: set[Client] = set()
         self._tunnels: set[Tunnel] = set()
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -67,6 +82,15 @@ class EgressServer:
                 tunnel.cut(verdict)
         for forward in list(self.open_forwards):
             forward.reconsider()
+
+    def revoke(self, credentials: Collection[str]) -> None:
+        """End what is open with credentials that were taken back, by name."""
+        names = frozenset(credentials)
+        for tunnel in list(self._tunnels):
+            if not names.isdisjoint(tunnel.credentials):
+                tunnel.cut(REVOKED)
+        for forward in list(self.open_forwards):
+            forward.revoke(names)
 
     async def close(self) -> None:
         """Stop serving and end everything that is open; each open connection is still recorded."""
@@ -100,17 +124,17 @@ class EgressServer:
         """Whether another connection would be too many."""
         return self.stats.active >= self.session.limits.connections
 
-    def admit_client(self, client: _Entry | HttpConnection | SocksConnection) -> None:
+    def admit_client(self, client: Client) -> None:
         """Watch a connection's time limits."""
         self._clients.add(client)
         if self._sweeper is None:
             self._schedule()
 
-    def forget(self, client: _Entry | HttpConnection | SocksConnection) -> None:
+    def forget(self, client: Client) -> None:
         """Stop watching."""
         self._clients.discard(client)
 
-    def left(self, client: _Entry | HttpConnection | SocksConnection) -> None:
+    def left(self, client: Client) -> None:
         """A client is gone."""
         self._clients.discard(client)
         self.stats.active -= 1
@@ -135,6 +159,7 @@ class EgressServer:
                 up=tunnel.client.count,
                 down=tunnel.server.count if tunnel.server else 0,
                 ech=tunnel.ech,
+                credentials=tunnel.credentials,
             )
 
         tunnel.on_end = ended
@@ -143,7 +168,7 @@ class EgressServer:
     def record(  # noqa: PLR0913 - the fields of an event
         self, target: Target | None, verdict: Verdict, *, spelling: str = "", ended: str = "", line: Line = _NO_LINE,
         begun: float = 0.0, duration_s: float = 0.0, status: int = 0, up: int = 0, down: int = 0, ech: bool = False,
-        protocol: Protocol = "http",
+        protocol: Spoken = "http", credentials: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         """Count and record one request, tunnel or refusal."""
         self.stats.denials += verdict.action == "deny"
@@ -163,6 +188,7 @@ class EgressServer:
             via=line.via,
             status=status,
             ech=ech,
+            credentials=credentials,
             bytes_up=up,
             bytes_down=down,
             duration_s=duration_s,

@@ -16,6 +16,7 @@ from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
 from cloister.egress.rules import Ruleset
+from cloister.relay.trust import system_trust
 
 Answer = Literal["once", "run", "always", "never"]
 """What a person says to a question. `always` counts as `run` here; writing it down is for the broker."""
@@ -128,6 +129,8 @@ class Broker(Protocol):
     async def swap(self, target: Target, headers: Headers, body: bytes = b"") -> Swap:
         """Put real secrets in where placeholders stand, towards a host they are bound to.
 
+        The headers begin with `host` and hold no field of one connection only; the path has its query.
+
         Raises:
             RefusedError: a placeholder is on its way to a host it is not bound to, or a secret cannot be had.
         """
@@ -161,6 +164,8 @@ class Session:
     upstream: UpstreamProxy | None = None
     broker: Broker | None = None
     """None for a run without credentials: nothing is terminated then."""
+    trust: Callable[[bool], ssl.SSLContext] = system_trust
+    """The context for servers whose TLS the relay speaks itself; the argument says whether `h2` is offered."""
 
 
 @dataclass(slots=True)

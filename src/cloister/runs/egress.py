@@ -28,6 +28,7 @@ def session_for(run: ActiveRun, prepared: Prepared, approvals: Approvals, upstre
         ask=asker.ask,
         recall=asker.recall,
         upstream=upstream,
+        broker=run.credentials,
     )
 
 

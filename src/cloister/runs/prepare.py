@@ -24,6 +24,7 @@ from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
+from cloister.host.trust_roots import system_bundle
 from cloister.isolation import workspace as workspace_layout
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
@@ -33,6 +34,8 @@ from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.credentials_places import refuse_visible
+from cloister.runs.explain import look
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.paths import Paths
@@ -120,6 +123,8 @@ class Kitchen:
         facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        if plan.credentials:
+            refuse_visible(plan, paths.home, look)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
         named = (*agent.pass_environment, *resolved.preset.pass_environment)
@@ -221,6 +226,7 @@ class Kitchen:
             limit_means=means(host),
             landlock_abi=host.landlock_abi,
             holds=self._can_hold(),
+            trust_roots=system_bundle() if agent.credentials else "",
             own_command=not request.replaced,
             pty=request.pty,
             internet=direct,
@@ -239,13 +245,13 @@ class Kitchen:
             self._etc[nameserver] = (path, now)
         return path
 
-    def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
-        """Return the rules that hold now for a run that is under way: same agent, profile and project as at its start.
+    def now_for(self, plan: Plan) -> tuple[Agent, tuple[Ruleset, Guard]]:
+        """Return what holds now for a run that is under way: same agent, profile and project as at its start.
 
         The variables named with `--env` are not among what a reload can change, and open no host.
         """
-        resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
-        return self._rules_for(resolved.agent.egress, plan.agent)
+        agent = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent
+        return agent, self._rules_for(agent.egress, plan.agent)
 
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
         """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""

@@ -35,6 +35,7 @@ from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, C
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
+from cloister.runs.credentials_start import CredentialStarts
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
@@ -71,6 +72,7 @@ class Supervisor:
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
+        self.credentials = CredentialStarts(paths, owner.uid)
         self._runs: dict[str, ActiveRun] = {}
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -96,12 +98,13 @@ class Supervisor:
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
         plan = prepared.plan
+        credentials = await self.credentials.open(prepared, request) if plan.credentials else None
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
         self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state)
+        applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -111,6 +114,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
+        run.use(credentials)
         run.starter = Starter(link, os.dup(output), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
@@ -136,7 +140,7 @@ class Supervisor:
         run.go = (
             (FLAG_PTY if launch.pty else 0).to_bytes(4, "little")
             + encode_list([os.fsencode(word) for word in launch.command])
-            + encode_list(mapping(prepared.environment))
+            + encode_list(mapping({**prepared.environment, **run.placeholders}))
             + encode_list([os.fsencode(launch.directory)])
         )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
@@ -264,7 +268,7 @@ class Supervisor:
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
             words=words or [b"/bin/sh"],
-            environment=[*terminal, *mapping(launch.environment)],
+            environment=[*terminal, *mapping({**launch.environment, **run.placeholders})],
             directory=fields.get("directory") or launch.directory,
             pty=bool(fields.get("pty")),
         )
@@ -303,12 +307,11 @@ class Supervisor:
         results = []
         for name, run in self._runs.items():
             try:
-                rules = self._kitchen.egress_of(run.plan)
+                agent, rules = self._kitchen.now_for(run.plan)
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
-            if run.egress:
-                run.egress.update(*rules)
+            run.obey(agent, *rules)
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
             if self._kitchen.filter_outdated(run.plan, *rules):
                 results.append({"run": name, "error": FILTER_OUTDATED})
@@ -352,6 +355,8 @@ class Supervisor:
             self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
+        if run.credentials:
+            run.credentials.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
