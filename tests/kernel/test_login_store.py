@@ -19,7 +19,8 @@ from cloister.credentials import logins as kept_logins
 from cloister.credentials.oauth_answers import read_token_answer
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UsageError, render
 from cloister.host.logins import Shelf
-from cloister.runs.login_renewal import RenewalError, Renewals, load, poster
+from cloister.runs.login_files import load
+from cloister.runs.login_renewal import RenewalError, Renewals, poster
 from cloister.runs.logins import LoginEvent, Logins
 from support.fake_oauth import Answer, FakeOauth
 
@@ -132,6 +133,7 @@ PROCESS = """
 import sys
 sys.path[:0] = [sys.argv[1]]
 from cloister.host.logins import Shelf
+from cloister.runs.login_files import load
 from cloister.runs.login_renewal import Renewals, poster
 sys.stdin.readline()
 print(Renewals(Shelf(sys.argv[2]), poster({})).renew("test", sys.argv[3]).access_token, flush=True)

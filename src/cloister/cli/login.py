@@ -16,8 +16,9 @@ from cloister.errors import CloisterError, UsageError
 from cloister.host.browser import open_browser
 from cloister.host.logins import Shelf
 from cloister.policy.values import check_name
+from cloister.runs.login_files import load
 from cloister.runs.login_flow import Person, by_browser, by_device, by_paste, from_product, keep, provider_for
-from cloister.runs.login_renewal import load, poster
+from cloister.runs.login_renewal import poster
 from cloister.runs.policies import all_users_presets
 
 if TYPE_CHECKING:

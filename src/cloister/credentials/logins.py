@@ -21,7 +21,8 @@ _MARGIN_S = 300.0
 _MARGIN_SHARE = 0.1
 _SAFETY_S = 5.0
 """An access token that ends within this is not sent any more: it may end on its way."""
-_FORCED_AGAIN_S = 60.0
+_FORCED_AGAIN_S = 600.0
+"""How soon refusals of hosts may make us renew again: an agent can bring them about at will."""
 _SKEW_S = 120.0
 """How far in the future an access token may have been issued before the clock is not believed."""
 
@@ -70,9 +71,10 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     renewed: float
     expires: float | None
     renewable: bool
+    token_url: str
     hosts: tuple[str, ...]
     headers: dict[str, str]
-    product: str
+    product: Literal["", "claude", "codex"]
     product_file: str
     details: dict[str, str]
 
@@ -163,6 +165,7 @@ def describe(kept: Kept, now: float) -> Description:
         renewed=kept.issued,
         expires=kept.expires,
         renewable=bool(kept.refresh_token),
+        token_url=kept.login.token_url,
         hosts=kept.login.hosts,
         headers=kept.login.headers,
         product=kept.login.product,

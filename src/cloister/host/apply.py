@@ -15,6 +15,8 @@ import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import assert_never
 
 from cloister.errors import StepError
@@ -30,6 +32,7 @@ from cloister.plan.steps import (
     LimitScope,
     Listen,
     MakeDirectory,
+    PlaceholderFile,
     Placeholders,
     Plan,
     SeedFile,
@@ -37,31 +40,34 @@ from cloister.plan.steps import (
     WriteFile,
 )
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 _BACKLOG = 512
 _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
 
 
 class Applied:
-    """What applying a plan needs or makes that cannot stand in it: our certificate, the listening socket."""
+    """What applying a plan needs or makes that cannot stand in it: certificate, placeholders, the listening socket."""
 
-    def __init__(self, authority: bytes) -> None:
+    def __init__(self, authority: bytes, placeholders: Mapping[str, str]) -> None:
         """Start with no socket."""
         self.authority = authority
+        self.placeholders = placeholders
         self.listener: socket.socket | None = None
 
 
-def apply(plan: Plan, state: str, authority: bytes = b"") -> Applied:
+def apply(plan: Plan, state: str, authority: bytes = b"", placeholders: Mapping[str, str] = NOTHING) -> Applied:
     """Apply every step before the launch; undo what was done when one fails.
 
     Args:
         plan: as stored already.
         state: Cloister's state directory, where placeholder journals lie.
         authority: the certificate of this user's authority (PEM), for runs whose plan has a bundle.
+        placeholders: what stands for each credential, for runs whose plan has files with them.
 
     Raises:
         StepError: names the step and what the system said.
     """
-    applied = Applied(authority)
+    applied = Applied(authority, placeholders)
     for step in plan.steps:
         try:
             _apply(step, plan, state, applied)
@@ -91,7 +97,7 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory(path=path, mode=mode):
             os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile() | TrustBundle():
+        case WriteFile() | TrustBundle() | PlaceholderFile():
             _write(step, applied)
         case Listen(path=path):
             applied.listener = _listen(path)
@@ -122,16 +128,22 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | TrustBundle() | CarryPoints() | SeedFile() | Launch():
-            return  # inside a directory that goes as a whole, or kept on purpose
+        case MakeDirectory() | WriteFile() | TrustBundle() | PlaceholderFile():
+            return  # inside a directory that goes as a whole
+        case CarryPoints() | SeedFile() | Launch():
+            return  # kept on purpose, or over
         case _:
             assert_never(step)
 
 
-def _write(step: WriteFile | TrustBundle, applied: Applied) -> None:
-    text, mode = (
-        (step.text, step.mode) if isinstance(step, WriteFile) else (bundle(step.roots, applied.authority), 0o600)
-    )
+def _write(step: WriteFile | TrustBundle | PlaceholderFile, applied: Applied) -> None:
+    match step:
+        case WriteFile(text=text, mode=mode):
+            pass
+        case TrustBundle(roots=roots):
+            text, mode = bundle(roots, applied.authority), 0o600
+        case PlaceholderFile():
+            text, mode = step.text.replace("{placeholder}", applied.placeholders[step.credential]), 0o600
     descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)

@@ -26,6 +26,7 @@ from cloister.plan.steps import (
     Listen,
     MakeDirectory,
     Overlay,
+    PlaceholderFile,
     Placeholders,
     Plan,
     SeedFile,
@@ -52,6 +53,14 @@ class CarriedPath(msgspec.Struct, frozen=True):
     name: str
     source: str
     kind: str
+
+
+class PlacedFile(msgspec.Struct, frozen=True):
+    """A file below the home in which a product finds a login; `{placeholder}` stands in its text."""
+
+    name: str
+    text: str
+    credential: str
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +102,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     landlock_abi: int = 0
     holds: bool = False
     """The outer shim can make mounts in a user namespace of its own: tried on this host."""
+    placed: tuple[PlacedFile, ...] = ()
     own_command: bool = True
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
@@ -151,6 +161,9 @@ def _preparations(
     yield from _state_steps(preset, facts, files)
     for name, text in files.boxed:
         yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
+    for index, placed in enumerate(facts.placed):
+        path = f"{facts.run_runtime}/box/login-{index}"
+        yield PlaceholderFile(path=path, text=placed.text, credential=placed.credential)
     if environment.TRUST_VARIABLES[0] in launch.environment:
         yield TrustBundle(
             path=f"{facts.run_runtime}/box/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots
@@ -212,6 +225,7 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    files.homed += [(placed.name, f"login-{index}") for index, placed in enumerate(facts.placed)]
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):

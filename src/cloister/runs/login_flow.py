@@ -31,7 +31,8 @@ from cloister.host.redirects import Redirected, Redirects, Typed
 from cloister.host.token_endpoint import UnreachableError
 from cloister.policy.login import Login
 from cloister.policy.model import Preset
-from cloister.runs.login_renewal import Post, load
+from cloister.runs.login_files import load
+from cloister.runs.login_renewal import Post
 
 PATIENCE_S = 600.0
 """How long a person may take in the browser."""

@@ -20,6 +20,7 @@ from cloister.egress.hosts import parse_host
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError
 from cloister.host.logins import Held, Shelf
 from cloister.host.token_endpoint import Answer, Proxy, UnreachableError, post
+from cloister.runs.login_files import understood
 from cloister.runs.upstream import upstream_proxy
 
 Post = Callable[[oauth.Request], Answer]
@@ -54,16 +55,6 @@ def _proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     if found is None or found.direct.covers(parse_host(parts.hostname or ""), parts.port or 443):
         return None
     return Proxy(found.host, found.port, found.authorization)
-
-
-def load(shelf: Shelf, name: str) -> Kept:
-    """Return a login.
-
-    Raises:
-        UsageError: there is none of that name (`login-unknown`).
-        CloisterError: its file cannot be trusted or understood.
-    """
-    return _understood(shelf.read(name), name)
 
 
 class Renewals:
@@ -101,7 +92,7 @@ class Renewals:
 
     def _current(self, held: Held, name: str) -> Kept:
         """Return what is stored, after an answer was stored that could not be written when it came."""
-        kept = _understood(held.read(), name)
+        kept = understood(held.read(), name)
         waiting = self._unwritten.get(name)
         if waiting is not None and (kept.renewing is None or kept.made != waiting.made):
             waiting = None  # somebody has logged in anew, or renewed
@@ -165,11 +156,3 @@ def _unreachable(kept: Kept, reason: str) -> CloisterError:
 
 def _host(kept: Kept) -> str:
     return kept.login.token_url
-
-
-def _understood(data: bytes, name: str) -> Kept:
-    kept = kept_logins.decode(data)
-    if kept is None or kept.name != name:
-        message = f"the file of the login {name!r} is not one that this version wrote"
-        raise StepError("login-unreadable", message, remedy=f"cloister login {name}")
-    return kept

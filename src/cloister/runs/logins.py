@@ -20,7 +20,8 @@ from cloister.credentials import logins as kept_logins
 from cloister.credentials.logins import Description, Kept
 from cloister.errors import CloisterError, RetryError, StepError
 from cloister.host.logins import Shelf, Stamp, unknown
-from cloister.runs.login_renewal import Clock, Post, RenewalError, Renewals, expired, load, poster
+from cloister.runs.login_files import load
+from cloister.runs.login_renewal import Clock, Post, RenewalError, Renewals, expired, poster
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 300.0
@@ -89,6 +90,7 @@ class Logins:
         self._loaded: dict[str, _Loaded] = {}
         self._under_way: dict[str, asyncio.Task[Kept]] = {}
         self._pauses: dict[str, _Pause] = {}
+        self._refused: set[str] = set()
 
     async def access_token(self, name: str) -> str:
         """Return an access token that is good now.
@@ -104,6 +106,9 @@ class Logins:
             self._renew(loaded.kept)
         if state == "expired":
             return (await self._renewed(loaded.kept)).access_token
+        if name in self._refused:  # a host has said 401 to this one, and another is on its way
+            await asyncio.wait([self._under_way[name]])
+            return self._load(name).kept.access_token
         return loaded.kept.access_token
 
     async def renew(self, name: str, refused: str) -> str:
@@ -124,6 +129,16 @@ class Logins:
         if loaded.kept.access_token != refused or not kept_logins.may_force(loaded.kept, self._now()):
             return loaded.kept.access_token
         return (await self._renewed(loaded.kept, forced=True)).access_token
+
+    def refused(self, name: str, token: str) -> None:
+        """Begin what `renew` does, and do not wait; whoever asks for a token meanwhile waits for the new one."""
+        try:
+            kept = self._load(name).kept
+        except CloisterError:
+            return
+        if kept.access_token == token and kept_logins.may_force(kept, self._now()) and self._may_ask(name):
+            self._refused.add(name)
+            self._renew(kept, forced=True)
 
     def describe(self, name: str) -> Description:
         """Return what may be known of a login.
@@ -224,5 +239,6 @@ class Logins:
 
     def _settle(self, name: str, done: asyncio.Task[Kept]) -> None:
         self._under_way.pop(name, None)
+        self._refused.discard(name)
         if not done.cancelled():
             done.exception()  # seen: whoever waits gets it as well, and nobody has to wait

@@ -14,7 +14,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -42,6 +42,9 @@ from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
+
+if TYPE_CHECKING:
+    from cloister.runs.logins import LoginEvent
 
 CLOSE_EGRESS_S = 2.0
 FILTER_OUTDATED = (
@@ -72,7 +75,7 @@ class Supervisor:
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
-        self.credentials = CredentialStarts(paths, owner.uid)
+        self.credentials = CredentialStarts(paths, owner.uid, self._login_event)
         self._runs: dict[str, ActiveRun] = {}
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -104,7 +107,7 @@ class Supervisor:
             started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
         self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
+        applied = host_apply.apply(plan, self._paths.state, *(credentials.for_apply if credentials else ()))
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -398,14 +401,21 @@ class Supervisor:
         )  # fmt: skip
         self._store.finish(closed, receipt)
 
+    def _login_event(self, event: LoginEvent) -> None:
+        """Write down what happened to a login with every run that uses it."""
+        for run in self._runs.values():
+            if any(one.secret == f"login:{event.login}" for one in run.plan.credentials):
+                run.write_event("login", msgspec.to_builtins(event))
+
     async def close(self) -> None:
-        """End every run, politely for two seconds."""
+        """End every run, politely for two seconds; what is asked for a login comes to its end."""
         for run in list(self._runs.values()):
             run.live.stop(1.0)
         await self._wait_empty(3.0)
         for run in list(self._runs.values()):
             run.live.outer_closed()
         await self._wait_empty(3.0)
+        await self.credentials.logins.close()
 
     async def _wait_empty(self, seconds: float) -> None:
         while self._runs:

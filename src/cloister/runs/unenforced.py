@@ -72,7 +72,5 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
 
 
 def _credentials(agent: Agent) -> tuple[str, ...]:
-    """Return the keys of credentials that nothing keeps yet: those of agents, and logins."""
-    named = agent.credentials.items()
-    keys = tuple(f"credentials.{name}.keys" for name, credential in named if credential.keys)
-    return (*keys, *(f"credentials.{name}.secret" for name, one in named if one.secret.startswith("login:")))
+    """Return the keys of credentials that nothing keeps yet: those of agents."""
+    return tuple(f"credentials.{name}.keys" for name, credential in agent.credentials.items() if credential.keys)

@@ -85,7 +85,7 @@ def test_a_refusal_forces_one_renewal_not_a_storm():
 
     assert logins.may_force(kept(), T)
     assert not logins.may_force(forced, T + 30)
-    assert logins.may_force(forced, T + 90)
+    assert logins.may_force(forced, T + 700)
     assert logins.may_force(forced, T - 500)
     assert not logins.may_force(kept(refresh=""), T)
 
