@@ -9,16 +9,25 @@ Every request is recorded with its body. For tests only.
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import hashlib
 import json
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from cloister.policy.login import Login
 
@@ -74,6 +83,7 @@ class FakeOauth:
         self.on_token: Callable[[], None] | None = None
         self.extra: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._more: list[ThreadingHTTPServer] = []
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -93,13 +103,25 @@ class FakeOauth:
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
 
+    def also_over_tls(self, certificate: Path) -> int:
+        """Serve the same over TLS; return the port."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        second = ThreadingHTTPServer(("127.0.0.1", 0), self._server.RequestHandlerClass)
+        second.daemon_threads = True
+        second.socket = context.wrap_socket(second.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=second.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self._more.append(second)
+        return second.server_port
+
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        for server in (self._server, *self._more):
+            server.shutdown()
+            server.server_close()
 
     def login(self, **changes: Any) -> Login:
         """Return the `[login]` table of this provider."""
@@ -253,6 +275,28 @@ class FakeOauth:
         family = Family()
         self.families.append(family)
         return 200, self._tokens(family)
+
+
+def make_certificate(path: Path, *names: str) -> Path:
+    """Write a certificate for some names, that vouches for itself, and its key, into one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(own)
+        .issuer_name(own)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(made.public_bytes(Encoding.PEM) + private)
+    return path
 
 
 def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
