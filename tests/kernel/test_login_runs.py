@@ -1,4 +1,4 @@
-"""Logins through the whole program: real broker, sandbox, TLS; tokens are at the provider and the host, never inside."""
+"""Logins through the whole program: real broker, sandbox and TLS; tokens reach provider and host, never the inside."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HOST = "host.cloister.internal"
 @pytest.fixture
 def provider(tmp_path: Path, user: User) -> Iterator[FakeOauth]:
     """A provider, and an API over TLS that takes only its good access tokens."""
-    certificate = make_certificate(tmp_path / "server.pem", HOST)
-    user.environment["SSL_CERT_FILE"] = str(certificate)
+    authority, certificate = make_certificate(tmp_path, HOST)
+    user.environment["SSL_CERT_FILE"] = str(authority)
     with FakeOauth() as provider:
-        provider.tls_port = provider.also_over_tls(certificate)  # type: ignore[attr-defined]
+        provider.also_over_tls(certificate)
         yield provider
 
 
@@ -66,13 +66,13 @@ def events(user: User, kind: str) -> list[dict[str, object]]:
 
 
 def test_a_placeholder_keeps_working_while_the_token_rotates(user: User, workspace: Path, provider: FakeOauth) -> None:
-    """The provider ends the access token in mid-run: one call fails, the next works, and the agent's value is the same."""
+    """The provider ends the access token in mid-run: one call fails, the next works, with the same placeholder."""
     log_in(user, provider)
-    port = provider.tls_port  # type: ignore[attr-defined]
+    port = provider.tls_port
     user.write_policy(policy(port))
-    provider.on_token = None
     (workspace / "wait").write_text("")
-    script = f'{call(port)} echo "$TOKEN"; touch ended; while [ -e wait ]; do sleep 0.1; done; {call(port)} sleep 0.5; {call(port)}'
+    wait = "touch ended; while [ -e wait ]; do sleep 0.1; done;"
+    script = f'{call(port)} echo "$TOKEN"; {wait} {call(port)} sleep 0.5; {call(port)}'
     process = user.start("run", "shell", "--", "/bin/sh", "-c", script, cwd=workspace)
     end = time.monotonic() + 30
     while not (workspace / "ended").exists() and time.monotonic() < end:
@@ -93,10 +93,10 @@ def test_a_placeholder_keeps_working_while_the_token_rotates(user: User, workspa
 def test_no_token_is_inside_or_in_any_record(user: User, workspace: Path, provider: FakeOauth) -> None:
     """Environment, files and memory the agent reads, the stored plan, events, receipt, output and the broker's log."""
     log_in(user, provider, age_s=3500)
-    port = provider.tls_port  # type: ignore[attr-defined]
+    port = provider.tls_port
     user.write_policy(policy(port))
-    look = "cat /proc/*/environ /proc/*/cmdline /proc/self/maps 2>/dev/null; find / -xdev -type f -size -200k \
-        \\( -path /home -o -path '/run/*' -o -path '/tmp/*' -o -path \"$HOME/*\" \\) -exec cat {} + 2>/dev/null; cat /run/cloister/box/* 2>/dev/null"
+    places = '"$HOME" /run /tmp /etc /proc/self'
+    look = f"cat /proc/*/environ /proc/*/cmdline 2>/dev/null; find {places} -type f -size -200k -exec cat {{}} + 2>/dev/null"
 
     done = user.inside(f"{call(port)} {look}", cwd=workspace)
     user.inside(call(port), cwd=workspace)
@@ -116,7 +116,7 @@ def test_no_token_is_inside_or_in_any_record(user: User, workspace: Path, provid
 def test_a_login_goes_to_its_own_hosts_only(user: User, workspace: Path, provider: FakeOauth) -> None:
     """A policy that binds it to another host is refused before anything starts, and says which hosts it is for."""
     log_in(user, provider, hosts=("api.example.org",))
-    port = provider.tls_port  # type: ignore[attr-defined]
+    port = provider.tls_port
     user.write_policy(policy(port))
 
     done = user.inside(call(port), cwd=workspace)
@@ -134,7 +134,7 @@ def test_a_login_that_is_over_starts_nothing(user: User, workspace: Path, provid
     if ended:
         log_in(user, provider, age_s=4000)
         provider.families[0].ended = True
-    user.write_policy(policy(provider.tls_port))  # type: ignore[attr-defined]
+    user.write_policy(policy(provider.tls_port))
 
     done = user.inside("echo started", cwd=workspace)
 
@@ -148,7 +148,7 @@ def test_a_login_that_is_over_starts_nothing(user: User, workspace: Path, provid
 def test_logging_out_ends_what_a_living_run_may_do(user: User, workspace: Path, provider: FakeOauth) -> None:
     """The next request of the run is refused; the agent learns that it cannot be had, the record why."""
     log_in(user, provider)
-    port = provider.tls_port  # type: ignore[attr-defined]
+    port = provider.tls_port
     user.write_policy(policy(port))
     (workspace / "wait").write_text("")
     script = f"{call(port)} touch ended; while [ -e wait ]; do sleep 0.1; done; {call(port)}"
@@ -176,7 +176,7 @@ def test_products_find_a_login_with_placeholders(  # noqa: PLR0913  # fixtures
 ) -> None:
     """The product's own file is there, lasts for decades, cannot be written, is in no record, and works at the host."""
     log_in(user, provider, product=product, product_file=name)
-    port = provider.tls_port  # type: ignore[attr-defined]
+    port = provider.tls_port
     user.write_policy(policy(port, env=""))
     pick = {"claude": "['claudeAiOauth']['accessToken']", "codex": "['tokens']['access_token']"}[product]
     script = (
@@ -203,7 +203,7 @@ def test_products_find_a_login_with_placeholders(  # noqa: PLR0913  # fixtures
 
 def test_the_products_own_renewal_is_refused_with_a_reason(user: User, workspace: Path, provider: FakeOauth) -> None:
     """A renewal or a login from inside does not reach the token endpoint; another path of that host does."""
-    port = provider.tls_port  # type: ignore[attr-defined]
+    port = provider.tls_port
     log_in(user, provider, token_url=f"https://{HOST}:{port}/token")
     user.write_policy(policy(port))
     body = '-d "grant_type=refresh_token&refresh_token=$TOKEN"'
@@ -222,7 +222,7 @@ def test_a_broker_that_was_killed_while_renewing_loses_nothing(
 ) -> None:
     """SIGKILL before the provider has answered: the next broker uses the access token to its end, and says no word."""
     kept = log_in(user, provider, age_s=3400)
-    port = provider.tls_port  # type: ignore[attr-defined]
+    port = provider.tls_port
     user.write_policy(policy(port))
 
     def kill() -> None:

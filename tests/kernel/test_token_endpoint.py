@@ -56,8 +56,8 @@ def answering(data: bytes) -> Callable[[socket.socket], None]:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate for `localhost` that nobody vouches for, and its key."""
-    return make_certificate(tmp_path / "both.pem", "localhost")
+    """A certificate for `localhost` and its key; who vouches for it stands in `authority.pem` beside it."""
+    return make_certificate(tmp_path, "localhost")[1]
 
 
 def over_tls(certificate: Path, seen: list[bytes]) -> Callable[[socket.socket], None]:
@@ -80,7 +80,7 @@ def test_a_server_nobody_vouches_for_gets_nothing(certificate: Path, monkeypatch
         with pytest.raises(UnreachableError) as caught:
             post(f"https://localhost:{port}/token", "application/json", b"rt-secret")
         assert (caught.value.reason, caught.value.sent) == ("certificate-not-trusted", False)
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.parent / "authority.pem"))
         with pytest.raises(UnreachableError) as caught:
             post(f"https://127.0.0.1:{port}/token", "application/json", b"rt-secret")
         assert caught.value.reason == "certificate-not-trusted"
@@ -93,7 +93,7 @@ def test_a_server_nobody_vouches_for_gets_nothing(certificate: Path, monkeypatch
 
 def test_it_goes_through_a_proxy_by_connect(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy sees the name and its own password, and never the request; `no_proxy` and loopback http go direct."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.parent / "authority.pem"))
     seen: list[bytes] = []
     heads: list[bytes] = []
     inner = over_tls(certificate, seen)

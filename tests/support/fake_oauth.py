@@ -82,6 +82,7 @@ class FakeOauth:
         """Taken likewise, after the rules had their effect: the answer is lost on its way."""
         self.on_token: Callable[[], None] | None = None
         self.extra: dict[str, Any] = {}
+        self.tls_port = 0
         self._lock = threading.Lock()
         self._more: list[ThreadingHTTPServer] = []
         owner = self
@@ -103,8 +104,8 @@ class FakeOauth:
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def also_over_tls(self, certificate: Path) -> int:
-        """Serve the same over TLS; return the port."""
+    def also_over_tls(self, certificate: Path) -> None:
+        """Serve the same over TLS, at `tls_port`."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         second = ThreadingHTTPServer(("127.0.0.1", 0), self._server.RequestHandlerClass)
@@ -112,7 +113,7 @@ class FakeOauth:
         second.socket = context.wrap_socket(second.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=second.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         self._more.append(second)
-        return second.server_port
+        self.tls_port = second.server_port
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -277,26 +278,30 @@ class FakeOauth:
         return 200, self._tokens(family)
 
 
-def make_certificate(path: Path, *names: str) -> Path:
-    """Write a certificate for some names, that vouches for itself, and its key, into one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(own)
-        .issuer_name(own)
-        .public_key(key.public_key())
-        .serial_number(7)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.write_bytes(made.public_bytes(Encoding.PEM) + private)
-    return path
+def make_certificate(folder: Path, *names: str) -> tuple[Path, Path]:
+    """Make an authority and a certificate for some names; return the authority's file, and the server's with its key."""
+    key, leaf_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    begin = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+
+    def sign(subject: x509.Name, public: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType) -> bytes:
+        builder = x509.CertificateBuilder(own, subject, public, x509.random_serial_number(), begin)
+        builder = builder.not_valid_after(begin + dt.timedelta(days=2))
+        identifiers = (
+            x509.SubjectKeyIdentifier.from_public_key(public),
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()),
+        )
+        for extension in (*extensions, *identifiers):
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    authority, server = folder / "authority.pem", folder / "server.pem"
+    authority.write_bytes(sign(own, key.public_key(), x509.BasicConstraints(ca=True, path_length=None)))
+    alternative = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+    private = leaf_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    server.write_bytes(sign(subject, leaf_key.public_key(), alternative) + private)
+    return authority, server
 
 
 def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
