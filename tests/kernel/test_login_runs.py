@@ -96,7 +96,7 @@ def test_no_token_is_inside_or_in_any_record(user: User, workspace: Path, provid
     port = provider.tls_port
     user.write_policy(policy(port))
     places = '"$HOME" /run /tmp /etc /proc/self'
-    look = f"cat /proc/*/environ /proc/*/cmdline 2>/dev/null; find {places} -type f -size -200k -exec cat {{}} + 2>/dev/null"
+    look = f"exec 2>/dev/null; cat /proc/*/environ /proc/*/cmdline; find {places} -type f -size -200k -exec cat {{}} +"
 
     done = user.inside(f"{call(port)} {look}", cwd=workspace)
     user.inside(call(port), cwd=workspace)

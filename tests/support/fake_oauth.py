@@ -279,15 +279,16 @@ class FakeOauth:
 
 
 def make_certificate(folder: Path, *names: str) -> tuple[Path, Path]:
-    """Make an authority and a certificate for some names; return the authority's file, and the server's with its key."""
+    """Make an authority and a certificate for some names; return the files of both, the second with its key."""
     key, leaf_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of a test")])
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     begin = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
 
     def sign(subject: x509.Name, public: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType) -> bytes:
-        builder = x509.CertificateBuilder(own, subject, public, x509.random_serial_number(), begin)
-        builder = builder.not_valid_after(begin + dt.timedelta(days=2))
+        builder = x509.CertificateBuilder().issuer_name(own).subject_name(subject).public_key(public)
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(begin).not_valid_after(begin + dt.timedelta(days=2))
         identifiers = (
             x509.SubjectKeyIdentifier.from_public_key(public),
             x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()),
