@@ -32,6 +32,8 @@ VERBS = {
     "plan": "show what would be done for a run",
     "explain": "say whether a path or a host is within an agent's reach, and by which rule",
     "agents": "list the agents of the policy",
+    "login": "log in to a provider for runs that never see the tokens; list logins",
+    "logout": "end logins",
     "policy": "reload the policy of running sandboxes; print its schema",
     "identity": "show, verify, revoke and rotate the keys and tokens of agents",
     "doctor": "say what this host can enforce, and what to do about the rest",

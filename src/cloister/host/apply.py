@@ -15,6 +15,8 @@ import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import assert_never
 
 from cloister.errors import StepError
@@ -32,6 +34,7 @@ from cloister.plan.steps import (
     Listen,
     ListenAgent,
     MakeDirectory,
+    PlaceholderFile,
     Placeholders,
     Plan,
     SeedFile,
@@ -40,16 +43,18 @@ from cloister.plan.steps import (
     WriteFile,
 )
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 _BACKLOG = 512
 _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
 
 
 class Applied:
-    """What applying a plan needs or makes that cannot stand in it: our certificate, the listening sockets."""
+    """What applying a plan needs or makes that cannot stand in it: certificate, placeholders, listening sockets."""
 
-    def __init__(self, authority: bytes) -> None:
+    def __init__(self, authority: bytes, placeholders: Mapping[str, str]) -> None:
         """Start with no socket."""
         self.authority = authority
+        self.placeholders = placeholders
         self.listener: socket.socket | None = None
         self.agents: dict[str, socket.socket] = {}
         """The sockets of `ListenAgent` steps, by kind."""
@@ -68,18 +73,19 @@ class Applied:
                 listener.close()
 
 
-def apply(plan: Plan, state: str, authority: bytes = b"") -> Applied:
+def apply(plan: Plan, state: str, authority: bytes = b"", placeholders: Mapping[str, str] = NOTHING) -> Applied:
     """Apply every step before the launch; undo what was done when one fails.
 
     Args:
         plan: as stored already.
         state: Cloister's state directory, where placeholder journals lie.
         authority: the certificate of this user's authority (PEM), for runs whose plan has a bundle.
+        placeholders: what stands for each credential, for runs whose plan has files with them.
 
     Raises:
         StepError: names the step and what the system said.
     """
-    applied = Applied(authority)
+    applied = Applied(authority, placeholders)
     for step in plan.steps:
         try:
             _apply(step, plan, state, applied)
@@ -107,7 +113,7 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory(path=path, mode=mode):
             os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile() | WriteBytes() | TrustBundle():
+        case WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile():
             _write(step, applied)
         case Listen() | ListenAgent():
             applied.listen(step)
@@ -138,7 +144,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | IdentityTokens():
+        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile() | IdentityTokens():
             return  # inside a directory that goes as a whole
         case CarryPoints() | SeedFile() | Launch():
             return  # kept on purpose, or gone by itself
@@ -146,18 +152,24 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             assert_never(step)
 
 
-def _write(step: WriteFile | WriteBytes | TrustBundle, applied: Applied) -> None:
-    mode = 0o600 if isinstance(step, TrustBundle) else step.mode
+def _write(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> None:
+    mode = step.mode if isinstance(step, WriteFile | WriteBytes) else 0o600
     data = _content(step, applied)
     descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
 
 
-def _content(step: WriteFile | WriteBytes | TrustBundle, applied: Applied) -> bytes:
-    if isinstance(step, WriteBytes):
-        return step.data
-    text = step.text if isinstance(step, WriteFile) else bundle(step.roots, applied.authority)
+def _content(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> bytes:
+    match step:
+        case WriteBytes():
+            return step.data
+        case WriteFile():
+            text = step.text
+        case TrustBundle():
+            text = bundle(step.roots, applied.authority)
+        case PlaceholderFile():
+            text = step.text.replace("{placeholder}", applied.placeholders[step.credential])
     return text.encode("utf-8", "surrogateescape")
 
 

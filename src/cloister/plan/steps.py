@@ -68,6 +68,18 @@ class TrustBundle(Step, frozen=True, tag="trust-bundle"):
         return f"write the trusted certificates ({self.roots or 'no system bundle'} and our own) to {self.path}"
 
 
+class PlaceholderFile(Step, frozen=True, tag="placeholder-file"):
+    """Write a file in which a product finds a login: `{placeholder}` becomes that of a credential."""
+
+    path: str
+    text: str
+    credential: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write the placeholder of {self.credential} to {self.path}"
+
+
 class Listen(Step, frozen=True, tag="listen"):
     """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
 
@@ -274,6 +286,7 @@ AnyStep = (
     | WriteFile
     | WriteBytes
     | TrustBundle
+    | PlaceholderFile
     | Listen
     | ListenAgent
     | Placeholders

@@ -14,6 +14,7 @@ from typing import get_args
 from cloister.policy import values
 from cloister.policy.document import Mistakes
 from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
+from cloister.policy.login_check import check_login
 from cloister.policy.model import (
     Agent,
     Credential,
@@ -126,6 +127,7 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
         check.add(("note",), "no argument holds {note}")
     _check_environment(check, (), preset.environment)
     _check_rules(check, ("hosts",), preset.hosts)
+    check_login(preset.login, mistakes)
     mistakes.settle()
 
 

@@ -19,6 +19,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloister.policy.login import Login
+
 SCHEMA = 1
 
 Isolation = Literal["namespace", "unit", "microvm"]
@@ -462,3 +464,5 @@ class Preset(Table, frozen=True):
     """The file below the home that holds the note, for products without such arguments; replaced at every start."""
     subcommands: tuple[str, ...] = ()
     """First arguments with which the product takes no note, such as `install`."""
+    login: Login | None = None
+    """How `cloister login` gets tokens for it."""

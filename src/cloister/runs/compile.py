@@ -28,6 +28,7 @@ from cloister.plan.steps import (
     ListenAgent,
     MakeDirectory,
     Overlay,
+    PlaceholderFile,
     Placeholders,
     Plan,
     SeedFile,
@@ -56,6 +57,14 @@ class CarriedPath(msgspec.Struct, frozen=True):
     name: str
     source: str
     kind: str
+
+
+class PlacedFile(msgspec.Struct, frozen=True):
+    """A file below the home in which a product finds a login; `{placeholder}` stands in its text."""
+
+    name: str
+    text: str
+    credential: str
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +106,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     landlock_abi: int = 0
     holds: bool = False
     """The outer shim can make mounts in a user namespace of its own: tried on this host."""
+    placed: tuple[PlacedFile, ...] = ()
     own_command: bool = True
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
@@ -181,6 +191,8 @@ def _box_steps(facts: Facts, files: _Files, launch: Launch) -> Iterator[AnyStep]
     box = f"{facts.run_runtime}/box"
     for name, text in files.boxed:
         yield WriteFile(path=f"{box}/{name}", text=text)
+    for index, placed in enumerate(facts.placed):
+        yield PlaceholderFile(path=f"{box}/login-{index}", text=placed.text, credential=placed.credential)
     for file in facts.signing.files:
         if file.data:
             yield WriteBytes(path=f"{box}/{file.name}", data=file.data)
@@ -250,6 +262,7 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"model-file-{index}"
         files.boxed.append((boxed, text.replace("{base_url}", environment.MODELS)))
         files.homed.append((name, boxed))
+    files.homed += [(placed.name, f"login-{index}") for index, placed in enumerate(facts.placed)]
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):

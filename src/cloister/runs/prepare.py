@@ -7,6 +7,7 @@ Nothing is changed on the host here, except that the assembled `/etc` may be ren
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -17,7 +18,7 @@ import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
-from cloister.errors import CloisterError, PolicyError, Problem, UsageError
+from cloister.errors import CloisterError, PolicyError, Problem, StepError, UsageError
 from cloister.host import etc, workspace_probe
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
@@ -35,7 +36,7 @@ from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Identity, Llm, Policy, Preset
 from cloister.policy.protected import effective_names
 from cloister.policy.variables import variables
-from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
 from cloister.runs.credentials_places import refuse_visible
 from cloister.runs.explain import look
 from cloister.runs.internet import Internet, internet
@@ -137,7 +138,8 @@ class Kitchen:
             direct = internet(ruleset, guard, self.host(), nameservers())
         facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
         signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
-        facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing)
+        placed = self._login_files(agent, resolved.name) if agent.credentials else ()
+        facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
             refuse_visible(plan, paths.home, look)
@@ -265,6 +267,14 @@ class Kitchen:
             internet=direct,
         )
 
+    def _login_files(self, agent: Agent, name: str) -> tuple[PlacedFile, ...]:
+        """Return where products find logins; refuse a login towards a host it is not for."""
+        from cloister.runs import login_files
+
+        describe = login_files.describer(self.paths.logins)
+        login_files.refuse_hosts(agent, name, describe)
+        return tuple(login_files.placed_files(agent, describe))
+
     def _etc_directory(self, nameserver: str) -> str:
         """Return the assembled `/etc`, checked again after a minute."""
         path, checked = self._etc.get(nameserver, ("", 0.0))
@@ -284,6 +294,11 @@ class Kitchen:
         The variables named with `--env` are not among what a reload can change, and open no host.
         """
         agent = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent
+        if agent.credentials:
+            from cloister.runs import login_files
+
+            with contextlib.suppress(UsageError, StepError):  # a login that is gone fails where it is used
+                login_files.refuse_hosts(agent, plan.agent, login_files.describer(self.paths.logins))
         return agent, self._rules_for(agent.egress, plan.agent)
 
     def identity_of(self, plan: Plan) -> Identity:

@@ -14,7 +14,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -47,6 +47,9 @@ from cloister.runs.signing import refuse_missing
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
 
+if TYPE_CHECKING:
+    from cloister.runs.logins import LoginEvent
+
 CLOSE_EGRESS_S = 2.0
 FILTER_OUTDATED = (
     "its proxy obeys the new policy, its direct connections obey that of its start: end the run and start it again"
@@ -77,7 +80,7 @@ class Supervisor:
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
         self._identities = Identities(loop, paths.state)
-        self.credentials = CredentialStarts(paths, owner.uid)
+        self.credentials = CredentialStarts(paths, owner.uid, self._login_event)
         self._models = RunModels(paths, owner)
         self._runs: dict[str, ActiveRun] = {}
         self._protected: Watch | None = None
@@ -116,7 +119,7 @@ class Supervisor:
         if prepared.placeholders:
             self._models.open(prepared)
         self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
+        applied = host_apply.apply(plan, self._paths.state, *(credentials.for_apply if credentials else ()))
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         if tokens:
             self._begin_identity(tokens, plan, applied.listener)
@@ -443,8 +446,14 @@ class Supervisor:
         )  # fmt: skip
         self._store.finish(closed, receipt)
 
+    def _login_event(self, event: LoginEvent) -> None:
+        """Write down what happened to a login with every run that uses it."""
+        for run in self._runs.values():
+            if any(one.secret == f"login:{event.login}" for one in run.plan.credentials):
+                run.write_event("login", msgspec.to_builtins(event))
+
     async def close(self) -> None:
-        """End every run, politely for two seconds."""
+        """End every run, politely for two seconds; what is asked for a login comes to its end."""
         for run in list(self._runs.values()):
             run.live.stop(1.0)
         await self._wait_empty(3.0)
@@ -452,6 +461,7 @@ class Supervisor:
             run.live.outer_closed()
         await self._wait_empty(3.0)
         await self._models.close()
+        await self.credentials.logins.close()
 
     async def _wait_empty(self, seconds: float) -> None:
         while self._runs:

@@ -30,7 +30,6 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='isolation = "namespace"',
         )
     for key, asked in (
-        *((key, True) for key in _credentials(agent)),
         ("service", agent.service != Service()),
         ("microvm", agent.microvm != MicroVm()),
     ):
@@ -65,11 +64,4 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    tables = tuple(key for key in ("service", "microvm") if given[key] != defaults[key])
-    return (*_credentials(agent), *tables)
-
-
-def _credentials(agent: Agent) -> tuple[str, ...]:
-    """Return the keys of credentials that nothing keeps yet: logins."""
-    named = agent.credentials.items()
-    return tuple(f"credentials.{name}.secret" for name, one in named if one.secret.startswith("login:"))
+    return tuple(key for key in ("service", "microvm") if given[key] != defaults[key])
