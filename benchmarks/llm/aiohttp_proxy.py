@@ -155,12 +155,16 @@ class Proxy:
         account = self.accounts.setdefault(agent, Account())
         if not account.admit():
             return web.Response(status=429, headers={"Retry-After": "60"})
-        headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in REQUEST_ONLY)
+        headers = CIMultiDict(
+            (name, value) for name, value in request.headers.items() if name.lower() not in REQUEST_ONLY
+        )
         headers["x-api-key"] = REAL_KEY
         body = await request.read()
         async with self.session.post(self.upstream + request.path_qs, headers=headers, data=body) as answer:
             meter = Meter(stream=answer.headers.get("Content-Type", "").startswith("text/event-stream"))
-            kept = CIMultiDict((name, value) for name, value in answer.headers.items() if name.lower() not in ANSWER_ONLY)
+            kept = CIMultiDict(
+                (name, value) for name, value in answer.headers.items() if name.lower() not in ANSWER_ONLY
+            )
             response = await self._pass_on(request, answer, kept, meter)
         used = meter.seen
         account.settle(used.input_tokens + used.output_tokens)

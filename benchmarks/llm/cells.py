@@ -7,21 +7,21 @@ quiet ones.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import time
 import urllib.request
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.llm import asking, usage
-from benchmarks.llm.stacks import DIRECT, LITELLM, Stack
+from benchmarks.llm.names import DIRECT, LITELLM
+from benchmarks.llm.stacks import Stack
 
 QUIET = 0.2
 """Cores that others may keep busy in a sample that counts."""
@@ -85,7 +85,7 @@ class Bench:
             stack.signal(signal.SIGSTOP)
 
     def rounds(self, cells: Sequence[Cell], count: int, until: float, leave_out: Sequence[str] = ()) -> list[Sample]:
-        """Measure each cell with each proxy, `count` times or until the time is over; the first round is always whole."""
+        """Measure each cell with each proxy: the first round is always whole, others end when the time is over."""
         samples = []
         for number in range(count):
             for cell in cells:
@@ -151,8 +151,3 @@ def counting(samples: Sequence[Sample]) -> list[Sample]:
 def middle(values: Sequence[float]) -> float:
     """Return the median, 0 of nothing."""
     return float(statistics.median(values)) if values else 0.0
-
-
-def failed(error: BaseException) -> str:
-    """Return in a few words why a sample could not be taken."""
-    return "it did not end in time" if isinstance(error, subprocess.TimeoutExpired) else str(error).splitlines()[0]

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Missing
 from benchmarks.llm import asking, cloister_proxy, programs, usage
-from benchmarks.report import Missing
+from benchmarks.llm.names import AIOHTTP, DIRECT, LITELLM, NGINX, OURS
 
-DIRECT, NGINX, AIOHTTP, LITELLM, OURS = "direct", "nginx", "aiohttp", "LiteLLM", "cloister"
 REAL_KEY = "made-up-key-of-the-owner"
 START_S = 120.0
 NGINX_CONF = """\
@@ -111,7 +111,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def start(
+def start(  # noqa: PLR0913  (what a process needs)
     folder: Path, name: str, argv: Sequence[str], core: int, port: int = 0, environment: dict[str, str] | None = None
 ) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start a program on a core; wait until it listens on `port`, or until it prints a line of JSON or a number.
@@ -168,7 +168,17 @@ def litellm(folder: Path, upstream_port: int, core: int) -> Stack:
     port, master = free_port(), f"sk-{secrets.token_hex(32)}"
     conf = folder / "litellm.yaml"
     conf.write_text(LITELLM_CONF.format(model=asking.MODEL, upstream=upstream_port, key=REAL_KEY, master=master))
-    argv = [programs.peer("litellm"), "--config", str(conf), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    argv = [
+        programs.peer("litellm"),
+        "--config",
+        str(conf),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--num_workers",
+        "1",
+    ]
     quiet = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     process, _ = start(folder, LITELLM, argv, core, port, quiet)
     return Stack(LITELLM, port, [f"Authorization: Bearer {master}"], process)
