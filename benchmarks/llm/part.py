@@ -1,4 +1,4 @@
-"""The part `llm` of the benchmarks: the inference proxy beside nginx, aiohttp and LiteLLM.
+"""The part `llm` of the benchmarks: model calls beside nginx, aiohttp and LiteLLM, TLS beside mitmproxy, tokens.
 
 Bounded to fifteen minutes: the first round is always whole, further rounds are measured while there is time.
 """
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.figures import Missing
-from benchmarks.llm import cells, stacks, tables
+from benchmarks.llm import cells, stacks, tables, terminated, tokens
 from benchmarks.llm.names import LITELLM
 from benchmarks.report import Grid
 
@@ -42,7 +42,8 @@ def llm() -> list[Grid]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, DESCRIPTORS), hard))
     with tempfile.TemporaryDirectory(prefix="cl-llm-") as name:
-        return proxies(Path(name), cores())
+        folder, pinned = Path(name), cores()
+        return [*proxies(folder, pinned), *terminated.terminated(folder, pinned), *tokens.tokens()]
 
 
 def cores() -> tuple[int, int]:
