@@ -24,6 +24,7 @@ from cloister.host.placeholders import Journal
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
+    IdentityTokens,
     Launch,
     LimitCgroup,
     LimitScope,
@@ -100,8 +101,8 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
             Journal(state).make(plan.run, points)
         case LimitCgroup():
             limits.make(step)
-        case LimitScope() | Launch():
-            return  # both need processes: limits.enter, and frames to the shim
+        case LimitScope() | Launch() | IdentityTokens():
+            return  # they need processes (limits.enter, frames to the shim) or keys (runs/identity.py)
         case _:
             assert_never(step)
 
@@ -118,7 +119,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | CarryPoints() | SeedFile() | Launch():
+        case MakeDirectory() | WriteFile() | CarryPoints() | SeedFile() | IdentityTokens() | Launch():
             return  # inside a directory that goes as a whole, or kept on purpose
         case _:
             assert_never(step)

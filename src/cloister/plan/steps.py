@@ -95,6 +95,23 @@ class SeedFile(Step, frozen=True, tag="seed-file"):
         return f"write {self.root}/{self.name}, unless it exists"
 
 
+class IdentityTokens(Step, frozen=True, tag="identity-tokens"):
+    """Keep signed tokens of the run in files, renewed while it lives and void after it. No token stands here."""
+
+    directory: str
+    """In the box directory, so that the agent can read them."""
+    user: str
+    """The user, as the tokens name it."""
+    audiences: tuple[str, ...]
+    """Third parties there is a token for, besides our own services."""
+    lifetime_s: int
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        named = ", ".join(self.audiences)
+        return f"keep identity tokens of {self.lifetime_s} s in {self.directory}, for cloister and {named}"
+
+
 class Limit(Step, frozen=True, kw_only=True):
     """What both ways to limit a whole run share: bytes, tasks, and microseconds of CPU per 100 ms."""
 
@@ -191,7 +208,18 @@ class Launch(Step, frozen=True, tag="launch"):
         return f"launch {' '.join(self.command)} in {self.directory}"
 
 
-AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | SeedFile | LimitCgroup | LimitScope | Launch
+AnyStep = (
+    MakeDirectory
+    | WriteFile
+    | Listen
+    | Placeholders
+    | CarryPoints
+    | SeedFile
+    | IdentityTokens
+    | LimitCgroup
+    | LimitScope
+    | Launch
+)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,6 +21,7 @@ from cloister.plan.steps import (
     CarryPoint,
     CarryPoints,
     Hold,
+    IdentityTokens,
     Launch,
     Listen,
     MakeDirectory,
@@ -34,7 +35,7 @@ from cloister.plan.workspace import Mount as LayoutMount
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.policy.secretscan import names_secret
-from cloister.runs import limits
+from cloister.runs import identity_files, limits
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced
 
@@ -117,6 +118,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     limited = limits.compile_limits(agent.limits, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
     box, holds = _box(agent, facts, preset, limited, files)
     launch = _launch(agent, preset, _command(command, agent, preset, files, facts), box, facts, limited)
+    identity = identity_files.tokens_step(agent.identity, f"{facts.run_runtime}/box", facts.user, facts.uid)
     launch = msgspec.structs.replace(launch, holds=holds)
     return Plan(
         run=facts.run,
@@ -127,7 +129,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         policy_digest=facts.policy_digest,
         profile=facts.profile,
         project=facts.project,
-        steps=(*_preparations(preset, facts, files, launch, limited), launch),
+        steps=(*_preparations(preset, facts, files, launch, limited, identity), launch),
         asked=command,
         egress=egress,
         limits=limited.words,
@@ -136,8 +138,13 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     )
 
 
-def _preparations(
-    preset: Preset, facts: Facts, files: _Files, launch: Launch, limited: limits.Limited
+def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
+    preset: Preset,
+    facts: Facts,
+    files: _Files,
+    launch: Launch,
+    limited: limits.Limited,
+    identity: IdentityTokens | None,
 ) -> Iterator[AnyStep]:
     """Yield everything before the launch, in the order in which it must be there."""
     yield MakeDirectory(path=facts.run_runtime)
@@ -145,6 +152,9 @@ def _preparations(
     yield from _state_steps(preset, facts, files)
     for name, text in files.boxed:
         yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
+    if identity:
+        yield MakeDirectory(path=identity.directory)
+        yield identity
     yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
@@ -167,6 +177,7 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         git=facts.git,
     )
     literal, inherit = environment.compose(agent, preset, situation)
+    literal |= identity_files.variables(agent.identity)
     root, copy = facts.layout.root, f"{facts.run_state}/overlay"
     overlays = (Overlay(root, f"{copy}/upper", f"{copy}/work", root),) if _is_overlay(agent) else ()
     return Launch(

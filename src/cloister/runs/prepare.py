@@ -30,7 +30,7 @@ from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
-from cloister.policy.model import Agent, Egress
+from cloister.policy.model import Agent, Egress, Identity
 from cloister.policy.protected import effective_names
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.internet import Internet, internet
@@ -246,6 +246,10 @@ class Kitchen:
         """
         resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
         return self._rules_for(resolved.agent.egress, plan.agent)
+
+    def identity_of(self, plan: Plan) -> Identity:
+        """Return the identity table that holds now for a run that is under way."""
+        return self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent.identity
 
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
         """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""

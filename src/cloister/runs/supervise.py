@@ -35,6 +35,7 @@ from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, C
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
+from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
@@ -71,6 +72,7 @@ class Supervisor:
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
+        self._identities = Identities(loop, paths.state)
         self._runs: dict[str, ActiveRun] = {}
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -95,14 +97,17 @@ class Supervisor:
         prepared = self._kitchen.prepare(request, request.run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
-        plan = prepared.plan
+        plan, started = prepared.plan, time.time()
+        tokens = await self._identities.admit(plan, started)
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
-            started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
+            started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
         self._store.create(plan, record)
         applied = host_apply.apply(plan, self._paths.state)
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
+        if tokens:
+            self._begin_identity(tokens, plan, applied.listener)
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
@@ -115,6 +120,8 @@ class Supervisor:
         run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
+        if tokens:
+            tokens.note = run.write_event
         if plan.launch.pasta:
             run.network = Attachment(
                 self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
@@ -129,6 +136,15 @@ class Supervisor:
         await self._serve_egress(run, prepared, applied.listener, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
+
+    def _begin_identity(self, tokens: RunTokens, plan: Plan, listener: socket.socket) -> None:
+        """Write a run's tokens; where that fails, undo what was done for it."""
+        try:
+            self._identities.begin(tokens)
+        except CloisterError:
+            listener.close()
+            host_apply.undo(plan, self._paths.state)
+            raise
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
@@ -309,6 +325,11 @@ class Supervisor:
                 continue
             if run.egress:
                 run.egress.update(*rules)
+            try:
+                self._identities.narrow(name, self._kitchen.identity_of(run.plan), self._kitchen.policies.digest)
+            except CloisterError as error:
+                results.append({"run": name, "error": error.message})
+                continue
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
             if self._kitchen.filter_outdated(run.plan, *rules):
                 results.append({"run": name, "error": FILTER_OUTDATED})
@@ -352,6 +373,7 @@ class Supervisor:
             self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
+        lost = await self._identities.end(run.plan.run)
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
@@ -362,7 +384,7 @@ class Supervisor:
         warnings = await self._loop.run_in_executor(None, _look_after, run)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
-        run.close(outcome, (*run.limits_reached, *warnings))
+        run.close(outcome, (*run.limits_reached, *warnings, *([lost] if lost else [])))
 
     def recover(self) -> None:
         """Undo what the runs of a killed broker left, and give each a receipt that says so."""
@@ -375,6 +397,7 @@ class Supervisor:
                 self._store.remove(run)  # killed before its plan was complete: nothing was applied
                 continue
             host_apply.undo(plan, self._paths.state)
+            self._identities.recover(plan)
             self._close_record(plan, record)
 
     def _close_record(self, plan: Plan, record: Record | None) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
-from cloister.policy.model import Agent, Identity, Llm, MicroVm, Service
+from cloister.policy.model import Agent, Llm, MicroVm, Service
 
 _OBEYED_AUDIT = ("retention",)
 """Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
@@ -31,7 +31,6 @@ def refuse_unenforced(agent: Agent) -> None:
         )
     for key, asked in (
         ("credentials", bool(agent.credentials)),
-        ("identity", agent.identity != Identity()),
         ("llm", agent.llm != Llm()),
         ("service", agent.service != Service()),
         ("microvm", agent.microvm != MicroVm()),
@@ -67,4 +66,4 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    return tuple(key for key in ("credentials", "identity", "llm", "service", "microvm") if given[key] != defaults[key])
+    return tuple(key for key in ("credentials", "llm", "service", "microvm") if given[key] != defaults[key])
