@@ -20,18 +20,26 @@ from cloister.egress.hosts import Address, Host
 from cloister.egress.paths import PathError
 from cloister.egress.rules import Rule, Ruleset
 
-Protocol = Literal["http", "connect", "socks5"]
+Protocol = Literal["http", "https", "connect", "socks5"]
+"""`https` is a request inside TLS that ends at the broker; TLS that passes is `connect` or `socks5`."""
 Action = Literal["allow", "deny", "ask"]
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where a client wants to go. `method` and `path` are known for plain HTTP only; a tunnel hides them."""
+    """Where a client wants to go. `method` and `path` are known for requests only; a tunnel hides them."""
 
     protocol: Protocol
     host: Host
     port: int
     method: str = ""
     path: str = ""
+    inspected: bool = False
+    """A tunnel whose TLS ends here: rules about methods and paths are held against the requests inside."""
+
+    @property
+    def visible(self) -> bool:
+        """Whether this is one request, with method and path."""
+        return self.protocol in {"http", "https"}
 
     @property
     def place(self) -> tuple[str, int]:
@@ -134,7 +142,9 @@ def _deny_rule(rules: Ruleset, target: Target) -> Verdict | None:
             continue
         if not rule.limited:
             return _denied_by(rule, f"a deny rule names {target.host.text}")
-        if target.protocol != "http":
+        if not target.visible:
+            if target.inspected:
+                continue
             return _denied_by(rule, "a deny rule about methods or paths cannot be checked inside a tunnel")
         try:
             if rule.covers(target.method, target.path):
@@ -162,7 +172,9 @@ def _judge(rule: Rule, target: Target) -> Verdict:
     allowed = Verdict("allow", "allowed-by-rule", f"{rule.text} ({rule.where})")
     if not rule.limited:
         return allowed
-    if target.protocol != "http":
+    if target.inspected:
+        return allowed
+    if not target.visible:
         why = "the rule limits methods or paths, and a tunnel hides both"
         return _limited("needs-inspection", rule, why, f"remove methods and paths from {rule.where}")
     try:

@@ -15,10 +15,16 @@ STATUS_OF_REASON = {
     "host-invalid": 400,
     "bad-request": 400,
     "request-timeout": 408,
+    "body-too-large": 413,
+    "host-mismatch": 421,
     "head-too-large": 431,
     "bad-gateway": 502,
     "dns-failed": 502,
     "connect-failed": 502,
+    "certificate-invalid": 502,
+    "tls-failed": 502,
+    "answer-coded": 502,
+    "secret-unavailable": 502,
     "upstream-proxy-failed": 502,
     "too-many-connections": 503,
     "connect-timeout": 504,
@@ -29,6 +35,8 @@ _PHRASES = {
     400: "Bad Request",
     403: "Forbidden",
     408: "Request Timeout",
+    413: "Content Too Large",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large",
     502: "Bad Gateway",
     503: "Service Unavailable",
@@ -71,8 +79,14 @@ def denial_response(verdict: Verdict, target: Target | None, *, head_only: bool 
         head_only: leave the body out, for HEAD.
         close: say that the connection ends here.
     """
+    status, body = denial_status(verdict.reason), denial_body(verdict, target)
+    return json_response(status, body, reason=verdict.reason, head_only=head_only, close=close)
+
+
+def denial_body(verdict: Verdict, target: Target | None) -> bytes:
+    """Return the JSON text of a refusal."""
     status = denial_status(verdict.reason)
-    body = msgspec.json.encode(
+    return msgspec.json.encode(
         DenialBody(
             error="denied by cloister" if status == 403 else "cloister could not serve this request",  # noqa: PLR2004
             reason=verdict.reason,
@@ -83,7 +97,6 @@ def denial_response(verdict: Verdict, target: Target | None, *, head_only: bool 
             remedy=verdict.remedy,
         )
     )
-    return json_response(status, body, reason=verdict.reason, head_only=head_only, close=close)
 
 
 def json_response(status: int, body: bytes, *, reason: str = "", head_only: bool = False, close: bool = False) -> bytes:

@@ -21,7 +21,7 @@ class EgressEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """The kebab-case reason of the verdict, or of the failure that ended it."""
     method: str = ""
     path: str = ""
-    """The path of a plain HTTP request without its query, which may hold secrets."""
+    """The path of a request that could be read, without its query, which may hold secrets."""
     rule: str = ""
     address: str = ""
     """The address that was dialled; empty when none was, or when an upstream proxy chose it."""
@@ -31,6 +31,8 @@ class EgressEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """The HTTP status the client got; 0 for tunnels."""
     ech: bool = False
     """The TLS hello carried Encrypted Client Hello: the name checked was the outer one."""
+    credentials: tuple[str, ...] = ()
+    """Names of the credentials whose secret was put into the request."""
     bytes_up: int = 0
     bytes_down: int = 0
     duration_s: float = 0.0

@@ -20,6 +20,7 @@ _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TARGET = re.compile(r"[\x21-\x7e]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_HTTPS_PORT = 443
 _ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)
 
 HOP_BY_HOP = frozenset(
@@ -58,11 +59,20 @@ class Body(NamedTuple):
 
 
 class RequestLine(NamedTuple):
-    """Where an absolute-form request goes, and the origin-form target to send there."""
+    """Where a request goes, and the origin-form target to send there."""
 
     host: Host
     port: int
     target: str
+    default_port: int = 80
+    """The port of the scheme, which is left out of Host."""
+
+    @property
+    def authority(self) -> str:
+        """The value of Host."""
+        if self.port == self.default_port and ":" not in self.host.text:
+            return self.host.text
+        return self.host.authority(self.port)
 
 
 def parse_absolute(method: str, url: bytes) -> RequestLine:
@@ -87,6 +97,41 @@ def parse_absolute(method: str, url: bytes) -> RequestLine:
     if not rest.startswith("/"):
         rest = "*" if not rest and method == "OPTIONS" else "/" + rest
     return RequestLine(host, port, rest)
+
+
+def parse_origin(method: str, url: bytes, authorities: list[bytes], host: Host, port: int) -> RequestLine:
+    """Read the target of a request inside TLS (RFC 9112, section 3.2) that was opened for one host.
+
+    Args:
+        method: the request's method.
+        url: its target in origin form, or an absolute `https` URL.
+        authorities: the values of Host, or of `:authority`; every one must name the host of the connection.
+        host: the host that TLS was opened for.
+        port: its port.
+
+    Raises:
+        HttpError: `host-mismatch` where another host is named (domain fronting), else `bad-request`.
+    """
+    text = _visible(url)
+    absolute = _ABSOLUTE.fullmatch(text) if not text.startswith("/") else None
+    if absolute is not None:
+        if absolute[1].lower() != "https":
+            raise HttpError("bad-request", "a request inside TLS has the scheme https")
+        authorities = [*authorities, absolute[2].encode()]
+        text = absolute[3] if absolute[3].startswith("/") else "/" + absolute[3]
+    if "#" in text or not (text.startswith("/") or (text == "*" and method == "OPTIONS")):
+        raise HttpError("bad-request", "the request target must be a path")
+    if not authorities:
+        raise HttpError("bad-request", "the request names no host")
+    for authority in authorities:
+        try:
+            named = parse_authority(authority.decode("latin-1"), port)
+        except HostError as error:
+            raise HttpError("host-invalid", error.explanation) from None
+        if named != (host, port):
+            why = f"the connection is for {host.authority(port)}, the request for {named[0].authority(named[1])}"
+            raise HttpError("host-mismatch", why)
+    return RequestLine(host, port, text, _HTTPS_PORT)
 
 
 def parse_connect(url: bytes) -> tuple[Host, int]:
@@ -134,6 +179,16 @@ def check_headers(headers: Headers) -> None:
             raise HttpError("bad-request", "a header field is malformed")
 
 
+def check_target(target: str) -> None:
+    """Check an origin-form target that was built, not parsed.
+
+    Raises:
+        HttpError: when it holds anything but visible ASCII, or is no path.
+    """
+    if not _TARGET.fullmatch(target) or not (target.startswith("/") or target == "*"):
+        raise HttpError("bad-request", "the request target must be a path")
+
+
 def wants_websocket(headers: Headers) -> bool:
     """Say whether a request asks to switch to WebSocket (RFC 6455); no other switch is offered (not h2c)."""
     asked = [value.strip().lower() for name, value in headers if name.lower() == b"upgrade"]
@@ -149,8 +204,7 @@ def connection_tokens(headers: Headers) -> set[bytes]:
 def request_head(method: str, line: RequestLine, headers: Headers, body: Body, *, websocket: bool = False) -> bytes:
     """Write a request head for the server: our Host, our framing, the client's other fields in their order."""
     drop = _OURS_IN_REQUESTS | connection_tokens(headers)
-    authority = line.host.text if line.port == 80 and ":" not in line.host.text else line.host.authority(line.port)  # noqa: PLR2004
-    parts = [f"{method} {line.target} HTTP/1.1\r\nHost: {authority}\r\n".encode("ascii")]
+    parts = [f"{method} {line.target} HTTP/1.1\r\nHost: {line.authority}\r\n".encode("ascii")]
     parts += [b"%b: %b\r\n" % field for field in headers if field[0].lower() not in drop]
     if websocket:
         parts.append(b"Connection: Upgrade\r\nUpgrade: websocket\r\n")

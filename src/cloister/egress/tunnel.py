@@ -13,6 +13,8 @@ from cloister.egress.clienthello import Hello
 from cloister.egress.decision import Target, Verdict
 from cloister.egress.hosts import HostError, parse_host
 
+ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+"""A fatal alert in clear (RFC 8446, section 6), for a TLS client whose tunnel is cut."""
 TLS_ONLY_PORTS = frozenset({443, 465, 563, 636, 853, 989, 990, 992, 993, 994, 995, 5061, 8443})
 """Ports on which the client speaks first and speaks TLS (IANA registry, and 8443 by custom)."""
 

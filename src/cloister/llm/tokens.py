@@ -23,3 +23,15 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """All tokens that count against a budget of tokens."""
         cached = self.cache_read_tokens + self.cache_write_5m_tokens + self.cache_write_1h_tokens
         return self.input_tokens + cached + self.output_tokens
+
+
+def add(one: Usage, other: Usage) -> Usage:
+    """Return what two calls used together; what an upstream said one of them costs is not kept."""
+    return Usage(
+        input_tokens=one.input_tokens + other.input_tokens,
+        cache_read_tokens=one.cache_read_tokens + other.cache_read_tokens,
+        cache_write_5m_tokens=one.cache_write_5m_tokens + other.cache_write_5m_tokens,
+        cache_write_1h_tokens=one.cache_write_1h_tokens + other.cache_write_1h_tokens,
+        output_tokens=one.output_tokens + other.output_tokens,
+        reasoning_tokens=one.reasoning_tokens + other.reasoning_tokens,
+    )

@@ -8,6 +8,7 @@ nothing of policies, servers or parsing, so that model traffic can use it as wel
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from cloister.egress import http1
@@ -155,9 +156,21 @@ class Exchange:
         self.keep_alive = self.keep_alive and self.ended
         self.connection.finished(self)
 
+    def respond_message(self, status: int, headers: Headers, body: bytes) -> None:
+        """Write a complete response of our own from its parts; the length is ours to say."""
+        close = not (self.keep_alive and self.ended)
+        phrase = HTTPStatus(status).phrase.encode()
+        head = ResponseHead(status, phrase, headers, Body("length", len(body)), close=close)
+        self.respond_whole(status, head.encode() + (b"" if self.method == "HEAD" else body))
+
     def fail(self) -> None:
         """Break the response off, so that the client cannot take it for complete."""
         self.connection.abort()
+
+    def break_off(self) -> None:
+        """End the connection after what was written, without the end of the body: the client sees that it is cut."""
+        if self.connection.transport is not None:
+            self.connection.transport.close()
 
     def abandon(self) -> None:
         """Tell the sink that the client is gone."""

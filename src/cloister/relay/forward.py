@@ -17,6 +17,8 @@ from cloister.egress.hosts import PROXY_NAME, Host
 from cloister.egress.http1 import Body, Headers, HttpError, RequestLine
 from cloister.relay.dial import Line
 from cloister.relay.exchange import Exchange
+from cloister.relay.lanes import Lane
+from cloister.relay.leaks import HOLD_S, MISDIRECTED, Watch
 from cloister.relay.session import RefusedError
 from cloister.relay.tunnel import ServerSide, Tunnel
 from cloister.relay.upstream import HttpUpstream
@@ -36,8 +38,11 @@ class Forward:
         self.target: Target | None = None
         self.verdict = Verdict("deny", "bad-request")
         self.line = Line("")
+        self._flusher: asyncio.TimerHandle | None = None
         self._request = RequestLine(Host(""), 0, "")
-        self._upstream: HttpUpstream | None = None
+        self._upstream: Lane | None = None
+        self._watch: Watch | None = None
+        self._used: tuple[str, ...] = ()
         self._task: asyncio.Task[None] | None = None
         self._begun = time.time()
         self._clock = time.monotonic()
@@ -46,14 +51,8 @@ class Forward:
     def start(self) -> None:
         """Read the target, decide, and go on at once where nothing has to be waited for."""
         exchange = self.exchange
-        try:
-            self.target = self._read_target()
-        except HttpError as error:
-            exchange.keep_alive = False
-            self._refuse(Verdict("deny", error.reason, explanation=error.explanation))
-            return
-        verdict = self.server.gate.decide(self.target)
-        if verdict.action == "deny":
+        verdict = self._judge()
+        if self.target is None or verdict.action == "deny":
             self._refuse(verdict)
             return
         if self.target.host.text == PROXY_NAME and self.target.protocol == "http":
@@ -65,6 +64,18 @@ class Forward:
             self._send(kept.upstream)
             return
         self._spawn()
+
+    def _judge(self) -> Verdict:
+        """Decide about the request without asking; one that cannot be read is refused, and is the client's last."""
+        try:
+            self.target = self._read_target()
+        except HttpError as error:
+            self.exchange.keep_alive = False
+            return Verdict("deny", error.reason, explanation=error.explanation)
+        broker = self.server.session.broker
+        if broker is not None and broker.leaks(self._leaving()):
+            return MISDIRECTED
+        return self.server.gate.decide(self.target)
 
     def reconsider(self) -> None:
         """The policy has changed: end this request if it would not be allowed now."""
@@ -80,11 +91,25 @@ class Forward:
 
     def write_body(self, data: bytes) -> None:
         """Pass a piece of the request body on."""
-        if self._upstream is not None:
+        if self._upstream is None:
+            return
+        if self._watch is None:
             self._upstream.write_body(data)
+            return
+        safe = self._watch.feed(data)
+        if self._watch.broken:
+            self._leaked()
+        elif safe:
+            self._upstream.write_body(safe)
+        if self._watch.holds and self._flusher is None:
+            self._flusher = self.exchange.connection.loop.call_later(HOLD_S, self._flush)
 
     def end_body(self, trailers: Headers) -> None:
         """Pass the end of the request body on."""
+        broker = self.server.session.broker
+        if trailers and broker is not None and broker.leaks(http1.last_chunk(trailers)):
+            self._leaked()
+        self._flush()
         if self._upstream is not None:
             self._upstream.end_body(trailers)
 
@@ -123,7 +148,7 @@ class Forward:
         head = http1.ResponseHead(101, phrase, headers, Body("none"), websocket=True)
         connection.write(head.encode())
         client, ahead = connection.release()
-        self.server.forget(connection)
+        self._leave()
         transport = upstream.release() if upstream else None
         if client is None or transport is None or self.target is None:
             if transport is not None:
@@ -133,12 +158,17 @@ class Forward:
         self._over = True
         self.exchange.status = 101
         tunnel = Tunnel(self.target, client, inspect=False)
+        tunnel.credentials = self._used
         side = ServerSide(tunnel)
         side.connection_made(transport)
         transport.set_protocol(side)
         self._open(tunnel, side, ahead)
         if rest:
             side.data_received(rest)
+
+    def _leave(self) -> None:
+        """The client's connection becomes a tunnel."""
+        self.server.forget(self.exchange.connection)
 
     def on_failure(self, error: HttpError) -> None:
         """Answer for a server that did not, or break off what it began.
@@ -165,7 +195,9 @@ class Forward:
         if exchange.method == "CONNECT":
             exchange.keep_alive = False
             host, port = http1.parse_connect(exchange.url)
-            return Target("connect", host, port)
+            broker = self.server.session.broker
+            inspected = broker is not None and broker.terminates(host.text, port)
+            return Target("connect", host, port, inspected=inspected)
         if sum(name.lower() == b"host" for name, _ in exchange.headers) > 1:
             raise HttpError("bad-request", "the request has more than one Host field")
         self._request = http1.parse_absolute(exchange.method, exchange.url)
@@ -179,6 +211,32 @@ class Forward:
         head_only, keep = self.exchange.method == "HEAD", self.exchange.keep_alive and self.exchange.ended
         self._record("", code=200)
         self.exchange.respond_whole(200, denial.json_response(200, body, head_only=head_only, close=not keep))
+
+    def _leaving(self) -> bytes:
+        """Return what of the head would leave: a tunnel passes on no more than its host."""
+        exchange = self.exchange
+        if exchange.method == "CONNECT":
+            return exchange.url
+        return http1.request_head(exchange.method, self._request, exchange.headers, exchange.body)
+
+    def _flush(self) -> None:
+        """Pass on what waited for the rest of a placeholder."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            self._flusher = None
+        if self._watch is not None and self._upstream is not None and not self._over:
+            held = self._watch.flush()
+            if held:
+                self._upstream.write_body(held)
+
+    def _leaked(self) -> None:
+        """Break the request off: its body holds a placeholder."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is None:
+            return
+        upstream.close()
+        self.verdict = MISDIRECTED
+        self._broken_off(HttpError(MISDIRECTED.reason, MISDIRECTED.explanation))
 
     def _spawn(self) -> None:
         """Go on in a task that ends with the client."""
@@ -234,6 +292,8 @@ class Forward:
             exchange.method, self._request, exchange.headers, exchange.body, websocket=exchange.websocket
         )
         exchange.bytes_up += len(head)
+        broker = self.server.session.broker
+        self._watch = None if broker is None else Watch(broker)
         upstream.begin(self, exchange.method, head, exchange.body, websocket=exchange.websocket)
         self.server.open_forwards.add(self)
         exchange.connection.on_pressure(upstream.pause)
@@ -243,6 +303,9 @@ class Forward:
         """Open a tunnel for CONNECT."""
         connection = self.exchange.connection
         if connection.transport is None:
+            return
+        if target.inspected:
+            self._terminate(target)
             return
         tunnel = Tunnel(target, connection.transport)
         side, self.line = await self.server.dialer.dial(target, tunnel.server_side)
@@ -260,6 +323,18 @@ class Forward:
             return
         self._over = True
         self._open(tunnel, side, ahead)
+
+    def _terminate(self, target: Target) -> None:
+        """End the client's TLS here."""
+        from cloister.relay.terminate import Termination
+
+        connection, broker = self.exchange.connection, self.server.session.broker
+        connection.write(_FIRST_ANSWER)
+        client, ahead = connection.release()
+        self.server.forget(connection)
+        self._over = True
+        if client is not None and broker is not None:
+            Termination(self.server, broker, target, self.verdict).open(client, ahead)
 
     def _open(self, tunnel: Tunnel, side: ServerSide, ahead: bytes) -> None:
         """Let the bytes flow and record the tunnel at its end."""
@@ -286,7 +361,8 @@ class Forward:
             self._record(error.reason)
             self.exchange.fail()
         else:
-            self._refuse(Verdict("deny", error.reason, self.verdict.rule, error.explanation))
+            remedy = self.verdict.remedy if self.verdict.action == "deny" else ""
+            self._refuse(Verdict("deny", error.reason, self.verdict.rule, error.explanation, remedy))
 
     def _record(self, ended: str, code: int = 0) -> None:
         """Write the event, once. `ended` is what went wrong after an allowed beginning."""
@@ -294,6 +370,8 @@ class Forward:
             return
         self._over = True
         self.server.open_forwards.discard(self)
+        if self._flusher is not None:
+            self._flusher.cancel()
         exchange = self.exchange
         self.server.record(
             self.target,
@@ -306,6 +384,7 @@ class Forward:
             status=code or exchange.status,
             up=exchange.bytes_up,
             down=exchange.bytes_down,
+            credentials=self._used,
         )
 
 

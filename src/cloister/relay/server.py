@@ -11,10 +11,12 @@ import asyncio
 import socket
 import time
 from functools import partial
+from typing import Protocol
 
 from cloister.egress import denial
 from cloister.egress.addresses import Guard
-from cloister.egress.decision import Protocol, Target, Verdict
+from cloister.egress.decision import Protocol as Spoken
+from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.hosts import parse_address
 from cloister.egress.http1 import HttpError
@@ -36,6 +38,17 @@ _MAX_TURNED_AWAY = 32
 _NO_LINE = Line("")
 
 
+class Client(Protocol):
+    """A client's connection that is not a tunnel (yet)."""
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The connection, while it belongs to this client."""
+
+    def sweep(self, now: float) -> None:
+        """Enforce the time limits."""
+
+
 class EgressServer:
     """Serves one run."""
 
@@ -47,7 +60,7 @@ class EgressServer:
         self.stats = Stats()
         self.turned_away = 0
         self.open_forwards: set[Forward] = set()
-        self._clients: set[_Entry | HttpConnection | SocksConnection] = set()
+        self._clients: set[Client] = set()
         self._tunnels: set[Tunnel] = set()
         self._server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -100,17 +113,17 @@ class EgressServer:
         """Whether another connection would be too many."""
         return self.stats.active >= self.session.limits.connections
 
-    def admit_client(self, client: _Entry | HttpConnection | SocksConnection) -> None:
+    def admit_client(self, client: Client) -> None:
         """Watch a connection's time limits."""
         self._clients.add(client)
         if self._sweeper is None:
             self._schedule()
 
-    def forget(self, client: _Entry | HttpConnection | SocksConnection) -> None:
+    def forget(self, client: Client) -> None:
         """Stop watching."""
         self._clients.discard(client)
 
-    def left(self, client: _Entry | HttpConnection | SocksConnection) -> None:
+    def left(self, client: Client) -> None:
         """A client is gone."""
         self._clients.discard(client)
         self.stats.active -= 1
@@ -135,6 +148,7 @@ class EgressServer:
                 up=tunnel.client.count,
                 down=tunnel.server.count if tunnel.server else 0,
                 ech=tunnel.ech,
+                credentials=tunnel.credentials,
             )
 
         tunnel.on_end = ended
@@ -143,7 +157,7 @@ class EgressServer:
     def record(  # noqa: PLR0913 - the fields of an event
         self, target: Target | None, verdict: Verdict, *, spelling: str = "", ended: str = "", line: Line = _NO_LINE,
         begun: float = 0.0, duration_s: float = 0.0, status: int = 0, up: int = 0, down: int = 0, ech: bool = False,
-        protocol: Protocol = "http",
+        protocol: Spoken = "http", credentials: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         """Count and record one request, tunnel or refusal."""
         self.stats.denials += verdict.action == "deny"
@@ -163,6 +177,7 @@ class EgressServer:
             via=line.via,
             status=status,
             ech=ech,
+            credentials=credentials,
             bytes_up=up,
             bytes_down=down,
             duration_s=duration_s,
@@ -170,8 +185,11 @@ class EgressServer:
         self.session.record(event)
 
     def handle(self, exchange: Exchange) -> None:
-        """Serve one HTTP request."""
-        Forward(self, exchange).start()
+        """Serve one HTTP request: model traffic names a path of ours, everything else a place in the world."""
+        if self.session.models is not None and exchange.method != "CONNECT" and exchange.url.startswith(b"/"):
+            self.session.models(exchange)
+        else:
+            Forward(self, exchange).start()
 
     def refuse_unreadable(self, _connection: HttpConnection, error: HttpError) -> bytes:
         """Record a request that could not be read and return the answer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from cloister.egress.addresses import Guard
 from cloister.egress.bypass import Bypass
@@ -16,6 +16,10 @@ from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
 from cloister.egress.rules import Ruleset
+from cloister.relay.trust import system_trust
+
+if TYPE_CHECKING:
+    from cloister.relay.exchange import Exchange
 
 Answer = Literal["once", "run", "always", "never"]
 """What a person says to a question. `always` counts as `run` here; writing it down is for the broker."""
@@ -128,6 +132,8 @@ class Broker(Protocol):
     async def swap(self, target: Target, headers: Headers, body: bytes = b"") -> Swap:
         """Put real secrets in where placeholders stand, towards a host they are bound to.
 
+        The headers begin with `host` and hold no field of one connection only; the path has its query.
+
         Raises:
             RefusedError: a placeholder is on its way to a host it is not bound to, or a secret cannot be had.
         """
@@ -161,6 +167,10 @@ class Session:
     upstream: UpstreamProxy | None = None
     broker: Broker | None = None
     """None for a run without credentials: nothing is terminated then."""
+    models: Callable[[Exchange], None] | None = None
+    """Serves requests of origin form, which are model traffic; None for a run without models."""
+    trust: Callable[[bool], ssl.SSLContext] = system_trust
+    """The context for servers whose TLS the relay speaks itself; the argument says whether `h2` is offered."""
 
 
 @dataclass(slots=True)

@@ -77,7 +77,9 @@ class SocksConnection(asyncio.Protocol):
         self._server.stats.connections += 1
         del self._data[: request.size]
         try:
-            target = Target("socks5", parse_host(request.host), request.port)
+            host, broker = parse_host(request.host), self._server.session.broker
+            inspected = broker is not None and broker.terminates(host.text, request.port)
+            target = Target("socks5", host, request.port, inspected=inspected)
         except HostError as error:
             verdict = Verdict("deny", "host-invalid", explanation=error.explanation)
             self._refuse(None, verdict, spelling=request.host)
@@ -92,6 +94,9 @@ class SocksConnection(asyncio.Protocol):
             verdict = await server.gate.permit(target)
             if not verdict.allowed:
                 self._refuse(target, verdict)
+                return
+            if target.inspected:
+                self._terminate(target, verdict)
                 return
             side, line = await server.dialer.dial(target, tunnel.server_side)
         except RefusedError as error:
@@ -113,6 +118,18 @@ class SocksConnection(asyncio.Protocol):
         server.forget(self)
         server.adopt(tunnel, self._begun, 0)
         tunnel.open(side, bytes(self._data))
+
+    def _terminate(self, target: Target, verdict: Verdict) -> None:
+        """End the client's TLS here."""
+        from cloister.relay.terminate import Termination
+
+        server, broker = self._server, self._server.session.broker
+        if self._over or broker is None:
+            return
+        self._over = True
+        self.transport.write(socks.reply(socks.SUCCEEDED))
+        server.forget(self)
+        Termination(server, broker, target, verdict).open(self.transport, bytes(self._data))
 
     def _refuse(
         self, target: Target | None, verdict: Verdict, *, reply: bytes | None = None, spelling: str = ""

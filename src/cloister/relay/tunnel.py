@@ -14,14 +14,13 @@ from typing import cast
 
 from cloister.egress.clienthello import HelloReader
 from cloister.egress.decision import Target, Verdict
-from cloister.egress.tunnel import judge_hello
+from cloister.egress.tunnel import ACCESS_DENIED, judge_hello
 from cloister.relay.dial import Line
 from cloister.relay.override import override
 from cloister.relay.splice import BULK, Pump
 
 HIGH_WATER, LOW_WATER = 512 * 1024, 128 * 1024
 """Bytes waiting in one direction at which reading stops and goes on."""
-_ACCESS_DENIED = bytes((21, 3, 3, 0, 2, 2, 49))  # a fatal alert in clear (RFC 8446, section 6)
 _FLUSH_S, _MAX_FLUSH_S = 0.001, 0.1
 
 
@@ -43,6 +42,8 @@ class Tunnel:
         self.verdict: Verdict | None = None
         self.line = Line("")
         self.ech = False
+        self.credentials: tuple[str, ...] = ()
+        """Names of the credentials that opened it (a WebSocket whose handshake carried a secret)."""
         self.on_end: Callable[[str], None] | None = None
         self._reason = ""
         self.reader = HelloReader() if inspect else None
@@ -86,7 +87,7 @@ class Tunnel:
         """End the tunnel before a byte has reached the server; a TLS client is told in its own language."""
         self.verdict = verdict
         if alert:
-            self.client.transport.write(_ACCESS_DENIED)
+            self.client.transport.write(ACCESS_DENIED)
         if self.server is not None:
             self.server.transport.abort()
         self.end(verdict.reason)
@@ -211,8 +212,11 @@ class _Side(asyncio.Protocol):
         if self.peer.get_write_buffer_size():
             loop.call_later(pause_s, self._begin_pump, min(2 * pause_s, _MAX_FLUSH_S))
             return
-        source, sink = (side.get_extra_info("socket").fileno() for side in (self.transport, self.peer))
+        sockets = [side.get_extra_info("socket") for side in (self.transport, self.peer)]
         try:
+            if None in sockets:
+                raise OSError  # noqa: TRY301 - TLS ends here: the kernel cannot carry these bytes
+            source, sink = (sock.fileno() for sock in sockets)
             self._pump = Pump(source, sink, self._pumped, self._pump_ended)
         except OSError:
             self.bulk = False

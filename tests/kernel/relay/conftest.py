@@ -16,7 +16,7 @@ from cloister.policy.model import Egress
 
 sys.path.insert(0, str(Path(__file__).parent))  # for relay_support, whatever pytest's import mode
 
-from relay_support import Relay
+from relay_support import Mitm, Relay
 
 
 @pytest.fixture
@@ -52,3 +52,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     command += ["-addext", "subjectAltName=DNS:tls.test,DNS:other.test", "-keyout", str(key), "-out", str(cert)]
     subprocess.run(command, check=True, capture_output=True)
     return cert, key
+
+
+@pytest.fixture(scope="session")
+def mitm(tmp_path_factory: pytest.TempPathFactory) -> Mitm:
+    """Make the two authorities of the tests about TLS that ends at the broker."""
+    return Mitm(tmp_path_factory.mktemp("mitm"))

@@ -8,15 +8,21 @@ import socket
 import ssl
 import struct
 import subprocess
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
+from cloister.credentials.certificates import make_authority
+from cloister.egress.decision import Target
 from cloister.egress.events import EgressEvent
+from cloister.egress.http1 import Headers
 from cloister.egress.rules import compile_guard, compile_ruleset
 from cloister.policy.model import Egress
+from cloister.relay.authority import Authority
 from cloister.relay.server import EgressServer
-from cloister.relay.session import Limits, Session
+from cloister.relay.session import Limits, Session, Swap
+from cloister.relay.trust import client_context
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -199,3 +205,84 @@ def connect(host: str, port: int) -> bytes:
 def socks(host: str, port: int) -> bytes:
     """Return a SOCKS5 greeting and request with a name, sent at once."""
     return b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(host)]) + host.encode() + struct.pack(">H", port)
+
+
+class FakeBroker:
+    """Real secrets of a run, as the relay sees them: one placeholder per host, in any header or the query."""
+
+    def __init__(self, authority: Authority, bound: dict[tuple[str, int], tuple[str, str]]) -> None:
+        """Take placeholder and secret by place."""
+        self.authority, self.bound = authority, bound
+        self.masks: tuple[bytes, ...] = ()
+        self.body_limit = 0
+        self.bodies: list[bytes] = []
+        self.error: Exception | None = None
+
+    def terminates(self, host: str, port: int) -> bool:
+        """Say whether something is bound to a place."""
+        return (host, port) in self.bound
+
+    def certificate(self, host: str) -> ssl.SSLContext:
+        """Return a context of the test's authority."""
+        return self.authority.context(host)
+
+    def body_needed(self, _target: Target, _headers: Headers) -> int:
+        """Return what the test wants."""
+        return self.body_limit
+
+    async def swap(self, target: Target, headers: Headers, body: bytes = b"") -> Swap:
+        """Replace the placeholder of the host."""
+        if self.error is not None:
+            raise self.error
+        self.bodies.append(body)
+        fake, real = self.bound[target.place]
+        swapped = [(name, value.replace(fake.encode(), real.encode())) for name, value in headers]
+        used = ("token",) if swapped != headers or fake in target.path else ()
+        return Swap(target.path.replace(fake, real), swapped, self.masks, used)
+
+    def leaks(self, data: bytes) -> bool:
+        """Look for any placeholder."""
+        return any(fake.encode() in data for fake, _ in self.bound.values())
+
+    @property
+    def overlap(self) -> int:
+        """Return the longest placeholder, less one byte."""
+        return max(len(fake) for fake, _ in self.bound.values()) - 1
+
+
+class Mitm:
+    """An authority for the sandbox, one for the servers, and what a test needs to use both."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make both."""
+        self.folder = folder
+        ours, theirs = make_authority(time.time()), make_authority(time.time())
+        self.authority, self.servers = Authority(ours), Authority(theirs)
+        self.ca, self.server_ca = folder / "ca.pem", folder / "servers.pem"
+        self.ca.write_bytes(ours.cert_pem)
+        self.server_ca.write_bytes(theirs.cert_pem)
+
+    def broker(self, **bound: tuple[str, int]) -> FakeBroker:
+        """Bind `cloister-NAME-placeholder` and `real-NAME-secret` to places, by name."""
+        fakes = {place: (f"cloister-{name}-placeholder", f"real-{name}-secret") for name, place in bound.items()}
+        return FakeBroker(self.authority, fakes)
+
+    def trust(self, http2: bool) -> ssl.SSLContext:
+        """Trust the authority of the servers."""
+        return client_context(http2, str(self.server_ca))
+
+    def client(self, *alpn: str) -> ssl.SSLContext:
+        """Return the context of a client in the sandbox."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        context.set_alpn_protocols(list(alpn or ("http/1.1",)))
+        return context
+
+
+async def tunnel_tls(relay, host, port, context, *, server_hostname=None):
+    """CONNECT through a relay and begin TLS inside."""
+    reader, writer = await relay.client()
+    writer.write(connect(host, port))
+    head = await read_head(reader)
+    assert b" 200 " in head, head
+    await writer.start_tls(context, server_hostname=server_hostname or host)
+    return reader, writer

@@ -1,0 +1,115 @@
+"""What the agent holds in place of secrets: made for one run, recognised in any of its spellings.
+
+All placeholders of one run share a mark of 80 random bits, so that looking for them takes the
+same few searches however many there are. A placeholder says what it is (`cloister-NAME-…`) and
+is worth nothing: only the broker of its run knows what it stands for. Where a placeholder may
+go, and what takes its place, is for `bindings` and `inject`.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # base32: in base64 it never needs + or /, so both alphabets agree
+_MARK = 16
+_OWN = 16
+_KEY_ID = "AKIA"
+_KEY_ID_CHARS = 16  # an access key id has 20 characters, "AKIA" first (IAM user guide, "Unique identifiers")
+_SECRET_KEY_CHARS = 40
+_HEAD = "cloister"
+_ESCAPED = 3
+
+
+class Placeholder(NamedTuple):
+    """What stands for one secret. `key_id` goes with `sigv4` only, where the agent needs a pair."""
+
+    token: str
+    key_id: str = ""
+
+    def stands_in(self, data: bytes) -> bool:
+        """Say whether bytes hold it: plain, percent-encoded, or in the base64 of an Authorization field."""
+        wanted = [self.token.encode()] + ([self.key_id.encode()] if self.key_id else [])
+        readings = [data]
+        if b"%" in data:
+            readings.append(unquote_to_bytes(data))
+        scheme, _, rest = data.partition(b" ")
+        if scheme.lower() == b"basic":
+            readings.append(decode_base64(rest))
+        return any(one in reading for one in wanted for reading in readings)
+
+
+class Placeholders:
+    """All placeholders of one run."""
+
+    def __init__(self, kinds: Mapping[str, str], choose: Callable[[str], str] = secrets.choice) -> None:
+        """Make one for each credential.
+
+        Args:
+            kinds: the injection scheme by the credential's name.
+            choose: picks one of the letters it is given; the operating system's randomness unless a test says other.
+        """
+        self._mark = _random(_MARK, choose)
+        self._key_mark = _random(_KEY_ID_CHARS - 4, choose).upper()
+        self._made = {name: self._make(name, scheme, choose) for name, scheme in kinds.items()}
+        pairs = any(one.key_id for one in self._made.values())
+        marks = [self._mark, *([self._key_mark] if pairs else [])] if self._made else []
+        self._needles = tuple(needle for mark in marks for needle in (mark.encode(), *_in_base64(mark.encode())))
+        # Every character may be percent-encoded: three bytes for one.
+        self.overlap = _ESCAPED * max(map(len, marks), default=0)
+
+    def __getitem__(self, name: str) -> Placeholder:
+        """Return the placeholder of a credential; `KeyError` for one the run did not have at its start."""
+        return self._made[name]
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether the run has a placeholder of this name."""
+        return name in self._made
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all credentials that have one."""
+        return self._made.keys()
+
+    def leaks(self, data: bytes) -> bool:
+        """Say whether bytes hold a placeholder of this run, plain, in base64 at any offset, or percent-encoded."""
+        if self._find(data):
+            return True
+        return b"%" in data and bool(self._needles) and self._find(unquote_to_bytes(data))
+
+    def _find(self, data: bytes) -> bool:
+        return any(needle in data for needle in self._needles)
+
+    def _make(self, name: str, scheme: str, choose: Callable[[str], str]) -> Placeholder:
+        own = _random(_OWN, choose)
+        if scheme == "sigv4":
+            secret = f"{_HEAD}{self._mark}{own}"
+            last = _random(4, choose).upper()
+            return Placeholder(secret.ljust(_SECRET_KEY_CHARS, "0"), f"{_KEY_ID}{self._key_mark}{last}")
+        return Placeholder(f"{_HEAD}-{name}-{self._mark}{own}")
+
+
+def decode_base64(text: bytes) -> bytes:
+    """Return what base64 stands for, in either alphabet and without padding too; nothing where it is none."""
+    plain = text.strip().translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+    try:
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except ValueError:
+        return b""
+
+
+def _random(count: int, choose: Callable[[str], str]) -> str:
+    return "".join(choose(_LETTERS) for _ in range(count))
+
+
+def _in_base64(mark: bytes) -> list[bytes]:
+    """Return the base64 of a mark at each of the three offsets, without the characters its neighbours decide."""
+    found = []
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + mark).rstrip(b"=")
+        first = -(-before * 8 // 6)  # a character that holds bits of what comes before is not the mark's own
+        last = (before + len(mark)) * 8 // 6
+        found.append(encoded[first:last])
+    return found

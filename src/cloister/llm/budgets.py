@@ -1,0 +1,341 @@
+"""How much an agent may still use. Reserved before a call, settled after it; pure, and in one thread.
+
+An `Account` belongs to an agent and is shared by all its runs of one broker. Each limit watches a span: the last
+sixty seconds, a run, a day or a calendar month (UTC). `reserve` counts what a call may use at most as used, in every
+span at once, or refuses; `settle` puts what it really used in its place. So parallel calls, retries and broken
+streams cannot spend together what only one of them may: used and reserved never exceed the limit, and only a call
+that turns out larger than its own reservation can pass it.
+
+Clocks are arguments: `now` is wall time (seconds since the epoch, may step), `tick` monotonic. A call is settled in
+the spans it was reserved in. Money is kept in whole billionths of a dollar, so that sums are exact.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from calendar import timegm
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from cloister.llm.errors import Refusal
+from cloister.llm.ledger import Spent
+from cloister.policy.model import Llm
+
+SpanKind = Literal["minute", "run", "day", "month"]
+Key = tuple[str, object]
+Loader = Callable[[float, float, str], Spent]
+"""`(since, until, run)`: what the books know of a span; `Books.spent` for one agent."""
+
+DEFAULT_REQUESTS = 60
+MINUTE_S = 60.0
+_DAY_S = 86_400
+_NANO = 1_000_000_000
+_RUN_RETRY_S = 3600
+_SPANS: tuple[SpanKind, ...] = ("minute", "run", "day", "month")
+
+
+class Limit(NamedTuple):
+    """One limit of tokens or money."""
+
+    reason: str
+    """`tokens-per-day`, `cost-per-run` and so on: also the reason of a refusal."""
+    span: SpanKind
+    measure: int
+    """0 for tokens, 1 for money."""
+    amount: int
+    """Tokens, or billionths of a dollar."""
+
+
+class Limits(NamedTuple):
+    """What an agent's policy allows."""
+
+    requests: int = DEFAULT_REQUESTS
+    concurrency: int | None = None
+    limits: tuple[Limit, ...] = ()
+    alerts: tuple[int, ...] = ()
+
+    @property
+    def priced(self) -> bool:
+        """Whether money is limited, so that a model without a price cannot be used."""
+        return any(limit.measure == 1 for limit in self.limits)
+
+
+class Alert(NamedTuple):
+    """A share of a budget that was passed."""
+
+    reason: str
+    percent: int
+    used: float
+    limit: float
+    """Tokens or dollars."""
+
+
+class Hold:
+    """A reservation. It ends with `Account.settle` or `Account.release`, whichever comes first."""
+
+    __slots__ = ("amount", "keys", "open")
+
+    def __init__(self, amount: tuple[int, int], keys: tuple[Key, ...]) -> None:
+        """Take what was reserved, and the spans it counts in."""
+        self.amount, self.keys = amount, keys
+        self.open = True
+
+
+class _Tally:
+    """What was used and is reserved in one span."""
+
+    __slots__ = ("alerted", "granted", "held", "loaded", "used")
+
+    def __init__(self) -> None:
+        self.used = [0, 0]
+        self.held = [0, 0]
+        self.granted = [0, 0]
+        self.alerted = [0, 0]
+        self.loaded = False
+
+
+def compile_limits(llm: Llm) -> Limits:
+    """Return the limits of an agent's table."""
+    found = []
+    for span in _SPANS:
+        tokens = getattr(llm, f"tokens_per_{span}")
+        if tokens is not None:
+            found.append(Limit(f"tokens-per-{span}", span, 0, tokens))
+        cost = getattr(llm, f"cost_per_{span}_usd")
+        if cost is not None:
+            found.append(Limit(f"cost-per-{span}", span, 1, int(cost * _NANO)))
+    requests = DEFAULT_REQUESTS if llm.requests_per_minute is None else llm.requests_per_minute
+    return Limits(requests, llm.concurrency, tuple(found), tuple(sorted(set(llm.alerts))))
+
+
+class Account:
+    """The budgets of one agent."""
+
+    def __init__(self, limits: Limits, load: Loader, alert: Callable[[Alert], None] | None = None) -> None:
+        """Begin with what the books know; `alert` is told of shares that are passed."""
+        self.limits = limits
+        self.blocked = ""
+        """Why the agent may not call at all; empty while it may (kill switch)."""
+        self._load = load
+        self._alert = alert
+        self._requests: deque[float] = deque()
+        self._recent: deque[tuple[float, int, int]] = deque()
+        self._tallies: dict[Key, _Tally] = {("minute", 0): _Tally()}
+        self._holds: set[Hold] = set()
+        self._calendar = (-1, (("day", -1), ("month", (0, 0))))
+
+    @property
+    def active(self) -> int:
+        """How many calls are under way."""
+        return len(self._holds)
+
+    def reserve(  # noqa: PLR0913 - a call in numbers
+        self, run: str, tokens: int, cost_usd: float, now: float, tick: float, *, counted: bool = True
+    ) -> Hold | Refusal:
+        """Reserve for one call, or say which limit stands in its way.
+
+        Args:
+            run: who calls.
+            tokens: the most that it may use.
+            cost_usd: the most that it may cost.
+            now: wall time at which the request was complete.
+            tick: monotonic time.
+            counted: whether it counts as a request; a further attempt of one call does not.
+        """
+        if self.blocked:
+            return Refusal(403, "agent-blocked", f"this agent's model calls are blocked: {self.blocked}", again=False)
+        limits = self.limits
+        if limits.concurrency is not None and len(self._holds) >= limits.concurrency:
+            words = f"{limits.concurrency} requests are under way already (concurrency)"
+            return Refusal(429, "concurrency", words, 1)
+        if not self._tallies["minute", 0].loaded:
+            self._begin(now, tick)
+        self._forget(tick)
+        if counted and len(self._requests) >= limits.requests:
+            wait = math.ceil(self._requests[len(self._requests) - limits.requests] + MINUTE_S - tick)
+            words = f"{limits.requests} requests per minute are used up (requests_per_minute)"
+            return Refusal(429, "requests-per-minute", words, max(1, wait))
+        amount = (tokens, math.ceil(cost_usd * _NANO))
+        keys = self._keys(run, now)
+        for limit in limits.limits:
+            key = keys[_SPANS.index(limit.span)]
+            tally = self._tally(key, now)
+            most = limit.amount * (1 + tally.granted[limit.measure])
+            if tally.used[limit.measure] + tally.held[limit.measure] + amount[limit.measure] > most:
+                return self._exhausted(limit, tally, amount, most, now, tick)
+        hold = Hold(amount, keys)
+        for key in keys:
+            held = self._tallied(key).held
+            held[0] += amount[0]
+            held[1] += amount[1]
+        if counted:
+            self._requests.append(tick)
+        self._holds.add(hold)
+        return hold
+
+    def settle(self, hold: Hold, tokens: int, cost_usd: float, tick: float) -> None:
+        """Put what a call used in the place of its reservation. Once: a second time changes nothing."""
+        if not hold.open:
+            return
+        used = (tokens, math.ceil(cost_usd * _NANO))
+        self._free(hold)
+        for key in hold.keys:
+            tally = self._tallied(key)
+            tally.used[0] += used[0]
+            tally.used[1] += used[1]
+        self._recent.append((tick, *used))
+        self._warn(hold.keys)
+
+    def release(self, hold: Hold) -> None:
+        """Take a reservation back: the call was not dispatched."""
+        if hold.open:
+            self._free(hold)
+
+    def grant(self, run: str, reason: str, now: float) -> None:
+        """Allow the amount of one limit once more, in the span that is under way."""
+        for limit in self.limits.limits:
+            if limit.reason == reason:
+                self._tally(self._keys(run, now)[_SPANS.index(limit.span)], now).granted[limit.measure] += 1
+
+    def forget_run(self, run: str) -> None:
+        """Drop what is known about a run that is over."""
+        self._tallies.pop(("run", run), None)
+
+    # Inside.
+
+    def _keys(self, run: str, now: float) -> tuple[Key, Key, Key, Key]:
+        """Return the spans that a call belongs to, in the order of `_SPANS`."""
+        day = int(now // _DAY_S)
+        if self._calendar[0] != day:
+            date = time.gmtime(now)
+            self._calendar = (day, (("day", day), ("month", (date.tm_year, date.tm_mon))))
+            self._prune()
+        return (("minute", 0), ("run", run), *self._calendar[1])
+
+    def _prune(self) -> None:
+        """Drop days and months that are over; the books know them, should the clock step back."""
+        kept = {*self._calendar[1], *(key for hold in self._holds for key in hold.keys)}
+        for key in [key for key in self._tallies if key[0] in {"day", "month"} and key not in kept]:
+            del self._tallies[key]
+
+    def _tallied(self, key: Key) -> _Tally:
+        """Return a span's tally; one that no limit asks for need not know what was before."""
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = _Tally()
+        return tally
+
+    def _tally(self, key: Key, now: float) -> _Tally:
+        """Return a span's tally with what the books know of it.
+
+        The books count calls under way with their whole reservation, which is in `held` already.
+        """
+        tally = self._tallied(key)
+        if not tally.loaded:
+            tally.loaded = True
+            since, until, run = _bounds(key, now)
+            spent = self._load(since, until, run)
+            tally.used[0] = max(tally.used[0], spent.tokens - tally.held[0])
+            tally.used[1] = max(tally.used[1], math.ceil(spent.cost_usd * _NANO) - tally.held[1])
+            self._mark(key, tally)
+        return tally
+
+    def _begin(self, now: float, tick: float) -> None:
+        """Count the last minute before this process began, so that a restart gives nothing away."""
+        minute = self._tallies["minute", 0]
+        minute.loaded = True
+        spent = self._load(now - MINUTE_S, now + 1, "")
+        self._requests.extend([tick] * min(spent.requests, self.limits.requests))
+        if spent.tokens or spent.cost_usd:
+            used = (spent.tokens, math.ceil(spent.cost_usd * _NANO))
+            self._recent.append((tick, *used))
+            minute.used = [minute.used[0] + used[0], minute.used[1] + used[1]]
+
+    def _forget(self, tick: float) -> None:
+        """Let go of what is older than a minute."""
+        since = tick - MINUTE_S
+        while self._requests and self._requests[0] <= since:
+            self._requests.popleft()
+        recent, used = self._recent, self._tallies["minute", 0].used
+        while recent and recent[0][0] <= since:
+            _, tokens, cost = recent.popleft()
+            used[0] -= tokens
+            used[1] -= cost
+
+    def _free(self, hold: Hold) -> None:
+        """End a reservation."""
+        hold.open = False
+        self._holds.discard(hold)
+        for key in hold.keys:
+            held = self._tallied(key).held
+            held[0] -= hold.amount[0]
+            held[1] -= hold.amount[1]
+
+    def _exhausted(  # noqa: PLR0913 - what the sentence is made of
+        self, limit: Limit, tally: _Tally, amount: tuple[int, int], most: int, now: float, tick: float
+    ) -> Refusal:
+        """Say which limit stands in the way, how far it is used, and when it helps to ask again."""
+        measure = limit.measure
+        used, held = _shown(measure, tally.used[measure]), _shown(measure, tally.held[measure])
+        words = (
+            f"the budget {limit.reason.replace('-', '_')} does not hold this request: {_shown(measure, most)} allowed, "
+            f"{used} used, {held} reserved by requests under way, up to {_shown(measure, amount[measure])} asked for"
+        )
+        wait = self._wait(limit, amount[measure], most, now, tick)
+        return Refusal(429, limit.reason, words, wait, again=limit.span == "minute" and amount[measure] <= most)
+
+    def _wait(self, limit: Limit, amount: int, most: int, now: float, tick: float) -> int:
+        """Return the seconds until the span has room, as far as it can be known."""
+        if limit.span == "minute":
+            tally = self._tallies["minute", 0]
+            over = tally.used[limit.measure] + tally.held[limit.measure] + amount - most
+            for at, *used in self._recent:
+                over -= used[limit.measure]
+                if over <= 0:
+                    return max(1, math.ceil(at + MINUTE_S - tick))
+            return int(MINUTE_S)
+        if limit.span == "run":
+            return _RUN_RETRY_S
+        return max(1, math.ceil(_bounds(self._keys("", now)[_SPANS.index(limit.span)], now)[1] - now))
+
+    def _warn(self, keys: tuple[Key, ...]) -> None:
+        """Tell of the highest share that was passed since the last time."""
+        for limit in self.limits.limits:
+            tally = self._tallies.get(keys[_SPANS.index(limit.span)])
+            if tally is None or limit.span == "minute" or self._alert is None:
+                continue
+            percent = self._passed(limit, tally)
+            if percent > tally.alerted[limit.measure]:
+                tally.alerted[limit.measure] = percent
+                unit = _NANO if limit.measure else 1
+                alert = Alert(limit.reason, percent, tally.used[limit.measure] / unit, limit.amount / unit)
+                self._alert(alert)
+
+    def _mark(self, key: Key, tally: _Tally) -> None:
+        """What was passed before a restart was told before it."""
+        for limit in self.limits.limits:
+            if limit.span == key[0]:
+                tally.alerted[limit.measure] = self._passed(limit, tally)
+
+    def _passed(self, limit: Limit, tally: _Tally) -> int:
+        """Return the highest alert that a tally has reached."""
+        used, most = tally.used[limit.measure], limit.amount
+        return max((percent for percent in self.limits.alerts if used * 100 >= most * percent and used), default=0)
+
+
+def _bounds(key: Key, now: float) -> tuple[float, float, str]:
+    """Return since, until and run of a span."""
+    kind, which = key
+    if kind == "day" and isinstance(which, int):
+        return float(which * _DAY_S), float((which + 1) * _DAY_S), ""
+    if kind == "month" and isinstance(which, tuple):
+        year, month = which
+        following = (year + month // 12, month % 12 + 1)
+        return float(timegm((year, month, 1, 0, 0, 0))), float(timegm((*following, 1, 0, 0, 0))), ""
+    return 0.0, now + _DAY_S, str(which)
+
+
+def _shown(measure: int, amount: int) -> str:
+    return f"{amount / _NANO:.4f} USD" if measure else f"{amount} tokens"

@@ -1,0 +1,651 @@
+"""One model call: read the request, decide, reserve, send, pass the answer on, settle. In this order, once each.
+
+A `Call` is the sink of the client's exchange and the receiver of the upstream's answer. Before a byte of an answer is
+passed on, another attempt may be made; afterwards never. Whatever happens in between, what was reserved is settled and
+the row that was opened is closed, exactly once, in `_settle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cloister.egress.http1 import Body, Headers, HttpError
+from cloister.llm import access, errors, routes, upstreams
+from cloister.llm.budgets import Hold
+from cloister.llm.errors import Refusal
+from cloister.llm.ledger import Row, Source
+from cloister.llm.order import Order, read_order
+from cloister.llm.routes import Route
+from cloister.llm.tokens import Usage, add
+from cloister.relay.llm.answer import HEARTBEAT, Answer
+from cloister.relay.llm.held import Held, passed_fields, seconds
+from cloister.relay.llm.supply import Supply, SupplyError
+
+if TYPE_CHECKING:
+    from cloister.relay.exchange import Exchange
+    from cloister.relay.llm.service import Caller, Inference, Price
+    from cloister.relay.upstream import HttpUpstream
+
+_OK, _UNAUTHORIZED, _BAD_REQUEST = 200, 401, 400
+_AGAIN = frozenset({429, 500, 502, 503, 504, 529})
+_MAYBE_BILLED = frozenset({502, 504, 524})
+"""A gateway gave up; what stands behind it may have worked on."""
+_NO_LIST = frozenset({404, 405, 501})
+_NOTHING = Usage()
+
+
+class Call:
+    """One request that may cost something."""
+
+    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route) -> None:
+        """Take a request whose caller is known; `start` begins to read it."""
+        self.service, self.caller, self.exchange, self.route = service, caller, exchange, route
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._order: Order | None = None
+        self._supplies: list[Supply] = []
+        self._supply: Supply | None = None
+        self._price: Price | None = None
+        self._hold: Hold | None = None
+        self._row: Row | None = None
+        self._upstream: HttpUpstream | None = None
+        self._answer: Answer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._attempts = self._status = 0
+        self._request_id = ""
+        self._held: Held | None = None
+        self._framing = ""
+        self._charged: list[tuple[Usage, float]] = []
+        self._time = self._begun = self._moved = self._first = self._beat = 0.0
+        self._over = self._left = self._rekeyed = self._paused = False
+        self._drain_until = 0.0
+        self._pause_s: float | None = None
+
+    @property
+    def shortest_s(self) -> float:
+        """The shortest time limit that counts for this call."""
+        upstream = self._supply.upstream if self._supply else None
+        if upstream is None:
+            return 4.0
+        return min(upstream.first_byte_timeout_s, upstream.idle_timeout_s, self.service.bounds.heartbeat_s)
+
+    def start(self) -> None:
+        """Read the body, within bounds."""
+        exchange, bounds = self.exchange, self.service.bounds
+        if exchange.body.framing == "length" and exchange.body.length > bounds.body_bytes:
+            self._refuse(self._too_large())
+            return
+        if self.service.buffered > bounds.all_bodies_bytes:
+            self._refuse(Refusal(503, "too-busy", "too many large requests are under way", 5))
+            return
+        if any(name.lower() == b"expect" for name, _ in exchange.headers):
+            exchange.interim(100, b"Continue", [])
+        exchange.attach(self)
+
+    # The exchange's sink.
+
+    def write_body(self, data: bytes) -> None:
+        """Keep a piece of the request."""
+        if self._over:
+            return
+        self._size += len(data)
+        self.service.buffered += len(data)
+        if self._size > self.service.bounds.body_bytes:
+            self._parts.clear()
+            self._refuse(self._too_large())
+            return
+        self._parts.append(data)
+
+    def end_body(self, trailers: Headers) -> None:  # noqa: ARG002 - model requests have none that matter
+        """The request is complete: decide and send."""
+        if self._over:
+            return
+        self._time, self._begun = time.time(), time.monotonic()
+        self._moved = self._begun
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._supplies = self._candidates()
+        if not self._supplies:
+            names = " or ".join(self.route.protocols)
+            words = f"no provider of this agent speaks {names} (llm.providers)"
+            self._refuse(Refusal(404, "no-provider", words, again=False))
+            return
+        self._supply = self._supplies.pop(0)
+        if self.route.name == "models":
+            self._order = Order("", stream=False, body=b"", hides_usage=False, demand=_NOTHING)
+        else:
+            host = self._supply.upstream.host
+            order = read_order(body, self.route, self.caller.access, self.caller.max_tokens, host)
+            if isinstance(order, Refusal):
+                self._refuse(order)
+                return
+            self._order = order
+        self._reserve(self._order)
+
+    def abandon(self) -> None:
+        """The client is gone. What was sent is read on for a while, so that its usage is known."""
+        if self._over:
+            return
+        self._left = True
+        if self._upstream is not None and self._held is None:
+            self._drain_until = time.monotonic() + self.service.bounds.drain_s
+            self._press(paused=False)
+            return
+        self._stop("client-left")
+
+    def shut(self) -> None:
+        """The process ends: settle with what is known."""
+        self._left = True
+        self._stop("truncated" if self._status else "unknown")
+
+    # Deciding.
+
+    def _candidates(self) -> list[Supply]:
+        """Return the upstreams that may serve this route: one, or all in order where falling back is allowed."""
+        found = [supply for supply in self.caller.supplies if supply.upstream.protocol in self.route.protocols]
+        if not self.caller.fallback:
+            return found[:1]
+        return sorted(found, key=lambda supply: supply.resting)
+
+    def _reserve(self, order: Order) -> None:
+        """Reserve what the call may use, note it, and go on."""
+        caller = self.caller
+        cost = self._cost_of(order)
+        if isinstance(cost, Refusal):
+            self._refuse(cost)
+            return
+        hold = caller.account.reserve(caller.run, order.demand.total, cost, self._time, self._begun)
+        if isinstance(hold, Refusal):
+            self._exhausted(order, hold)
+            return
+        self._hold = hold
+        self._row = self._make_row(order.demand, cost, "estimated", "unknown")
+        try:
+            self.service.books.opened(self._row)
+        except OSError as error:
+            self._row = None
+            caller.account.release(hold)
+            words = f"calls cannot be written down, so none is made: {error.strerror or error}"
+            self._refuse(Refusal(503, "ledger-unavailable", words, 5))
+            return
+        self.service.begin(self)
+        self._go()
+
+    def _cost_of(self, order: Order) -> float | Refusal:
+        """Return what the call may cost at most, with the upstream that was chosen."""
+        self._price = None
+        if not self.route.metered or self._supply is None:
+            return 0.0
+        upstream = self._supply.upstream
+        self._price = self.service.prices().find(upstream.protocol, order.model, upstream.name)
+        if self._price is not None:
+            return self._price.cost(order.demand)
+        if not self.caller.account.limits.priced:
+            return 0.0
+        words = (
+            f"the model {order.model[:100]!r} has no known price, so no budget in dollars can hold: "
+            "write it into ~/.config/cloister/prices.toml"
+        )
+        return Refusal(403, "price-unknown", words, again=False)
+
+    def _exhausted(self, order: Order, refusal: Refusal) -> None:
+        """A budget stands in the way: ask the person where the policy says so, else refuse."""
+        if not self.caller.asks or not refusal.reason.startswith(("tokens-", "cost-")):
+            self._refuse(refusal)
+            return
+
+        async def ask() -> None:
+            if await self.caller.ask(refusal):
+                self.caller.account.grant(self.caller.run, refusal.reason, self._time)
+                self.caller.record("budget-granted", {"reason": refusal.reason})
+                self._reserve_again(order)
+            else:
+                self._refuse(refusal)
+
+        self._spawn(ask())
+
+    def _reserve_again(self, order: Order) -> None:
+        if not self._left and not self._over:
+            self._begun = time.monotonic()
+            self._reserve(order)
+
+    # Sending.
+
+    def _go(self) -> None:
+        """Send, at once where the key is known and a connection is open."""
+        supply = self._supply
+        assert supply is not None  # noqa: S101 - chosen before
+        lines = supply.lines()
+        connection = supply.take() if lines is not None and supply.signer is None else None
+        if lines is None or connection is None:
+            self._spawn(self._prepare(supply))
+        else:
+            self._transmit(connection, lines)
+
+    async def _prepare(self, supply: Supply) -> None:
+        """Get a key and a connection, then send."""
+        lines = supply.lines()
+        if lines is None:
+            await supply.refresh()
+            lines = supply.lines() or b""
+        if supply.signer is not None:
+            lines += await self._signature(supply)
+        connection = supply.take() or await supply.dial()
+        self.service.keep(supply)
+        self._transmit(connection, lines)
+
+    async def _signature(self, supply: Supply) -> bytes:
+        """Return the lines that sign this request."""
+        assert supply.signer is not None and self._order is not None  # noqa: S101, PT018 - asked before
+        upstream = supply.upstream
+        url = f"{upstream.scheme}://{upstream.authority}{self._target(supply)}"
+        kept = {"content-type": "application/json"}
+        try:
+            fields = await supply.signer.sign(self.exchange.method, url, kept, self._order.body)
+        except ValueError as error:
+            raise SupplyError(Refusal(503, "key-unavailable", f"{upstream.name}: {error}")) from None
+        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
+
+    def _target(self, supply: Supply) -> str:
+        return supply.upstream.path(self.route) + routes.query_of(self.exchange.url)
+
+    def _transmit(self, connection: HttpUpstream, lines: bytes) -> None:
+        """Write the request."""
+        order, supply, exchange = self._order, self._supply, self.exchange
+        assert order is not None and supply is not None  # noqa: S101, PT018 - asked before
+        body = order.body
+        length = len(body) if exchange.method == "POST" else None
+        head = upstreams.request_head(
+            supply.upstream, exchange.method, self._target(supply), exchange.headers, lines, length
+        )
+        self._upstream = connection
+        self._attempts += 1
+        self._moved = time.monotonic()
+        self._status = 0
+        exchange.bytes_up += len(head) + len(body)
+        connection.begin(self, exchange.method, head, Body("length", len(body)))
+        if body:
+            connection.write_body(body)
+        connection.end_body([])
+        if not self._left:
+            exchange.connection.on_pressure(self._press)
+
+    # The upstream's receiver.
+
+    def on_interim(self, status: int, phrase: bytes, headers: Headers) -> None:
+        """Ignore it: the request is on its way as a whole."""
+
+    def on_response(self, status: int, phrase: bytes, headers: Headers, body: Body) -> None:
+        """Pass the head on, or hold the answer back where another attempt may follow."""
+        order, supply = self._order, self._supply
+        assert order is not None and supply is not None  # noqa: S101, PT018 - chosen before
+        self._status, self._framing, self._moved = status, body.framing, time.monotonic()
+        fields = {name.lower(): value for name, value in headers}
+        identity = fields.get(b"request-id") or fields.get(b"x-request-id") or b""
+        self._request_id = identity[:200].decode("latin-1")
+        supply.judge(failed=status in _AGAIN)
+        if self.route.name == "models" or (not self._left and self._may_try_again(status, fields)):
+            self._held = Held(status, phrase, headers, self.service.bounds.list_bytes)
+            return
+        stream = fields.get(b"content-type", b"").lstrip().lower().startswith(b"text/event-stream")
+        hide = order.hides_usage and status == _OK
+        coding = fields.get(b"content-encoding", b"")
+        self._answer = Answer(self.route.shape, stream=stream, hide=hide, coding=coding)
+        if not self._left:
+            framing = Body("chunked") if (hide and stream) or body.framing == "close" else body
+            self.exchange.respond(status, phrase, passed_fields(headers), framing)
+
+    def on_response_body(self, data: bytes) -> None:
+        """Count a piece and pass it on."""
+        self._moved = time.monotonic()
+        if not self._first:
+            self._first = self._moved
+        answer = self._answer
+        if answer is None:
+            if self._held is not None and not self._held.take(data):
+                self._drop_upstream()
+                self._again()
+            return
+        passed = answer.take(data)
+        if self._left:
+            if answer.bytes > self.service.bounds.drain_bytes:
+                self._stop("client-left")
+        elif passed:
+            self._beat = self._moved
+            self.exchange.respond_body(passed)
+
+    def on_response_end(self, trailers: Headers) -> None:
+        """Settle and finish."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None and self._supply is not None:
+            self._supply.give(upstream)
+        answer = self._answer
+        if answer is None:
+            self._again()
+        elif self._is_cut(answer):
+            self._truncated("the upstream ended its answer before it was complete")
+        elif self._left:
+            self._settle("client-left")
+        else:
+            self._settle("complete")
+            if rest := answer.rest():
+                self.exchange.respond_body(rest)
+            self.exchange.respond_end(trailers)
+
+    def on_switch(self, phrase: bytes, headers: Headers, rest: bytes) -> None:
+        """Cannot come: no other protocol was asked for, and `HttpUpstream` refuses one."""
+
+    def on_failure(self, error: HttpError) -> None:
+        """Try again where nothing was answered, else say that it broke off."""
+        upstream, self._upstream = self._upstream, None
+        supply = self._supply
+        assert supply is not None  # noqa: S101 - chosen before
+        if self._answer is not None:
+            supply.judge(failed=True)
+            self._truncated(error.explanation)
+        elif self._held is not None:
+            self._again()
+        elif upstream is not None and upstream.used and self._attempts == 1 and not self._left:
+            self._go()  # a kept connection that the server was just closing: nothing was read there
+        else:
+            supply.judge(failed=True)
+            words = f"{supply.upstream.place}: {error.explanation}"
+            self._failed(Refusal(502, "upstream-failed", words), maybe_billed=True)
+
+    def on_pressure(self, *, paused: bool) -> None:
+        """The upstream reads slowly; the body is in memory already."""
+
+    def _press(self, paused: bool) -> None:
+        """The client reads slowly: so is the upstream read."""
+        self._paused = paused
+        self._moved = self._beat = time.monotonic()
+        if self._upstream is not None:
+            self._upstream.pause(paused)
+
+    # Trying again.
+
+    def _may_try_again(self, status: int, fields: dict[bytes, bytes]) -> bool:
+        """Say whether an answer is held back: the key may have changed, or the policy allows another attempt."""
+        supply = self._supply
+        assert supply is not None  # noqa: S101 - chosen before
+        if status == _UNAUTHORIZED and supply.upstream.auth != "none":
+            return not self._rekeyed
+        if status not in _AGAIN:
+            return False
+        self._pause_s = seconds(fields.get(b"retry-after"))
+        patient = self._pause_s is None or self._pause_s <= self.service.bounds.patience_s
+        return bool(self._supplies) or (self._attempts <= supply.upstream.retries and patient)
+
+    def _again(self) -> None:
+        """An answer was held back and is over: decide what becomes of it."""
+        held, supply = self._held, self._supply
+        assert held is not None and supply is not None  # noqa: S101, PT018 - asked before
+        if self._left:
+            self._settle("client-left")
+        elif self.route.name == "models":
+            self._give_list(held)
+        else:
+            self._spawn(self._retry(supply, held))
+
+    async def _retry(self, supply: Supply, held: Held) -> None:
+        """Make another attempt, or give the client the answer that was held back."""
+        if held.status == _UNAUTHORIZED:
+            self._rekeyed = True
+            if not await supply.refresh(rejected=True):
+                self._give(held)
+                return
+        elif not await self._next(supply, maybe_billed=held.status in _MAYBE_BILLED):
+            self._give(held)
+            return
+        self._held = None
+        self._go()
+
+    async def _next(self, supply: Supply, *, maybe_billed: bool) -> bool:
+        """Choose who is asked next, and reserve for it; False when a budget has no room for another attempt."""
+        if self._supplies:
+            self._supply = self._supplies.pop(0)
+        else:
+            await asyncio.sleep(min(self._pause_s or 0.5 * 2 ** min(self._attempts, 5), self.service.bounds.patience_s))
+        if self._supply is supply and not maybe_billed:
+            return True
+        return self._reserve_anew(maybe_billed=maybe_billed)
+
+    def _reserve_anew(self, *, maybe_billed: bool) -> bool:
+        """Settle the attempt before, as billed where it may have been, and reserve for the next one."""
+        order, hold = self._order, self._hold
+        assert order is not None and hold is not None and self._row is not None  # noqa: S101, PT018 - a call under way
+        if maybe_billed:
+            self._charged.append((order.demand, self._row.cost_usd))
+            self.caller.account.settle(hold, order.demand.total, self._row.cost_usd, time.monotonic())
+        else:
+            self.caller.account.release(hold)
+        cost = self._cost_of(order)
+        if isinstance(cost, Refusal):
+            return False
+        now = time.monotonic()
+        new = self.caller.account.reserve(self.caller.run, order.demand.total, cost, self._time, now, counted=False)
+        if isinstance(new, Refusal):
+            return False
+        self._hold = new
+        return True
+
+    def _failed(self, refusal: Refusal, *, maybe_billed: bool) -> None:
+        """No answer came: try again where the policy says so, else tell the client."""
+        supply = self._supply
+        assert supply is not None  # noqa: S101 - chosen before
+        self._drop_upstream()
+        more = bool(self._supplies) or (self._attempts <= supply.upstream.retries and self._attempts > 0)
+        if self._left or not more:
+            self._give_up(refusal, maybe_billed=maybe_billed)
+            return
+
+        async def again() -> None:
+            if await self._next(supply, maybe_billed=maybe_billed):
+                self._go()
+            else:
+                self._give_up(refusal, maybe_billed=False)
+
+        self._spawn(again())
+
+    def _give_up(self, refusal: Refusal, *, maybe_billed: bool) -> None:
+        """Settle without an answer: what may have been billed counts as if it was."""
+        order = self._order
+        self._status = 0 if self._left else refusal.status
+        usage = order.demand if order is not None and maybe_billed else _NOTHING
+        self._settle("client-left" if self._left else "upstream-failed", usage, refusal.reason)
+        self._answer_refusal(refusal)
+
+    # Ending.
+
+    def _give(self, held: Held) -> None:
+        """Give the client an answer that was held back."""
+        billed = self._order.demand if self._order and held.status in _MAYBE_BILLED else _NOTHING
+        if self._hold is not None and not self._hold.open:
+            billed = _NOTHING  # charged already, with the attempt
+        self._settle("complete", billed)
+        if not self._left:
+            held.give(self.exchange)
+
+    def _give_list(self, held: Held) -> None:
+        """Give the client the models that are allowed, in its own protocol."""
+        self._settle("complete")
+        names = self.caller.access.names()
+        if held.status < _BAD_REQUEST:
+            listed = access.filter_list(bytes(held.body), self.caller.access, self.route.shape)
+            if listed is None:
+                self._answer_refusal(Refusal(502, "bad-gateway", "the upstream's list of models is none"))
+                return
+            held = Held.of_json(listed)
+        elif held.status in _NO_LIST and names:
+            held = Held.of_json(access.own_list(names, self.route.shape))
+        held.give(self.exchange)
+
+    def _is_cut(self, answer: Answer) -> bool:
+        """Say whether a stream ended without the last word of its protocol.
+
+        Some compatible servers leave `[DONE]` out, so for Chat Completions only a connection that just ended tells.
+        """
+        if not answer.stream or self._status != _OK or answer.coded or answer.meter.finished:
+            return False
+        return self.route.shape != "chat" or self._framing == "close"
+
+    def _truncated(self, why: str) -> None:
+        """Break the answer off so that the client knows: an error as the last event, and no clean end."""
+        answer, exchange = self._answer, self.exchange
+        assert answer is not None  # noqa: S101 - asked before
+        self._drop_upstream()
+        self._settle("truncated")
+        if self._left:
+            return
+        if answer.stream and not answer.coded:
+            gap = b"" if answer.between_events else b"\n\n"
+            end = errors.stream_end(self.route.shape, Refusal(502, "upstream-truncated", why))
+            exchange.respond_body(answer.rest() + gap + end)
+            exchange.break_off()
+        else:
+            exchange.fail()
+
+    def sweep(self, now: float) -> None:
+        """Enforce the time limits; there is none on the whole."""
+        if self._upstream is None or self._supply is None:
+            return
+        upstream, answer = self._supply.upstream, self._answer
+        if self._left and now > self._drain_until:
+            self._stop("client-left")
+        elif self._paused:
+            return
+        elif answer is None:
+            if now - self._moved > upstream.first_byte_timeout_s:
+                words = f"{upstream.place} did not answer in {upstream.first_byte_timeout_s:g} s"
+                self._failed(Refusal(504, "first-byte-timeout", words), maybe_billed=True)
+        elif now - self._moved > (upstream.idle_timeout_s if self._first else upstream.first_byte_timeout_s):
+            self._truncated(f"{upstream.place} was silent for {now - self._moved:.0f} s")
+        elif now - max(self._beat, self._moved) > self.service.bounds.heartbeat_s and answer.between_events:
+            self._beat = now
+            if not self._left:
+                self.exchange.respond_body(HEARTBEAT)
+
+    def _stop(self, outcome: str) -> None:
+        """End at once: nobody waits for an answer any more."""
+        if self._task is not None:
+            self._task.cancel()
+        order = self._order
+        unanswered = self._upstream is not None and self._answer is None and self._held is None
+        self._drop_upstream()
+        self._settle(outcome, order.demand if order is not None and unanswered else None)
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Go on in a task; what goes wrong there ends the call and is reported as the bug it is."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except SupplyError as error:
+                self._failed(error.refusal, maybe_billed=False)
+            except Exception:
+                self._drop_upstream()
+                self._settle("upstream-failed")
+                self.exchange.fail()
+                raise
+
+        self._task = asyncio.get_running_loop().create_task(guarded())
+
+    # The books.
+
+    def _settle(self, outcome: str, usage: Usage | None = None, reason: str = "") -> None:
+        """Put what was used in the place of the reservation, and close the row. Once.
+
+        Without `usage` the answer tells; without an answer nothing was used.
+        """
+        if self._over:
+            return
+        self._over = True
+        self.service.buffered -= self._size
+        self.service.end(self)
+        order, row, hold = self._order, self._row, self._hold
+        if order is None or row is None or hold is None:
+            return
+        source: Source = "provider" if usage is None or usage == _NOTHING else "estimated"
+        model = order.model
+        if usage is None:
+            usage, source, model = self._metered(order)
+        cost, price = self._priced(usage)
+        self.caller.account.settle(hold, usage.total, cost, time.monotonic())
+        for charged, dollars in self._charged:
+            usage, cost, source = add(usage, charged), cost + dollars, "estimated"
+        self.service.books.closed(self._make_row(usage, cost, source, outcome, model, price, reason))
+
+    def _metered(self, order: Order) -> tuple[Usage, Source, str]:
+        """Return what the answer says was used, or an estimate from what arrived."""
+        answer = self._answer
+        if answer is None or self._status >= _BAD_REQUEST or not self.route.metered:
+            return _NOTHING, "provider", order.model
+        metered = answer.finish()
+        usage = metered.usage
+        if metered.source == "estimated" and usage.total == usage.output_tokens:
+            most = order.demand.output_tokens
+            usage = msgspec.structs.replace(order.demand, output_tokens=min(usage.output_tokens, most) if most else 0)
+        return usage, metered.source, metered.model or order.model
+
+    def _priced(self, usage: Usage) -> tuple[float, str]:
+        """Return dollars, and by which price."""
+        if usage.cost_usd is not None:
+            return usage.cost_usd, "upstream"
+        if self._price is None:
+            return 0.0, ""
+        return self._price.cost(usage), self._price.label
+
+    def _make_row(  # noqa: PLR0913 - the parts of a row that change
+        self, usage: Usage, cost: float, source: Source, outcome: str, model: str = "", price: str = "",
+        reason: str = "",
+    ) -> Row:  # fmt: skip
+        caller, order = self.caller, self._order
+        now = time.monotonic()
+        return Row(
+            id=self._row.id if self._row else self.service.new_id(self._time),
+            time=self._time, run=caller.run, agent=caller.agent, user=caller.user,
+            provider=self._supply.upstream.name if self._supply else "",
+            route=self.route.name, model=model or (order.model if order else ""),
+            input_tokens=usage.input_tokens, cache_read_tokens=usage.cache_read_tokens,
+            cache_write_5m_tokens=usage.cache_write_5m_tokens, cache_write_1h_tokens=usage.cache_write_1h_tokens,
+            output_tokens=usage.output_tokens, reasoning_tokens=usage.reasoning_tokens,
+            cost_usd=cost, price=price, source=source, status=self._status, outcome=outcome, reason=reason,
+            stream=order.stream if order else False, attempts=self._attempts,
+            first_byte_s=self._first - self._begun if self._first else 0.0,
+            duration_s=now - self._begun, request_id=self._request_id,
+        )  # fmt: skip
+
+    # Refusing.
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer a call that never left."""
+        if self._over:
+            return
+        self._status = refusal.status
+        row = self._make_row(_NOTHING, 0.0, "provider", "refused", reason=refusal.reason)
+        self._over = True
+        self.service.buffered -= self._size
+        self.service.note_refusal(row)
+        self._answer_refusal(refusal)
+
+    def _answer_refusal(self, refusal: Refusal) -> None:
+        """Write a refusal in the shape of the client's protocol."""
+        exchange = self.exchange
+        if self._left or exchange.connection.transport is None:
+            return
+        close = not (exchange.keep_alive and exchange.ended)
+        exchange.respond_whole(refusal.status, errors.response(self.route.shape, refusal, close=close))
+
+    def _too_large(self) -> Refusal:
+        most = self.service.bounds.body_bytes // (1024 * 1024)
+        return Refusal(413, "body-too-large", f"a request holds at most {most} MiB", again=False)

@@ -1,0 +1,64 @@
+"""An answer that is kept whole before the client sees any of it: another attempt may follow, or it is changed first."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from typing import TYPE_CHECKING
+
+from cloister.egress.http1 import Body, Headers
+
+if TYPE_CHECKING:
+    from cloister.relay.exchange import Exchange
+
+_NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
+
+
+class Held:
+    """Head and body of one answer."""
+
+    def __init__(self, status: int, phrase: bytes, headers: Headers, most: int) -> None:
+        """Take a head; at most so many bytes of body are kept."""
+        self.status, self.phrase, self.headers = status, phrase, headers
+        self.body = bytearray()
+        self._most = most
+
+    @classmethod
+    def of_json(cls, content: bytes) -> Held:
+        """Return an answer of our own."""
+        held = cls(200, b"OK", [(b"content-type", b"application/json")], len(content))
+        held.body += content
+        return held
+
+    def take(self, data: bytes) -> bool:
+        """Keep a piece; False when it is too much."""
+        if len(self.body) + len(data) > self._most:
+            return False
+        self.body += data
+        return True
+
+    def give(self, exchange: Exchange) -> None:
+        """Give it to a client."""
+        exchange.respond(self.status, self.phrase, passed_fields(self.headers), Body("length", len(self.body)))
+        exchange.respond_body(bytes(self.body))
+        exchange.respond_end([])
+
+
+def passed_fields(headers: Headers) -> Headers:
+    """Return the fields of an answer that a client gets: connections to an upstream are shared, cookies are not."""
+    return [field for field in headers if field[0].lower() not in _NOT_PASSED]
+
+
+def seconds(value: bytes | None) -> float | None:
+    """Return the delay that Retry-After asks for (RFC 9110, section 10.2.3), or None."""
+    if value is None:
+        return None
+    text = value.decode("latin-1").strip()
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,164 @@
+"""Model calls of a user's runs: from the policy's words to callers, upstreams and budgets that live in the broker.
+
+One `ModelCalls` per process. It opens the books with the first run that needs them, keeps one account per agent, so
+that all runs of an agent share its budgets, and one supply per provider, so that they share connections. A reload
+gives living runs new limits; what was used stays used.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from cloister.errors import PolicyError, Problem
+from cloister.llm.access import Access
+from cloister.llm.budgets import Account, Alert, compile_limits
+from cloister.llm.ledger import Books
+from cloister.llm.upstreams import compile_upstream
+from cloister.policy.model import Llm, Policy, Provider
+from cloister.relay.llm.service import Caller, Inference, Prices
+from cloister.relay.llm.supply import Supply
+
+if TYPE_CHECKING:
+    from cloister.host.secrets import SecretReader
+
+PORT = 11435
+"""Where model traffic is served inside a sandbox, and by the service outside."""
+BASE_URL = f"http://127.0.0.1:{PORT}"
+
+
+class _Store(Protocol):
+    """Opens the books; called once, with the first run that needs them."""
+
+    def __call__(self) -> Books:
+        """Return them."""
+        ...
+
+
+class ProviderKey:
+    """The key of one provider, by its secret reference."""
+
+    def __init__(self, reader: SecretReader, reference: str) -> None:
+        """Read nothing yet."""
+        self._reader, self._reference = reader, reference
+
+    async def read(self) -> str:
+        """Return the key as it is now.
+
+        Raises:
+            CloisterError: it cannot be had.
+        """
+        value = await self._reader.read(self._reference)
+        return value.decode("utf-8", "replace").strip()
+
+    def rejected(self) -> None:
+        """Forget what was kept of it."""
+        self._reader.refused(self._reference)
+
+
+class ModelCalls:
+    """The model calls of one process."""
+
+    def __init__(self, store: _Store, prices: Callable[[], Prices], reader: Callable[[], SecretReader]) -> None:
+        """Open nothing yet; the arguments say how."""
+        self._store, self._prices, self._reader_of = store, prices, reader
+        self._reader: SecretReader | None = None
+        self._inference: Inference | None = None
+        self._accounts: dict[str, Account] = {}
+        self._supplies: dict[str, tuple[Provider, Supply]] = {}
+
+    @property
+    def inference(self) -> Inference:
+        """Return the proxy's shared part, made with the first call of this."""
+        if self._inference is None:
+            self._inference = Inference(self._store(), self._prices)
+        return self._inference
+
+    def caller(  # noqa: PLR0913 - who, and by which words of the policy
+        self, run: str, agent: str, user: str, llm: Llm, policy: Policy, *, token: str = "",
+        record: Callable[[str, dict[str, object]], None] | None = None,
+    ) -> Caller:  # fmt: skip
+        """Return the caller that a run is, with what its policy allows.
+
+        Raises:
+            PolicyError: it names a provider that the policy does not have.
+        """
+        supplies = self._supplies_of(agent, llm, policy.providers)
+        account = self._account(agent, llm)
+        caller = Caller(run, agent, user, Access(llm), supplies, account, token=token)
+        if record is not None:
+            caller.record = record
+        self._apply(caller, llm)
+        return caller
+
+    def update(self, caller: Caller, llm: Llm, policy: Policy) -> None:
+        """Put a new policy in force for a living run, its budgets included.
+
+        Raises:
+            PolicyError: as `caller`; nothing is changed then.
+        """
+        caller.supplies = self._supplies_of(caller.agent, llm, policy.providers)
+        caller.access = Access(llm)
+        self._account(caller.agent, llm)
+        self._apply(caller, llm)
+
+    def left(self, caller: Caller) -> None:
+        """A run is over."""
+        caller.account.forget_run(caller.run)
+
+    def account(self, agent: str) -> Account | None:
+        """Return an agent's account, if it has called since the process began."""
+        return self._accounts.get(agent)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._inference is not None:
+            await self._inference.close()
+
+    def _account(self, agent: str, llm: Llm) -> Account:
+        account = self._accounts.get(agent)
+        limits = compile_limits(llm)
+        if account is None:
+            books = self.inference.books
+            account = self._accounts[agent] = Account(limits, partial(books.spent, agent))
+        account.limits = limits
+        return account
+
+    def _apply(self, caller: Caller, llm: Llm) -> None:
+        """Set what is neither upstream nor model nor budget."""
+        caller.max_tokens, caller.fallback = llm.max_tokens, llm.fallback
+        caller.asks = llm.on_exhausted == "ask"
+
+    def _supplies_of(self, agent: str, llm: Llm, providers: Mapping[str, Provider]) -> tuple[Supply, ...]:
+        missing = [name for name in llm.providers if name not in providers]
+        if missing:
+            message = f"there is no provider {missing[0]!r}"
+            raise PolicyError([Problem(message, f".agents.{agent}.llm.providers", f"[providers.{missing[0]}]")])
+        return tuple(self._supply(name, providers[name]) for name in llm.providers)
+
+    def _supply(self, name: str, provider: Provider) -> Supply:
+        """Return a provider's supply, made anew when its table has changed."""
+        kept = self._supplies.get(name)
+        if kept is None or kept[0] != provider:
+            if self._reader is None:
+                self._reader = self._reader_of()
+            key = ProviderKey(self._reader, provider.key) if provider.key else None
+            kept = self._supplies[name] = (provider, Supply(compile_upstream(name, provider), key))
+        return kept[1]
+
+
+def new_placeholder() -> str:
+    """Return a key for one run: it opens nothing but that run's own way to the proxy."""
+    return f"cloister-{secrets.token_urlsafe(24)}"
+
+
+def alert_fields(alert: Alert) -> dict[str, object]:
+    """Return an alert as the fields of an event."""
+    return {"reason": alert.reason, "percent": alert.percent, "used": alert.used, "limit": alert.limit}
+
+
+def protocols_of(llm: Llm, providers: Mapping[str, Provider]) -> Iterable[str]:
+    """Return the protocols an agent's providers speak, in the agent's order, once each."""
+    return dict.fromkeys(providers[name].protocol for name in llm.providers if name in providers)

@@ -1,0 +1,63 @@
+"""What model calls need of this machine: the books, the prices, and the secrets of providers. Opened late."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+from cloister.host.owner import Owner
+from cloister.host.secrets import SecretReader, Surroundings
+from cloister.policy.model import Ledger
+from cloister.runs.books import BookKeeper
+from cloister.runs.books_open import open_books
+from cloister.runs.model_calls import ModelCalls
+from cloister.runs.paths import Paths
+from cloister.runs.price_list import PriceFiles
+
+
+def say(text: str) -> None:
+    """Tell whoever reads the process's standard error: for a broker, its log."""
+    sys.stderr.write(f"cloister: {text}\n")
+    sys.stderr.flush()
+
+
+def secret_reader(paths: Paths, owner: Owner, environment: Mapping[str, str]) -> SecretReader:
+    """Return who reads the keys of providers: the broker's own environment counts, and no run's."""
+    return SecretReader(Surroundings(paths.home, owner.uid, own=environment))
+
+
+class Store:
+    """The books of one process, opened when they are first needed."""
+
+    def __init__(self, paths: Paths, settings: Callable[[], Ledger], alarm: Callable[[str], None] = say) -> None:
+        """Open nothing yet."""
+        self._paths, self._settings, self._alarm = paths, settings, alarm
+        self.books: BookKeeper | None = None
+
+    def __call__(self) -> BookKeeper:
+        """Open them.
+
+        Raises:
+            CloisterError: another process keeps them, or they cannot be read.
+        """
+        if self.books is None:
+            self.books = open_books(self._paths.state, self._settings(), alarm=self._alarm)
+        return self.books
+
+    def close(self) -> None:
+        """Write what waits, and close."""
+        if self.books is not None:
+            self.books.close()
+
+
+@contextlib.contextmanager
+def model_calls(paths: Paths, owner: Owner, settings: Callable[[], Ledger] = Ledger) -> Iterator[ModelCalls]:
+    """Give the model calls of a process, and close their books at the end."""
+    store = Store(paths, settings)
+    prices = PriceFiles(paths, owner.uid)
+    try:
+        yield ModelCalls(store, prices.current, lambda: secret_reader(paths, owner, dict(os.environ)))
+    finally:
+        store.close()

@@ -1,0 +1,177 @@
+"""The inference proxy as a service of its own: TCP port 11435, callers known by virtual keys.
+
+    python -m cloister.services.inference --keys FILE [--policy FILE] [--listen 127.0.0.1:11435]
+
+FILE holds one line per key, `AGENT KEY`, and belongs to its owner alone (mode 0600). What an agent may do stands in
+its `llm` table of the policy. Within a broker the same core serves runs through their own sockets (`runs`), which
+needs no such keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hmac
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cloister.errors import CloisterError, PolicyError, Problem, render
+from cloister.host.owner import identify
+from cloister.policy.document import read
+from cloister.policy.load import load_document
+from cloister.policy.merge import resolve
+from cloister.policy.presets import all_presets
+from cloister.relay.llm.listen import ModelServer
+from cloister.relay.llm.service import Caller
+from cloister.runs.model_calls import PORT, ModelCalls
+from cloister.runs.model_store import model_calls
+from cloister.runs.paths import Paths, locate
+from cloister.runs.policies import Source, read_trusted
+
+
+class Keys:
+    """Virtual keys, by their text. A key is looked up by all of them, so that time tells nothing about one."""
+
+    def __init__(self, source: Source) -> None:
+        """Read the lines of a file.
+
+        Raises:
+            PolicyError: a line is not `AGENT KEY`, or a key is too short to be one.
+        """
+        self.agents: list[tuple[str, str]] = []
+        for number, line in enumerate(source.text.decode("utf-8", "replace").splitlines(), 1):
+            words = line.split()
+            if not words or line.startswith("#"):
+                continue
+            if len(words) != 2 or len(words[1]) < 16:  # noqa: PLR2004 - AGENT KEY
+                problem = Problem("a line is AGENT KEY, the key at least 16 characters", f"{source.path}:{number}")
+                raise PolicyError([problem], reference="keys-invalid")
+            self.agents.append((words[0], words[1]))
+
+    def agent_of(self, token: str) -> str | None:
+        """Return whose key this is."""
+        found = None
+        for agent, key in self.agents:
+            if hmac.compare_digest(key.encode(), token.encode()):
+                found = agent
+        return found
+
+
+class _Setting(NamedTuple):
+    """What the command line and the environment say."""
+
+    paths: Paths
+    policy: str
+    keys: str
+    host: str
+    port: int
+    user: str
+
+
+class Service:
+    """The proxy, and the callers it knows."""
+
+    def __init__(self, setting: _Setting, calls: ModelCalls) -> None:
+        """Read policy and keys.
+
+        Raises:
+            CloisterError: one of them is missing, wrong or not to be trusted.
+        """
+        self._setting, self._calls = setting, calls
+        self._known: dict[str, Caller] = {}
+        self._callers: dict[str, Caller] = {}
+        self._load()
+
+    def identify(self, tokens: list[str]) -> Caller | None:
+        """Return who presents one of these tokens."""
+        for token in tokens:
+            caller = self._known.get(token)
+            if caller is not None:
+                return caller
+        return None
+
+    def reload(self) -> None:
+        """Read policy and keys again; mistakes leave everything as it was."""
+        try:
+            self._load()
+        except CloisterError as error:
+            sys.stderr.write(render(error) + "\n")
+
+    async def serve(self, ready: Callable[[int], None]) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP reloads."""
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, over.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        server = ModelServer(self._calls.inference, self.identify)
+        ready(await server.start(self._setting.host, self._setting.port))
+        try:
+            await over.wait()
+        finally:
+            await server.close()
+            await self._calls.close()
+
+    def _load(self) -> None:
+        policy = _trusted(self._setting.policy)
+        document = read(policy.text, policy.path)
+        presets = all_presets({})
+        loaded = load_document(document, preset_names=tuple(presets))
+        known = {}
+        for agent, key in Keys(_trusted(self._setting.keys)).agents:
+            llm = resolve(document, agent, presets=presets, policy=loaded).agent.llm
+            caller = self._callers.get(agent)
+            if caller is None:
+                run = f"service-{agent}"
+                caller = self._callers[agent] = self._calls.caller(run, agent, self._setting.user, llm, loaded)
+            else:
+                self._calls.update(caller, llm, loaded)
+            known[key] = caller
+        self._known = known
+
+
+def _trusted(path: str) -> Source:
+    source = read_trusted(path, os.getuid())
+    if source is None:
+        raise PolicyError([Problem("there is no such file", path)], reference="file-missing")
+    return source
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="cloister-inference", description="Serve model calls on a TCP port.")
+    parser.add_argument("--policy", default="", help="the policy file (default: the user's own)")
+    parser.add_argument("--keys", required=True, help="file of lines AGENT KEY")
+    parser.add_argument("--listen", default=f"127.0.0.1:{PORT}", help="address and port; port 0 takes a free one")
+    parser.add_argument("--ready-fd", type=int, default=-1, help="descriptor that gets the port once it listens")
+    options = parser.parse_args(argv)
+    os.umask(0o077)
+    owner = identify(os.environ.get("HOME", ""))
+    paths = locate(os.environ, owner.home, owner.uid)
+    host, _, port = options.listen.rpartition(":")
+    setting = _Setting(paths, options.policy or paths.policy, options.keys, host.strip("[]"), int(port), owner.name)
+
+    def ready(number: int) -> None:
+        sys.stdout.write(f"http://{options.listen.rpartition(':')[0]}:{number}\n")
+        sys.stdout.flush()
+        if options.ready_fd >= 0:
+            os.write(options.ready_fd, f"{number}\n".encode())
+            os.close(options.ready_fd)
+
+    try:
+        import uvloop
+
+        os.makedirs(paths.state, mode=0o700, exist_ok=True)
+        with model_calls(paths, owner) as calls:
+            uvloop.run(Service(setting, calls).serve(ready))
+    except CloisterError as error:
+        sys.stderr.write(render(error) + "\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

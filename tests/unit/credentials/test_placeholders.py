@@ -1,0 +1,95 @@
+"""Placeholders: unique, recognised in every spelling tools use, and no false alarm."""
+
+import base64
+from itertools import pairwise
+from urllib.parse import quote
+
+import pytest
+
+from cloister.credentials.placeholders import Placeholders, decode_base64
+
+KINDS = {"github": "bearer", "aws": "sigv4", "npm-token": "npm"}
+
+
+def fresh() -> Placeholders:
+    """Return placeholders of a made-up run."""
+    return Placeholders(KINDS)
+
+
+def test_every_run_and_every_credential_has_its_own() -> None:
+    """No two credentials and no two runs share a placeholder."""
+    runs = [fresh() for _ in range(50)]
+    tokens = [run[name].token for run in runs for name in KINDS]
+
+    assert len(set(tokens)) == len(tokens)
+    assert len({run["aws"].key_id for run in runs}) == 50
+
+
+def test_a_placeholder_says_what_it_is() -> None:
+    """A person who finds one in a log sees that it is no secret; AWS tools get the lengths they expect."""
+    run = fresh()
+
+    assert run["github"].token.startswith("cloister-github-")
+    assert run["aws"].key_id.startswith("AKIA")
+    assert (len(run["aws"].key_id), len(run["aws"].token)) == (20, 40)
+    assert run["github"].key_id == ""
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("before", [b"", b"x", b"xy", b"xyz"])
+def test_a_leak_is_seen_in_every_spelling(name: str, before: bytes) -> None:
+    """Plain, base64 at every offset and in both alphabets, and percent-encoded, wholly or in part."""
+    run = fresh()
+    for text in filter(None, (run[name].token, run[name].key_id)):
+        raw = before + text.encode() + b"/tail"
+        spellings = [raw, base64.b64encode(raw), base64.urlsafe_b64encode(raw), quote(raw).encode()]
+        spellings += ["".join(f"%{byte:02x}" for byte in raw).encode(), b"%63" + raw.replace(b"s", b"%73")]
+        for spelled in spellings:
+            assert run.leaks(b"noise " * 100 + spelled + b" noise"), spelled
+
+
+def test_nothing_else_is_taken_for_a_leak() -> None:
+    """Text about cloister, another run's placeholder and random bytes pass."""
+    run, other = fresh(), fresh()
+    harmless = [b"cloister-github-", b"cloister", other["github"].token.encode(), bytes(range(256)) * 40, b"%zz%"]
+
+    assert not any(run.leaks(data) for data in harmless)
+    assert not Placeholders({}).leaks(b"%41" + run["github"].token.encode())
+
+
+def test_a_leak_across_chunks_is_seen_with_the_overlap() -> None:
+    """With `overlap` bytes of the chunk before in front, no cut hides a placeholder, however it is spelled."""
+    run = fresh()
+    raw = run["github"].token.encode()
+    for spelled in (raw, base64.b64encode(b"x:" + raw), "".join(f"%{byte:02X}" for byte in raw).encode()):
+        data = b"a" * 50 + spelled + b"b" * 50
+        for cut in range(1, len(data)):
+            first, second = data[:cut], data[cut:]
+            assert run.leaks(first) or run.leaks(first[-run.overlap :] + second), cut
+
+
+def test_small_chunks_are_searched_as_one() -> None:
+    """Byte by byte, with a window of the overlap, a leak is still seen."""
+    run = fresh()
+    data, kept, seen = b"--" + run["aws"].key_id.encode() + b"--", b"", False
+    for byte in data:
+        window = kept + bytes([byte])
+        seen = seen or run.leaks(window)
+        kept = window[-run.overlap :]
+
+    assert seen
+
+
+def test_base64_without_padding_and_garbage() -> None:
+    """Both alphabets are read, padding or not; garbage is nothing."""
+    assert decode_base64(b"PDw_Pz8-Pg") == decode_base64(b"PDw/Pz8+Pg==") == b"<<???>>"
+    assert decode_base64(b"not base64 at all") == b""
+
+
+def test_names_are_those_of_the_start() -> None:
+    """A credential that the run did not have has no placeholder."""
+    run = fresh()
+
+    assert "github" in run
+    assert "later" not in run
+    assert all(one != two for one, two in pairwise(sorted(run.names())))
