@@ -98,11 +98,18 @@ def _grid(grid: Grid) -> list[str]:
         if isinstance(line, Missing):
             cells = [f"not measured: {line.reason}", *[""] * (len(grid.columns) - 1)]
         else:
-            cells = [number(line.values[column]) if column in line.values else "" for column in grid.columns]
+            cells = [_cell(line.values.get(column)) for column in grid.columns]
         lines.append(f"| {line.name} | {' | '.join(cells)} |")
     for target in grid.targets:
         lines += ["", f"Target: {target.wanted}. {target.outcome}"]
     return lines
+
+
+def _cell(value: float | None) -> str:
+    """Return a measured value in three digits, a count as it is."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else number(value)
 
 
 def table(rows: Sequence[Figure | Missing], unit: str) -> list[str]:

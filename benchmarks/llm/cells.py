@@ -118,7 +118,7 @@ class Bench:
         if cell.all_cores:
             usage.let_run_on(pids, [self.cores[0]])
         if stack.name != DIRECT:
-            self.passed[stack.name] += self.count() - counted
+            self.passed[stack.name] += self.settled() - counted
         return Sample(stack.name, cell, load, used * 1e6 / max(1, load.all), memory, before.foreign_until(after))
 
     def clocks(self, pids: Sequence[int]) -> usage.Clocks:
@@ -132,6 +132,14 @@ class Bench:
         """Return how many requests the upstream has answered."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.upstream.port}/count", timeout=10) as answer:
             return int(json.load(answer)["requests"])
+
+    def settled(self) -> int:
+        """Return the count when no more requests arrive: some are under way when the generator ends."""
+        count, before = self.count(), -1
+        while count != before:
+            time.sleep(0.1)
+            count, before = self.count(), count
+        return count
 
     def wait_for_quiet(self) -> None:
         """Wait a little for others to be done; measure all the same when they are not."""

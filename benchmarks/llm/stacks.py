@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks.figures import Missing
 from benchmarks.llm import asking, cloister_proxy, programs, usage
@@ -113,8 +112,8 @@ def free_port() -> int:
 
 def start(  # noqa: PLR0913  (what a process needs)
     folder: Path, name: str, argv: Sequence[str], core: int, port: int = 0, environment: dict[str, str] | None = None
-) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    """Start a program on a core; wait until it listens on `port`, or until it prints a line of JSON or a number.
+) -> tuple[subprocess.Popen[str], str]:
+    """Start a program on a core; wait until it listens on `port`, or until it prints a line, and return that.
 
     Raises:
         RuntimeError: it ended, or never listened; with the last lines it wrote.
@@ -125,17 +124,15 @@ def start(  # noqa: PLR0913  (what a process needs)
             ["taskset", "-c", str(core), *argv], stdin=subprocess.DEVNULL, stderr=errors, text=True, cwd=folder,
             stdout=errors if port else subprocess.PIPE, env={**os.environ, **(environment or {})},
         )  # fmt: skip
-    said: dict[str, Any] = {}
     if port:
         until = time.monotonic() + START_S
         while process.poll() is None and time.monotonic() < until:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port)).close()
-                return process, said
+                return process, ""
             time.sleep(0.05)
     elif process.stdout and (line := process.stdout.readline().strip()):
-        found = json.loads(line)
-        return process, found if isinstance(found, dict) else {"port": found}
+        return process, line
     process.kill()
     process.wait()
     raise RuntimeError(f"{name} does not start: {log.read_text()[-2000:]}")
@@ -143,8 +140,8 @@ def start(  # noqa: PLR0913  (what a process needs)
 
 def upstream(folder: Path, core: int) -> Stack:
     """Start the upstream."""
-    process, said = start(folder, "upstream", [programs.built("upstream")], core)
-    return Stack(DIRECT, said["port"], [f"x-api-key: {REAL_KEY}"], process)
+    process, port = start(folder, "upstream", [programs.built("upstream")], core)
+    return Stack(DIRECT, int(port), [f"x-api-key: {REAL_KEY}"], process)
 
 
 def nginx(folder: Path, upstream_port: int, core: int) -> Stack:
@@ -159,7 +156,8 @@ def nginx(folder: Path, upstream_port: int, core: int) -> Stack:
 def aiohttp(folder: Path, upstream_port: int, core: int) -> Stack:
     """Start our own proxy on aiohttp."""
     program = str(programs.HERE / "aiohttp_proxy.py")
-    process, said = start(folder, AIOHTTP, [sys.executable, program, str(upstream_port), str(folder)], core)
+    process, line = start(folder, AIOHTTP, [sys.executable, program, str(upstream_port), str(folder)], core)
+    said = json.loads(line)
     return Stack(AIOHTTP, said["port"], [f"Authorization: Bearer {said['token']}"], process)
 
 
@@ -186,16 +184,17 @@ def litellm(folder: Path, upstream_port: int, core: int) -> Stack:
 
 def ours(folder: Path, upstream_port: int, core: int) -> Stack:
     """Start Cloister's inference proxy with a policy that checks everything and refuses nothing."""
-    setup = cloister_proxy.prepare(folder, upstream_port, REAL_KEY, free_port())
-    process, _ = start(folder, OURS, setup.argv, core, setup.port, setup.environment)
-    return Stack(OURS, setup.port, [f"Authorization: Bearer {setup.token}"], process, rows=setup.rows)
+    setup = cloister_proxy.prepare(folder, upstream_port, REAL_KEY)
+    process, url = start(folder, OURS, setup.argv, core, environment=setup.environment)
+    port = int(url.rpartition(":")[2])
+    return Stack(OURS, port, [f"Authorization: Bearer {setup.token}"], process, rows=setup.rows)
 
 
 def started(folder: Path, upstream_port: int, core: int) -> tuple[list[Stack], list[Missing]]:
     """Start all that are there; name the others."""
     makers: dict[str, tuple[Callable[[Path, int, int], Stack], str]] = {
         NGINX: (nginx, "" if programs.nginx() else "nginx is not installed"),
-        OURS: (ours, cloister_proxy.missing()),
+        OURS: (ours, ""),
         AIOHTTP: (aiohttp, ""),
         LITELLM: (litellm, "" if programs.peer("litellm") else "LiteLLM is not installed"),
     }

@@ -27,8 +27,8 @@ class Middle(NamedTuple):
     chunk_p99_us: float
     cpu_us: float
     memory_mb: float
-    good: float
-    bad: float
+    good: int
+    bad: int
     rounds: int
 
 
@@ -50,7 +50,8 @@ def _middle(samples: Sequence[Sample]) -> Middle:
     return Middle(
         of(lambda s: s.load.per_second), of(lambda s: s.load.p50), of(lambda s: s.load.p99),
         of(lambda s: s.load.first_p50), of(lambda s: s.load.first_p99), of(lambda s: s.load.chunk_p50),
-        of(lambda s: s.load.chunk_p99), of(lambda s: s.cpu_us), of(lambda s: s.memory_mb), of(lambda s: s.load.good),
+        of(lambda s: s.load.chunk_p99), of(lambda s: s.cpu_us), of(lambda s: s.memory_mb),
+        int(of(lambda s: s.load.good)),
         max(s.load.finished - s.load.good for s in samples), len(samples),
     )  # fmt: skip
 
@@ -67,7 +68,8 @@ def throughput(measured: Results, kind: str, title: str, note: str, missing: Seq
     """Return the table of a closed loop: how many a second, how long each takes, what it costs."""
     unit = "requests" if kind == "json" else "streams"
     columns = (
-        f"{unit}/s", "p50, µs", "p99, µs", "first byte p50, µs", "added p50, µs", "CPU, µs", "x nginx", "x LiteLLM",
+        f"{unit}/s", "p50, µs", "p99, µs", "first byte p50, µs", "added p50, µs", "added p99, µs", "CPU, µs",
+        "x nginx", "x LiteLLM",
         "memory, MB", "failed", "rounds",
     )  # fmt: skip
     lines: list[Line | Missing] = []
@@ -78,11 +80,13 @@ def throughput(measured: Results, kind: str, title: str, note: str, missing: Seq
         for name, found in _in_order(by):
             values = {
                 f"{unit}/s": found.per_second, "p50, µs": found.p50_us, "p99, µs": found.p99_us,
-                "first byte p50, µs": found.first_p50_us, "failed": found.bad, "rounds": float(found.rounds),
+                "first byte p50, µs": found.first_p50_us, "failed": found.bad, "rounds": found.rounds,
             }  # fmt: skip
             if name != DIRECT:
                 values |= {"CPU, µs": found.cpu_us, "memory, MB": found.memory_mb, **_ratios(found.per_second, rates)}
-                values |= {"added p50, µs": found.p50_us - by[DIRECT].p50_us} if DIRECT in by else {}
+                if DIRECT in by:
+                    values["added p50, µs"] = found.p50_us - by[DIRECT].p50_us
+                    values["added p99, µs"] = found.p99_us - by[DIRECT].p99_us
             lines.append(Line(f"{name}, {cell.connections}", values))
     return Grid(title, columns, [*lines, *missing], note)
 
@@ -100,7 +104,7 @@ def paced(measured: Results, cells: Sequence[Cell], title: str, note: str, missi
             values = {
                 "complete": found.good, "failed": found.bad, "chunk p50, µs": found.chunk_p50_us,
                 "chunk p99, µs": found.chunk_p99_us, "first byte p50, ms": found.first_p50_us / 1000,
-                "first byte p99, ms": found.first_p99_us / 1000, "rounds": float(found.rounds),
+                "first byte p99, ms": found.first_p99_us / 1000, "rounds": found.rounds,
             }  # fmt: skip
             if name != DIRECT:
                 values |= {"CPU, ms per stream": found.cpu_us / 1000, "memory, MB": found.memory_mb}

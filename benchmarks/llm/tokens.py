@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from benchmarks.figures import interleave
 from benchmarks.llm.cells import middle
 from benchmarks.report import Grid, Line
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from cloister.identity.authority import OWN_AUDIENCE, Authority, Demand, Grant
 from cloister.identity.state import State, with_key
 
