@@ -38,11 +38,16 @@ connect_timeout = "2s"
 first_byte_timeout = "{first_byte}"
 idle_timeout = "{idle}"
 
+[providers.{name}-openai]
+protocol = "openai-responses"
+base_url = "http://127.0.0.1:{port}"
+key = "file:~/up.key"
+
 [agents.{name}]
 command = ["true"]
 
 [agents.{name}.llm]
-providers = ["{name}"]
+providers = ["{name}", "{name}-openai"]
 requests_per_minute = 1_000_000_000
 tokens_per_day = 1_000_000_000_000
 cost_per_day_usd = 1_000_000_000.0
