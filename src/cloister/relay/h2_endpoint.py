@@ -30,6 +30,7 @@ MAX_STREAMS = 100
 MAX_HEAD = 64 * 1024
 _DEFAULT_WINDOW = 65_535
 _SLICE = 16 * 1024  # fed to the library at a time, so that a flood is noticed early
+_ROUNDS = 8  # frames of each stream that are written at a time
 _RESETS, _CONTROLS = (200.0, 20.0), (2000.0, 1000.0)
 """Streams that were reset, and frames that carry nothing: so many at once, and so many per second for ever."""
 
@@ -165,8 +166,9 @@ class Endpoint(asyncio.Protocol):
             return
         try:
             while self._wanting and not self._full:
-                for channel in list(self._wanting):
-                    self._send_one(channel)
+                for _ in range(_ROUNDS):
+                    for channel in list(self._wanting):
+                        self._send_one(channel)
                 data = self.machine.data_to_send()
                 if not data:
                     break
