@@ -88,7 +88,11 @@ def gpg(user: User, home: Path, workspace: Path) -> Iterator[Gpg]:
 
 
 def test_commits_are_signed_by_gpg_as_the_person_does(gpg: Gpg) -> None:
-    """A plain `git commit` inside is signed, git outside verifies it, and the record says by which key."""
+    """A plain `git commit` inside is signed, git outside verifies it, and the record says by which key.
+
+    The person's gpg-agent need not run before.
+    """
+    gpg.outside("gpgconf", "--kill", "gpg-agent")
     done = gpg.inside("echo x > x; git add x; git commit -q -m signed; git verify-commit HEAD")
     verified = gpg.outside("git", "verify-commit", "--raw", "HEAD")
 

@@ -156,17 +156,18 @@ def test_commits_are_signed_by_ssh(world: World, home: Path, person: str, tmp_pa
     with (home / ".gitconfig").open("a") as config:
         config.write("[user]\n\tname = Some One\n\temail = one@example.org\n" + person)
     flag = "" if person else "-S"
-    done = world.inside(f"echo x > x; git add x; git commit -q {flag} -m signed")
+    done = world.inside(f"echo x > x; git add x; git commit -q {flag} -m signed && git tag -s -m signed v1")
     signers = tmp_path / "signers"
     signers.write_text(f"one@example.org {public(world.key)}\n")
+    git = f"git -c gpg.ssh.allowedSignersFile={signers}"
+    words = named(["/bin/sh", "-c", f"{git} verify-commit HEAD && {git} verify-tag v1"], tmp_path)
     verified = subprocess.run(
-        named(["git", "-c", f"gpg.ssh.allowedSignersFile={signers}", "verify-commit", "HEAD"], tmp_path),
-        cwd=world.workspace, capture_output=True, text=True, env={**os.environ, "HOME": str(home)}, check=False,
-    )  # fmt: skip
+        words, cwd=world.workspace, capture_output=True, text=True, env={**os.environ, "HOME": str(home)}, check=False
+    )
 
     assert done.returncode == 0, done.stderr
-    assert 'Good "git" signature for one@example.org' in verified.stderr + verified.stdout
-    assert [(event["use"], event["namespace"]) for event in world.events()] == [("git", "git")]
+    assert (verified.stderr + verified.stdout).count('Good "git" signature for one@example.org') == 2
+    assert [(event["use"], event["namespace"]) for event in world.events()] == [("git", "git")] * 2
 
 
 def test_what_is_neither_login_nor_commit_is_not_signed(world: World) -> None:

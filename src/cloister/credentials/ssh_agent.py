@@ -166,10 +166,6 @@ class SshAgentFilter:
             raise _Refused(denied("bind-forwarded", why, "do without ssh -A", use="ssh"))
         name = ssh_keys.fingerprint(host_key)
         certificate = ssh_certificates.parse(host_key) if ssh_certificates.is_certificate(host_key) else None
-        proof = certificate.key if certificate else host_key
-        if len(session) < _MIN_SESSION or not ssh_keys.verifies(proof, signature, session):
-            why = f"the host key {name} has not signed this session"
-            raise _Refused(denied("bind-forged", why, use="ssh"))
         places = self._places(host_key, certificate)
         if not places:
             why = f"the host key {name} belongs to no host that this run's keys are for"
@@ -177,6 +173,11 @@ class SshAgentFilter:
                 f"add the host to hosts in [agents.{self._ring.agent}.credentials.NAME]; known_hosts must have its key"
             )
             raise _Refused(denied("host-not-allowed", why, remedy, use="ssh"))
+        # Only now, when the key is a known one: checking a stranger's would be work for whoever asks.
+        proof = certificate.key if certificate else host_key
+        if len(session) < _MIN_SESSION or not ssh_keys.verifies(proof, signature, session):
+            why = f"the host key {name} has not signed this session"
+            raise _Refused(denied("bind-forged", why, use="ssh"))
         self._bound = _Bound(session, host_key, places)
 
     def _places(self, host_key: bytes, certificate: Certificate | None) -> frozenset[Place]:

@@ -15,6 +15,8 @@ from cloister.credentials.ssh_known_hosts import HostKeys, Place
 
 _CONFIG = """\
 # Made by cloister for this run.
+Host localhost 127.0.0.1 ::1
+    ProxyCommand none
 Host *
     ProxyCommand {shim} connect %h %p
     UserKnownHostsFile {known_hosts}

@@ -1,7 +1,7 @@
 """A person's OpenPGP keys, asked of their own gpg: which parts sign, the public key, where the agent listens.
 
-Reads only; no secret key is touched, and gpg-agent is started where it does not run, as gpg would
-itself. Formats: gnupg's doc/DETAILS ("--with-colons"), gpgconf(1).
+Looking reads only; `wake_agent` starts gpg-agent where it does not run, as gpg would itself. No
+secret key is touched. Formats: gnupg's doc/DETAILS ("--with-colons"), gpgconf(1).
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote
 
-_TIMEOUT_S = 10
+_TIMEOUT_S = 5
+_OF_PINENTRY = ("GPG_TTY", "TERM", "DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "DBUS_SESSION_BUS_ADDRESS")
+"""Where a person can be asked for a passphrase (gpg-agent(1), pinentry)."""
 _DEAD = frozenset("rein")  # revoked, expired, invalid, not valid
 _KEY, _GRIP, _FINGERPRINT = ("pub", "sub"), "grp", "fpr"
 _VALIDITY, _VALUE, _USES = 1, 9, 11
@@ -48,6 +51,7 @@ class GpgKeys:
     def __init__(self) -> None:
         """Ask nothing yet."""
         self._known: dict[tuple[str, str], tuple[int, GpgKey]] = {}
+        self._sockets: dict[tuple[str, str], str] = {}
 
     def find(self, fingerprint: str, *, home: str, gnupg_home: str) -> GpgKey:
         """Return what `find_key` does.
@@ -61,6 +65,16 @@ class GpgKeys:
             kept = (stamp, find_key(fingerprint, home=home, gnupg_home=gnupg_home))
             self._known[fingerprint, gnupg_home] = kept
         return kept[1]
+
+    def agent_socket(self, *, home: str, gnupg_home: str) -> str:
+        """Return what `agent_socket` does, asked once.
+
+        Raises:
+            GpgError: gpg is not installed.
+        """
+        if (home, gnupg_home) not in self._sockets:
+            self._sockets[home, gnupg_home] = agent_socket(home=home, gnupg_home=gnupg_home)
+        return self._sockets[home, gnupg_home]
 
 
 def find_key(fingerprint: str, *, home: str, gnupg_home: str) -> GpgKey:
@@ -91,12 +105,11 @@ def find_key(fingerprint: str, *, home: str, gnupg_home: str) -> GpgKey:
 
 
 def agent_socket(*, home: str, gnupg_home: str) -> str:
-    """Return the path of gpg-agent's socket for other machines, which does less than its main one; starts the agent.
+    """Return the path of gpg-agent's socket for other machines, which does less than its main one.
 
     Raises:
-        GpgError: gpg is not installed, or its agent does not start.
+        GpgError: gpg is not installed.
     """
-    _run(["gpgconf", "--launch", "gpg-agent"], home, gnupg_home)
     listing = _run(["gpgconf", "--list-dirs", "agent-extra-socket"], home, gnupg_home).decode(
         "utf-8", "surrogateescape"
     )
@@ -104,6 +117,16 @@ def agent_socket(*, home: str, gnupg_home: str) -> str:
     if not path.startswith("/"):
         raise GpgError("gpgconf does not say where the gpg-agent listens")
     return path
+
+
+def wake_agent(*, home: str, gnupg_home: str, caller: Mapping[str, str]) -> None:
+    """Start gpg-agent where it does not run, so that it asks where the caller sits.
+
+    Raises:
+        GpgError: it does not start.
+    """
+    places = {name: caller[name] for name in _OF_PINENTRY if caller.get(name)}
+    _run(["gpgconf", "--launch", "gpg-agent"], home, gnupg_home, places)
 
 
 def _parts(listing: str) -> list[_Part]:
@@ -139,8 +162,8 @@ def _gpg(words: list[str], home: str, gnupg_home: str) -> bytes:
     return _run(["gpg", "--batch", "--no-tty", "--quiet", "--no-auto-check-trustdb", *words], home, gnupg_home)
 
 
-def _run(words: list[str], home: str, gnupg_home: str) -> bytes:
-    environment = {"HOME": home, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+def _run(words: list[str], home: str, gnupg_home: str, more: Mapping[str, str] | None = None) -> bytes:
+    environment = {"HOME": home, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **(more or {})}
     environment |= {"GNUPGHOME": gnupg_home} if gnupg_home else {}
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     environment |= {"XDG_RUNTIME_DIR": runtime} if runtime else {}

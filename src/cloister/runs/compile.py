@@ -268,7 +268,7 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(
             workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent),
-            credentials=spoken(planned(agent)),
+            credentials=spoken(planned(agent)), keys=facts.signing.spoken,
         )  # fmt: skip
         files.boxed.append((_NOTE, note))
         if preset.note_file:

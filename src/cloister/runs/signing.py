@@ -38,6 +38,7 @@ def look_up_keys(agent: Agent, situation: Situation) -> tuple[Signing, Sources]:
         environment=ssh.environment,
         git=_one_way(ssh.git, gpg.git, situation.git),
         opt_outs=gpg.opt_outs,
+        spoken=tuple(dict.fromkeys((*ssh.spoken, *gpg.spoken))),
     )
     return signing, msgspec.structs.replace(
         sources,

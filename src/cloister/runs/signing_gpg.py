@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cloister.credentials.gpg_agent import GpgGrant
-from cloister.host.gpg_keys import GpgError, GpgKey, agent_socket
+from cloister.errors import UnsupportedError
+from cloister.host.gpg_keys import GpgError, GpgKey, wake_agent
 from cloister.isolation.namespace import BOX
 from cloister.policy.model import Credential
 from cloister.runs.signing_model import BoxFile, ServedAgent, Settings, Signing, Situation, Sources, wrong
@@ -36,7 +37,7 @@ def look_gpg(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
     if not found:
         return Signing(), Sources()
     try:
-        socket = agent_socket(home=situation.home, gnupg_home=_gnupg_home(situation))
+        socket = situation.gpg_keys.agent_socket(home=situation.home, gnupg_home=_gnupg_home(situation))
     except GpgError as error:
         raise wrong("gpg-agent-missing", str(error), f".agents.{situation.agent}.credentials", _INSTALL) from error
     words = tuple(f"{name}: gpg {key.fingerprint} signs commits" for name, key in found)
@@ -52,10 +53,32 @@ def look_gpg(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
         if key.certifies
     )
     signing = Signing(
-        (ServedAgent("gpg", _SOCKET, words),), files, (_HOME,), {}, _settings(situation.git, found[0][1]), certifying
+        agents=(ServedAgent("gpg", _SOCKET, words),),
+        files=files,
+        directories=(_HOME,),
+        git=_settings(situation.git, found[0][1]),
+        opt_outs=certifying,
+        spoken=("git signs commits and tags",),
     )
     grants = tuple(GpgGrant(name, key.fingerprint, frozenset(key.grips)) for name, key in found)
     return signing, Sources(gpg_grants=grants, gpg=socket)
+
+
+def wake(sources: Sources, caller: Mapping[str, str]) -> None:
+    """Have the person's gpg-agent run, as gpg outside would. May take seconds: not for the broker's loop.
+
+    Raises:
+        UnsupportedError: it does not start.
+    """
+    if sources.situation is None:
+        return
+    try:
+        wake_agent(home=sources.situation.home, gnupg_home=_gnupg_home(sources.situation), caller=caller)
+    except GpgError as error:
+        raise UnsupportedError(
+            "gpg-agent-silent", f"your gpg-agent does not start: {error}",
+            where=f".agents.{sources.agent}.credentials", remedy="gpgconf --launch gpg-agent",
+        ) from error  # fmt: skip
 
 
 def _find(name: str, fingerprint: str, situation: Situation) -> GpgKey:

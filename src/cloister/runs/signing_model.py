@@ -44,6 +44,8 @@ class Signing(msgspec.Struct, frozen=True):
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     git: tuple[tuple[str, str], ...] = ()
     opt_outs: tuple[str, ...] = ()
+    spoken: tuple[str, ...] = ()
+    """What the agent's model is told."""
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,7 +44,10 @@ def look_ssh(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
     files = (BoxFile(_CONFIG, config, ".ssh/config"), known_hosts) if found.hosts else ()
     variables = {"SSH_AUTH_SOCK": f"{BOX}/{_SOCKET}"}
     directories = (".ssh",) if files else ()
-    signing = Signing((served,), files, directories, variables, found.git_settings())
+    spoken = [f"ssh to {', '.join(place.text for place in sorted(found.hosts))}"] if found.hosts else []
+    git = found.git_settings()
+    spoken += ["git signs commits and tags"] if git else []
+    signing = Signing((served,), files, directories, variables, git, spoken=tuple(spoken))
     return signing, Sources(ring, situation.environment.get("SSH_AUTH_SOCK", ""))
 
 

@@ -44,6 +44,7 @@ from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
 from cloister.runs.request import RunRequest
 from cloister.runs.signing import refuse_missing
+from cloister.runs.signing_gpg import wake
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
 
@@ -105,7 +106,7 @@ class Supervisor:
             self._store.reserve(request.run)
         prepared = self._kitchen.prepare(request, request.run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
-        refuse_missing(prepared.sources)
+        await self._find_agents(prepared, request)
         await self._confirm(prepared, request, link, on_close)
         plan, started = prepared.plan, time.time()
         credentials = await self.credentials.open(prepared, request) if plan.credentials else None
@@ -161,6 +162,15 @@ class Supervisor:
             listener.close()
             host_apply.undo(plan, self._paths.state)
             raise
+    async def _find_agents(self, prepared: Prepared, request: RunRequest) -> None:
+        """Make sure that the person's agents, whose keys the run may use, are there.
+
+        Raises:
+            UnsupportedError: one is not; says what to type.
+        """
+        refuse_missing(prepared.sources)
+        if prepared.sources.gpg:
+            await self._loop.run_in_executor(None, wake, prepared.sources, request.environment)
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
