@@ -215,3 +215,17 @@ def test_a_reload_takes_keys_away_from_a_living_run(world: World) -> None:
 
     assert outputs == ["let in\n", "", "let in\n"], started.stderr
     assert next(text for text in world.user.receipts()[-1]["credentials"] if "ssh to" in text).endswith("2 signatures")
+
+
+def test_the_plan_says_what_keys_may_do(world: World) -> None:
+    """A dry run needs no agent; `plan` and `explain` show sockets and files; no path of the caller's agent is kept."""
+    plan = world.user.run("plan", "shell", cwd=world.workspace)
+    explained = world.user.run("explain", "shell", "~/.ssh/config", cwd=world.workspace)
+    world.inside("true")
+
+    assert f"forge: {fingerprint(world.key)} logs in to {world.server.place}, signs commits" in plan.stdout, plan.stderr
+    assert "not readable" not in explained.stdout
+    assert explained.returncode == 0, explained.stdout + explained.stderr
+    for path in world.user.state.rglob("*.json*"):
+        assert str(world.agent.socket) not in path.read_text(), path
+        assert "made-up" not in path.read_text(), path
