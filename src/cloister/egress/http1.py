@@ -31,6 +31,7 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """Fields that concern one connection; they are read here and never passed on."""
 
+_CONNECTION = frozenset({b"connection", b"proxy-connection"})
 _OURS_IN_REQUESTS = HOP_BY_HOP | {b"host", b"content-length"}
 _OURS_IN_RESPONSES = HOP_BY_HOP | {b"content-length"}
 # RFC 9110, section 6.5.1: fields that would change framing, routing or authority after the fact.
@@ -174,10 +175,12 @@ def check_headers(headers: Headers) -> None:
     Raises:
         HttpError: for a name that is no token or a value with control characters.
     """
+    if not headers:
+        return
     names = [name for name, _ in headers]
     values = b"".join([value for _, value in headers])
     # All at once: a name is a token when it is not empty and holds only what tokens hold.
-    if names and (not all(names) or not _TOKEN.fullmatch(b"".join(names)) or _BAD_VALUE.search(values)):
+    if not all(names) or not _TOKEN.fullmatch(b"".join(names)) or _BAD_VALUE.search(values):
         raise HttpError("bad-request", "a header field is malformed")
 
 
@@ -198,13 +201,16 @@ def check_target(target: str) -> None:
 
 def wants_websocket(headers: Headers) -> bool:
     """Say whether a request asks to switch to WebSocket (RFC 6455); no other switch is offered (not h2c)."""
-    asked = [value.strip().lower() for name, value in headers if name.lower() == b"upgrade"]
+    asked = [value.strip().lower() for name, value in headers if len(name) == 7 and name.lower() == b"upgrade"]  # noqa: PLR2004
     return asked == [b"websocket"] and b"upgrade" in connection_tokens(headers)
 
 
 def connection_tokens(headers: Headers) -> set[bytes]:
     """Return the tokens of all Connection fields in lower case."""
-    values = b",".join(value for name, value in headers if name.lower() in {b"connection", b"proxy-connection"})
+    found = [value for name, value in headers if len(name) in {10, 16} and name.lower() in _CONNECTION]
+    if not found:
+        return set()
+    values = b",".join(found)
     return {token.strip().lower() for token in values.split(b",") if token.strip()}
 
 
@@ -291,8 +297,13 @@ def parse_proxy_reply(data: bytes | bytearray) -> tuple[int, int] | None:
 
 def _declared(headers: Headers, version: str) -> Body | None:
     """Return the framing the fields declare, or None when they declare none."""
-    lengths = [value.strip() for name, value in headers if name.lower() == b"content-length"]
-    codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
+    lengths, codings = [], []
+    for name, value in headers:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":  # noqa: PLR2004 - the length of the name, read first
+            lengths.append(value.strip())
+        elif size == 17 and name.lower() == b"transfer-encoding":  # noqa: PLR2004
+            codings.append(value.strip().lower())
     if codings:
         if lengths or codings != [b"chunked"] or version != "1.1":
             raise HttpError("bad-request", "the body is delimited in a way that readers disagree about")
