@@ -33,7 +33,7 @@ from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
-from cloister.policy.model import Agent, Egress, Identity, Llm, Policy, Preset
+from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
 from cloister.policy.protected import effective_names
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
@@ -301,10 +301,6 @@ class Kitchen:
                 login_files.refuse_hosts(agent, plan.agent, login_files.describer(self.paths.logins))
         return agent, self._rules_for(agent.egress, plan.agent)
 
-    def identity_of(self, plan: Plan) -> Identity:
-        """Return the identity table that holds now for a run that is under way."""
-        return self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent.identity
-
     def models_of(self, plan: Plan) -> tuple[Llm, Policy]:
         """Return the `llm` table and the policy that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
@@ -324,11 +320,12 @@ class Kitchen:
             kept = self._rules[agent] = ((egress, own, attached), compiled)
         return kept[1]
 
-    def filter_outdated(self, plan: Plan, rules: Ruleset, guard: Guard) -> bool:
-        """Say whether a run's packet filter, loaded once at its start, is not what these rules would give now."""
+    def filter_outdated(self, plan: Plan) -> bool:
+        """Say whether a run's packet filter, loaded once at its start, is not what the rules would give now."""
         if not plan.launch.ruleset:
             return False
         try:
+            _, (rules, guard) = self.now_for(plan)
             return (
                 rules.mode != "internet"
                 or internet(rules, guard, self.host(), nameservers()).ruleset != plan.launch.ruleset

@@ -14,7 +14,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -28,28 +28,17 @@ from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
 from cloister.policy.protected import protected_names
-from cloister.relay.server import EgressServer
-from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command, Starter
-from cloister.runs.agent_services import Signers
-from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
-from cloister.runs.credentials_start import CredentialStarts
-from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.live import Outcome
-from cloister.runs.models import RunModels
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
+from cloister.runs.provisions import Provided, Provisions
 from cloister.runs.request import RunRequest
-from cloister.runs.signing import refuse_missing
-from cloister.runs.signing_gpg import wake
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
-
-if TYPE_CHECKING:
-    from cloister.runs.logins import LoginEvent
 
 CLOSE_EGRESS_S = 2.0
 FILTER_OUTDATED = (
@@ -79,11 +68,8 @@ class Supervisor:
         self._connect = connect
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
-        self._approvals = Approvals(paths.decisions)
-        self._identities = Identities(loop, paths.state)
-        self.credentials = CredentialStarts(paths, owner.uid, self._login_event)
-        self._models = RunModels(paths, owner)
         self._runs: dict[str, ActiveRun] = {}
+        self._provisions = Provisions(loop, paths, owner, self._runs.values)
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
@@ -106,24 +92,14 @@ class Supervisor:
             self._store.reserve(request.run)
         prepared = self._kitchen.prepare(request, request.run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
-        await self._find_agents(prepared, request)
         await self._confirm(prepared, request, link, on_close)
         plan, started = prepared.plan, time.time()
-        credentials = await self.credentials.open(prepared, request) if plan.credentials else None
-        tokens = await self._identities.admit(plan, started)
-        if link.closed:
-            raise UsageError("not-started", "whoever asked for the run went away before it started")
+        provided = await self._provisions.open(prepared, request, started)
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
-        if prepared.placeholders:
-            self._models.open(prepared)
-        self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state, *(credentials.for_apply if credentials else ()))
-        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
-        if tokens:
-            self._begin_identity(tokens, plan, applied.listener)
+        applied = self._apply(provided, plan, record, link)
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
@@ -132,13 +108,11 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
-        run.use(credentials)
+        self._provisions.attach(provided, run)
         run.starter = Starter(link, os.dup(output), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
-        if tokens:
-            tokens.note = run.write_event
         if plan.launch.pasta:
             run.network = Attachment(
                 self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
@@ -150,27 +124,24 @@ class Supervisor:
             on_close(closed)
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
-        await self._serve(run, prepared, applied, upstream)
+        await self._provisions.serve(run, prepared, applied, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
 
-    def _begin_identity(self, tokens: RunTokens, plan: Plan, listener: socket.socket) -> None:
-        """Write a run's tokens; where that fails, undo what was done for it."""
-        try:
-            self._identities.begin(tokens)
-        except CloisterError:
-            listener.close()
-            host_apply.undo(plan, self._paths.state)
-            raise
-    async def _find_agents(self, prepared: Prepared, request: RunRequest) -> None:
-        """Make sure that the person's agents, whose keys the run may use, are there.
+    def _apply(self, provided: Provided, plan: Plan, record: Record, link: Any) -> host_apply.Applied:
+        """Store the plan, then do what it says.
 
         Raises:
-            UnsupportedError: one is not; says what to type.
+            CloisterError: nothing is left of it, but for the stored plan.
         """
-        refuse_missing(prepared.sources)
-        if prepared.sources.gpg:
-            await self._loop.run_in_executor(None, wake, prepared.sources, request.environment)
+        try:
+            if link.closed:
+                raise UsageError("not-started", "whoever asked for the run went away before it started")  # noqa: TRY301
+            self._store.create(plan, record)
+            return self._provisions.apply(provided, plan)
+        except BaseException:
+            self._provisions.left(plan.run)
+            raise
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
@@ -276,21 +247,6 @@ class Supervisor:
 
         self._loop.add_reader(descriptor, ready)
 
-    async def _serve(
-        self, run: ActiveRun, prepared: Prepared, applied: host_apply.Applied, upstream: UpstreamProxy | None
-    ) -> None:
-        """Serve the run's sockets: its egress, and those of the person's agents that it may use."""
-        from cloister.runs.egress import session_for
-
-        models = self._models.serve(run, prepared) if prepared.placeholders else None
-        server = EgressServer(session_for(run, prepared, self._approvals, upstream, models))
-        run.egress = server
-        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
-        await server.start(applied.listener)
-        if applied.agents:
-            run.signing = Signers(prepared.sources, os.getuid(), run.note_signing)
-            await run.signing.start(applied.agents)
-
     # --- further commands, control ------------------------------------------------------------
 
     def execute(  # noqa: PLR0913  # a request's parts, as they came
@@ -312,10 +268,7 @@ class Supervisor:
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
             words=words or [b"/bin/sh"],
-            environment=[
-                *terminal,
-                *mapping(launch.environment | run.placeholders | self._models.placeholders(run.plan.run)),
-            ],
+            environment=[*terminal, *mapping(launch.environment | self._provisions.placeholders(run))],
             directory=fields.get("directory") or launch.directory,
             pty=bool(fields.get("pty")),
         )
@@ -354,19 +307,12 @@ class Supervisor:
         results = []
         for name, run in self._runs.items():
             try:
-                agent, rules = self._kitchen.now_for(run.plan)
-                self._models.reload(name, *self._kitchen.models_of(run.plan))
-            except CloisterError as error:
-                results.append({"run": name, "error": error.message})
-                continue
-            run.obey(agent, *rules)
-            try:
-                self._identities.narrow(name, self._kitchen.identity_of(run.plan), self._kitchen.policies.digest)
+                self._provisions.reload(run, self._kitchen)
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
-            if self._kitchen.filter_outdated(run.plan, *rules):
+            if self._kitchen.filter_outdated(run.plan):
                 results.append({"run": name, "error": FILTER_OUTDATED})
                 continue
             results.append({"run": name, "policy": self._kitchen.policies.digest})
@@ -408,11 +354,7 @@ class Supervisor:
             self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
-        lost = await self._identities.end(run.plan.run)
-        if run.signing:
-            await run.signing.close()
-        if run.credentials:
-            run.credentials.close()
+        warnings = await self._provisions.end(run)
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
@@ -420,11 +362,11 @@ class Supervisor:
             run.write_event("warning", {"what": "egress connections did not close in time"})
         finally:
             host_apply.undo(run.plan, self._paths.state)
-        warnings = await self._loop.run_in_executor(None, _look_after, run)
-        warnings = (*self._models.left(run.plan.run), *warnings)
+        found = await self._loop.run_in_executor(None, _look_after, run)
+        warnings = (*self._provisions.left(run.plan.run), *found, *warnings)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
-        run.close(outcome, (*run.limits_reached, *warnings, *([lost] if lost else [])))
+        run.close(outcome, (*run.limits_reached, *warnings))
 
     def recover(self) -> None:
         """Undo what the runs of a killed broker left, and give each a receipt that says so."""
@@ -437,7 +379,7 @@ class Supervisor:
                 self._store.remove(run)  # killed before its plan was complete: nothing was applied
                 continue
             host_apply.undo(plan, self._paths.state)
-            self._identities.recover(plan)
+            self._provisions.recover(plan)
             self._close_record(plan, record)
 
     def _close_record(self, plan: Plan, record: Record | None) -> None:
@@ -456,12 +398,6 @@ class Supervisor:
         )  # fmt: skip
         self._store.finish(closed, receipt)
 
-    def _login_event(self, event: LoginEvent) -> None:
-        """Write down what happened to a login with every run that uses it."""
-        for run in self._runs.values():
-            if any(one.secret == f"login:{event.login}" for one in run.plan.credentials):
-                run.write_event("login", msgspec.to_builtins(event))
-
     async def close(self) -> None:
         """End every run, politely for two seconds; what is asked for a login comes to its end."""
         for run in list(self._runs.values()):
@@ -470,8 +406,7 @@ class Supervisor:
         for run in list(self._runs.values()):
             run.live.outer_closed()
         await self._wait_empty(3.0)
-        await self._models.close()
-        await self.credentials.logins.close()
+        await self._provisions.close()
 
     async def _wait_empty(self, seconds: float) -> None:
         while self._runs:
