@@ -32,6 +32,7 @@ from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Identity
 from cloister.policy.protected import effective_names
+from cloister.policy.values import check_variable
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
@@ -312,10 +313,11 @@ def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
     if not names:
         return agent
     for name in names:
-        if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("LD_"):
-            raise UsageError(
-                "environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ..."
-            )
+        try:
+            check_variable(name)  # what a policy may not carry in, a word on the command line may not either
+        except ValueError as error:
+            message = f"{name!r} cannot be carried in: {error}"
+            raise UsageError("environment-name", message, remedy="cloister run --env EDITOR ...") from None
     return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
 
 
