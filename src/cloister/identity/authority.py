@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cloister.errors import DeniedError
 from cloister.identity import tokens
 from cloister.identity.principal import Principal, parse, principal
-from cloister.identity.state import OVERLAP_S, State
+from cloister.identity.state import OVERLAP_S, STEP_S, State
 from cloister.identity.tokens import MAX_LIFE_S, Claims, TokenError
 
 OWN_AUDIENCE = "cloister"
@@ -173,7 +173,7 @@ class Authority:
             raise TokenError("token-issuer", "the token names another issuer, or contradicts itself")
         if key.agent != claims.agent:
             raise TokenError("token-agent", "the token was signed with the key of another agent")
-        if key.retired and (claims.iat > key.retired or now >= key.retired + OVERLAP_S):
+        if key.retired and (claims.iat > key.retired + STEP_S or now >= key.retired + OVERLAP_S):
             raise TokenError("token-key", "the token was signed by a key that is unknown or was revoked")
         if self.state.is_revoked("run", claims.run) or self.state.is_revoked("token", claims.jti):
             raise TokenError("token-revoked", "the token was revoked, or its run has ended")

@@ -16,14 +16,14 @@ import msgspec
 from cloister.identity.keys import AgentKey, Seed, make_key
 from cloister.identity.tokens import LEEWAY_S, MAX_LIFE_S
 
-OVERLAP_S = MAX_LIFE_S + LEEWAY_S
-"""How long a retired key is still published, and a revocation remembered: no token lives longer."""
 BY_HAND_S = 30 * 86400
 """How long a run revoked by a person is remembered: it may live on, and ask for new tokens."""
 KEY_LIFE_S = 30 * 86400
 """Age at which a key is replaced at the next token."""
 STEP_S = 2 * LEEWAY_S
 """A clock that goes back by more than this was set; less is ntpd at work."""
+OVERLAP_S = MAX_LIFE_S + LEEWAY_S + STEP_S
+"""How long a retired key is still published, and a revocation remembered: no token lives longer, whatever clocks do."""
 
 Revocable = Literal["run", "agent", "key", "token"]
 

@@ -174,7 +174,8 @@ class Identity(Table, frozen=True):
     """`[agents.NAME.identity]`: the signed tokens by which a run says who it is."""
 
     audiences: tuple[str, ...] = ()
-    """Third parties the agent may get tokens for, each as its `aud`; empty means none."""
+    """Third parties the agent may get tokens for, each as its `aud`; empty means none. The tokens are files in
+    `$CLOISTER_IDENTITY_DIRECTORY`; see cloister-identity(1)."""
     lifetime: str = "15m"
     """How long a token is valid: from 1 minute to 15 minutes. It is renewed while the run lives."""
 

@@ -35,6 +35,7 @@ from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
 from cloister.policy.protected import effective_names
+from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
 from cloister.runs.credentials_places import refuse_visible
@@ -386,10 +387,11 @@ def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
         return agent
     taken = {variable for one in agent.credentials.values() for variable in variables(one)}
     for name in names:
-        if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("LD_"):
-            raise UsageError(
-                "environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ..."
-            )
+        try:
+            check_variable(name)  # what a policy may not carry in, a word on the command line may not either
+        except ValueError as error:
+            message = f"{name!r} cannot be carried in: {error}"
+            raise UsageError("environment-name", message, remedy="cloister run --env EDITOR ...") from None
         if name in taken:
             message = f"the variable {name} holds a placeholder here: carried in, the agent would have the secret"
             raise UsageError("environment-name", message, remedy=f"leave --env {name} out")

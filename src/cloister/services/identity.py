@@ -122,6 +122,8 @@ class Service:
         if exchange.method == "POST" and not _is_json(exchange.headers):
             _respond(exchange, Answer(415, _words("content-type", "the body must be application/json")))
             return
+        if any(name.lower() == b"expect" for name, _ in exchange.headers):
+            exchange.interim(100, b"Continue", [])
         caller = (trusted and _is_own(exchange)) or self._is_admin(exchange.headers)
         exchange.attach(_Body(exchange, lambda body: self._start(exchange, body, caller=caller)))
 
