@@ -145,7 +145,7 @@ def test_egress_decides_before_ssh_does(world: World) -> None:
 
     assert done.returncode == 255
     assert f'try: add "{world.server.place}" to allow in [agents.shell.egress]' in done.stderr
-    assert f"may log in to {world.server.place}, which is not allowed" in checked.stdout
+    assert f"may log in to {world.server.place}, which" in checked.stdout
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,8 @@ class Forward:
         head = http1.ResponseHead(101, phrase, headers, Body("none"), websocket=True)
         connection.write(head.encode())
         client, ahead = connection.release()
-        self._leave()
         transport = upstream.release() if upstream else None
+        self._leave()
         if client is None or transport is None or self.target is None:
             if transport is not None:
                 transport.abort()

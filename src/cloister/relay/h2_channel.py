@@ -113,6 +113,8 @@ class Channel:
 
     def send_some(self, machine: H2Connection) -> bool:
         """Send one frame if one can be sent; say whether another might follow."""
+        if self.sent:
+            return False
         if self._waiting:
             piece = self._waiting[0]
             room = min(machine.local_flow_control_window(self.number), machine.max_outbound_frame_size, len(piece))

@@ -21,6 +21,8 @@ from cloister.policy.load import load_document, load_preset, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
 from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets, builtin_presets
+from cloister.runs.credentials_plan import planned
+from cloister.runs.credentials_warnings import warnings
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import MAX_BYTES, PROJECT_FILE, PolicyFiles, read_trusted
 from cloister.runs.signing_review import unreachable
@@ -109,11 +111,13 @@ class Checker:
         rules = compile_ruleset(resolved.agent.egress, agent=resolved.name)
         guard = compile_guard(resolved.agent.egress, agent=resolved.name)
         for missing in unreachable(resolved.agent, rules, guard):
-            self._warn(
-                f"the agent {resolved.name!r} may log in to {missing.place}, which is not allowed by its egress rules",
-                resolved.source(("credentials", missing.credential, "hosts")),
-                f"add {missing.line} to allow in [agents.{resolved.name}.egress]",
-            )
+            what = f"the agent {resolved.name!r} may log in to {missing.place}, which its egress rules do not allow"
+            where = resolved.source(("credentials", missing.credential, "hosts"))
+            remedy = f"add {missing.line} to allow in [agents.{resolved.name}.egress]"
+            self._warn(Finding(message=what, where=where, remedy=remedy))
+        planned(resolved.agent)
+        for warned in warnings(resolved.agent, resolved.name, self._paths.home, (rules, guard)):
+            self._warn(Finding(message=warned.message, where=resolved.source(warned.at), remedy=warned.remedy))
         keys = list(unenforced_keys(resolved.agent))
         if resolved.agent.isolation != "namespace":
             keys.append("isolation")
@@ -122,10 +126,10 @@ class Checker:
             if key == "isolation":
                 what = f"this version has no isolation {resolved.agent.isolation!r}"
             what = f"the agent {resolved.name!r} will not start: {what}"
-            self._warn(what, resolved.source((key,)), f"remove `{key}` until it is there")
+            where = resolved.source(tuple(key.split(".")))
+            self._warn(Finding(message=what, where=where, remedy=f"remove `{key}` until it is there"))
 
-    def _warn(self, message: str, where: str, remedy: str) -> None:
-        finding = Finding(message=message, where=where, remedy=remedy)
+    def _warn(self, finding: Finding) -> None:
         if finding not in self.report.warnings:
             self.report.warnings.append(finding)
 

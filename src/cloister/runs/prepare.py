@@ -34,6 +34,7 @@ from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress
 from cloister.policy.protected import effective_names
+from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, compile_run
 from cloister.runs.credentials_places import refuse_visible
 from cloister.runs.explain import look
@@ -332,11 +333,15 @@ def project_id(layout: WorkspaceLayout, root: str) -> str:
 def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
     if not names:
         return agent
+    taken = {variable for one in agent.credentials.values() for variable in variables(one)}
     for name in names:
         if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("LD_"):
             raise UsageError(
                 "environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ..."
             )
+        if name in taken:
+            message = f"the variable {name} holds a placeholder here: carried in, the agent would have the secret"
+            raise UsageError("environment-name", message, remedy=f"leave --env {name} out")
     return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
 
 
