@@ -229,3 +229,13 @@ def test_the_plan_says_what_keys_may_do(world: World) -> None:
     for path in world.user.state.rglob("*.json*"):
         assert str(world.agent.socket) not in path.read_text(), path
         assert "made-up" not in path.read_text(), path
+
+
+def test_the_battery_attacks_the_socket_of_the_agent(world: World) -> None:
+    """`cloister prove` finds the filter in place for this very agent, and no fault in it."""
+    words = ("prove", "shell", "--case", "ipc-key-agent", "--json")
+    done = world.user.run(*words, cwd=world.workspace, SSH_AUTH_SOCK=str(world.agent.socket))
+    shown = json.loads(done.stdout)["cases"][0]
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sign a file" in json.dumps(shown), shown
