@@ -5,8 +5,8 @@ make a signature passes; decryption, export, import, generation, deletion, passp
 cards and the agent's own life do not exist here. Options of a client are accepted and dropped, and
 the words that a person reads when asked for a passphrase are ours: an agent must not write them.
 
-One thing cannot be told apart: the agent sees only a digest, so a key that also certifies could
-sign a certification. `runs` takes keys that only sign, where there are any.
+One thing cannot be told apart: the agent sees only a digest, so a key that also certifies or logs
+in could be made to do that. `host/gpg_keys.py` takes parts that only sign, where there are any.
 """
 
 from __future__ import annotations

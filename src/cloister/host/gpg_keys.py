@@ -17,6 +17,7 @@ _TIMEOUT_S = 5
 _OF_PINENTRY = ("GPG_TTY", "TERM", "DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "DBUS_SESSION_BUS_ADDRESS")
 """Where a person can be asked for a passphrase (gpg-agent(1), pinentry)."""
 _DEAD = frozenset("rein")  # revoked, expired, invalid, not valid
+_MORE = {"c": "certify", "a": "authenticate"}
 _KEY, _GRIP, _FINGERPRINT = ("pub", "sub"), "grp", "fpr"
 _VALIDITY, _VALUE, _USES = 1, 9, 11
 
@@ -27,14 +28,16 @@ class GpgKey(NamedTuple):
     fingerprint: str
     grips: tuple[str, ...]
     """Keygrips of the parts that sign: subkeys where there are any, else the primary key."""
-    certifies: bool
-    """Whether what signs can also certify, which nobody can tell apart from outside."""
+    also: tuple[str, ...]
+    """What else these parts are for, `certify` and `authenticate`: over a digest, nobody can tell that apart."""
     public: bytes
     subkey: bool = False
     """Whether the fingerprint is that of a subkey."""
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
+    """A primary key or subkey that is alive, with the letters of what it is for."""
+
     primary: bool
     fingerprint: str
     grip: str
@@ -92,16 +95,26 @@ def find_key(fingerprint: str, *, home: str, gnupg_home: str) -> GpgKey:
     listing = _gpg(["--with-colons", "--with-keygrip", "--list-keys", wanted], home, gnupg_home).decode(
         "utf-8", "replace"
     )
-    parts = [part for part in _parts(listing) if "s" in part.uses and part.grip]
-    exact = [part for part in parts if part.fingerprint == wanted and not part.primary]
-    chosen = exact or [part for part in parts if not part.primary] or parts
+    chosen = choose(listing, wanted)
     if not chosen:
         raise GpgError(f"no part of the key {wanted} can sign: it is unknown, revoked or expired")
     public = _gpg(["--export-options", "export-minimal", "--export", wanted], home, gnupg_home)
     if not public:
         raise GpgError(f"gpg does not give out the public key {wanted}")
-    grips = tuple(part.grip for part in chosen)
-    return GpgKey(wanted, grips, any("c" in part.uses for part in chosen), public, subkey=bool(exact))
+    also = tuple(word for sign, word in _MORE.items() if any(sign in part.uses for part in chosen))
+    subkey = all(part.fingerprint == wanted and not part.primary for part in chosen)
+    return GpgKey(wanted, tuple(part.grip for part in chosen), also, public, subkey=subkey)
+
+
+def choose(listing: str, wanted: str) -> list[Part]:
+    """Return the parts of a key that sign, by gpg's listing: the subkey that was named, else those that do least.
+
+    Keys that only sign come before those that do more, subkeys before the primary key.
+    """
+    parts = [part for part in _parts(listing) if "s" in part.uses and part.grip]
+    exact = [part for part in parts if part.fingerprint == wanted and not part.primary]
+    below = [part for part in parts if not part.primary]
+    return exact or [part for part in below if not set(part.uses) & set(_MORE)] or below or parts
 
 
 def agent_socket(*, home: str, gnupg_home: str) -> str:
@@ -129,9 +142,9 @@ def wake_agent(*, home: str, gnupg_home: str, caller: Mapping[str, str]) -> None
     _run(["gpgconf", "--launch", "gpg-agent"], home, gnupg_home, places)
 
 
-def _parts(listing: str) -> list[_Part]:
+def _parts(listing: str) -> list[Part]:
     """Return the living parts of the key, in gpg's order."""
-    parts: list[_Part] = []
+    parts: list[Part] = []
     alive = False
     for line in listing.splitlines():
         fields = line.split(":")
@@ -141,7 +154,7 @@ def _parts(listing: str) -> list[_Part]:
             alive = fields[_VALIDITY][:1] not in _DEAD and len(fields) > _USES
             if alive:
                 uses = "".join(sign for sign in fields[_USES] if sign.islower())  # capitals are the whole key's
-                parts.append(_Part(fields[0] == _KEY[0], "", "", uses))
+                parts.append(Part(fields[0] == _KEY[0], "", "", uses))
         elif alive and fields[0] == _FINGERPRINT and not parts[-1].fingerprint:
             parts[-1] = parts[-1]._replace(fingerprint=fields[_VALUE])
         elif alive and fields[0] == _GRIP:

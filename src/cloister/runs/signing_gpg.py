@@ -47,17 +47,17 @@ def look_gpg(situation: Situation, named: Mapping[str, Credential]) -> tuple[Sig
         BoxFile("gpg-redirect", redirect, home=f"{_HOME}/S.gpg-agent"),
         BoxFile("gpg.conf", _CONFIG, home=f"{_HOME}/gpg.conf"),
     )
-    certifying = tuple(
-        f"the gpg key {key.fingerprint} also certifies: what the agent has signed by it may be a certification"
+    doing_more = tuple(
+        f"the gpg key {key.fingerprint} can also {' and '.join(key.also)}, and by a digest that is no different"
         for _, key in found
-        if key.certifies
+        if key.also
     )
     signing = Signing(
         agents=(ServedAgent("gpg", _SOCKET, words),),
         files=files,
         directories=(_HOME,),
         git=_settings(situation.git, found[0][1]),
-        opt_outs=certifying,
+        opt_outs=doing_more,
         spoken=("git signs commits and tags",),
     )
     grants = tuple(GpgGrant(name, key.fingerprint, frozenset(key.grips)) for name, key in found)
