@@ -89,6 +89,7 @@ class Group(NamedTuple):
     requests: int
     refused: int
     estimated: int
+    unpriced: int
     input_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int
@@ -225,7 +226,7 @@ def group_query(mark: str, by: By, *, agent: bool) -> str:
     return (
         f"SELECT {key}, {day}, "  # noqa: S608  # our own names
         "sum(CASE WHEN outcome = 'refused' THEN 0 ELSE 1 END), sum(CASE WHEN outcome = 'refused' THEN 1 ELSE 0 END), "
-        f"sum({estimated.format(1)}), "
+        f"sum({estimated.format(1)}), sum(CASE WHEN price = '' AND tokens > 0 THEN 1 ELSE 0 END), "
         "sum(input_tokens), sum(cache_read_tokens), sum(cache_write_5m_tokens + cache_write_1h_tokens), "
         f'sum(output_tokens), sum(cost_usd), sum({estimated.format("cost_usd")}), max("time") FROM calls '
         f'WHERE "time" >= {mark} AND "time" < {mark}' + (f" AND agent = {mark}" if agent else "") + " GROUP BY 1, 2"

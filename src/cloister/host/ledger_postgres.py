@@ -161,7 +161,7 @@ class PostgresLedger:
         def work() -> list[Group]:
             found = self._connection.execute(query, arguments)
             # Sums of integers are numeric in PostgreSQL.
-            return [Group(str(key), *map(int, rest[:8]), *map(float, rest[8:])) for key, *rest in found]
+            return [Group(str(key), *map(int, rest[:9]), *map(float, rest[9:])) for key, *rest in found]
 
         return self._shielded(work)
 

@@ -38,7 +38,7 @@ def test_the_columns_are_those_of_a_row() -> None:
 def test_a_closed_call_is_a_row(tmp_path: Path) -> None:
     """Opened and closed, a call stands in the ledger exactly as it was closed; a refusal does, too."""
     books = open_books(tmp_path)
-    row = ended(noted(1), reasoning_tokens=7, stream=True, attempts=2, request_id="req_1", price="2026-10-24 x")
+    row = ended(noted(1), reasoning_tokens=7, stream=True, attempts=2, request_id="req_1")
     books.opened(noted(1))
     books.closed(row)
     books.refused(refusal(2))
