@@ -63,13 +63,14 @@ def parser() -> Parser:
         "usage",
         "Show what model calls used and cost.",
         prose=(
-            "Costs are tokens times the price list, or what the upstream says it charges. ~ marks sums in which some "
-            "usage was estimated: the stream broke, or the upstream did not tell. Days are those of UTC, as in "
-            "budgets. CACHED are tokens read from a prompt cache, WRITTEN those written to one; INPUT are all others. "
-            "The ledger is read without the broker. Refused calls cost nothing and are counted apart. Sums that lack "
-            "calls of models without a price are marked as at least so much. Own prices go into "
-            "~/.config/cloister/prices.toml: schema = 1, then tables [[price]] with models = [...], input and output in "
-            "dollars per million tokens, and where they differ cache_read, cache_write and cache_write_1h; providers = [...] binds a table to some providers."
+            "Costs are tokens times the price list, or what the upstream says it charges. ~ marks sums in which "
+            "some usage was estimated: the stream broke, or the upstream did not tell. Days are those of UTC, as "
+            "in budgets. CACHED are tokens read from a prompt cache, WRITTEN those written to one; INPUT are all "
+            "others. The ledger is read without the broker. Refused calls cost nothing and are counted apart. "
+            "Sums that lack calls of models without a price are marked as at least so much. Own prices go into "
+            "~/.config/cloister/prices.toml: schema = 1, then tables [[price]] with models = [...], input and "
+            "output in dollars per million tokens, and where they differ cache_read, cache_write and "
+            "cache_write_1h; providers = [...] binds a table to some providers."
         ),
         examples=(
             ("cloister usage", "the last 30 days, by agent"),
