@@ -51,6 +51,9 @@ INDEXES = (
     ("calls_run", 'run, agent, "time", "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
 )
 
+PRUNED = 5000
+"""Rows deleted at a time: nobody who reads or writes waits long for it."""
+
 By = Literal["agent", "model", "day", "run", "provider", "user"]
 DAY_S = 86400
 
@@ -164,7 +167,7 @@ class Ledger(Protocol):
         ...
 
     def prune(self, before: float) -> int:
-        """Delete rows older than a time, and return how many."""
+        """Delete some of the rows older than a time, the oldest first, and return how many: none when none is left."""
         ...
 
     def newest(self) -> float:
@@ -207,6 +210,12 @@ def upsert(mark: str, *, replace: bool) -> str:
     sets = ", ".join(f'"{name}" = excluded."{name}"' for name in NAMES[1:])
     action = f"UPDATE SET {sets}" if replace else "NOTHING"
     return f'INSERT INTO calls ({names}) VALUES ({marks}) ON CONFLICT ("id") DO {action}'  # noqa: S608  # our own names
+
+
+def prune_query(mark: str) -> str:
+    """Return the statement of `Ledger.prune`; its argument is the time."""
+    oldest = f'SELECT "id" FROM calls WHERE "time" < {mark} ORDER BY "time" LIMIT {PRUNED}'  # noqa: S608  # our own names
+    return f'DELETE FROM calls WHERE "id" IN ({oldest})'  # noqa: S608  # our own names
 
 
 def sum_query(mark: str, question: Question) -> str:

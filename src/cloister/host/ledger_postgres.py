@@ -23,6 +23,7 @@ from cloister.host.ledger import (
     Values,
     create_table,
     group_query,
+    prune_query,
     refuse_newer,
     sum_query,
     upsert,
@@ -190,4 +191,4 @@ class PostgresLedger:
 
 _REPLACE = upsert("%s", replace=True).encode()
 _KEEP = upsert("%s", replace=False).encode()
-_PRUNE = 'DELETE FROM calls WHERE "time" < %s'
+_PRUNE = prune_query("%s").encode()

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import threading
+import time
 from pathlib import Path
 
 import apsw
@@ -378,6 +379,28 @@ def test_old_rows_go_and_a_clock_that_steps_takes_none(tmp_path: Path, clock: fl
     assert again.drained(5)
     again.close()
     assert set(stored(tmp_path)) - {noted(4).id} == {noted(number).id for number in left}
+
+
+def test_many_old_rows_go_in_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting does not hold the database for long: it goes on until nothing old is left."""
+    monkeypatch.setattr("cloister.host.ledger_sqlite._PRUNE", ledger.prune_query("?").replace("LIMIT 5000", "LIMIT 4"))
+    monkeypatch.setattr("cloister.runs.books_writer.TICK_S", 0.02)
+    books = open_books(tmp_path)
+    for number in range(10):
+        row = noted(number, time=MIDNIGHT + number)
+        books.opened(row)
+        books.closed(ended(row))
+    newest = noted(99, time=MIDNIGHT + 20 * 86400)
+    books.opened(newest)
+    books.closed(ended(newest))
+    assert books.drained(10)
+    books.close()
+    again = open_books(tmp_path, retention_s=86400.0, clock=lambda: MIDNIGHT + 20 * 86400)
+    deadline = time.monotonic() + 10
+    while len(stored(tmp_path)) > 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    again.close()
+    assert set(stored(tmp_path)) == {newest.id}
 
 
 def test_clock_steps_lose_no_row_of_a_sum(tmp_path: Path) -> None:
