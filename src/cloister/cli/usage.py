@@ -36,6 +36,7 @@ _FIELDS = (
     "requests",
     "refused",
     "estimated",
+    "unpriced",
     "input_tokens",
     "cache_read_tokens",
     "cache_write_tokens",
@@ -62,10 +63,14 @@ def parser() -> Parser:
         "usage",
         "Show what model calls used and cost.",
         prose=(
-            "Costs are tokens times the price list, or what the upstream says it charges. ~ marks sums in which some "
-            "usage was estimated: the stream broke, or the upstream did not tell. Days are those of UTC, as in "
-            "budgets. CACHED are tokens read from a prompt cache, WRITTEN those written to one; INPUT are all others. "
-            "The ledger is read without the broker. Refused calls cost nothing and are counted apart."
+            "Costs are tokens times the price list, or what the upstream says it charges. ~ marks sums in which "
+            "some usage was estimated: the stream broke, or the upstream did not tell. Days are those of UTC, as "
+            "in budgets. CACHED are tokens read from a prompt cache, WRITTEN those written to one; INPUT are all "
+            "others. The ledger is read without the broker. Refused calls cost nothing and are counted apart. "
+            "Sums that lack calls of models without a price are marked as at least so much. Own prices go into "
+            "~/.config/cloister/prices.toml: schema = 1, then tables [[price]] with models = [...], input and "
+            "output in dollars per million tokens, and where they differ cache_read, cache_write and "
+            "cache_write_1h; providers = [...] binds a table to some providers."
         ),
         examples=(
             ("cloister usage", "the last 30 days, by agent"),
@@ -187,7 +192,7 @@ def _numbers(line: Line) -> list[str]:
         count(line.cache_read_tokens),
         count(line.cache_write_tokens),
         count(line.output_tokens),
-        ("~" if line.estimated else "") + dollars(line.cost_usd),
+        ("≥" if line.unpriced else "~" if line.estimated else "") + dollars(line.cost_usd),
     ]
 
 
@@ -232,6 +237,9 @@ def _notes(found: Usage, first: int, last: int) -> list[str]:
     if total.estimated:
         calls = "call has" if total.estimated == 1 else "calls have"
         notes.append(f"~ {total.estimated:,} {calls} estimated usage: {dollars(total.estimated_usd)} of the cost")
+    if total.unpriced:
+        calls = "call is" if total.unpriced == 1 else "calls are"
+        notes.append(f"≥ {total.unpriced:,} {calls} in no cost: no price is known for the model (prices.toml)")
     if total.refused:
         notes.append(f"{total.refused:,} more {'was' if total.refused == 1 else 'were'} refused")
     if found.under_way:

@@ -23,6 +23,7 @@ from cloister.host.ledger import (
     Values,
     create_table,
     group_query,
+    prune_query,
     refuse_newer,
     sum_query,
     upsert,
@@ -161,7 +162,7 @@ class PostgresLedger:
         def work() -> list[Group]:
             found = self._connection.execute(query, arguments)
             # Sums of integers are numeric in PostgreSQL.
-            return [Group(str(key), *map(int, rest[:8]), *map(float, rest[8:])) for key, *rest in found]
+            return [Group(str(key), *map(int, rest[:9]), *map(float, rest[9:])) for key, *rest in found]
 
         return self._shielded(work)
 
@@ -190,4 +191,4 @@ class PostgresLedger:
 
 _REPLACE = upsert("%s", replace=True).encode()
 _KEEP = upsert("%s", replace=False).encode()
-_PRUNE = 'DELETE FROM calls WHERE "time" < %s'
+_PRUNE = prune_query("%s").encode()

@@ -29,6 +29,7 @@ from cloister.host.ledger import (
     Values,
     create_table,
     group_query,
+    prune_query,
     refuse_newer,
     sum_query,
     upsert,
@@ -149,7 +150,7 @@ class SqliteLedger:
         """See `Ledger.prune`."""
 
         def work() -> int:
-            self._connection.execute('DELETE FROM calls WHERE "time" < ?', (before,))
+            self._connection.execute(_PRUNE, (before,))
             return self._connection.changes()
 
         return _shielded(work)
@@ -221,6 +222,7 @@ def set_aside(path: str) -> str:
 
 _REPLACE = upsert("?", replace=True)
 _KEEP = upsert("?", replace=False)
+_PRUNE = prune_query("?")
 assert len(NAMES) == len(COLUMNS)  # noqa: S101  # read once, at import
 
 

@@ -3,7 +3,7 @@
 - Away: rows wait in the journal and in memory, and it is tried again after 0.1 seconds, doubling up to 30.
 - Broken or deleted: said aloud; a broken file gets another name; a new ledger is filled with what the journal still
   has.
-- Too old: rows beyond `retention` are deleted once a day.
+- Too old: rows beyond `retention` are looked for every hour, and deleted some at a time.
 
 Batches are small: between two of them every other thread gets its turn, and the event loop waits a millisecond at most.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from cloister.host.journal import Journal, Segment, read
-from cloister.host.ledger import DAY_S, Ledger, LedgerCorruptError, LedgerDownError, LedgerGoneError, Place
+from cloister.host.ledger import Ledger, LedgerCorruptError, LedgerDownError, LedgerGoneError, Place
 from cloister.llm.ledger import Row
 from cloister.runs.books_rows import FINAL, Entry, decode, unseen, values
 
@@ -29,6 +29,10 @@ TICK_S = 1.0
 """How often the journal is synced, and so what a power cut may cost."""
 RETRY_S = (0.1, 30.0)
 """First and longest wait for a ledger that is away."""
+
+
+PRUNE_S = 3600.0
+"""How often rows that are too old are looked for."""
 
 
 class Care(NamedTuple):
@@ -222,9 +226,9 @@ class Writer(threading.Thread):
         """
         if self._retention_s == float("inf") or time.monotonic() < self._next_prune:
             return
-        self._next_prune = time.monotonic() + DAY_S
         now = min(self._clock(), ledger.newest())
-        ledger.prune(now - self._retention_s)
+        if not ledger.prune(now - self._retention_s):
+            self._next_prune = time.monotonic() + PRUNE_S  # else it goes on with the next second
 
 
 def _parts(rows: list[Row]) -> Iterator[list[Row]]:

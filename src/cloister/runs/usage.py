@@ -17,7 +17,7 @@ from cloister.errors import RetryError
 from cloister.host.journal import read as read_journal
 from cloister.host.ledger import DAY_S, By, Group, LedgerCorruptError, LedgerDownError
 from cloister.llm.ledger import Row
-from cloister.runs.books_rows import FINAL, decode
+from cloister.runs.books_rows import FINAL, decode, tokens
 
 BYS: tuple[By, ...] = ("agent", "model", "day", "run", "provider", "user")
 
@@ -30,6 +30,8 @@ class Line(msgspec.Struct, kw_only=True):
     refused: int = 0
     estimated: int = 0
     """Requests whose usage was estimated."""
+    unpriced: int = 0
+    """Requests that used tokens of a model without a price: what they cost is in no sum."""
     input_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
@@ -47,6 +49,7 @@ class Line(msgspec.Struct, kw_only=True):
         self.requests += group.requests
         self.refused += group.refused
         self.estimated += group.estimated
+        self.unpriced += group.unpriced
         self.input_tokens += group.input_tokens
         self.cache_read_tokens += group.cache_read_tokens
         self.cache_write_tokens += group.cache_write_tokens
@@ -201,6 +204,7 @@ def _group(row: Row, by: By) -> Group:
         int(not refused),
         int(refused),
         int(estimated),
+        int(not row.price and tokens(row) > 0),
         row.input_tokens,
         row.cache_read_tokens,
         row.cache_write_5m_tokens + row.cache_write_1h_tokens,

@@ -161,6 +161,29 @@ def test_the_table_says_what_is_estimated_refused_and_under_way(
     assert "\x1b" not in text
 
 
+def test_a_model_without_a_price_is_not_shown_as_free(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sums that lack an unknown price are marked as too small, with the reason below; without such calls, not."""
+    books = open_books(state)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert books.drained(5)
+    usage.main([])
+    assert "≥" not in capsys.readouterr().out
+    row = noted(2, model="llama-9", price="", cost_usd=0.0)
+    books.opened(row)
+    books.closed(ended(row, cost_usd=0.0))
+    books.refused(refusal(3))
+    assert books.drained(5)
+    books.close()
+
+    usage.main([])
+    text = capsys.readouterr().out
+    assert "≥$0.0010" in text
+    assert "1 call is in no cost: no price is known for the model" in text
+    usage.main(["--json"])
+    assert json.loads(capsys.readouterr().out)["total"]["unpriced"] == 1
+
+
 def test_csv_can_be_read_again_and_runs_nothing(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model that is named like a formula, with commas and quotes in it, is text to a spreadsheet."""
     books = open_books(state)
@@ -194,6 +217,7 @@ some_lines = st.builds(
     key=keys,
     requests=counts,
     estimated=st.integers(0, 3),
+    unpriced=st.integers(0, 1),
     input_tokens=counts,
     cache_read_tokens=counts,
     cache_write_tokens=counts,
