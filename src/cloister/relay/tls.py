@@ -169,6 +169,7 @@ class TlsLayer(asyncio.Protocol):
 
     @protocol.setter
     def protocol(self, app: asyncio.Protocol) -> None:
+        """Let another protocol take over."""
         self._app = app
 
     # Inside.
