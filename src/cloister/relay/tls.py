@@ -169,7 +169,7 @@ class TlsLayer(asyncio.Protocol):
 
     @protocol.setter
     def protocol(self, app: asyncio.Protocol) -> None:
-        """Let another protocol take over."""
+        """Hand the connection to another protocol."""
         self._app = app
 
     # Inside.
