@@ -114,13 +114,17 @@ class Endpoint(asyncio.Protocol):
 
     @override
     def pause_writing(self) -> None:
-        """Let everything wait."""
+        """Let everything wait. A client that does not read is not heard either: even answers to PING would pile up."""
         self._full = True
+        if self.transport is not None and not self.client_side:
+            self.transport.pause_reading()
 
     @override
     def resume_writing(self) -> None:
         """Go on."""
         self._full = False
+        if self.transport is not None and not self.client_side:
+            self.transport.resume_reading()
         self.flush()
 
     # For channels and roles.

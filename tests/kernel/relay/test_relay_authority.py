@@ -11,6 +11,7 @@ import pytest
 from cloister.credentials.certificates import make_authority
 from cloister.relay import authority as tested
 from cloister.relay.authority import Authority
+from cloister.relay.trust import client_context
 
 pytestmark = pytest.mark.kernel
 
@@ -19,6 +20,11 @@ def shaken(server: ssl.SSLContext, authority: bytes, host: str) -> dict:
     """Return the certificate that a client of the authority accepts for a host."""
     client = ssl.create_default_context(cadata=authority.decode())
     client.set_alpn_protocols(["h2"])
+    return shake(client, server, host)
+
+
+def shake(client: ssl.SSLContext, server: ssl.SSLContext, host: str) -> dict:
+    """Make a handshake in memory; return the server's certificate."""
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     one = client.wrap_bio(down, up, server_hostname=host)
     other = server.wrap_bio(up, down, server_side=True)
@@ -94,3 +100,28 @@ def test_no_key_is_left_in_a_file_or_descriptor(monkeypatch):
     assert len(written) == 1
     assert b"BEGIN ENCRYPTED PRIVATE KEY" in loaded[0]
     assert b"BEGIN PRIVATE KEY" not in loaded[0]
+
+
+def test_no_key_of_a_connection_is_logged(monkeypatch, tmp_path):
+    """SSLKEYLOGFILE in the broker's environment writes nothing: whoever reads that file could read the secrets."""
+    log = tmp_path / "keys"
+    monkeypatch.setenv("SSLKEYLOGFILE", str(log))
+    pair = make_authority(time.time())
+    (tmp_path / "ca.pem").write_bytes(pair.cert_pem)
+    assert ssl.create_default_context().keylog_filename == str(log)
+    client = client_context(True, str(tmp_path / "ca.pem"))
+    shake(client, Authority(pair).context("a.test"), "a.test")
+    assert "SECRET" not in log.read_text()
+
+
+def test_the_store_of_the_brokers_environment_counts(monkeypatch, tmp_path):
+    """SSL_CERT_FILE replaces the system's store: a server of that authority is trusted, and only with its name."""
+    pair = make_authority(time.time())
+    (tmp_path / "ca.pem").write_bytes(pair.cert_pem)
+    server = Authority(pair).context("a.test")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(client_context(True), server, "a.test")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert shake(client_context(True), server, "a.test")["subjectAltName"] == (("DNS", "a.test"),)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(client_context(True), server, "b.test")

@@ -7,17 +7,11 @@ import asyncio
 import pytest
 from h2 import events
 from h2_support import H2Server, H2TestClient
-from relay_support import LOCAL, LOOPBACK, OK, Upstream, answering, until
+from relay_support import OK, Upstream, answering, terminated, until
 
 pytestmark = pytest.mark.kernel
 
 FAKE, REAL = "cloister-a-placeholder", "real-a-secret"
-
-
-def terminated(relay, mitm, port, **more):
-    """Make a relay whose credential is bound to a.test."""
-    options = {"allow": [f"a.test:{port}"], **LOOPBACK, "table": LOCAL, "trust": mitm.trust}
-    return relay(**{**options, "broker": mitm.broker(a=("a.test", port)), **more})
 
 
 async def collected(peer, number):

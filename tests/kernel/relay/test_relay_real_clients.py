@@ -15,19 +15,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from h2_support import H2TestClient
-from relay_support import LOCAL, LOOPBACK, OK, Upstream, answering, bridge, curl, read_head, until
+from relay_support import OK, Upstream, answering, bridge, curl, read_head, terminated, until
 
 from cloister.credentials.certificates import issue, load_issuer
 
 pytestmark = pytest.mark.kernel
 
 FAKE, REAL = "cloister-a-placeholder", "real-a-secret"
-
-
-def terminated(relay, mitm, port, **more):
-    """Make a relay whose credential is bound to a.test."""
-    options = {"allow": [f"a.test:{port}"], **LOOPBACK, "table": LOCAL, "trust": mitm.trust}
-    return relay(**{**options, "broker": mitm.broker(a=("a.test", port)), **more})
 
 
 class Nginx:
