@@ -151,7 +151,7 @@ def test_pip_installs_from_a_private_index(user: User, workspace: Path, server: 
     user.write_policy(policy(server.port, credential(keep(user), server.port, scheme="pip", env="")))
     script = (
         "python3 -m venv /tmp/v && cd /tmp && v/bin/pip install -q --disable-pip-version-check --no-input --retries 0"
-        f" --index-url https://{HOST}:{server.port}/simple demo && v/bin/python -c 'import demo; print(demo.ANSWER)'"
+        f" -i https://{HOST}:{server.port}/simple demo && v/bin/python -c 'import demo; print(demo.ANSWER)'"
     )
     done = user.inside(script, cwd=workspace)
 
