@@ -11,6 +11,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cloister.egress import denial, http1, status
 from cloister.egress.decision import Target, Verdict
 from cloister.egress.hosts import PROXY_NAME, Host
@@ -380,9 +382,11 @@ class Forward:
         self.server.open_forwards.discard(self)
         if self._flusher is not None:
             self._flusher.cancel()
-        exchange = self.exchange
+        exchange, target = self.exchange, self.target
+        if target is not None and self.verdict is MISDIRECTED:
+            target = msgspec.structs.replace(target, path="")  # the placeholder may stand in it
         self.server.record(
-            self.target,
+            target,
             self.verdict,
             spelling=exchange.url.decode("latin-1"),
             ended=ended,

@@ -30,6 +30,7 @@ MAX_STREAMS = 100
 MAX_HEAD = 64 * 1024
 _DEFAULT_WINDOW = 65_535
 _SLICE = 16 * 1024  # fed to the library at a time, so that a flood is noticed early
+_ROUNDS = 8  # frames of each stream that are written at a time
 _RESETS, _CONTROLS = (200.0, 20.0), (2000.0, 1000.0)
 """Streams that were reset, and frames that carry nothing: so many at once, and so many per second for ever."""
 
@@ -41,7 +42,7 @@ class Endpoint(asyncio.Protocol):
 
     def __init__(self, *, client_side: bool) -> None:
         """Wait for the connection."""
-        self.transport = None
+        self.transport, self.client_side = None, client_side
         self.loop = asyncio.get_running_loop()
         self.channels: dict[int, Channel] = {}
         self.machine = Machine(H2Configuration(client_side=client_side, header_encoding=None))
@@ -108,20 +109,22 @@ class Endpoint(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the same for every cause
         """Tell every stream."""
-        self.transport, self.leaving = None, True
-        channels, self.channels = list(self.channels.values()), {}
-        for channel in channels:
-            channel.taker.on_reset(processed=True)
+        self.transport = None
+        self._give_up()
 
     @override
     def pause_writing(self) -> None:
-        """Let everything wait."""
+        """Let everything wait. A client that does not read is not heard either: even answers to PING would pile up."""
         self._full = True
+        if self.transport is not None and not self.client_side:
+            self.transport.pause_reading()
 
     @override
     def resume_writing(self) -> None:
         """Go on."""
         self._full = False
+        if self.transport is not None and not self.client_side:
+            self.transport.resume_reading()
         self.flush()
 
     # For channels and roles.
@@ -167,8 +170,9 @@ class Endpoint(asyncio.Protocol):
             return
         try:
             while self._wanting and not self._full:
-                for channel in list(self._wanting):
-                    self._send_one(channel)
+                for _ in range(_ROUNDS):
+                    for channel in list(self._wanting):
+                        self._send_one(channel)
                 data = self.machine.data_to_send()
                 if not data:
                     break
@@ -185,12 +189,12 @@ class Endpoint(asyncio.Protocol):
 
     def break_off(self) -> None:
         """Say what has to be said and close."""
-        self.leaving = True
         if self.transport is not None and not self.transport.is_closing():
             data = self.machine.data_to_send()
             if data:
                 self.transport.write(data)
             self.transport.close()
+        self._give_up()
 
     def close(self) -> None:
         """Close at once."""
@@ -211,6 +215,7 @@ class Endpoint(asyncio.Protocol):
     def on_sent(self, channel: Channel) -> None:
         """Our end of a stream was sent."""
         if channel.received:
+            self.finished_one()
             self.remove(channel)
 
     def on_head(self, event: events.Event) -> None:
@@ -237,8 +242,21 @@ class Endpoint(asyncio.Protocol):
             return
         channel.received = True
         if channel.sent:
+            self.finished_one()
             self.remove(channel)
         channel.taker.on_end(channel.trailers)
+
+    def finished_one(self) -> None:
+        """A stream was served to its end."""
+        self._resets.refund()
+
+    def _give_up(self) -> None:
+        """Tell every stream that nothing more will come."""
+        self.leaving = True
+        self._wanting.clear()
+        channels, self.channels = list(self.channels.values()), {}
+        for channel in channels:
+            channel.taker.on_reset(processed=True)
 
     def _took_data(self, event: events.DataReceived) -> None:
         """Hand a piece of a body on."""
@@ -263,18 +281,20 @@ class Endpoint(asyncio.Protocol):
             self.wants(channel)
 
     def _was_reset(self, event: events.StreamReset) -> None:
-        """Tell a stream that it is gone."""
-        self._resets.spend(self.loop.time())
+        """Tell a stream that it is gone. Dropped streams are counted against those that were served."""
+        if not self.client_side:
+            self._resets.spend(self.loop.time())
         channel = self.channels.get(event.stream_id)
         if channel is not None:
             self.remove(channel)
             channel.taker.on_reset(processed=event.error_code != ErrorCodes.REFUSED_STREAM)
 
     def _terminated(self, event: events.ConnectionTerminated) -> None:
-        """Let streams end that the other side still works on, and give the others up."""
+        """Let streams end that are still worked on, and give the others up; a client goes on with all of its own."""
         self.leaving = True
         last = event.last_stream_id or 0
-        for channel in [channel for channel in self.channels.values() if channel.number > last]:
+        lost = [channel for channel in self.channels.values() if channel.number > last] if self.client_side else []
+        for channel in lost:
             self.remove(channel)
             channel.taker.on_reset(processed=False)
         if not self.channels:

@@ -33,6 +33,10 @@ class Budget:
             raise FloodError
         self._left -= 1
 
+    def refund(self) -> None:
+        """Give one back: there was work that was wanted."""
+        self._left = min(self._burst, self._left + 1)
+
 
 class Machine(H2Connection):
     """The library's connection, which goes on with streams that the other side still works on after its GOAWAY.

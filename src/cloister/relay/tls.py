@@ -169,6 +169,7 @@ class TlsLayer(asyncio.Protocol):
 
     @protocol.setter
     def protocol(self, app: asyncio.Protocol) -> None:
+        """Hand the connection to another protocol."""
         self._app = app
 
     # Inside.

@@ -292,3 +292,15 @@ async def tunnel_tls(relay, host, port, context, *, server_hostname=None):
     assert b" 200 " in head, head
     await writer.start_tls(context, server_hostname=server_hostname or host)
     return reader, writer
+
+
+def terminated(relay, mitm, port, **more):
+    """Make a relay whose credential `a` is bound to a.test."""
+    options = {"allow": [f"a.test:{port}"], **LOOPBACK, "table": LOCAL, "trust": mitm.trust}
+    return relay(**{**options, "broker": mitm.broker(a=("a.test", port)), **more})
+
+
+def get(port, path="/", *fields):
+    """Return a request that carries the placeholder of a.test."""
+    lines = [f"GET {path} HTTP/1.1", f"Host: a.test:{port}", "Authorization: Bearer cloister-a-placeholder", *fields]
+    return "\r\n".join([*lines, "", ""]).encode()

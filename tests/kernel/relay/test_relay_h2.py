@@ -7,17 +7,11 @@ import asyncio
 import pytest
 from h2 import events
 from h2_support import H2Server, H2TestClient
-from relay_support import LOCAL, LOOPBACK, OK, Upstream, answering, until
+from relay_support import OK, Upstream, answering, terminated, until
 
 pytestmark = pytest.mark.kernel
 
 FAKE, REAL = "cloister-a-placeholder", "real-a-secret"
-
-
-def terminated(relay, mitm, port, **more):
-    """Make a relay whose credential is bound to a.test."""
-    options = {"allow": [f"a.test:{port}"], **LOOPBACK, "table": LOCAL, "trust": mitm.trust}
-    return relay(**{**options, "broker": mitm.broker(a=("a.test", port)), **more})
 
 
 async def collected(peer, number):
@@ -165,5 +159,65 @@ def test_a_reset_of_either_side_ends_the_other(relay, run, mitm):
             assert (await client.response(number))[0] == -1
             await client.close()
             assert sorted(event.reason for event in r.events) == ["bad-gateway", "client-closed"]
+
+    run(scenario())
+
+
+def test_a_client_that_says_goodbye_gets_its_answers(relay, run, mitm):
+    """After the client's GOAWAY the requests under way are still answered, and then the connection ends."""
+
+    async def slowly(peer, number, headers):
+        await asyncio.sleep(0.2)
+        await mirror(peer, number, headers)
+
+    async def scenario():
+        async with Upstream(H2Server(slowly), mitm.server("a.test", "h2")) as up, terminated(relay, mitm, up.port) as r:
+            client = await H2TestClient.open(r, "a.test", up.port, mitm.client("h2"))
+            number = client.request("POST", f"a.test:{up.port}", "/", end=False)
+            await client.send(number, b"hello", end=True)
+            client.writer.write(b"\0\0\x08\x07\0\0\0\0\0" + bytes(8))
+            assert (await client.response(number))[::2] == (200, b"hello")
+            await asyncio.wait_for(client.closed.wait(), 5)
+            await client.close()
+
+    run(scenario())
+
+
+def test_a_client_may_drop_streams_among_others(relay, run, mitm):
+    """Hundreds of dropped streams among as many that were served are ordinary use, not a flood."""
+
+    async def serve(peer, number, headers):
+        if dict(headers)[b":path"] == b"/quick":
+            await mirror(peer, number, headers)
+
+    async def scenario():
+        async with Upstream(H2Server(serve), mitm.server("a.test", "h2")) as up, terminated(relay, mitm, up.port) as r:
+            client = await H2TestClient.open(r, "a.test", up.port, mitm.client("h2"))
+            for _ in range(400):
+                client.h2.reset_stream(client.request("GET", f"a.test:{up.port}", "/slow"), 8)
+                assert (await client.response(client.request("GET", f"a.test:{up.port}", "/quick")))[0] == 200
+            await client.close()
+
+    run(scenario())
+
+
+def test_many_servers_of_a_client_end_with_it(relay, run, mitm):
+    """When the client leaves, every stream and connection to the server ends, and each request is on record."""
+    left = asyncio.Event()
+
+    async def wait(peer, _number, _headers):
+        await peer.closed.wait()
+        left.set()
+
+    async def scenario():
+        async with Upstream(H2Server(wait), mitm.server("a.test", "h2")) as up, terminated(relay, mitm, up.port) as r:
+            client = await H2TestClient.open(r, "a.test", up.port, mitm.client("h2"))
+            for _ in range(20):
+                client.request("GET", f"a.test:{up.port}", "/")
+            await until(lambda: len(r.server.open_forwards) == 20)
+            client.writer.transport.abort()
+            await asyncio.wait_for(left.wait(), 5)
+            await until(lambda: len(r.events) == 20)
+            assert {event.reason for event in r.events} == {"client-closed"}
 
     run(scenario())
