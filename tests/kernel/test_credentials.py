@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import subprocess
+import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -288,6 +289,29 @@ def test_a_credential_taken_back_fails_at_once(user: User, workspace: Path, serv
     assert '"reason":"credential-revoked"' in revoked
     assert len(server.sent) == 2
     assert events(user, "credentials-revoked")[0]["names"] == ["token"]
+    user.close()
+
+
+def test_what_is_open_with_it_is_cut(user: User, workspace: Path, server: SecureServer) -> None:
+    """A request that waits for its answer when its credential is taken back gets the refusal instead."""
+    server.answer = lambda sent: Answer() if sent.path == "/quick" else time.sleep(30) or Answer()
+    user.write_policy(policy(server.port, credential(keep(user), server.port)))
+    run = user.run("run", "--detach", "shell", "--", "sleep", "60", cwd=workspace).stdout.strip()
+    waits = user.start("exec", run, "--", "sh", "-c", curl(server.port, BEARER), cwd=workspace)
+    plain = user.start("exec", run, "--", "sh", "-c", curl(server.port, path="/plain"), cwd=workspace)
+    for _ in range(200):
+        if len(server.sent) > 1:
+            break
+        time.sleep(0.05)
+    user.write_policy(policy(server.port))
+    user.run("policy", "reload", cwd=workspace)
+    said, _ = waits.communicate(timeout=15)
+    unharmed = plain.poll() is None
+    user.run("stop", run, cwd=workspace)
+    plain.communicate(timeout=15)
+
+    assert b'"reason":"credential-revoked"' in said
+    assert unharmed
     user.close()
 
 

@@ -440,6 +440,8 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
         notices.append("this kernel has no Landlock: one layer less")
     if facts.internet:
         notices += facts.internet.notices
+        if environment.terminates(agent):
+            notices.append("credentials are put in by the proxy: what goes round it takes the placeholder to the host")
     if agent.egress.upstream_proxy:
         notices.append("an upstream proxy resolves names, so the addresses behind them cannot be checked here")
     return tuple(notices)

@@ -18,7 +18,7 @@ from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
 from cloister.egress.paths import PathError, PathPattern
 from cloister.egress.rules import Rule
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, RetryError
 from cloister.host.secrets import SecretReader
 from cloister.policy.model import Credential, Injection
 from cloister.policy.variables import variables
@@ -94,9 +94,8 @@ class RunCredentials:
             try:
                 inject.masks(binding, secret)
             except InjectionError as error:
-                raise CloisterError(
-                    error.reason, error.explanation, where=self._references[name], remedy=error.remedy
-                ) from None
+                where = self._references[name]
+                raise RetryError(error.reason, error.explanation, where=where, remedy=error.remedy) from None
 
     def update(self, credentials: Mapping[str, Credential]) -> tuple[str, ...]:
         """Obey the policy as it is now; return the names of what is revoked by that, or bound in another way.
