@@ -32,6 +32,7 @@ VERBS = {
     "explain": "say whether a path or a host is within an agent's reach, and by which rule",
     "agents": "list the agents of the policy",
     "policy": "reload the policy of running sandboxes; print its schema",
+    "llm": "block an agent's model calls, or allow them again",
     "doctor": "say what this host can enforce, and what to do about the rest",
     "prove": "attack an agent's sandbox and report what stopped each attack",
     "gc": "remove old records, history of vanished projects, and leftovers",

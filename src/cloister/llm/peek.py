@@ -208,7 +208,7 @@ def _value(text: bytes, place: Member, name: str) -> Any:
     kind = _KINDS[name]
     if value is None or kind is None:
         return value
-    if type(value) is not kind or (kind is int and value < 0):
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
         raise BodyError("body-invalid", f"`{name}` is {_WORDS[kind]}")
     return value
 

@@ -45,6 +45,7 @@ class RunModels:
             CloisterError: a provider is missing, or the books or prices cannot be opened.
         """
         if self._calls is None:
+            from cloister.runs.model_blocks import blocked
             from cloister.runs.model_calls import ModelCalls
             from cloister.runs.model_store import Store, every_second, secret_reader
             from cloister.runs.price_list import PriceFiles
@@ -52,7 +53,8 @@ class RunModels:
             prices = PriceFiles(self._paths, self._owner.uid)
             self._store = Store(self._paths, lambda: self._ledger)
             reader = partial(secret_reader, self._paths, self._owner, dict(os.environ))
-            self._calls = ModelCalls(self._store, every_second(prices.current), reader)
+            blocks = partial(blocked, self._paths.blocked)
+            self._calls = ModelCalls(self._store, every_second(prices.current), reader, blocks)
         self._ledger = prepared.policy.ledger
         run, agent = prepared.plan.run, prepared.plan.agent
         token = next(iter(prepared.placeholders.values()))
@@ -102,9 +104,9 @@ class RunModels:
         if self._store is not None:
             self._store.close()
 
-    def block(self, agent: str, reason: str) -> int:
+    def obey_blocks(self) -> int:
         """Obey the kill switch as it is now; return how many calls under way were ended."""
-        return 0 if self._calls is None else self._calls.block(agent, reason)
+        return 0 if self._calls is None else self._calls.obey_blocks()
 
     def _alert(self, run: ActiveRun, alert: Alert) -> None:
         """Record that a share of a budget was passed, and say it in the receipt."""

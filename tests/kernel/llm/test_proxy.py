@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
+from cloister.llm.errors import Refusal
 from cloister.relay.llm.service import Bounds
 from support.model_rig import (
     ANSWER,
@@ -513,12 +514,12 @@ def test_a_slow_client_slows_the_upstream() -> None:
     async def test() -> None:
         piece = chunk(event({"type": "ping", "x": "y" * 60_000}))
         steps = [STREAM_HEAD + chunk(START), *([piece] * 400), chunk(FINISH) + END]
-        async with Script(steps) as up, Rig(up.url, provider={"idle_timeout": "1s"}) as rig:
+        async with Script(steps) as up, Rig(up.url, provider={"idle_timeout": "2s"}) as rig:
             reader, writer = await rig.connect()
             reader._limit = 1000
             writer.transport.pause_reading()
             writer.write(rig.request(STREAM))
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(3.0)
             assert len(rig.service.calls) == 1
             writer.transport.resume_reading()
             reader._limit = 1 << 26
@@ -526,5 +527,51 @@ def test_a_slow_client_slows_the_upstream() -> None:
             assert reply.clean
             assert len(reply.body) > 24_000_000
             writer.close()
+
+    run(test)
+
+
+def test_a_blocked_agent_is_ended_in_mid_stream() -> None:
+    """The kill switch does not wait for a stream to end; the next request is refused, and unblocking lets go."""
+
+    async def test() -> None:
+        steps = [STREAM_HEAD + chunk(START), 5.0, chunk(FINISH) + END]
+        async with Script(steps, [whole()]) as up, Rig(up.url) as rig:
+            reader, writer = await rig.connect()
+            writer.write(rig.request(STREAM))
+            await asyncio.sleep(0.2)
+            rig.account.blocked = "by a test"
+            for call in list(rig.service.calls):
+                call.cut(Refusal(403, "agent-blocked", "blocked by a test", again=False))
+            reply = await read_reply(reader)
+            assert b"blocked by a test" in reply.body
+            assert not reply.clean
+            writer.close()
+            refused = await rig.ask()
+            assert (refused.status, refused.fields["x-cloister-reason"]) == (403, "agent-blocked")
+            rig.account.blocked = ""
+            assert (await rig.ask()).status == 200
+            await up.hung_up.wait()
+
+    run(test)
+
+
+def test_those_who_wait_for_one_budget_share_the_question() -> None:
+    """Five requests, one question, one grant; who still finds no room is asked for anew."""
+
+    async def test() -> None:
+        async with Script() as up, Rig(up.url, tokens_per_day=180, on_exhausted="ask") as rig:
+            asked = []
+
+            async def ask(_refusal: object) -> bool:
+                asked.append(1)
+                await asyncio.sleep(0.1)
+                return len(asked) == 1
+
+            rig.caller.ask = ask
+            await rig.ask()
+            replies = await asyncio.gather(*(rig.ask({**MESSAGE, "max_tokens": 130}) for _ in range(4)))
+            assert sorted(reply.status for reply in replies) == [200, 429, 429, 429]
+            assert len(asked) == 2
 
     run(test)

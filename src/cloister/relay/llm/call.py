@@ -13,12 +13,12 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress.http1 import Body, Headers, HttpError
-from cloister.llm import access, errors, routes, upstreams
+from cloister.llm import errors, routes, upstreams
 from cloister.llm.errors import Refusal
 from cloister.llm.order import Order, read_order
 from cloister.llm.routes import Route
 from cloister.relay.llm.answer import HEARTBEAT, Answer
-from cloister.relay.llm.held import Held, passed_fields, seconds
+from cloister.relay.llm.held import Held, allowed_list, passed_fields, seconds
 from cloister.relay.llm.supply import Supply, SupplyError
 from cloister.relay.llm.tab import NOTHING, Tab
 
@@ -33,7 +33,6 @@ _MAYBE_BILLED = frozenset({502, 504, 524})
 """A gateway gave up; what stands behind it may have worked on."""
 _TOGETHER = 128 * 1024
 """Bodies below this are copied behind their head, which saves a write."""
-_NO_LIST = frozenset({404, 405, 501})
 
 
 class Call:
@@ -102,6 +101,19 @@ class Call:
         self._left = True
         self._stop("truncated" if self._tab.status else "unknown")
 
+    def cut(self, refusal: Refusal) -> None:
+        """End a call under way: its agent was blocked."""
+        if self._left:
+            self._stop("client-left")
+        elif self._answer is not None:
+            self._truncated(refusal.message)
+        else:
+            if self._task is not None:
+                self._task.cancel()
+            unanswered = self._upstream is not None
+            self._drop_upstream()
+            self._give_up(refusal, maybe_billed=unanswered)
+
     # Deciding.
 
     def _reserve(self, order: Order) -> None:
@@ -122,18 +134,15 @@ class Call:
             return
 
         async def ask() -> None:
-            if await self.caller.ask(refusal):
-                self.caller.account.grant(self.caller.run, refusal.reason, self._tab.time)
-                self.caller.record("budget-granted", {"reason": refusal.reason})
-                self._reserve_again(order)
+            granted = await self.caller.granted(refusal, self._tab.time)
+            if self._left or self._over:
+                self._over = True
+            elif granted:
+                self._reserve(order)
             else:
                 self._refuse(refusal)
 
         self._spawn(ask())
-
-    def _reserve_again(self, order: Order) -> None:
-        if not self._left and not self._over:
-            self._reserve(order)
 
     # Sending.
 
@@ -395,16 +404,11 @@ class Call:
     def _give_list(self, held: Held) -> None:
         """Give the client the models that are allowed, in its own protocol."""
         self._settle("complete")
-        names = self.caller.access.names()
-        if held.status < _BAD_REQUEST:
-            listed = access.filter_list(bytes(held.body), self.caller.access, self.route.shape)
-            if listed is None:
-                self._answer_refusal(Refusal(502, "bad-gateway", "the upstream's list of models is none"))
-                return
-            held = Held.of_json(listed)
-        elif held.status in _NO_LIST and names:
-            held = Held.of_json(access.own_list(names, self.route.shape))
-        held.give(self.exchange)
+        listed = allowed_list(held, self.caller.access, self.route.shape)
+        if isinstance(listed, Refusal):
+            self._answer_refusal(listed)
+        else:
+            listed.give(self.exchange)
 
     def _is_cut(self, answer: Answer) -> bool:
         """Say whether a stream ended without the last word of its protocol.

@@ -7,10 +7,15 @@ import time
 from typing import TYPE_CHECKING
 
 from cloister.egress.http1 import Body, Headers
+from cloister.llm.access import Access, filter_list, own_list
+from cloister.llm.errors import Refusal
+from cloister.llm.routes import Shape
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
 
+_ERROR = 400
+_NO_LIST = frozenset({404, 405, 501})
 _NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
 
 
@@ -42,6 +47,19 @@ class Held:
         exchange.respond(self.status, self.phrase, passed_fields(self.headers), Body("length", len(self.body)))
         exchange.respond_body(bytes(self.body))
         exchange.respond_end([])
+
+
+def allowed_list(held: Held, access: Access, shape: Shape) -> Held | Refusal:
+    """Return an upstream's list of models with those that are allowed; one of our own where it has none."""
+    names = access.names()
+    if held.status < _ERROR:
+        listed = filter_list(bytes(held.body), access, shape)
+        if listed is None:
+            return Refusal(502, "bad-gateway", "the upstream's list of models is none")
+        return Held.of_json(listed)
+    if held.status in _NO_LIST and names:
+        return Held.of_json(own_list(names, shape))
+    return held
 
 
 def passed_fields(headers: Headers) -> Headers:
