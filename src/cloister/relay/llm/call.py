@@ -19,6 +19,7 @@ from cloister.llm.order import Order, read_order
 from cloister.llm.routes import Route
 from cloister.relay.llm.answer import HEARTBEAT, Answer
 from cloister.relay.llm.held import Held, allowed_list, passed_fields, seconds
+from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.supply import Supply, SupplyError
 from cloister.relay.llm.tab import NOTHING, Tab
 
@@ -270,7 +271,7 @@ class Call:
             self.exchange.respond_end(trailers)
 
     def on_switch(self, phrase: bytes, headers: Headers, rest: bytes) -> None:
-        """Cannot come: no other protocol was asked for, and `HttpUpstream` refuses one."""
+        """Cannot come: no other protocol was asked for."""
 
     def on_failure(self, error: HttpError) -> None:
         """Try again where nothing was answered, else say that it broke off."""
@@ -380,7 +381,7 @@ class Call:
         """Settle without an answer: what may have been billed counts as if it was."""
         self._tab.status = 0 if self._left else refusal.status
         self._settle("client-left" if self._left else "upstream-failed", lost=maybe_billed, reason=refusal.reason)
-        self._answer_refusal(refusal)
+        refuse(self.exchange, self.route.shape, refusal)
 
     # Ending.
 
@@ -406,7 +407,7 @@ class Call:
         self._settle("complete")
         listed = allowed_list(held, self.caller.access, self.route.shape)
         if isinstance(listed, Refusal):
-            self._answer_refusal(listed)
+            refuse(self.exchange, self.route.shape, listed)
         else:
             listed.give(self.exchange)
 
@@ -493,15 +494,4 @@ class Call:
         self._over = True
         self.service.buffered -= self._size
         self._tab.refuse(refusal)
-        self._answer_refusal(refusal)
-
-    def _answer_refusal(self, refusal: Refusal) -> None:
-        if not self._left:
-            answer_refusal(self.exchange, self.route, refusal)
-
-
-def answer_refusal(exchange: Exchange, route: Route, refusal: Refusal) -> None:
-    """Write a refusal in the shape of the client's protocol."""
-    if exchange.connection.transport is not None:
-        close = not (exchange.keep_alive and exchange.ended)
-        exchange.respond_whole(refusal.status, errors.response(route.shape, refusal, close=close))
+        refuse(self.exchange, self.route.shape, refusal)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from cloister.egress.http1 import Headers
 from cloister.llm.errors import Refusal
 from cloister.llm.routes import Route
-from cloister.relay.llm.call import Call, answer_refusal
+from cloister.relay.llm.call import Call
+from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.tab import Tab
 
 if TYPE_CHECKING:
@@ -85,4 +86,4 @@ class Intake:
     def _refuse(self, refusal: Refusal) -> None:
         self._over = True
         Tab(self._service, self._caller, self._route).refuse(refusal)
-        answer_refusal(self._exchange, self._route, refusal)
+        refuse(self._exchange, self._route.shape, refusal)
