@@ -17,11 +17,13 @@ from cloister.llm.access import Access
 from cloister.llm.budgets import Account, Alert, compile_limits
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books
+from cloister.llm.redact import compile_redactor
 from cloister.llm.upstreams import compile_upstream
 from cloister.policy.model import Llm, Policy, Provider
 from cloister.relay.llm.service import Caller, Inference, Prices
 from cloister.relay.llm.supply import Supply
 from cloister.runs.model_blocks import reason_for
+from cloister.runs.model_signers import signer_for
 
 if TYPE_CHECKING:
     from cloister.host.secrets import SecretReader
@@ -147,6 +149,7 @@ class ModelCalls:
         """Set what is neither upstream nor model nor budget."""
         caller.max_tokens, caller.fallback = llm.max_tokens, llm.fallback
         caller.asks = llm.on_exhausted == "ask"
+        caller.redactor = compile_redactor(llm)
 
     def _supplies_of(self, agent: str, llm: Llm, providers: Mapping[str, Provider]) -> tuple[Supply, ...]:
         missing = [name for name in llm.providers if name not in providers]
@@ -162,7 +165,8 @@ class ModelCalls:
             if self._reader is None:
                 self._reader = self._reader_of()
             key = ProviderKey(self._reader, provider.key) if provider.key else None
-            kept = self._supplies[name] = (provider, Supply(compile_upstream(name, provider), key))
+            upstream = compile_upstream(name, provider)
+            kept = self._supplies[name] = (provider, Supply(upstream, key, signer_for(upstream, key)))
         return kept[1]
 
 

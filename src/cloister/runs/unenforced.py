@@ -32,6 +32,7 @@ def refuse_unenforced(agent: Agent) -> None:
     for key, asked in (
         ("credentials", bool(agent.credentials)),
         ("identity", agent.identity != Identity()),
+        ("llm.record", agent.llm.record),
         ("service", agent.service != Service()),
         ("microvm", agent.microvm != MicroVm()),
     ):
@@ -66,4 +67,7 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    return tuple(key for key in ("credentials", "identity", "service", "microvm") if given[key] != defaults[key])
+    inner = ("llm.record",) if agent.llm.record else ()
+    return inner + tuple(
+        key for key in ("credentials", "identity", "service", "microvm") if given[key] != defaults[key]
+    )

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
+from cloister.credentials.bindings import Request
+from cloister.credentials.sigv4 import Keys, sign
 from cloister.relay.llm.service import Bounds
 from support.model_rig import (
     ANSWER,
@@ -384,5 +386,40 @@ def test_those_who_wait_for_one_budget_share_the_question() -> None:
             replies = await asyncio.gather(*(rig.ask({**MESSAGE, "max_tokens": 130}) for _ in range(4)))
             assert sorted(reply.status for reply in replies) == [200, 429, 429, 429]
             assert len(asked) == 2
+
+    run(test)
+
+
+def test_requests_to_aws_are_signed() -> None:
+    """`sigv4`: over the body that is sent; our other implementation agrees, and no key is on the wire."""
+    keys = Keys("AKIDEXAMPLE", "made-up-secret", "made-up-session")
+
+    async def test() -> None:
+        async with Script() as up, Rig(up.url, provider={"auth": "sigv4", "region": "us-east-1"}, max_tokens=9) as rig:
+            rig.key.value = f"{keys.key_id}:{keys.secret_key}:{keys.session_token}"
+            assert (await rig.ask(path="/v1/messages?x=1", content_type="application/json")).status == 200
+            (asked,) = up.asked
+            assert asked.json["max_tokens"] == 9
+            assert keys.secret_key.encode() not in asked.head
+            headers = [tuple(line.split(b": ", 1)) for line in asked.head.split(b"\r\n")[1:] if line]
+            host = up.url.removeprefix("http://")
+            again = sign(Request("POST", "/v1/messages?x=1", headers, asked.body, host), keys)
+            (expected,) = [value for name, value in again.headers if name == b"authorization"]
+            assert asked.field("authorization") == [expected.decode()]
+
+    run(test)
+
+
+def test_prompts_are_redacted_before_they_leave() -> None:
+    """What the owner's patterns match does not reach the upstream; the event says how much, not what."""
+
+    async def test() -> None:
+        events = []
+        async with Script() as up, Rig(up.url, redact=(r"Project \w+",), redact_secrets=True) as rig:
+            rig.caller.record = lambda kind, fields: events.append((kind, fields["matches"]))
+            text = f"about Project Falcon, key ghp_{'a1B2' * 9}"
+            await rig.ask({**MESSAGE, "messages": [{"role": "user", "content": text}]})
+            assert up.asked[0].json["messages"][0]["content"] == "about [redacted], key [redacted]"
+            assert events == [("redacted", 2)]
 
     run(test)

@@ -175,7 +175,8 @@ class Call:
         assert supply.signer is not None and self._order is not None  # noqa: S101, PT018 - asked before
         upstream = supply.upstream
         url = f"{upstream.scheme}://{upstream.authority}{self._target(supply)}"
-        kept = {"content-type": "application/json"}
+        kinds = [value.decode("latin-1") for name, value in self.exchange.headers if name.lower() == b"content-type"]
+        kept = {"content-type": kinds[0]} if kinds else {}
         try:
             fields = await supply.signer.sign(self.exchange.method, url, kept, self._order.body)
         except ValueError as error:

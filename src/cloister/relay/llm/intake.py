@@ -61,6 +61,10 @@ class Intake:
         self._over = True
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
+        if self._caller.redactor is not None:
+            body, count = self._caller.redactor.redact(body)
+            if count:
+                self._caller.record("redacted", {"matches": count, "route": self._route.name})
         self._call = Call(self._service, self._caller, self._exchange, self._route, self._size)
         self._call.start(body)
 

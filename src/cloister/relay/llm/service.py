@@ -14,6 +14,7 @@ from cloister.llm.access import Access
 from cloister.llm.budgets import Account
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books, Row
+from cloister.llm.redact import Redactor
 from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
 from cloister.relay.llm.supply import Supply
@@ -87,6 +88,7 @@ class Caller:
     """The placeholder that the run's programs present; empty where the caller is known otherwise."""
     max_tokens: int | None = None
     fallback: bool = False
+    redactor: Redactor | None = None
     asks: bool = False
     """Whether somebody may be asked when a budget is used up."""
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody
