@@ -18,7 +18,7 @@ from cloister.llm.errors import Refusal
 from cloister.llm.order import Order, read_order
 from cloister.llm.routes import Route
 from cloister.relay.llm.answer import HEARTBEAT, Answer
-from cloister.relay.llm.held import Held, allowed_list, passed_fields, seconds
+from cloister.relay.llm.held import Held, allowed_list, known_fields, passed_fields, seconds
 from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.supply import Supply, SupplyError
 from cloister.relay.llm.tab import NOTHING, Tab
@@ -218,7 +218,7 @@ class Call:
         order, supply = self._order, self._supply
         assert order is not None and supply is not None  # noqa: S101, PT018 - chosen before
         self._tab.status, self._framing, self._moved = status, body.framing, time.monotonic()
-        fields = {name.lower(): value for name, value in headers}
+        fields = known_fields(headers)
         identity = fields.get(b"request-id") or fields.get(b"x-request-id") or b""
         self._tab.request_id = identity[:200].decode("latin-1")
         supply.judge(failed=status in _AGAIN)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _ERROR = 400
 _NO_LIST = frozenset({404, 405, 501})
 _NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
+_HIDDEN_LENGTHS = frozenset(map(len, _NOT_PASSED))
+_READ = frozenset({b"request-id", b"x-request-id", b"content-type", b"content-encoding", b"retry-after"})
+_LENGTHS = frozenset(map(len, _READ))
+"""A look at the length of a name spares its copy in lower case."""
 
 
 class Held:
@@ -62,9 +66,18 @@ def allowed_list(held: Held, access: Access, shape: Shape) -> Held | Refusal:
     return held
 
 
+def known_fields(headers: Headers) -> dict[bytes, bytes]:
+    """Return the fields of an answer that are read here, by their names in lower case."""
+    found = {}
+    for name, value in headers:
+        if len(name) in _LENGTHS and (lower := name.lower()) in _READ:
+            found[lower] = value
+    return found
+
+
 def passed_fields(headers: Headers) -> Headers:
     """Return the fields of an answer that a client gets: connections to an upstream are shared, cookies are not."""
-    return [field for field in headers if field[0].lower() not in _NOT_PASSED]
+    return [field for field in headers if len(field[0]) not in _HIDDEN_LENGTHS or field[0].lower() not in _NOT_PASSED]
 
 
 def seconds(value: bytes | None) -> float | None:
