@@ -7,7 +7,14 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from cloister.llm import routes
 from cloister.llm.budgets import Account, Hold, compile_limits
@@ -201,5 +208,6 @@ class Budgets(RuleBasedStateMachine):
             assert used + held <= self.limit + self.excess.get(day, 0)
 
 
-TestBudgets = Budgets.TestCase
-TestBudgets.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_budgets_hold_in_any_order() -> None:
+    """Whatever the order of parallel calls, aborts, restarts and steps of the clock."""
+    run_state_machine_as_test(Budgets, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 from cloister.llm.access import Access
 from cloister.llm.budgets import Account, compile_limits
 from cloister.llm.ledger import Row, Spent
+from cloister.llm.redact import compile_redactor
 from cloister.llm.tokens import Usage
 from cloister.llm.upstreams import compile_upstream
 from cloister.policy.model import Llm, Provider
@@ -24,6 +25,7 @@ from cloister.relay.llm.listen import ModelServer
 from cloister.relay.llm.service import Bounds, Caller, Inference
 from cloister.relay.llm.supply import Supply
 from cloister.relay.session import Limits
+from cloister.runs.model_signers import signer_for
 
 KEY = "made-up-real-key"
 PLACEHOLDER = "cloister-placeholder-1"
@@ -256,15 +258,12 @@ class Rig:
         self.llm = Llm(**{"requests_per_minute": 1000, **llm})
         self.key = Key()
         table = {"protocol": "anthropic", **(provider or {})}
-        self.supplies = tuple(
-            Supply(compile_upstream(f"up{index}", Provider(base_url=url, **table)), self.key)
-            for index, url in enumerate(urls)
-        )
+        upstreams = [compile_upstream(f"up{index}", Provider(base_url=url, **table)) for index, url in enumerate(urls)]
+        self.supplies = tuple(Supply(one, self.key, signer_for(one, self.key)) for one in upstreams)
         self.account = Account(compile_limits(self.llm), lambda *span: self.books.spent("agent", *span))
-        self.caller = Caller(
-            "run-1", "agent", "someone", Access(self.llm), self.supplies, self.account,
-            max_tokens=self.llm.max_tokens, fallback=self.llm.fallback, asks=self.llm.on_exhausted == "ask",
-        )  # fmt: skip
+        self.caller = Caller("run-1", "agent", "someone", Access(self.llm), self.supplies, self.account)
+        self.caller.max_tokens, self.caller.fallback = self.llm.max_tokens, self.llm.fallback
+        self.caller.redactor, self.caller.asks = compile_redactor(self.llm), self.llm.on_exhausted == "ask"
         self.server = ModelServer(self.service, lambda tokens: self.caller if PLACEHOLDER in tokens else None, Limits())
         self.port = 0
 

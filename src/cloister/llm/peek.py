@@ -19,9 +19,11 @@ import msgspec
 from cloister.llm.routes import Route
 
 _SPACE = rb"[ \t\n\r]*"
-_OPEN = re.compile(_SPACE + rb"\{")
-_KEY = re.compile(_SPACE + rb'"((?:[^"\\]|\\.)*)"' + _SPACE + rb":" + _SPACE, re.DOTALL)
-_NEXT = re.compile(_SPACE + rb"([,}])")
+_KEY = rb'"((?:[^"\\]|\\.)*)"' + _SPACE + rb":" + _SPACE
+_OPEN = re.compile(_SPACE + rb"(\{)")
+_FIRST = re.compile(_SPACE + rb"(?:" + _KEY + rb"|\})", re.DOTALL)
+_FOLLOWING = re.compile(_SPACE + rb"(?:," + _SPACE + _KEY + rb"|\})", re.DOTALL)
+"""What may stand behind a value: a comma and the next key (group 1), or the end (no group)."""
 
 _raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _any = msgspec.json.Decoder().decode
@@ -39,11 +41,8 @@ class BodyError(Exception):
         self.reason, self.explanation = reason, explanation
 
 
-class Member(NamedTuple):
-    """One member of an object: where its value stands, from the first byte to after the last."""
-
-    start: int
-    end: int
+Member = tuple[int, int]
+"""Where the value of a member stands: from its first byte to after its last."""
 
 
 class Edit(NamedTuple):
@@ -99,21 +98,20 @@ def members(text: bytes) -> tuple[int, dict[str, Member]]:
     opening = _OPEN.match(text)
     if opening is None:
         raise BodyError("body-invalid", "the body is no JSON object")
-    inside = position = opening.end()
+    inside = opening.end(1)
     found: dict[str, Member] = {}
-    last = b","
+    mark = _FIRST.match(text, inside)
     for name, value in values.items():
-        key = _KEY.match(text, position)
-        if last != b"," or key is None or (key[1] != name.encode() and _spelled(key[1]) != name):
+        key = mark[1] if mark is not None else None
+        if mark is None or key is None or (key != name.encode() and _spelled(key) != name):
             raise _ambiguous(name)
-        raw, start = bytes(value), key.end()
+        raw, start = bytes(value), mark.end()
         end = start + len(raw)
-        closing = _NEXT.match(text, end)
-        if closing is None or not text.startswith(raw, start):
+        if not text.startswith(raw, start):
             raise _ambiguous(name)
-        found[name] = Member(start, end)
-        last, position = closing[1], closing.end()
-    if values and last != b"}":
+        found[name] = (start, end)
+        mark = _FOLLOWING.match(text, end)
+    if mark is None or mark[1] is not None:
         raise _ambiguous("")
     return inside, found
 
@@ -165,14 +163,14 @@ def put(peeked: Peek, name: str, value: bytes) -> Edit:
 def put_usage(text: bytes, peeked: Peek) -> Edit:
     """Return the change that asks for usage in a stream of Chat Completions, whatever options there are already."""
     place = peeked.members.get("stream_options")
-    if place is None or text[place.start : place.end] == b"null":
+    if place is None or text[place[0] : place[1]] == b"null":
         return put(peeked, "stream_options", b'{"include_usage":true}')
-    inside, found = members(text[place.start : place.end])
+    inside, found = members(text[place[0] : place[1]])
     if "include_usage" in found:
         start, end = found["include_usage"]
-        return Edit(place.start + start, place.start + end, b"true")
+        return Edit(place[0] + start, place[0] + end, b"true")
     comma = b"," if found else b""
-    return Edit(place.start + inside, place.start + inside, b'"include_usage":true' + comma)
+    return Edit(place[0] + inside, place[0] + inside, b'"include_usage":true' + comma)
 
 
 def splice(text: bytes, edits: list[Edit]) -> bytes:
@@ -190,21 +188,21 @@ def splice(text: bytes, edits: list[Edit]) -> bytes:
 
 def _asks_usage(text: bytes, found: dict[str, Member]) -> bool:
     place = found.get("stream_options")
-    if place is None or text[place.start : place.end] == b"null":
+    if place is None or text[place[0] : place[1]] == b"null":
         return False
-    part = text[place.start : place.end]
+    part = text[place[0] : place[1]]
     if not part.startswith(b"{"):
         raise BodyError("body-invalid", "`stream_options` is an object")
     inner = members(part)[1]
     if any(name != "include_usage" and name.casefold() == "include_usage" for name in inner):
         raise BodyError("body-ambiguous", "`include_usage` is spelled in two ways")
     asked = inner.get("include_usage")
-    return asked is not None and part[asked.start : asked.end] == b"true"
+    return asked is not None and part[asked[0] : asked[1]] == b"true"
 
 
 def _value(text: bytes, place: Member, name: str) -> Any:
     """Return a member's value, which is null or of its kind."""
-    value = _any(text[place.start : place.end])
+    value = _any(text[place[0] : place[1]])
     kind = _KINDS[name]
     if value is None or kind is None:
         return value

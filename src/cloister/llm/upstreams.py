@@ -104,14 +104,14 @@ def key_field(upstream: Upstream, key: str) -> tuple[str, str] | None:
     Raises:
         ValueError: the key cannot stand in a header; its text is not in the message.
     """
-    if upstream.auth in {"sigv4", "none"} or not key:
+    if upstream.auth in {"sigv4", "google", "none"} or not key:
         return None
     if not _VISIBLE.fullmatch(key):
         raise ValueError("the key holds spaces, line breaks or characters that are not ASCII")
     auth = upstream.auth
     if auth == "auto":
         auth = "x-api-key" if upstream.protocol == "anthropic" and not key.startswith(_LOGIN) else "bearer"
-    if auth in {"bearer", "google"}:
+    if auth == "bearer":
         return "Authorization", f"Bearer {key}"
     return auth, key
 

@@ -273,6 +273,8 @@ class Meter:
 
 def _whole(value: Number) -> int:
     """Return a counter as a number that can be added: never negative, never absurd."""
+    if type(value) is int and 0 <= value <= _MOST:
+        return value
     if value is None or value != value:  # noqa: PLR0124 - not a number
         return 0
     return int(min(max(value, 0), _MOST))

@@ -37,6 +37,11 @@ _MODEL_KEY = re.compile(r"(?:ANTHROPIC|CLAUDE|OPENAI|CODEX|GEMINI|GOOGLE|OPENROU
 _SHOWN_CHARACTERS = 60
 
 
+def token_pattern() -> re.Pattern[str]:
+    """Return the shapes of known tokens, for replacing them."""
+    return _TOKENS
+
+
 def looks_secret(value: str) -> bool:
     """Return whether a value holds something shaped like a known kind of token."""
     return _TOKENS.search(value) is not None

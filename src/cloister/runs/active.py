@@ -6,6 +6,7 @@ writes events and the receipt, and undoes the plan. One object per run, owned by
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -114,6 +115,8 @@ class ActiveRun:
         self._admitted = False
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
+        self.asking = asyncio.Lock()
+        """Held while a question stands: the terminal has room for one."""
         self._denied: dict[str, int] = {}
         self._written = 0
         self._on_end = on_end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from cloister.egress.decision import Target
@@ -11,11 +10,9 @@ from cloister.relay.session import Answer, Session, UnansweredError, UpstreamPro
 from cloister.runs.active import ActiveRun
 from cloister.runs.approvals import Approvals, Kept
 from cloister.runs.prepare import Prepared
+from cloister.runs.questions import NOBODY, ask_letter
 
-ASK_TIMEOUT_S = 120.0
-"""After that the question is taken off the terminal, since the agent's output waits behind it."""
 _LETTERS: dict[str, Answer] = {"o": "once", "r": "run", "a": "always", "n": "never"}
-_NOBODY = "-"
 _TEXT = "cloister: {what}\n  [o]nce, for this [r]un, [a]lways, [n]ever, [D]eny this time? "
 
 
@@ -44,7 +41,6 @@ class _Asker:
     def __init__(self, run: ActiveRun, approvals: Approvals) -> None:
         self._run = run
         self._approvals = approvals
-        self._lock = asyncio.Lock()
 
     def recall(self, target: Target) -> Answer | None:
         """Return what the user said earlier, in this run or another one of this agent."""
@@ -60,7 +56,7 @@ class _Asker:
         if not self._run.plan.launch.pty:
             why = f"no rule names this host, and the run has no terminal to ask about {target.authority} at"
             raise UnansweredError("no-terminal", why)
-        async with self._lock:
+        async with self._run.asking:
             kept = self.recall(target)  # another run asked the same while this one waited
             if kept:
                 return kept
@@ -78,19 +74,8 @@ class _Asker:
             self._run.write_event("warning", {"what": f"the answer was not kept: {error.strerror}"})
 
     async def _question(self, text: str) -> Answer:
-        got: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def answered(letter: str) -> None:
-            if not got.done():
-                got.set_result(letter)
-
-        self._run.ask(text, "orand", "d", answered, nobody=_NOBODY)
-        timer = asyncio.get_running_loop().call_later(ASK_TIMEOUT_S, self._run.withdraw_question)
-        try:
-            letter = await got
-        finally:
-            timer.cancel()
-        if letter == _NOBODY:
+        letter = await ask_letter(self._run, text, "orand", "d")
+        if letter == NOBODY:
             raise UnansweredError("not-answered", "nobody answered the question about this host")
         if letter not in _LETTERS:
             raise UnansweredError("denied-this-time", "the user refused this host this time")

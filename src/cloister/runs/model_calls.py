@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Protocol
 from cloister.errors import PolicyError, Problem
 from cloister.llm.access import Access
 from cloister.llm.budgets import Account, Alert, compile_limits
+from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books
+from cloister.llm.redact import compile_redactor
 from cloister.llm.upstreams import compile_upstream
 from cloister.policy.model import Llm, Policy, Provider
 from cloister.relay.llm.service import Caller, Inference, Prices
 from cloister.relay.llm.supply import Supply
+from cloister.runs.model_blocks import reason_for
+from cloister.runs.model_signers import signer_for
 
 if TYPE_CHECKING:
     from cloister.host.secrets import SecretReader
@@ -61,9 +65,12 @@ class ProviderKey:
 class ModelCalls:
     """The model calls of one process."""
 
-    def __init__(self, store: _Store, prices: Callable[[], Prices], reader: Callable[[], SecretReader]) -> None:
-        """Open nothing yet; the arguments say how."""
-        self._store, self._prices, self._reader_of = store, prices, reader
+    def __init__(
+        self, store: _Store, prices: Callable[[], Prices], reader: Callable[[], SecretReader],
+        blocks: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:  # fmt: skip
+        """Open nothing yet; the arguments say how. `blocks` gives the agents that may not call, each with a reason."""
+        self._store, self._prices, self._reader_of, self._blocks = store, prices, reader, blocks
         self._reader: SecretReader | None = None
         self._inference: Inference | None = None
         self._accounts: dict[str, Account] = {}
@@ -104,6 +111,17 @@ class ModelCalls:
         self._account(caller.agent, llm)
         self._apply(caller, llm)
 
+    def obey_blocks(self) -> int:
+        """Read again who is blocked; return how many calls under way were ended by that."""
+        blocks = self._blocks()
+        for agent, account in self._accounts.items():
+            account.blocked = reason_for(blocks, agent)
+        found = [call for call in self.inference.calls if call.caller.account.blocked] if self._inference else []
+        for call in found:
+            reason = call.caller.account.blocked
+            call.cut(Refusal(403, "agent-blocked", f"this agent's model calls are blocked: {reason}", again=False))
+        return len(found)
+
     def left(self, caller: Caller) -> None:
         """A run is over."""
         caller.account.forget_run(caller.run)
@@ -123,6 +141,7 @@ class ModelCalls:
         if account is None:
             books = self.inference.books
             account = self._accounts[agent] = Account(limits, partial(books.spent, agent))
+            account.blocked = reason_for(self._blocks(), agent)
         account.limits = limits
         return account
 
@@ -130,6 +149,7 @@ class ModelCalls:
         """Set what is neither upstream nor model nor budget."""
         caller.max_tokens, caller.fallback = llm.max_tokens, llm.fallback
         caller.asks = llm.on_exhausted == "ask"
+        caller.redactor = compile_redactor(llm)
 
     def _supplies_of(self, agent: str, llm: Llm, providers: Mapping[str, Provider]) -> tuple[Supply, ...]:
         missing = [name for name in llm.providers if name not in providers]
@@ -145,7 +165,8 @@ class ModelCalls:
             if self._reader is None:
                 self._reader = self._reader_of()
             key = ProviderKey(self._reader, provider.key) if provider.key else None
-            kept = self._supplies[name] = (provider, Supply(compile_upstream(name, provider), key))
+            upstream = compile_upstream(name, provider)
+            kept = self._supplies[name] = (provider, Supply(upstream, key, signer_for(upstream, key)))
         return kept[1]
 
 

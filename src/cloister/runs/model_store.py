@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from cloister.host.owner import Owner
 from cloister.host.secrets import SecretReader, Surroundings
@@ -14,6 +15,7 @@ from cloister.policy.model import Ledger
 from cloister.relay.llm.service import Prices
 from cloister.runs.books import BookKeeper
 from cloister.runs.books_open import open_books
+from cloister.runs.model_blocks import blocked
 from cloister.runs.model_calls import ModelCalls
 from cloister.runs.paths import Paths
 from cloister.runs.price_list import PriceFiles
@@ -73,6 +75,7 @@ def model_calls(paths: Paths, owner: Owner, settings: Callable[[], Ledger] = Led
     store = Store(paths, settings)
     prices = PriceFiles(paths, owner.uid)
     try:
-        yield ModelCalls(store, every_second(prices.current), lambda: secret_reader(paths, owner, dict(os.environ)))
+        reader = partial(secret_reader, paths, owner, dict(os.environ))
+        yield ModelCalls(store, every_second(prices.current), reader, partial(blocked, paths.blocked))
     finally:
         store.close()

@@ -16,6 +16,7 @@ from cloister.runs.paths import Paths
 
 if TYPE_CHECKING:
     from cloister.llm.budgets import Alert
+    from cloister.llm.errors import Refusal
     from cloister.relay.exchange import Exchange
     from cloister.relay.llm.service import Caller
     from cloister.runs.active import ActiveRun
@@ -44,6 +45,7 @@ class RunModels:
             CloisterError: a provider is missing, or the books or prices cannot be opened.
         """
         if self._calls is None:
+            from cloister.runs.model_blocks import blocked
             from cloister.runs.model_calls import ModelCalls
             from cloister.runs.model_store import Store, every_second, secret_reader
             from cloister.runs.price_list import PriceFiles
@@ -51,7 +53,8 @@ class RunModels:
             prices = PriceFiles(self._paths, self._owner.uid)
             self._store = Store(self._paths, lambda: self._ledger)
             reader = partial(secret_reader, self._paths, self._owner, dict(os.environ))
-            self._calls = ModelCalls(self._store, every_second(prices.current), reader)
+            blocks = partial(blocked, self._paths.blocked)
+            self._calls = ModelCalls(self._store, every_second(prices.current), reader, blocks)
         self._ledger = prepared.policy.ledger
         run, agent = prepared.plan.run, prepared.plan.agent
         token = next(iter(prepared.placeholders.values()))
@@ -69,6 +72,7 @@ class RunModels:
         name = prepared.plan.run
         caller = self._callers[name]
         caller.record = run.write_event
+        caller.ask = partial(_ask, run)
         caller.account.listen(name, partial(self._alert, run))
         return partial(handle, self._calls.inference, of_run(lambda: caller))
 
@@ -100,6 +104,10 @@ class RunModels:
         if self._store is not None:
             self._store.close()
 
+    def obey_blocks(self) -> int:
+        """Obey the kill switch as it is now; return how many calls under way were ended."""
+        return 0 if self._calls is None else self._calls.obey_blocks()
+
     def _alert(self, run: ActiveRun, alert: Alert) -> None:
         """Record that a share of a budget was passed, and say it in the receipt."""
         from cloister.runs.model_calls import alert_fields
@@ -109,3 +117,17 @@ class RunModels:
         used = f"{alert.used:.2f}" if unit == "USD" else f"{alert.used:.0f}"
         words = f"{alert.percent} % of {alert.reason.replace('-', '_')} used: {used} of {alert.limit:g} {unit}"
         self._notices.setdefault(run.plan.run, []).append(f"{words} [budget-alert]")
+
+
+async def _ask(run: ActiveRun, refusal: Refusal) -> bool:
+    """Ask the person at the terminal whether a budget that is used up is granted once more."""
+    if not run.plan.launch.pty:
+        return False
+    from cloister.runs.questions import ask_letter
+
+    async with run.asking:
+        budget = refusal.reason.replace("-", "_")
+        text = f"cloister: {run.plan.agent} has used up {budget}\n  grant the same amount once more? [y/N] "
+        letter = await ask_letter(run, text, "ynYN", "n")
+    run.write_event("answer", {"budget": refusal.reason, "answer": "granted" if letter in "yY" else "refused"})
+    return letter in ("y", "Y")

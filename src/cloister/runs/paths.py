@@ -38,6 +38,11 @@ class Paths(NamedTuple):
         return f"{self.config}/decisions.json"
 
     @property
+    def blocked(self) -> str:
+        """Agents whose model calls are blocked."""
+        return f"{self.state}/blocked.json"
+
+    @property
     def runs(self) -> str:
         """One directory per run, kept until `cloister gc`."""
         return f"{self.state}/runs"

@@ -285,6 +285,8 @@ class Supervisor:
                 run = self._living(fields.get("run", ""))
                 run.live.stop(float(fields.get("grace") or 10))
                 return {"run": run.plan.run, "stopping": True}
+            case "llm-blocked":
+                return {"ended": self._models.obey_blocks()}
             case "reload":
                 return {"reloaded": self._reload()}
             case "living":

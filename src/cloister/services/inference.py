@@ -134,6 +134,7 @@ class Service:
                 self._calls.update(caller, llm, loaded)
             known[key] = caller
         self._known = known
+        self._calls.obey_blocks()
 
 
 def _trusted(path: str) -> Source:

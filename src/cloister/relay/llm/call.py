@@ -13,12 +13,13 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress.http1 import Body, Headers, HttpError
-from cloister.llm import access, errors, routes, upstreams
+from cloister.llm import errors, routes, upstreams
 from cloister.llm.errors import Refusal
 from cloister.llm.order import Order, read_order
 from cloister.llm.routes import Route
 from cloister.relay.llm.answer import HEARTBEAT, Answer
-from cloister.relay.llm.held import Held, passed_fields, seconds
+from cloister.relay.llm.held import Held, allowed_list, known_fields, passed_fields, seconds
+from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.supply import Supply, SupplyError
 from cloister.relay.llm.tab import NOTHING, Tab
 
@@ -33,7 +34,6 @@ _MAYBE_BILLED = frozenset({502, 504, 524})
 """A gateway gave up; what stands behind it may have worked on."""
 _TOGETHER = 128 * 1024
 """Bodies below this are copied behind their head, which saves a write."""
-_NO_LIST = frozenset({404, 405, 501})
 
 
 class Call:
@@ -102,6 +102,19 @@ class Call:
         self._left = True
         self._stop("truncated" if self._tab.status else "unknown")
 
+    def cut(self, refusal: Refusal) -> None:
+        """End a call under way: its agent was blocked."""
+        if self._left:
+            self._stop("client-left")
+        elif self._answer is not None:
+            self._truncated(refusal.message)
+        else:
+            if self._task is not None:
+                self._task.cancel()
+            unanswered = self._upstream is not None
+            self._drop_upstream()
+            self._give_up(refusal, maybe_billed=unanswered)
+
     # Deciding.
 
     def _reserve(self, order: Order) -> None:
@@ -122,18 +135,15 @@ class Call:
             return
 
         async def ask() -> None:
-            if await self.caller.ask(refusal):
-                self.caller.account.grant(self.caller.run, refusal.reason, self._tab.time)
-                self.caller.record("budget-granted", {"reason": refusal.reason})
-                self._reserve_again(order)
+            granted = await self.caller.granted(refusal, self._tab.time)
+            if self._left or self._over:
+                self._over = True
+            elif granted:
+                self._reserve(order)
             else:
                 self._refuse(refusal)
 
         self._spawn(ask())
-
-    def _reserve_again(self, order: Order) -> None:
-        if not self._left and not self._over:
-            self._reserve(order)
 
     # Sending.
 
@@ -165,7 +175,8 @@ class Call:
         assert supply.signer is not None and self._order is not None  # noqa: S101, PT018 - asked before
         upstream = supply.upstream
         url = f"{upstream.scheme}://{upstream.authority}{self._target(supply)}"
-        kept = {"content-type": "application/json"}
+        kinds = [value.decode("latin-1") for name, value in self.exchange.headers if name.lower() == b"content-type"]
+        kept = {"content-type": kinds[0]} if kinds else {}
         try:
             fields = await supply.signer.sign(self.exchange.method, url, kept, self._order.body)
         except ValueError as error:
@@ -207,7 +218,7 @@ class Call:
         order, supply = self._order, self._supply
         assert order is not None and supply is not None  # noqa: S101, PT018 - chosen before
         self._tab.status, self._framing, self._moved = status, body.framing, time.monotonic()
-        fields = {name.lower(): value for name, value in headers}
+        fields = known_fields(headers)
         identity = fields.get(b"request-id") or fields.get(b"x-request-id") or b""
         self._tab.request_id = identity[:200].decode("latin-1")
         supply.judge(failed=status in _AGAIN)
@@ -261,7 +272,7 @@ class Call:
             self.exchange.respond_end(trailers)
 
     def on_switch(self, phrase: bytes, headers: Headers, rest: bytes) -> None:
-        """Cannot come: no other protocol was asked for, and `HttpUpstream` refuses one."""
+        """Cannot come: no other protocol was asked for."""
 
     def on_failure(self, error: HttpError) -> None:
         """Try again where nothing was answered, else say that it broke off."""
@@ -371,7 +382,7 @@ class Call:
         """Settle without an answer: what may have been billed counts as if it was."""
         self._tab.status = 0 if self._left else refusal.status
         self._settle("client-left" if self._left else "upstream-failed", lost=maybe_billed, reason=refusal.reason)
-        self._answer_refusal(refusal)
+        refuse(self.exchange, self.route.shape, refusal)
 
     # Ending.
 
@@ -395,16 +406,11 @@ class Call:
     def _give_list(self, held: Held) -> None:
         """Give the client the models that are allowed, in its own protocol."""
         self._settle("complete")
-        names = self.caller.access.names()
-        if held.status < _BAD_REQUEST:
-            listed = access.filter_list(bytes(held.body), self.caller.access, self.route.shape)
-            if listed is None:
-                self._answer_refusal(Refusal(502, "bad-gateway", "the upstream's list of models is none"))
-                return
-            held = Held.of_json(listed)
-        elif held.status in _NO_LIST and names:
-            held = Held.of_json(access.own_list(names, self.route.shape))
-        held.give(self.exchange)
+        listed = allowed_list(held, self.caller.access, self.route.shape)
+        if isinstance(listed, Refusal):
+            refuse(self.exchange, self.route.shape, listed)
+        else:
+            listed.give(self.exchange)
 
     def _is_cut(self, answer: Answer) -> bool:
         """Say whether a stream ended without the last word of its protocol.
@@ -489,15 +495,4 @@ class Call:
         self._over = True
         self.service.buffered -= self._size
         self._tab.refuse(refusal)
-        self._answer_refusal(refusal)
-
-    def _answer_refusal(self, refusal: Refusal) -> None:
-        if not self._left:
-            answer_refusal(self.exchange, self.route, refusal)
-
-
-def answer_refusal(exchange: Exchange, route: Route, refusal: Refusal) -> None:
-    """Write a refusal in the shape of the client's protocol."""
-    if exchange.connection.transport is not None:
-        close = not (exchange.keep_alive and exchange.ended)
-        exchange.respond_whole(refusal.status, errors.response(route.shape, refusal, close=close))
+        refuse(self.exchange, self.route.shape, refusal)

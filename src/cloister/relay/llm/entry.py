@@ -6,11 +6,11 @@ import hmac
 from collections.abc import Callable
 
 from cloister.egress.http1 import Headers
-from cloister.llm import errors, routes
+from cloister.llm import routes
 from cloister.llm.errors import Refusal
-from cloister.llm.routes import Route
 from cloister.relay.exchange import Exchange
 from cloister.relay.llm.intake import Intake
+from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.service import Caller, Inference
 
 Identify = Callable[[list[str]], Caller | None]
@@ -34,7 +34,7 @@ def handle(service: Inference, identify: Identify, exchange: Exchange) -> None:
     """Serve one request."""
     route = routes.find(exchange.method, exchange.url)
     if route is None or exchange.websocket:
-        _refuse(exchange, _no_route(exchange, route))
+        refuse(exchange, routes.shape_of(exchange.url), _no_route(exchange))
         return
     if route.name in {"probe", "health"}:
         close = b"" if exchange.keep_alive and exchange.ended else b"connection: close\r\n"
@@ -45,7 +45,7 @@ def handle(service: Inference, identify: Identify, exchange: Exchange) -> None:
     if caller is None:
         what = "the key is not the one of this run" if tokens else "the request presents no key"
         words = f"{what}; the agent's key variables hold the right one"
-        _refuse(exchange, Refusal(401, "key-invalid", words, again=False))
+        refuse(exchange, routes.shape_of(exchange.url), Refusal(401, "key-invalid", words, again=False))
         return
     if route.name == "models":
         route = routes.list_of("anthropic" if _speaks_anthropic(exchange.headers) else "chat")
@@ -68,17 +68,10 @@ def _speaks_anthropic(headers: Headers) -> bool:
     return any(name.lower() in {b"anthropic-version", b"x-api-key", b"anthropic-beta"} for name, _ in headers)
 
 
-def _no_route(exchange: Exchange, route: Route | None) -> Refusal:
+def _no_route(exchange: Exchange) -> Refusal:
     """Say why a request is none of ours. 426 makes Codex fall back from WebSocket to plain requests."""
     if exchange.websocket and exchange.url.startswith(b"/v1/responses"):
         return Refusal(426, "websocket-unsupported", "model traffic is served by POST, not over WebSocket", again=False)
-    del route
     path = exchange.url.partition(b"?")[0][:100].decode("latin-1")
     words = f"{exchange.method} {path} is not served: this address is the proxy for model traffic"
     return Refusal(404, "route-unknown", words, again=False)
-
-
-def _refuse(exchange: Exchange, refusal: Refusal) -> None:
-    close = not (exchange.keep_alive and exchange.ended)
-    answer = errors.response(routes.shape_of(exchange.url), refusal, close=close, head_only=exchange.method == "HEAD")
-    exchange.respond_whole(refusal.status, answer)

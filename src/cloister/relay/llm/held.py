@@ -7,11 +7,20 @@ import time
 from typing import TYPE_CHECKING
 
 from cloister.egress.http1 import Body, Headers
+from cloister.llm.access import Access, filter_list, own_list
+from cloister.llm.errors import Refusal
+from cloister.llm.routes import Shape
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
 
+_ERROR = 400
+_NO_LIST = frozenset({404, 405, 501})
 _NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
+_HIDDEN_LENGTHS = frozenset(map(len, _NOT_PASSED))
+_READ = frozenset({b"request-id", b"x-request-id", b"content-type", b"content-encoding", b"retry-after"})
+_LENGTHS = frozenset(map(len, _READ))
+"""A look at the length of a name spares its copy in lower case."""
 
 
 class Held:
@@ -44,9 +53,31 @@ class Held:
         exchange.respond_end([])
 
 
+def allowed_list(held: Held, access: Access, shape: Shape) -> Held | Refusal:
+    """Return an upstream's list of models with those that are allowed; one of our own where it has none."""
+    names = access.names()
+    if held.status < _ERROR:
+        listed = filter_list(bytes(held.body), access, shape)
+        if listed is None:
+            return Refusal(502, "bad-gateway", "the upstream's list of models is none")
+        return Held.of_json(listed)
+    if held.status in _NO_LIST and names:
+        return Held.of_json(own_list(names, shape))
+    return held
+
+
+def known_fields(headers: Headers) -> dict[bytes, bytes]:
+    """Return the fields of an answer that are read here, by their names in lower case."""
+    found = {}
+    for name, value in headers:
+        if len(name) in _LENGTHS and (lower := name.lower()) in _READ:
+            found[lower] = value
+    return found
+
+
 def passed_fields(headers: Headers) -> Headers:
     """Return the fields of an answer that a client gets: connections to an upstream are shared, cookies are not."""
-    return [field for field in headers if field[0].lower() not in _NOT_PASSED]
+    return [field for field in headers if len(field[0]) not in _HIDDEN_LENGTHS or field[0].lower() not in _NOT_PASSED]
 
 
 def seconds(value: bytes | None) -> float | None:

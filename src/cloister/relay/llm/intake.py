@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from cloister.egress.http1 import Headers
 from cloister.llm.errors import Refusal
 from cloister.llm.routes import Route
-from cloister.relay.llm.call import Call, answer_refusal
+from cloister.relay.llm.call import Call
+from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.tab import Tab
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Intake:
         elif self._service.buffered > bounds.all_bodies_bytes:
             self._refuse(Refusal(503, "too-busy", "too many large requests are under way", 5))
         else:
-            if any(len(name) == 6 and name.lower() == b"expect" for name, _ in exchange.headers):  # noqa: PLR2004 - its length
+            if exchange.body.framing != "none" and not exchange.ended and _expects(exchange.headers):
                 exchange.interim(100, b"Continue", [])
             exchange.attach(self)
 
@@ -60,6 +61,10 @@ class Intake:
         self._over = True
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
+        if self._caller.redactor is not None:
+            body, count = self._caller.redactor.redact(body)
+            if count:
+                self._caller.record("redacted", {"matches": count, "route": self._route.name})
         self._call = Call(self._service, self._caller, self._exchange, self._route, self._size)
         self._call.start(body)
 
@@ -85,4 +90,9 @@ class Intake:
     def _refuse(self, refusal: Refusal) -> None:
         self._over = True
         Tab(self._service, self._caller, self._route).refuse(refusal)
-        answer_refusal(self._exchange, self._route, refusal)
+        refuse(self._exchange, self._route.shape, refusal)
+
+
+def _expects(headers: Headers) -> bool:
+    """Say whether a client waits for leave to send its body (RFC 9110, section 10.1.1)."""
+    return any([len(name) == 6 and name.lower() == b"expect" for name, _ in headers])  # noqa: C419, PLR2004 - a list is faster here, and 6 is its length

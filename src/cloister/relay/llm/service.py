@@ -14,6 +14,7 @@ from cloister.llm.access import Access
 from cloister.llm.budgets import Account
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books, Row
+from cloister.llm.redact import Redactor
 from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
 from cloister.relay.llm.supply import Supply
@@ -87,12 +88,32 @@ class Caller:
     """The placeholder that the run's programs present; empty where the caller is known otherwise."""
     max_tokens: int | None = None
     fallback: bool = False
+    redactor: Redactor | None = None
     asks: bool = False
     """Whether somebody may be asked when a budget is used up."""
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody
     """Asks the person at the terminal whether a budget that is used up is granted once more."""
     record: Callable[[str, dict[str, object]], None] = _no_event
     _routes: dict[Route, tuple[tuple[Supply, ...], list[Supply]]] = field(default_factory=dict, repr=False)
+
+    _questions: dict[str, asyncio.Task[bool]] = field(default_factory=dict, repr=False)
+
+    async def granted(self, refusal: Refusal, now: float) -> bool:
+        """Ask whether a budget is granted once more; requests that wait for the same one share the question."""
+        standing = self._questions.get(refusal.reason)
+        if standing is not None:
+            return await asyncio.shield(standing)
+        question = asyncio.get_running_loop().create_task(self._ask_once(refusal, now))
+        self._questions[refusal.reason] = question
+        question.add_done_callback(lambda _: self._questions.pop(refusal.reason, None))
+        return await asyncio.shield(question)
+
+    async def _ask_once(self, refusal: Refusal, now: float) -> bool:
+        if not await self.ask(refusal):
+            return False
+        self.account.grant(self.run, refusal.reason, now)
+        self.record("budget-granted", {"reason": refusal.reason})
+        return True
 
     def serving(self, route: Route) -> list[Supply]:
         """Return the upstreams that may serve a route, the first to be asked first; one, unless there is fallback."""

@@ -113,7 +113,7 @@ class Supply:
 
         key = ""
         try:
-            if self._key is not None:
+            if self._key is not None and self.signer is None:
                 if rejected:
                     self._key.rejected()
                 key = await self._key.read()

@@ -1,0 +1,76 @@
+"""`cloister llm`: the kill switch for an agent's model calls."""
+
+from __future__ import annotations
+
+import time
+
+from cloister.cli import output, records
+from cloister.cli.arguments import Parser
+from cloister.errors import StepError, UsageError
+from cloister.runs import model_blocks
+
+
+def parser() -> Parser:
+    """Describe the verb."""
+    verb = Parser(
+        "llm",
+        "Block an agent's model calls, allow them again, or show who is blocked.",
+        prose=(
+            "`block` counts at once and for every run of the agent, also after a restart: calls under way are ended, "
+            "new ones are refused with the reason agent-blocked. Runs go on; only their model does not answer."
+        ),
+        examples=(
+            ("cloister llm block claude", "stop it from spending, now"),
+            ("cloister llm unblock claude", "let it go on"),
+            ("cloister llm status", "list who is blocked"),
+        ),
+    )
+    verb.add_argument("action", choices=("block", "unblock", "status"), help="what to do")
+    verb.add_argument("agent", metavar="AGENT", nargs="?", default="", help="the agent; `status` takes none")
+    verb.add_argument("--reason", metavar="TEXT", default="", help="told to the agent with each refusal")
+    verb.json_option("blocked (agents with their reasons), ended")
+    return verb
+
+
+def main(argv: list[str]) -> int:
+    """Do it.
+
+    Raises:
+        UsageError: no agent, or one that is not blocked.
+        StepError: the state directory cannot be written.
+    """
+    options = parser().read(argv)
+    path = records.places().blocked
+    agents = model_blocks.blocked(path)
+    ended = 0
+    if options.action != "status":
+        if not options.agent:
+            raise UsageError("agent-missing", "name the agent", remedy=f"cloister llm {options.action} AGENT")
+        agents = _changed(dict(agents), options.action, options.agent, options.reason)
+        try:
+            model_blocks.write(path, agents)
+        except OSError as error:
+            raise StepError("state-unwritable", f"cannot be written: {error.strerror}", where=path) from error
+        if records.living() is not None:
+            ended = int(records.control({"verb": "llm-blocked"})["ended"])
+    if options.json:
+        output.print_json({"blocked": dict(agents), "ended": ended})
+        return 0
+    for name, reason in sorted(agents.items()):
+        print(f"{output.clean(name)}  {output.clean(reason)}")
+    if not agents:
+        print("no agent is blocked")
+    if ended:
+        print(f"{ended} calls under way were ended")
+    return 0
+
+
+def _changed(agents: dict[str, str], action: str, agent: str, reason: str) -> dict[str, str]:
+    """Return who is blocked afterwards."""
+    agents.pop(model_blocks.EVERYBODY, None)  # stands for a file that could not be read, which is written anew now
+    if action == "block":
+        when = time.strftime("%F %H:%M UTC", time.gmtime())
+        agents[agent] = reason or f"by its owner, {when}"
+    elif agents.pop(agent, None) is None:
+        raise UsageError("agent-not-blocked", f"{agent!r} is not blocked", remedy="cloister llm status")
+    return agents

@@ -1,0 +1,105 @@
+"""Taking words out of prompts before they leave: JSON stays JSON, and every byte outside a match stays as it was.
+
+Patterns see text as a model would, with escapes resolved; what is replaced are the bytes that spell a match. Only
+values are looked at, never keys, and each string by itself. This finds what patterns describe; it is no proof that
+nothing else in a prompt is secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from cloister.policy.model import Llm
+from cloister.policy.secretscan import token_pattern
+
+REPLACEMENT = b"[redacted]"
+
+_STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_COLON = re.compile(rb"[ \t\n\r]*:")
+_UNIT = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|[^\\]", re.DOTALL
+)
+"""One character as it is spelled: a pair of surrogates is one."""
+_PRIVATE_KEY = r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----|.*)"
+_SHORTEST = 4
+
+
+class Redactor:
+    """The patterns of one agent."""
+
+    def __init__(self, patterns: Iterable[str], *, secrets: bool) -> None:
+        """Compile them; with `secrets` also the shapes of known tokens, and private keys as a whole."""
+        self._patterns = [re.compile(pattern) for pattern in patterns]
+        if secrets:
+            self._patterns += [re.compile(_PRIVATE_KEY, re.DOTALL), token_pattern()]
+
+    def redact(self, body: bytes) -> tuple[bytes, int]:
+        """Return a body without what the patterns match, and how many matches were replaced."""
+        parts: list[bytes] = []
+        position = count = 0
+        for literal in _STRING.finditer(body):
+            inner = literal[1]
+            if len(inner) < _SHORTEST or _COLON.match(body, literal.end()):
+                continue
+            spans = self._spans(inner)
+            for start, end in spans:
+                parts += (body[position : literal.start(1) + start], REPLACEMENT)
+                position = literal.start(1) + end
+            count += len(spans)
+        if not count:
+            return body, 0
+        parts.append(body[position:])
+        return b"".join(parts), count
+
+    def _spans(self, inner: bytes) -> list[tuple[int, int]]:
+        """Return the bytes of a string literal's inside that spell matches, in order, without overlaps."""
+        text = _text(inner)
+        if text is None:
+            return []
+        found = sorted(
+            match.span()
+            for pattern in self._patterns
+            for match in pattern.finditer(text)
+            if match.end() > match.start()
+        )
+        if not found:
+            return []
+        places = _places(inner)
+        spans: list[tuple[int, int]] = []
+        for start, end in found:
+            first, last = places[start], places[end]
+            if spans and first < spans[-1][1]:
+                spans[-1] = (spans[-1][0], max(spans[-1][1], last))
+            else:
+                spans.append((first, last))
+        return spans
+
+
+def compile_redactor(llm: Llm) -> Redactor | None:
+    """Return what an agent's table asks for, or None."""
+    if not llm.redact and not llm.redact_secrets:
+        return None
+    return Redactor(llm.redact, secrets=llm.redact_secrets)
+
+
+def _text(inner: bytes) -> str | None:
+    """Return what the inside of a JSON string stands for; None when it is none, which is refused elsewhere."""
+    try:
+        return msgspec.json.decode(b'"%b"' % inner, type=str) if b"\\" in inner else inner.decode("utf-8")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _places(inner: bytes) -> list[int]:
+    """Return where each character of the text begins in its spelling, and the end."""
+    if inner.isascii() and b"\\" not in inner:
+        return list(range(len(inner) + 1))
+    places = []
+    for unit in _UNIT.finditer(inner):
+        byte = inner[unit.start()]
+        if byte < 0x80 or byte >= 0xC0:  # noqa: PLR2004 - not a byte within a character (RFC 3629)
+            places.append(unit.start())
+    return [*places, len(inner)]

@@ -1,0 +1,21 @@
+"""Writing a refusal to a client, in the shape of its protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloister.llm import errors
+from cloister.llm.errors import Refusal
+from cloister.llm.routes import Shape
+
+if TYPE_CHECKING:
+    from cloister.relay.exchange import Exchange
+
+
+def refuse(exchange: Exchange, shape: Shape, refusal: Refusal) -> None:
+    """Answer with a refusal, if the client is still there; an unread rest of its body ends the connection."""
+    if exchange.connection.transport is None:
+        return
+    close = not (exchange.keep_alive and exchange.ended)
+    answer = errors.response(shape, refusal, close=close, head_only=exchange.method == "HEAD")
+    exchange.respond_whole(refusal.status, answer)
