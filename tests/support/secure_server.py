@@ -116,9 +116,20 @@ class SecureServer:
             protocol_version = "HTTP/1.1"
             timeout = 20
 
+            def _body(self) -> bytes:
+                """Read the body, in chunks too (RFC 9112, section 7.1); trailers are read away."""
+                if self.headers.get("transfer-encoding", "").lower() != "chunked":
+                    return self.rfile.read(int(self.headers.get("content-length") or 0))
+                body = b""
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                while self.rfile.readline().strip():
+                    continue
+                return body
+
             def _serve(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
-                body = self.rfile.read(length) if length else b""
+                body = self._body()
                 fields = {name.lower(): value for name, value in self.headers.items()}
                 sent = Sent(self.command, self.path, fields, body)
                 owner.sent.append(sent)

@@ -372,6 +372,12 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
     words += [f"egress.private: {place}" for place in agent.egress.private]
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
     words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
+    carried = {f"env:{name}" for name in agent.pass_environment}
+    words += [
+        f"credentials.{name}: the secret itself is carried in by pass_environment"
+        for name, one in agent.credentials.items()
+        if one.secret in carried
+    ]
     words += [f"filesystem.write: {path}" for path in facts.write]
     return tuple(words)
 

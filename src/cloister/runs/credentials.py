@@ -108,7 +108,7 @@ class RunCredentials:
         for name in self.placeholders.names():
             credential = credentials.get(name)
             bound = bind(name, credential, _limits(credential.inject)) if credential and credential.inject else None
-            if credential and bound:
+            if credential and bound and self._trusted:  # without an authority, the sandbox trusts none
                 self._bindings[name] = bound
                 self._references[name] = credential.secret
                 self._places |= {(host, bound.port) for host in bound.hosts}

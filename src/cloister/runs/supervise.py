@@ -102,6 +102,8 @@ class Supervisor:
         await self._confirm(prepared, request, link, on_close)
         plan = prepared.plan
         credentials = await self.credentials.open(prepared, request) if plan.credentials else None
+        if link.closed:
+            raise UsageError("not-started", "whoever asked for the run went away before it started")
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
