@@ -439,3 +439,26 @@ def test_a_product_that_is_not_logged_in_has_nothing_to_hand_over(cli: Cli) -> N
         assert "login-no-product" in err
         assert "made-up" not in err
     assert not cli.logins.exists()
+
+
+def test_check_says_what_a_login_lacks(cli: Cli, provider: FakeOauth) -> None:
+    """Not made, for other hosts, or ended: each is a warning with what to type; the twin is silent."""
+    policy = cli.home / ".config/cloister/cloister.toml"
+
+    def warned(host: str = "api.example.org") -> str:
+        inject = f'inject = {{ host = "{host}", scheme = "bearer" }}'
+        policy.write_text(
+            'schema = 1\n[agents.a]\npreset = "shell"\n'
+            f'[agents.a.egress]\nallow = ["{host}"]\n'
+            f'[agents.a.credentials.x]\nsecret = "login:test"\n{inject}\n'
+        )
+        policy.chmod(0o600)
+        return str(json.loads(cli.run("check", "--json")[1])["warnings"])
+
+    assert "no login 'test'" in warned()
+    cli.log_in(provider)
+    assert warned() == "[]"
+    assert "not for other.example.org" in warned("other.example.org")
+    path = cli.logins / "test.json"
+    path.write_bytes(path.read_bytes().replace(b'"made":', b'"ended": "invalid_grant", "made":'))
+    assert "has ended" in warned()

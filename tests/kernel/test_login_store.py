@@ -377,6 +377,39 @@ def test_a_refused_token_is_renewed_once(directory: Path, provider: FakeOauth) -
     assert provider.renewals() == 1
 
 
+def test_whoever_asks_after_a_refusal_waits_for_the_new_token(directory: Path, provider: FakeOauth) -> None:
+    """While a refused token is being renewed nobody gets it again; when the login has ended, that is what they hear."""
+    kept = make(directory, provider)
+    provider.on_token = lambda: time.sleep(0.2)
+
+    async def main() -> None:
+        owner = Logins(str(directory))
+        owner.refused("test", "another token")
+        assert await owner.access_token("test") == kept.access_token
+        owner.refused("test", kept.access_token)
+        fresh = await owner.access_token("test")
+        assert fresh == stored(directory).access_token != kept.access_token
+        owner.refused("test", fresh)
+        assert await owner.access_token("test") == fresh
+
+    asyncio.run(main())
+    assert provider.renewals() == 1
+
+
+def test_a_refused_token_of_an_ended_login_is_told_as_such(directory: Path, provider: FakeOauth) -> None:
+    """Not an empty token, and not the old one."""
+    kept = make(directory, provider)
+    provider.families[0].ended = True
+
+    async def main() -> None:
+        owner = Logins(str(directory))
+        owner.refused("test", kept.access_token)
+        with pytest.raises(DeniedError, match="has ended"):
+            await owner.access_token("test")
+
+    asyncio.run(main())
+
+
 def test_trouble_is_asked_again_with_pauses_and_not_before(directory: Path, provider: FakeOauth) -> None:
     """While the token is good it is used; without one the reason is told at once, and nobody storms the provider."""
     make(directory, provider, age_s=3500)

@@ -16,7 +16,8 @@ import secrets
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -84,7 +85,7 @@ class FakeOauth:
         self.extra: dict[str, Any] = {}
         self.tls_port = 0
         self._lock = threading.Lock()
-        self._more: list[ThreadingHTTPServer] = []
+        self._more = ExitStack()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -106,23 +107,16 @@ class FakeOauth:
 
     def also_over_tls(self, certificate: Path) -> None:
         """Serve the same over TLS, at `tls_port`."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        second = ThreadingHTTPServer(("127.0.0.1", 0), self._server.RequestHandlerClass)
-        second.daemon_threads = True
-        second.socket = context.wrap_socket(second.socket, server_side=True, do_handshake_on_connect=False)
-        threading.Thread(target=second.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        self._more.append(second)
-        self.tls_port = second.server_port
+        self.tls_port = self._more.enter_context(over_tls(self._server.RequestHandlerClass, certificate))
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in (self._server, *self._more):
-            server.shutdown()
-            server.server_close()
+        self._more.close()
+        self._server.shutdown()
+        self._server.server_close()
 
     def login(self, **changes: Any) -> Login:
         """Return the `[login]` table of this provider."""
@@ -276,6 +270,23 @@ class FakeOauth:
         family = Family()
         self.families.append(family)
         return 200, self._tokens(family)
+
+
+@contextmanager
+def over_tls(handler: Callable[..., Any], certificate: Path, **attributes: object) -> Iterator[int]:
+    """Serve a handler over TLS on loopback, with what it looks for at its server; yield the port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    vars(server).update(attributes)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def make_certificate(folder: Path, *names: str) -> tuple[Path, Path]:

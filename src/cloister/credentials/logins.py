@@ -23,6 +23,8 @@ _SAFETY_S = 5.0
 """An access token that ends within this is not sent any more: it may end on its way."""
 _FORCED_AGAIN_S = 600.0
 """How soon refusals of hosts may make us renew again: an agent can bring them about at will."""
+_FRESH_S = 1.0
+"""A token that was just renewed is used, however short its life is: a provider cannot keep us asking."""
 _SKEW_S = 120.0
 """How far in the future an access token may have been issued before the clock is not believed."""
 
@@ -114,6 +116,8 @@ def judge(kept: Kept, now: float, jitter: float = 0.0) -> State:
         return "good"
     lifetime = kept.expires - kept.issued
     left = kept.expires - now
+    if kept.issued != kept.made and 0 <= now - kept.issued < _FRESH_S:
+        return "good"
     if left <= min(_SAFETY_S, lifetime * _MARGIN_SHARE):
         return "expired"
     if not kept.refresh_token or kept.renewing is not None:

@@ -21,6 +21,7 @@ from cloister.policy.load import load_document, load_preset, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
 from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets, builtin_presets
+from cloister.runs import login_files
 from cloister.runs.credentials_plan import planned
 from cloister.runs.credentials_warnings import warnings
 from cloister.runs.paths import SYSTEM_POLICY, Paths
@@ -64,6 +65,7 @@ class Checker:
         self._paths = paths
         self._uid = uid
         self.report = Report(files=[], problems=[], warnings=[])
+        self._logins = login_files.describer(self._paths.logins)
 
     def everything(self, workspace: str) -> Report:
         """Check the system's, the user's and a project's file, and the user's presets."""
@@ -118,6 +120,8 @@ class Checker:
         planned(resolved.agent)
         for warned in warnings(resolved.agent, resolved.name, self._paths.home, (rules, guard)):
             self._warn(Finding(message=warned.message, where=resolved.source(warned.at), remedy=warned.remedy))
+        for name, what, remedy in login_files.warnings(resolved.agent, resolved.name, self._logins):
+            self._warn(Finding(message=what, where=resolved.source(("credentials", name)), remedy=remedy))
         keys = list(unenforced_keys(resolved.agent))
         if resolved.agent.isolation != "namespace":
             keys.append("isolation")

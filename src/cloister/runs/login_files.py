@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
+import msgspec
+
 from cloister.credentials import logins as kept_logins
 from cloister.credentials.bindings import hosts_of
 from cloister.credentials.logins import Description, Kept
 from cloister.credentials.products import placeholder_file
-from cloister.errors import PolicyError, Problem, StepError
+from cloister.errors import CloisterError, PolicyError, Problem, StepError
 from cloister.host.logins import Shelf
 from cloister.policy.model import Agent
 from cloister.policy.variables import variables
@@ -51,6 +53,26 @@ def describer(directory: str) -> Describe:
 def login_of(secret: str) -> str:
     """Return the login that a reference names, or nothing."""
     return secret.removeprefix(SCHEME) if secret.startswith(SCHEME) else ""
+
+
+def warnings(agent: Agent, name: str, describe: Describe) -> Iterator[tuple[str, str, str]]:
+    """Yield what `check` says of an agent's logins: the credential, what, and what to do."""
+    for key, credential in agent.credentials.items():
+        if not (login := login_of(credential.secret)):
+            continue
+        try:
+            found = describe(login)
+            refuse_hosts(msgspec.structs.replace(agent, credentials={key: credential}), name, describe)
+        except CloisterError as error:
+            remedy = error.remedy or "use it for its own hosts only"
+            yield key, f"the agent {name!r} will not start: {error.message}", remedy
+        else:
+            if found.state == "ended":
+                yield (
+                    key,
+                    f"the agent {name!r} will not start: the login {login!r} has ended",
+                    f"cloister login {login}",
+                )
 
 
 def refuse_hosts(agent: Agent, name: str, describe: Describe) -> None:

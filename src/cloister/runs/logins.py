@@ -108,7 +108,7 @@ class Logins:
             return (await self._renewed(loaded.kept)).access_token
         if name in self._refused:  # a host has said 401 to this one, and another is on its way
             await asyncio.wait([self._under_way[name]])
-            return self._load(name).kept.access_token
+            return await self.access_token(name)  # the new one, the old one in passing trouble, or that it has ended
         return loaded.kept.access_token
 
     async def renew(self, name: str, refused: str) -> str:

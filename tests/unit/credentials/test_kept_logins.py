@@ -47,6 +47,14 @@ def test_tokens_are_renewed_before_they_end(lifetime, after, state):
     assert logins.judge(kept(lifetime), T + after) == state
 
 
+def test_a_provider_of_short_tokens_cannot_keep_us_asking():
+    """A token that was just renewed counts as good for a second, even when it says that it has ended."""
+    short = logins.renewed(kept(), granted(0.001, access="at-2"), T + 50, forced=False)
+
+    assert logins.judge(short, T + 50.5) == "good"
+    assert logins.judge(short, T + 51.5) == "expired"
+
+
 def test_jitter_only_makes_it_earlier():
     """Processes that share a login do not ask at one moment."""
     assert logins.judge(kept(), T + 3100, 0.0) == "good"
