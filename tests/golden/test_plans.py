@@ -88,6 +88,7 @@ WEAKENINGS = {
     '[agents.agent.hardening]\nlandlock = "off"': "hardening.landlock = off",
     "[agents.agent.agent_sandbox]\nmanaged = true": "hardening.nested",
     'pass_environment = ["NPM_TOKEN"]': "secret NPM_TOKEN",
+    'pass_environment = ["MINE"]\n[agents.agent.credentials.x]\nsecret = "env:MINE"': "credentials.x: the secret",
 }
 
 

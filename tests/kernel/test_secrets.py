@@ -98,7 +98,7 @@ BAD_FILES = {
     "directory": (lambda home: (home / "key").mkdir(), "not a regular file"),
     "large": (lambda home: keep(home / "key", "x" * 70_000), "larger than 64 KiB"),
     "empty": (lambda home: keep(home / "key", "\n"), "empty"),
-    "missing": (lambda home: None, "no such file"),
+    "missing": (lambda home: keep(home / "other"), "no such file"),
 }
 
 

@@ -31,6 +31,7 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """Fields that concern one connection; they are read here and never passed on."""
 
+_CONNECTION = frozenset({b"connection", b"proxy-connection"})
 _OURS_IN_REQUESTS = HOP_BY_HOP | {b"host", b"content-length"}
 _OURS_IN_RESPONSES = HOP_BY_HOP | {b"content-length"}
 # RFC 9110, section 6.5.1: fields that would change framing, routing or authority after the fact.
@@ -174,9 +175,18 @@ def check_headers(headers: Headers) -> None:
     Raises:
         HttpError: for a name that is no token or a value with control characters.
     """
-    for name, value in headers:
-        if not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
-            raise HttpError("bad-request", "a header field is malformed")
+    if not headers:
+        return
+    names = [name for name, _ in headers]
+    values = b"".join([value for _, value in headers])
+    # All at once: a name is a token when it is not empty and holds only what tokens hold.
+    if not all(names) or not _TOKEN.fullmatch(b"".join(names)) or _BAD_VALUE.search(values):
+        raise HttpError("bad-request", "a header field is malformed")
+
+
+def is_token(text: bytes) -> bool:
+    """Say whether this could be a method (RFC 9110, section 5.6.2)."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def check_target(target: str) -> None:
@@ -191,13 +201,16 @@ def check_target(target: str) -> None:
 
 def wants_websocket(headers: Headers) -> bool:
     """Say whether a request asks to switch to WebSocket (RFC 6455); no other switch is offered (not h2c)."""
-    asked = [value.strip().lower() for name, value in headers if name.lower() == b"upgrade"]
+    asked = [value.strip().lower() for name, value in headers if len(name) == 7 and name.lower() == b"upgrade"]  # noqa: PLR2004
     return asked == [b"websocket"] and b"upgrade" in connection_tokens(headers)
 
 
 def connection_tokens(headers: Headers) -> set[bytes]:
     """Return the tokens of all Connection fields in lower case."""
-    values = b",".join(value for name, value in headers if name.lower() in {b"connection", b"proxy-connection"})
+    found = [value for name, value in headers if len(name) in {10, 16} and name.lower() in _CONNECTION]
+    if not found:
+        return set()
+    values = b",".join(found)
     return {token.strip().lower() for token in values.split(b",") if token.strip()}
 
 
@@ -257,8 +270,12 @@ def chunk(data: bytes) -> bytes:
 
 def last_chunk(trailers: Headers) -> bytes:
     """Return the end of a chunked body with the trailers that may be passed on."""
-    kept = [field for field in trailers if field[0].lower() not in _NEVER_IN_TRAILERS]
-    return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in kept) + b"\r\n"
+    return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in kept_trailers(trailers)) + b"\r\n"
+
+
+def kept_trailers(trailers: Headers) -> Headers:
+    """Return the trailers that may be passed on."""
+    return [field for field in trailers if field[0].lower() not in _NEVER_IN_TRAILERS]
 
 
 def parse_proxy_reply(data: bytes | bytearray) -> tuple[int, int] | None:
@@ -280,8 +297,13 @@ def parse_proxy_reply(data: bytes | bytearray) -> tuple[int, int] | None:
 
 def _declared(headers: Headers, version: str) -> Body | None:
     """Return the framing the fields declare, or None when they declare none."""
-    lengths = [value.strip() for name, value in headers if name.lower() == b"content-length"]
-    codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
+    lengths, codings = [], []
+    for name, value in headers:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":  # noqa: PLR2004 - the length of the name, read first
+            lengths.append(value.strip())
+        elif size == 17 and name.lower() == b"transfer-encoding":  # noqa: PLR2004
+            codings.append(value.strip().lower())
     if codings:
         if lengths or codings != [b"chunked"] or version != "1.1":
             raise HttpError("bad-request", "the body is delimited in a way that readers disagree about")

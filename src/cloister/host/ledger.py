@@ -46,8 +46,9 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 NAMES = tuple(name for name, _ in COLUMNS)
 INDEXES = (
     ("calls_time", '"time"', ""),
-    # Covering: the sum of an agent's month is read from the index alone, in the order of time.
-    ("calls_spent", 'agent, "time", run, "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
+    # Covering: the sum of an agent's month, or of a run, is read from the index alone, in the order of time.
+    ("calls_spent", 'agent, "time", "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
+    ("calls_run", 'run, agent, "time", "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
 )
 
 By = Literal["agent", "model", "day", "run", "provider", "user"]
@@ -118,6 +119,11 @@ class Place(Protocol):
         """Return what a person calls it; without a password."""
         ...
 
+    @property
+    def is_file(self) -> bool:
+        """Return whether it is opened in no time, and must be while there is space on the disk."""
+        ...
+
     def open(self) -> Ledger:
         """Return a connection of its own, and make the ledger where there is none.
 
@@ -125,6 +131,10 @@ class Place(Protocol):
             LedgerDownError: it cannot be reached now.
             LedgerCorruptError: it is broken.
         """
+        ...
+
+    def is_broken(self) -> bool:
+        """Return whether what is there now is broken, by looking at all of it."""
         ...
 
     def set_aside(self) -> str:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from cloister.errors import UnsupportedError
+from cloister.errors import CloisterError, UnsupportedError
 from cloister.host.ledger import (
     SCHEMA,
     By,
@@ -39,6 +39,7 @@ class PostgresPlace:
     """An address for the ledger."""
 
     name = "in PostgreSQL"
+    is_file = False
 
     def __init__(self, address: Callable[[], str]) -> None:
         """Take the way to the address.
@@ -59,7 +60,15 @@ class PostgresPlace:
 
     def open(self) -> PostgresLedger:
         """See `Place.open`."""
-        return PostgresLedger(self._address())
+        try:
+            address = self._address()
+        except CloisterError as error:
+            raise LedgerDownError(f"its address cannot be had: {error.message}") from error
+        return PostgresLedger(address)
+
+    def is_broken(self) -> bool:
+        """See `Place.is_broken`: that is for the server to know."""
+        return False
 
     def set_aside(self) -> str:
         """Nothing of it is ours to rename: `LedgerCorruptError` is not raised here."""
@@ -96,6 +105,9 @@ class PostgresLedger:
 
     def _prepare(self) -> None:
         connection = self._connection
+        if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            # A name that it cannot hold would stop every row behind it.
+            raise LedgerDownError(f"its encoding is {encoding}, and must be UTF8")
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             connection.execute("SET LOCAL client_min_messages = warning")

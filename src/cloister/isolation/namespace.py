@@ -22,12 +22,14 @@ BIN = f"{CLOISTER_DIR}/bin"
 SHIM = f"{CLOISTER_DIR}/shim"
 EGRESS_SOCKET = f"{BOX}/egress.sock"
 PROXY_PORT = 3128
+MODEL_PORT = 11435
+"""Where model traffic is served inside, for programs that take a base URL."""
 SECCOMP_FD = 3
 CONTROL_FD = 4
 PROBE_ADDRESS = "192.0.2.1:9"
 """TEST-NET-1 (RFC 5737): routed nowhere, so a connect may only succeed or hang where a network exists."""
 
-MountKind = Literal["ro", "rw", "tmpfs", "symlink", "directory", "mask-file", "mask-directory"]
+MountKind = Literal["ro", "rw", "tmpfs", "symlink", "directory", "private-directory", "mask-file", "mask-directory"]
 
 
 class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +59,8 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
     tmpfs_bytes: int | None = None
     network: Literal["empty", "shared"] = "empty"
     """`shared` keeps the network namespace that the outer shim made (egress mode `internet`)."""
+    models: bool = False
+    """Model traffic is served as well, on a port of its own."""
     nested: bool = False
     landlock: Literal["available", "required", "off"] = "available"
     landlock_rw: tuple[str, ...] = ()
@@ -141,6 +145,8 @@ def _mount(mount: Mount) -> list[str]:
             return ["--symlink", mount.source, mount.target]
         case "directory":
             return ["--dir", mount.target]
+        case "private-directory":
+            return ["--perms", "0700", "--dir", mount.target]
         case "mask-file":
             return ["--ro-bind", "/dev/null", mount.target]
         case "mask-directory":
@@ -149,6 +155,8 @@ def _mount(mount: Mount) -> list[str]:
 
 def _inner(box: Box) -> list[str]:
     argv = [SHIM, "inner", "--ctl", str(CONTROL_FD), "--egress", EGRESS_SOCKET, "--listen", f"127.0.0.1:{PROXY_PORT}"]
+    if box.models:
+        argv += ["--listen", f"127.0.0.1:{MODEL_PORT}"]
     for path in box.probe_write:
         argv += ["--probe-write", path]
     for address in box.probe_connect:

@@ -46,6 +46,10 @@ class Limit(NamedTuple):
     """0 for tokens, 1 for money."""
     amount: int
     """Tokens, or billionths of a dollar."""
+    place: int
+    """Of the span in `_SPANS`."""
+    first_alert: float
+    """The amount below which no alert can be due."""
 
 
 class Limits(NamedTuple):
@@ -72,17 +76,6 @@ class Alert(NamedTuple):
     """Tokens or dollars."""
 
 
-class Hold:
-    """A reservation. It ends with `Account.settle` or `Account.release`, whichever comes first."""
-
-    __slots__ = ("amount", "keys", "open")
-
-    def __init__(self, amount: tuple[int, int], keys: tuple[Key, ...]) -> None:
-        """Take what was reserved, and the spans it counts in."""
-        self.amount, self.keys = amount, keys
-        self.open = True
-
-
 class _Tally:
     """What was used and is reserved in one span."""
 
@@ -96,16 +89,29 @@ class _Tally:
         self.loaded = False
 
 
+class Hold:
+    """A reservation. It ends with `Account.settle` or `Account.release`, whichever comes first."""
+
+    __slots__ = ("amount", "keys", "open", "tallies")
+
+    def __init__(self, amount: tuple[int, int], keys: tuple[Key, ...], tallies: list[_Tally]) -> None:
+        """Take what was reserved, and the spans it counts in."""
+        self.amount, self.keys, self.tallies = amount, keys, tallies
+        self.open = True
+
+
 def compile_limits(llm: Llm) -> Limits:
     """Return the limits of an agent's table."""
     found = []
-    for span in _SPANS:
+    first = min(llm.alerts, default=math.inf) / 100
+    for place, span in enumerate(_SPANS):
         tokens = getattr(llm, f"tokens_per_{span}")
         if tokens is not None:
-            found.append(Limit(f"tokens-per-{span}", span, 0, tokens))
+            found.append(Limit(f"tokens-per-{span}", span, 0, tokens, place, tokens * first))
         cost = getattr(llm, f"cost_per_{span}_usd")
         if cost is not None:
-            found.append(Limit(f"cost-per-{span}", span, 1, int(cost * _NANO)))
+            amount = int(cost * _NANO)
+            found.append(Limit(f"cost-per-{span}", span, 1, amount, place, amount * first))
     requests = DEFAULT_REQUESTS if llm.requests_per_minute is None else llm.requests_per_minute
     return Limits(requests, llm.concurrency, tuple(found), tuple(sorted(set(llm.alerts))))
 
@@ -113,13 +119,13 @@ def compile_limits(llm: Llm) -> Limits:
 class Account:
     """The budgets of one agent."""
 
-    def __init__(self, limits: Limits, load: Loader, alert: Callable[[Alert], None] | None = None) -> None:
-        """Begin with what the books know; `alert` is told of shares that are passed."""
+    def __init__(self, limits: Limits, load: Loader) -> None:
+        """Begin with what the books know."""
         self.limits = limits
         self.blocked = ""
         """Why the agent may not call at all; empty while it may (kill switch)."""
         self._load = load
-        self._alert = alert
+        self._listeners: dict[str, Callable[[Alert], None]] = {}
         self._requests: deque[float] = deque()
         self._recent: deque[tuple[float, int, int]] = deque()
         self._tallies: dict[Key, _Tally] = {("minute", 0): _Tally()}
@@ -160,14 +166,17 @@ class Account:
         amount = (tokens, math.ceil(cost_usd * _NANO))
         keys = self._keys(run, now)
         for limit in limits.limits:
-            key = keys[_SPANS.index(limit.span)]
-            tally = self._tally(key, now)
+            key = keys[limit.place]
+            tally = self._tallies.get(key)
+            if tally is None or not tally.loaded:
+                tally = self._tally(key, now)
             most = limit.amount * (1 + tally.granted[limit.measure])
             if tally.used[limit.measure] + tally.held[limit.measure] + amount[limit.measure] > most:
                 return self._exhausted(limit, tally, amount, most, now, tick)
-        hold = Hold(amount, keys)
-        for key in keys:
-            held = self._tallied(key).held
+        tallies = [self._tallies.get(key) or self._tallied(key) for key in keys]
+        hold = Hold(amount, keys, tallies)
+        for tally in tallies:
+            held = tally.held
             held[0] += amount[0]
             held[1] += amount[1]
         if counted:
@@ -181,12 +190,12 @@ class Account:
             return
         used = (tokens, math.ceil(cost_usd * _NANO))
         self._free(hold)
-        for key in hold.keys:
-            tally = self._tallied(key)
-            tally.used[0] += used[0]
-            tally.used[1] += used[1]
+        for tally in hold.tallies:
+            spent = tally.used
+            spent[0] += used[0]
+            spent[1] += used[1]
         self._recent.append((tick, *used))
-        self._warn(hold.keys)
+        self._warn(hold)
 
     def release(self, hold: Hold) -> None:
         """Take a reservation back: the call was not dispatched."""
@@ -197,11 +206,17 @@ class Account:
         """Allow the amount of one limit once more, in the span that is under way."""
         for limit in self.limits.limits:
             if limit.reason == reason:
-                self._tally(self._keys(run, now)[_SPANS.index(limit.span)], now).granted[limit.measure] += 1
+                self._tally(self._keys(run, now)[limit.place], now).granted[limit.measure] += 1
+
+    def listen(self, run: str, tell: Callable[[Alert], None]) -> None:
+        """Tell a run of shares that are passed: those of its own budget, and those of the agent's."""
+        self._listeners[run] = tell
 
     def forget_run(self, run: str) -> None:
         """Drop what is known about a run that is over."""
-        self._tallies.pop(("run", run), None)
+        self._listeners.pop(run, None)
+        if not any(("run", run) in hold.keys for hold in self._holds):
+            self._tallies.pop(("run", run), None)
 
     # Inside.
 
@@ -268,10 +283,11 @@ class Account:
         """End a reservation."""
         hold.open = False
         self._holds.discard(hold)
-        for key in hold.keys:
-            held = self._tallied(key).held
-            held[0] -= hold.amount[0]
-            held[1] -= hold.amount[1]
+        amount = hold.amount
+        for tally in hold.tallies:
+            held = tally.held
+            held[0] -= amount[0]
+            held[1] -= amount[1]
 
     def _exhausted(  # noqa: PLR0913 - what the sentence is made of
         self, limit: Limit, tally: _Tally, amount: tuple[int, int], most: int, now: float, tick: float
@@ -298,20 +314,23 @@ class Account:
             return int(MINUTE_S)
         if limit.span == "run":
             return _RUN_RETRY_S
-        return max(1, math.ceil(_bounds(self._keys("", now)[_SPANS.index(limit.span)], now)[1] - now))
+        return max(1, math.ceil(_bounds(self._keys("", now)[limit.place], now)[1] - now))
 
-    def _warn(self, keys: tuple[Key, ...]) -> None:
+    def _warn(self, hold: Hold) -> None:
         """Tell of the highest share that was passed since the last time."""
         for limit in self.limits.limits:
-            tally = self._tallies.get(keys[_SPANS.index(limit.span)])
-            if tally is None or limit.span == "minute" or self._alert is None:
+            tally = hold.tallies[limit.place]
+            if limit.span == "minute" or tally.used[limit.measure] < limit.first_alert:
                 continue
             percent = self._passed(limit, tally)
             if percent > tally.alerted[limit.measure]:
                 tally.alerted[limit.measure] = percent
                 unit = _NANO if limit.measure else 1
                 alert = Alert(limit.reason, percent, tally.used[limit.measure] / unit, limit.amount / unit)
-                self._alert(alert)
+                own = str(hold.keys[1][1]) if limit.span == "run" else ""
+                for run, tell in list(self._listeners.items()):
+                    if own in {"", run}:
+                        tell(alert)
 
     def _mark(self, key: Key, tally: _Tally) -> None:
         """What was passed before a restart was told before it."""

@@ -74,12 +74,14 @@ class Peek(NamedTuple):
     """Where a new member can be put in: right behind the opening brace."""
 
 
-_WATCHED = frozenset(
-    {
-        "model", "models", "stream", "n", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream_options",
-        "background", "previous_response_id", "conversation", "prompt",
-    }
-)  # fmt: skip
+_KINDS: dict[str, type | None] = {
+    "model": str, "models": list, "stream": bool, "n": int, "max_tokens": int, "max_completion_tokens": int,
+    "max_output_tokens": int, "stream_options": None, "background": bool, "previous_response_id": None,
+    "conversation": None, "prompt": None,
+}  # fmt: skip
+"""Keys that are read, with the type that a value has unless it is null; None for any."""
+_CONTEXT = ("previous_response_id", "conversation", "prompt")
+_WORDS = {str: "a string", bool: "true or false", int: "a whole number, not negative", list: "a list"}
 
 
 def members(text: bytes) -> tuple[int, dict[str, Member]]:
@@ -102,14 +104,14 @@ def members(text: bytes) -> tuple[int, dict[str, Member]]:
     last = b","
     for name, value in values.items():
         key = _KEY.match(text, position)
-        raw = bytes(value)
-        if last != b"," or key is None or _spelled(key[1]) != name or not text.startswith(raw, key.end()):
+        if last != b"," or key is None or (key[1] != name.encode() and _spelled(key[1]) != name):
             raise _ambiguous(name)
-        end = key.end() + len(raw)
+        raw, start = bytes(value), key.end()
+        end = start + len(raw)
         closing = _NEXT.match(text, end)
-        if closing is None:
+        if closing is None or not text.startswith(raw, start):
             raise _ambiguous(name)
-        found[name] = Member(key.end(), end)
+        found[name] = Member(start, end)
         last, position = closing[1], closing.end()
     if values and last != b"}":
         raise _ambiguous("")
@@ -123,35 +125,33 @@ def peek(text: bytes, route: Route) -> Peek:
         BodyError: it cannot be read in one way only, names no model, or uses what escapes the meter.
     """
     inside, found = members(text)
-    for name in found:
-        plain = name.isascii() and name.islower()
-        if not plain and name not in _WATCHED and name.casefold() in _WATCHED:
+    told: dict[str, Any] = {}
+    for name, place in found.items():
+        if name in _KINDS:
+            told[name] = _value(text, place, name)
+        elif not (name.isascii() and name.islower()) and name.casefold() in _KINDS:
             raise BodyError("body-ambiguous", f"{name!r} and {name.casefold()!r} are one key to some readers")
-    model = _value(text, found, "model", str, "")
+    get = told.get
+    model = get("model")
     if not model:
         raise BodyError("model-missing", "the request names no model")
-    if _value(text, found, "background", bool, default=False):
+    if get("background"):
         raise BodyError("feature-unmetered", "an answer made in the background would not be counted: leave it out")
-    limits = [bound for key in route.limits if (bound := _value(text, found, key, int, None)) is not None]
-    if any(bound < 0 for bound in limits):
-        raise BodyError("body-invalid", "the bound of the output is negative")
-    choices = _value(text, found, "n", int, 1)
-    further = _value(text, found, "models", list, [])
+    limits: list[int] = [bound for key in route.limits if (bound := get(key)) is not None]
+    further = get("models") or ()
     if not all(isinstance(one, str) for one in further):
         raise BodyError("body-invalid", "`models` holds names")
     return Peek(
         model=model,
         models=tuple(further),
-        stream=_value(text, found, "stream", bool, default=False),
+        stream=get("stream") or False,
         output_limit=min(*limits, MAX_TOKENS) if limits else None,
-        choices=min(max(choices, 1), 1024),
-        asks_usage=_asks_usage(text, found),
-        continues=route.name == "responses" and any(
-            _present(text, found, key) for key in ("previous_response_id", "conversation", "prompt")
-        ),
+        choices=min(max(get("n") or 1, 1), 1024),
+        asks_usage="stream_options" in told and _asks_usage(text, found),
+        continues=route.name == "responses" and any(get(key) is not None for key in _CONTEXT),
         members=found,
         inside=inside,
-    )  # fmt: skip
+    )
 
 
 def put(peeked: Peek, name: str, value: bytes) -> Edit:
@@ -198,25 +198,18 @@ def _asks_usage(text: bytes, found: dict[str, Member]) -> bool:
     inner = members(part)[1]
     if any(name != "include_usage" and name.casefold() == "include_usage" for name in inner):
         raise BodyError("body-ambiguous", "`include_usage` is spelled in two ways")
-    return bool(_value(part, inner, "include_usage", bool, default=False))
+    asked = inner.get("include_usage")
+    return asked is not None and part[asked.start : asked.end] == b"true"
 
 
-def _present(text: bytes, found: dict[str, Member], name: str) -> bool:
-    place = found.get(name)
-    return place is not None and text[place.start : place.end] != b"null"
-
-
-def _value(text: bytes, found: dict[str, Member], name: str, kind: type, default: Any) -> Any:
-    """Return a member's value, or the default where it is absent or null."""
-    place = found.get(name)
-    if place is None:
-        return default
+def _value(text: bytes, place: Member, name: str) -> Any:
+    """Return a member's value, which is null or of its kind."""
     value = _any(text[place.start : place.end])
-    if value is None:
-        return default
-    if type(value) is not kind:
-        words = {str: "a string", bool: "true or false", int: "a whole number", list: "a list"}
-        raise BodyError("body-invalid", f"`{name}` is {words[kind]}")
+    kind = _KINDS[name]
+    if value is None or kind is None:
+        return value
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
+        raise BodyError("body-invalid", f"`{name}` is {_WORDS[kind]}")
     return value
 
 

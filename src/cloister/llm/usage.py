@@ -77,6 +77,7 @@ _decode = msgspec.json.Decoder(_Answer).decode
 _COUNTERS = tuple(
     name for name in _Usage.__struct_fields__ if not name.endswith("_details") and name != "cache_creation"
 )
+_DETAILS = tuple(name for name in _Usage.__struct_fields__ if name.endswith("_details"))
 
 _LAST_WORDS: dict[Shape, tuple[bytes, ...]] = {
     "anthropic": (b'"message_stop"', b'"error"'),
@@ -210,16 +211,14 @@ class Meter:
     def _add(self, usage: _Usage, *, first: bool) -> None:
         """Take one usage object; what it leaves out stays as it was."""
         told = False
+        counters = self.counters
         for name in _COUNTERS:
-            value = getattr(usage, name)
-            if value is not None:
-                self.counters[name] = value
+            if (value := getattr(usage, name)) is not None:
+                counters[name] = value
                 told = True
-        details = (
-            usage.prompt_tokens_details, usage.completion_tokens_details, usage.input_tokens_details,
-            usage.output_tokens_details,
-        )  # fmt: skip
-        self._details += [one for one in details if one is not None]
+        for details in _DETAILS:
+            if (one := getattr(usage, details)) is not None:
+                self._details.append(one)
         self._written = usage.cache_creation or self._written
         # `message_start` tells the input and the output so far; everything else comes at the end.
         self.final = self.final or (told and not first)

@@ -44,6 +44,42 @@ class WriteFile(Step, frozen=True, tag="write-file"):
         return f"write {len(self.text.encode())} bytes to {self.path}"
 
 
+class WriteBytes(Step, frozen=True, tag="write-bytes"):
+    """Write a file of ours that is no text, such as a public key."""
+
+    path: str
+    data: bytes
+    mode: int = 0o600
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write {len(self.data)} bytes to {self.path}"
+
+
+class TrustBundle(Step, frozen=True, tag="trust-bundle"):
+    """Write the certificates that programs in the sandbox trust: the system's, and that of this user's authority."""
+
+    path: str
+    roots: str = ""
+    """The system's bundle; empty where it has none that is known here."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write the trusted certificates ({self.roots or 'no system bundle'} and our own) to {self.path}"
+
+
+class PlaceholderFile(Step, frozen=True, tag="placeholder-file"):
+    """Write a file in which a product finds a login: `{placeholder}` becomes that of a credential."""
+
+    path: str
+    text: str
+    credential: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write the placeholder of {self.credential} to {self.path}"
+
+
 class Listen(Step, frozen=True, tag="listen"):
     """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
 
@@ -52,6 +88,19 @@ class Listen(Step, frozen=True, tag="listen"):
     def describe(self) -> str:
         """Return one line for people."""
         return f"serve egress on {self.path}"
+
+
+class ListenAgent(Step, frozen=True, tag="listen-agent"):
+    """Open the Unix socket on which a person's own agent is served, filtered to named keys and uses."""
+
+    path: str
+    kind: Literal["ssh", "gpg"]
+    words: tuple[str, ...] = ()
+    """Which keys may do what, for people."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"serve the {self.kind}-agent on {self.path}: {'; '.join(self.words)}"
 
 
 class CarryPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -208,10 +257,38 @@ class Launch(Step, frozen=True, tag="launch"):
         return f"launch {' '.join(self.command)} in {self.directory}"
 
 
+class PlannedCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A secret the agent may use without holding it: its reference, where it goes and how, never its value."""
+
+    name: str
+    secret: str
+    """The reference."""
+    hosts: tuple[str, ...]
+    """`host:port` of each place it is bound to; TLS to these ends at the broker."""
+    how: str
+    variables: tuple[str, ...] = ()
+    """Where the agent finds the placeholder."""
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    mask: bool = False
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        limits = " ".join((*self.methods, *self.paths))
+        parts = [f"{self.name}: {self.secret}", f"to {', '.join(self.hosts) or 'nowhere'}", f"as {self.how}"]
+        parts += [f"placeholder in {', '.join(self.variables)}"] if self.variables else ["put in by the broker alone"]
+        parts += [f"for {limits} only"] if limits else []
+        return "; ".join([*parts, *(["masked in answers"] if self.mask else [])])
+
+
 AnyStep = (
     MakeDirectory
     | WriteFile
+    | WriteBytes
+    | TrustBundle
+    | PlaceholderFile
     | Listen
+    | ListenAgent
     | Placeholders
     | CarryPoints
     | SeedFile
@@ -241,6 +318,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The command as it was asked for: without the resolved path and the flags that are put in."""
     egress: tuple[str, ...] = ()
     """The egress rules in words, as `explain` shows them."""
+    credentials: tuple[PlannedCredential, ...] = ()
+    """Secrets the agent may use, by reference."""
     limits: tuple[str, ...] = ()
     """Which limit is enforced by what: `memory 4 GiB: cgroup`."""
     opt_outs: tuple[str, ...] = ()

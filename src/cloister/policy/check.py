@@ -14,6 +14,7 @@ from typing import get_args
 from cloister.policy import values
 from cloister.policy.document import Mistakes
 from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
+from cloister.policy.login_check import check_login
 from cloister.policy.model import (
     Agent,
     Credential,
@@ -30,6 +31,7 @@ from cloister.policy.model import (
 )
 from cloister.policy.scanner import Path
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
+from cloister.policy.variables import KEY_VARIABLES, collisions
 
 GATEWAY_DISTANCE = 120
 """OpenClaw derives ports +2 to +110 from its own: two gateways need this much between them."""
@@ -114,24 +116,31 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
         check.each((key,), values.check_inner_path, getattr(preset, key))
     for key in ("pass_environment", "key_environment"):
         check.each((key,), values.check_variable, getattr(preset, key))
-    for key, files in (("files", preset.files), ("seed", preset.seed)):
+    for key, files in (("files", preset.files), ("seed", preset.seed), ("model_files", preset.model_files)):
         for path, content in files.items():
             check.value((key, path), values.check_inner_path, path)
             check.value((key, path), values.check_plain_value, content)
-    for protocol, name in preset.base_url.items():
-        check.value(("base_url", protocol), values.check_variable, name)
-    for protocol, arguments in preset.base_url_arguments.items():
-        if not any("{base_url}" in argument for argument in arguments):
-            check.add(("base_url_arguments", protocol), "no argument holds {base_url}")
-    for protocol in {*preset.base_url, *preset.base_url_arguments} - PROTOCOLS:
-        check.add((), f"{protocol[:40]!r} is no protocol", f"one of {', '.join(sorted(PROTOCOLS))}")
+    _check_endpoints(check, preset)
     check.optional(("unix_socket",), values.check_variable, preset.unix_socket)
     check.optional(("note_file",), values.check_inner_path, preset.note_file)
     if preset.note and not any("{note}" in argument for argument in preset.note):
         check.add(("note",), "no argument holds {note}")
     _check_environment(check, (), preset.environment)
     _check_rules(check, ("hosts",), preset.hosts)
+    check_login(preset.login, mistakes)
     mistakes.settle()
+
+
+def _check_endpoints(check: _Check, preset: Preset) -> None:
+    for protocol, name in preset.base_url.items():
+        check.value(("base_url", protocol), values.check_variable, name)
+    for protocol, names in preset.placeholder.items():
+        check.each(("placeholder", protocol), values.check_variable, names)
+    for protocol, arguments in preset.base_url_arguments.items():
+        if not any("{base_url}" in argument for argument in arguments):
+            check.add(("base_url_arguments", protocol), "no argument holds {base_url}")
+    for protocol in {*preset.base_url, *preset.base_url_arguments, *preset.placeholder} - PROTOCOLS:
+        check.add((), f"{protocol[:40]!r} is no protocol", f"one of {', '.join(sorted(PROTOCOLS))}")
 
 
 def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
@@ -153,6 +162,8 @@ def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
     for name, credential in agent.credentials.items():
         check.value((*at, "credentials", name), values.check_name, name)
         _check_credential(check, (*at, "credentials", name), credential)
+    for path, why in collisions(agent):
+        check.add((*at, *path), why, "give each variable to one of them")
     _check_llm(check, (*at, "llm"), agent.llm)
     _check_identity(check, (*at, "identity"), agent.identity)
     for key in ("memory_max", "disk_max"):
@@ -234,6 +245,8 @@ def _check_credential(check: _Check, at: Path, credential: Credential) -> None:
     check.optional((*at, "env"), values.check_variable, credential.env)
     if credential.inject is not None:
         _check_injection(check, (*at, "inject"), credential.inject)
+        if credential.inject.scheme == "sigv4" and credential.env:
+            check.add((*at, "env"), f"sigv4 sets {' and '.join(KEY_VARIABLES)} by itself", "remove env")
 
 
 def _check_keys(check: _Check, at: Path, credential: Credential) -> None:
@@ -243,6 +256,7 @@ def _check_keys(check: _Check, at: Path, credential: Credential) -> None:
             check.add((*at, key), "keys stay in your agent: they need neither secret, inject nor env")
     if not credential.uses:
         check.add((*at, "uses"), "no use is named", 'uses = ["ssh"]')
+    _check_kinds(check, at, credential)
     if "ssh" in credential.uses and not credential.hosts:
         check.add((*at, "hosts"), "logging in needs the hosts it is for", 'hosts = ["github.com"]')
     for index, host in enumerate(credential.hosts):
@@ -251,6 +265,17 @@ def _check_keys(check: _Check, at: Path, credential: Credential) -> None:
                 check.add((*at, "hosts", index), "a key is bound to names, not to wildcards or addresses")
         except ValueError as error:
             check.add((*at, "hosts", index), str(error))
+
+
+def _check_kinds(check: _Check, at: Path, credential: Credential) -> None:
+    """Refuse keys that no use is for, and uses that no key is for: they would say something and do nothing."""
+    by_gpg = [key.startswith("gpg:") for key in credential.keys]
+    for kind, here, uses in (("gpg", any(by_gpg), {"gpg"}), ("ssh", not all(by_gpg), {"ssh", "git"})):
+        used = uses & set(credential.uses)
+        if here and not used:
+            check.add((*at, "uses"), f"a {kind} key is named, and no use for it", f"add {' or '.join(sorted(uses))}")
+        if used and not here:
+            check.add((*at, "keys"), f"no {kind} key is named, and {', '.join(sorted(used))} among its uses")
 
 
 def _check_injection(check: _Check, at: Path, inject: Injection) -> None:

@@ -19,6 +19,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloister.policy.login import Login
+
 SCHEMA = 1
 
 Isolation = Literal["namespace", "unit", "microvm"]
@@ -436,6 +438,12 @@ class Preset(Table, frozen=True):
     """Variables that point the agent at another model endpoint, by protocol."""
     base_url_arguments: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """Arguments that do so, where there is no such variable; `{base_url}` is the endpoint."""
+    placeholder: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Variables in which the product takes a key, by protocol: where its model traffic goes through Cloister they hold
+    a placeholder."""
+    model_files: dict[str, str] = msgspec.field(default_factory=dict)
+    """Files to write below the home that point the agent at another endpoint, where neither variables nor arguments
+    do; `{base_url}` is the endpoint without a version."""
     unix_socket: str = ""
     """The variable in which the agent takes a Unix socket for model traffic, if it knows one."""
     hosts: tuple[str, ...] = ()
@@ -456,3 +464,5 @@ class Preset(Table, frozen=True):
     """The file below the home that holds the note, for products without such arguments; replaced at every start."""
     subcommands: tuple[str, ...] = ()
     """First arguments with which the product takes no note, such as `install`."""
+    login: Login | None = None
+    """How `cloister login` gets tokens for it."""

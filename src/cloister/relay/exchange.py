@@ -118,8 +118,8 @@ class Exchange:
         if self.version == "1.1":
             self.connection.write(ResponseHead(status, phrase, headers, Body("none")).encode())
 
-    def respond(self, status: int, phrase: bytes, headers: Headers, body: Body) -> None:
-        """Write the response head, with the framing that fits the client."""
+    def respond(self, status: int, phrase: bytes, headers: Headers, body: Body, first: bytes = b"") -> None:
+        """Write the response head, with the framing that fits the client; a `first` piece of body in the same write."""
         self.started, self.status = True, status
         if not self.ended:
             self.keep_alive = False
@@ -129,7 +129,8 @@ class Exchange:
             body = Body("chunked" if self._chunked else "close")
         keep_length = body.framing == "none" and status != 204  # noqa: PLR2004 - HEAD and 304 may tell a length
         head = ResponseHead(status, phrase, headers, body, close=not self.keep_alive, keep_length=keep_length)
-        self.connection.write(head.encode())
+        self.bytes_down += len(first)
+        self.connection.write(head.encode() + (http1.chunk(first) if self._chunked else first))
 
     def respond_body(self, data: bytes) -> None:
         """Write a piece of the response body."""

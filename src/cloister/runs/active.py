@@ -11,21 +11,29 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
+from cloister.credentials.signing import SigningEvent
+from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
+from cloister.egress.rules import Ruleset
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.limits import reached
 from cloister.host.mount_check import check_mounts
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
+from cloister.policy.model import Agent
 from cloister.relay.server import EgressServer
+from cloister.runs.agent_services import Signers
 from cloister.runs.attach import Attachment
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Direct, Receipt, Record, Store
+
+if TYPE_CHECKING:
+    from cloister.runs.credentials import RunCredentials
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
@@ -88,6 +96,7 @@ class ActiveRun:
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
+        self.signing: Signers | None = None
         self.layout: WorkspaceLayout | None = None
         self.outer_pid = 0
         self.starter: Starter | None = None
@@ -99,6 +108,7 @@ class ActiveRun:
         self.cgroup = ""
         self.limits_reached: tuple[str, ...] = ()
         self.network: Attachment | None = None
+        self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._admitted = False
@@ -109,6 +119,28 @@ class ActiveRun:
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
+
+    def use(self, credentials: RunCredentials | None) -> None:
+        """Take what the run may use without holding it."""
+        self.credentials = credentials
+        if credentials:
+            credentials.record_with(self.write_event)
+
+    @property
+    def placeholders(self) -> dict[str, str]:
+        """Variables of every command of the run that stand for secrets; never stored."""
+        return self.credentials.environment if self.credentials else {}
+
+    def obey(self, agent: Agent, rules: Ruleset, guard: Guard) -> None:
+        """Put a policy in force that was changed while the run lives, also for what is open."""
+        revoked = self.credentials.update(agent.credentials) if self.credentials else ()
+        if revoked:
+            self.write_event("credentials-revoked", {"names": revoked})
+        if self.egress:
+            self.egress.update(rules, guard)
+            self.egress.revoke(revoked)
+        if self.signing and (why := self.signing.obey(agent)):
+            self.write_event("warning", {"what": f"no key may be used any more: {why}"})
 
     # --- frames ---------------------------------------------------------------------------
 
@@ -286,10 +318,20 @@ class ActiveRun:
     def note(self, event: EgressEvent) -> None:
         """Record one egress decision."""
         if event.verdict != "allow":
-            key = f"{event.host}:{event.port} {event.reason}"
-            if key in self._denied or len(self._denied) < _MAX_DENIED:
-                self._denied[key] = self._denied.get(key, 0) + 1
+            self._count_denied(f"{event.host}:{event.port} {event.reason}")
+        if self.credentials:
+            self.credentials.note(event)
         self.write_event("egress", msgspec.to_builtins(event))
+
+    def note_signing(self, event: SigningEvent) -> None:
+        """Record one signature by a key of the person's own agent, or its refusal."""
+        if event.verdict == "deny":
+            self._count_denied(f"signing {event.reason}")
+        self.write_event("signing", msgspec.to_builtins(event))
+
+    def _count_denied(self, what: str) -> None:
+        if what in self._denied or len(self._denied) < _MAX_DENIED:
+            self._denied[what] = self._denied.get(what, 0) + 1
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
         """Append one line to the run's events."""
@@ -335,6 +377,13 @@ class ActiveRun:
         self._events.close()
         self.live.say_goodbye(outcome, warnings)
 
+    def _used(self) -> tuple[str, ...]:
+        """Return which secrets and keys were used, how often and where."""
+        return (
+            *(self.credentials.summary() if self.credentials else ()),
+            *(self.signing.summary() if self.signing else ()),
+        )
+
     def _write_receipt(self, outcome: Outcome) -> None:
         now = time.time()
         stats = self.egress.stats if self.egress else None
@@ -351,6 +400,7 @@ class ActiveRun:
             connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
+            credentials=self._used(),
             direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
         self.store.finish(self.record, receipt)

@@ -87,11 +87,12 @@ class Writer(threading.Thread):
         self._ledger: Ledger | None = None
         self._event = threading.Event()
         self._broken: LedgerCorruptError | None = None
+        self._suspected: LedgerCorruptError | None = None
         self._repaired = threading.Event()
         self._stopping = False
         self._wait_s = 0.0
         self._again = 0.0
-        self._next_prune = 0.0
+        self._next_prune = self._next_sync = 0.0
         self.down = False
 
     def wake(self) -> None:
@@ -100,9 +101,10 @@ class Writer(threading.Thread):
             self._event.set()
 
     def repair(self, error: LedgerCorruptError, timeout_s: float = 2.0) -> None:
-        """Have a ledger that a reader found broken replaced, and wait for it."""
+        """Have a ledger that a reader found broken looked at, and replaced if it is; wait for it."""
         self._repaired.clear()
-        self._broken = error
+        self._suspected = error
+        self._again = 0.0
         self.wake()
         self._repaired.wait(timeout_s)
 
@@ -128,8 +130,11 @@ class Writer(threading.Thread):
 
     def _turn(self) -> None:
         """Do all that is to be done now."""
-        self._books.tend()
-        if time.monotonic() < self._again:
+        now = time.monotonic()
+        if now >= self._next_sync or self._stopping:
+            self._next_sync = now + TICK_S
+            self._books.tend()
+        if now < self._again:
             return
         batch: list[Entry] = []
         try:
@@ -144,9 +149,9 @@ class Writer(threading.Thread):
             self._prune(ledger)
         except LedgerCorruptError as error:
             self._books.give_back(batch)
+            self._back_off(error)
             self._broken = error
-            self.wake()
-        except LedgerDownError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is: a thread that died would keep every row from the ledger
             self._books.give_back(batch)
             self._back_off(error)
         else:
@@ -158,6 +163,9 @@ class Writer(threading.Thread):
     def _open(self) -> Ledger:
         """Return the connection; make it, and what it is to, anew where that is needed."""
         error, self._broken = self._broken, None
+        suspected, self._suspected = self._suspected, None
+        if error is None and suspected is not None and self._place.is_broken():
+            error = suspected  # and not a broken one's successor, which the reader had not seen yet
         if error is not None:
             self._forget()
             self._replace(error)
@@ -192,7 +200,7 @@ class Writer(threading.Thread):
             ledger.write([], [values(row) for row in part])
         return len(absent)
 
-    def _back_off(self, error: LedgerDownError) -> None:
+    def _back_off(self, error: Exception) -> None:
         if not self.down:
             self.down = True
             self._alarm(f"the ledger {self._place.name} cannot be written: {error}; rows wait in the journal")

@@ -8,6 +8,7 @@ workspace → state → environment → egress → limits → isolation.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -24,11 +25,15 @@ from cloister.plan.steps import (
     IdentityTokens,
     Launch,
     Listen,
+    ListenAgent,
     MakeDirectory,
     Overlay,
+    PlaceholderFile,
     Placeholders,
     Plan,
     SeedFile,
+    TrustBundle,
+    WriteBytes,
     WriteFile,
 )
 from cloister.plan.workspace import Mount as LayoutMount
@@ -36,7 +41,9 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.policy.secretscan import names_secret
 from cloister.runs import identity_files, limits
+from cloister.runs.credentials_plan import planned, spoken
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
+from cloister.runs.signing_model import Signing
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
@@ -50,6 +57,14 @@ class CarriedPath(msgspec.Struct, frozen=True):
     name: str
     source: str
     kind: str
+
+
+class PlacedFile(msgspec.Struct, frozen=True):
+    """A file below the home in which a product finds a login; `{placeholder}` stands in its text."""
+
+    name: str
+    text: str
+    credential: str
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,10 +106,17 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     landlock_abi: int = 0
     holds: bool = False
     """The outer shim can make mounts in a user namespace of its own: tried on this host."""
+    placed: tuple[PlacedFile, ...] = ()
     own_command: bool = True
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
+    trust_roots: str = ""
+    """The host's bundle of trusted certificates."""
+    signing: Signing = Signing()
+    """Keys of the person's own agents, and how programs inside find them."""
+    protocols: tuple[str, ...] = ()
+    """Protocols of the model traffic that is served inside; none without `llm`."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -132,6 +154,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         steps=(*_preparations(preset, facts, files, launch, limited, identity), launch),
         asked=command,
         egress=egress,
+        credentials=planned(agent),
         limits=limited.words,
         opt_outs=_opt_outs(agent, facts),
         notices=(*limited.notices, *_notices(agent, facts)),
@@ -150,12 +173,10 @@ def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
     yield MakeDirectory(path=facts.run_runtime)
     yield MakeDirectory(path=f"{facts.run_runtime}/box")
     yield from _state_steps(preset, facts, files)
-    for name, text in files.boxed:
-        yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
     if identity:
         yield MakeDirectory(path=identity.directory)
         yield identity
-    yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
+    yield from _box_steps(facts, files, launch)
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
     for overlay in launch.overlays:
@@ -163,6 +184,23 @@ def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
             yield MakeDirectory(path=path, kept=True)
     if limited.cgroup:
         yield limited.cgroup
+
+
+def _box_steps(facts: Facts, files: _Files, launch: Launch) -> Iterator[AnyStep]:
+    """Yield what stands in the box directory: generated files, what is trusted, and the run's sockets."""
+    box = f"{facts.run_runtime}/box"
+    for name, text in files.boxed:
+        yield WriteFile(path=f"{box}/{name}", text=text)
+    for index, placed in enumerate(facts.placed):
+        yield PlaceholderFile(path=f"{box}/login-{index}", text=placed.text, credential=placed.credential)
+    for file in facts.signing.files:
+        if file.data:
+            yield WriteBytes(path=f"{box}/{file.name}", data=file.data)
+    if environment.TRUST_VARIABLES[0] in launch.environment:
+        yield TrustBundle(path=f"{box}/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots)
+    yield Listen(path=f"{box}/egress.sock")
+    for agent in facts.signing.agents:
+        yield ListenAgent(path=f"{box}/{agent.socket}", kind=agent.kind, words=agent.words)
 
 
 def _launch(  # noqa: PLR0913  # one place, six parts of one thing
@@ -174,10 +212,12 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         user=facts.user,
         home=facts.home,
         workspace=facts.directory,
-        git=facts.git,
+        git=(*facts.git, *facts.signing.git),
+        protocols=facts.protocols,
     )
     literal, inherit = environment.compose(agent, preset, situation)
     literal |= identity_files.variables(agent.identity)
+    literal = facts.signing.environment | literal
     root, copy = facts.layout.root, f"{facts.run_state}/overlay"
     overlays = (Overlay(root, f"{copy}/upper", f"{copy}/work", root),) if _is_overlay(agent) else ()
     return Launch(
@@ -213,12 +253,23 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    for file in facts.signing.files:
+        if not file.data:
+            files.boxed.append((file.name, file.text))
+        if file.home:
+            files.homed.append((file.home, file.name))
+    for index, (name, text) in enumerate(preset.model_files.items() if facts.protocols else ()):
+        boxed = f"model-file-{index}"
+        files.boxed.append((boxed, text.replace("{base_url}", environment.MODELS)))
+        files.homed.append((name, boxed))
+    files.homed += [(placed.name, f"login-{index}") for index, placed in enumerate(facts.placed)]
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(
-            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent)
-        )
+            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent),
+            credentials=spoken(planned(agent)), keys=facts.signing.spoken,
+        )  # fmt: skip
         files.boxed.append((_NOTE, note))
         if preset.note_file:
             files.homed.append((preset.note_file, _NOTE))
@@ -231,7 +282,19 @@ def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Fil
     flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
     if agent.agent_sandbox.managed and facts.own_command:
         flags = ("--settings", f"{namespace.BOX}/{managed.SETTINGS_FILE}", *flags)
+    if facts.own_command:
+        flags = (*_endpoint(preset, facts.protocols), *flags)
     return (facts.program_path or command[0], *flags, *command[1:])
+
+
+def _endpoint(preset: Preset, protocols: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments that point a product at our endpoint, where it takes no variable for it."""
+    return tuple(
+        word.replace("{base_url}", environment.model_url(protocol))
+        for protocol, words in preset.base_url_arguments.items()
+        if protocol in protocols
+        for word in words
+    )
 
 
 def _box(
@@ -242,6 +305,7 @@ def _box(
     mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
     mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
     mounts += [Mount("ro", f"{home}/{path.name}", path.source) for path in facts.carried]
+    mounts += [Mount("private-directory", f"{home}/{name}") for name in facts.signing.directories]
     mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
     mounts += [Mount("ro", path, path) for path in facts.read]
     mounts += [Mount("rw", path, path) for path in facts.write]
@@ -271,6 +335,7 @@ def _box(
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=limited.rlimits,
         network="shared" if facts.internet else "empty",
+        models=bool(facts.protocols),
         probe_connect=facts.internet.probes if facts.internet else (namespace.PROBE_ADDRESS,),
     )
     return box, holds
@@ -358,7 +423,14 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
     words += [f"egress.private: {place}" for place in agent.egress.private]
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
     words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
+    carried = {f"env:{name}" for name in agent.pass_environment}
+    words += [
+        f"credentials.{name}: the secret itself is carried in by pass_environment"
+        for name, one in agent.credentials.items()
+        if one.secret in carried
+    ]
     words += [f"filesystem.write: {path}" for path in facts.write]
+    words += facts.signing.opt_outs
     return tuple(words)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from cloister.egress.decision import Target
+from cloister.relay.exchange import Exchange
 from cloister.relay.session import Answer, Session, UnansweredError, UpstreamProxy
 from cloister.runs.active import ActiveRun
 from cloister.runs.approvals import Approvals, Kept
@@ -17,7 +19,10 @@ _NOBODY = "-"
 _TEXT = "cloister: {what}\n  [o]nce, for this [r]un, [a]lways, [n]ever, [D]eny this time? "
 
 
-def session_for(run: ActiveRun, prepared: Prepared, approvals: Approvals, upstream: UpstreamProxy | None) -> Session:
+def session_for(
+    run: ActiveRun, prepared: Prepared, approvals: Approvals, upstream: UpstreamProxy | None,
+    models: Callable[[Exchange], None] | None = None,
+) -> Session:  # fmt: skip
     """Return what the relay needs to serve a run."""
     asker = _Asker(run, approvals)
     return Session(
@@ -28,6 +33,8 @@ def session_for(run: ActiveRun, prepared: Prepared, approvals: Approvals, upstre
         ask=asker.ask,
         recall=asker.recall,
         upstream=upstream,
+        broker=run.credentials,
+        models=models,
     )
 
 

@@ -8,13 +8,15 @@ the host has is asked for through `Look`. Starts nothing, changes nothing.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from posixpath import dirname, join, normpath
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from cloister.plan.steps import Launch, Listen, Placeholders, Plan, WriteFile
+from cloister.plan.steps import Launch, Listen, ListenAgent, Placeholders, Plan, WriteBytes, WriteFile
 
 _ONE = frozenset(
     {
@@ -158,8 +160,8 @@ class Explainer:
         for step in plan.steps:
             if isinstance(step, Placeholders):
                 self._held |= {f"{point.base}/{point.name}": point.kind for point in step.points}
-            elif isinstance(step, WriteFile | Listen):
-                self._made[step.path] = "socket" if isinstance(step, Listen) else "file"
+            elif isinstance(step, WriteFile | WriteBytes | Listen | ListenAgent):
+                self._made[step.path] = "file" if isinstance(step, WriteFile | WriteBytes) else "socket"
 
     def ask(self, path: str) -> Access:
         """Answer about an absolute path as the agent would write it."""
@@ -250,3 +252,17 @@ def _behind(mount: Mounted, path: str) -> str:
 
 def _within(path: str, top: str) -> bool:
     return top in {"/", path} or path.startswith(top + "/")
+
+
+def look(path: str) -> Seen:
+    """Look at a path of the host, without following a link at its end."""
+    try:
+        info = os.lstat(path)
+    except (OSError, ValueError):
+        return Seen("absent")
+    if stat.S_ISLNK(info.st_mode):
+        return Seen("link", os.readlink(path))
+    directory = stat.S_ISDIR(info.st_mode)
+    readable = os.access(path, os.R_OK | (os.X_OK if directory else 0))
+    writable = os.access(path, os.W_OK | (os.X_OK if directory else 0))
+    return Seen("directory" if directory else "file", "", readable, writable)

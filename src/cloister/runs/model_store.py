@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from cloister.host.owner import Owner
 from cloister.host.secrets import SecretReader, Surroundings
 from cloister.policy.model import Ledger
+from cloister.relay.llm.service import Prices
 from cloister.runs.books import BookKeeper
 from cloister.runs.books_open import open_books
 from cloister.runs.model_calls import ModelCalls
@@ -52,12 +54,25 @@ class Store:
             self.books.close()
 
 
+def every_second(load: Callable[[], Prices]) -> Callable[[], Prices]:
+    """Return the same, asked at most once a second: looking for a changed file costs as much as a call."""
+    kept: list[tuple[float, Prices]] = []
+
+    def current() -> Prices:
+        now = time.monotonic()
+        if not kept or now - kept[0][0] >= 1.0:
+            kept[:] = [(now, load())]
+        return kept[0][1]
+
+    return current
+
+
 @contextlib.contextmanager
 def model_calls(paths: Paths, owner: Owner, settings: Callable[[], Ledger] = Ledger) -> Iterator[ModelCalls]:
     """Give the model calls of a process, and close their books at the end."""
     store = Store(paths, settings)
     prices = PriceFiles(paths, owner.uid)
     try:
-        yield ModelCalls(store, prices.current, lambda: secret_reader(paths, owner, dict(os.environ)))
+        yield ModelCalls(store, every_second(prices.current), lambda: secret_reader(paths, owner, dict(os.environ)))
     finally:
         store.close()

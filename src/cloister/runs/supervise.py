@@ -28,17 +28,14 @@ from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
 from cloister.policy.protected import protected_names
-from cloister.relay.server import EgressServer
-from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command, Starter
-from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
-from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
+from cloister.runs.provisions import Provided, Provisions
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
@@ -71,9 +68,8 @@ class Supervisor:
         self._connect = connect
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
-        self._approvals = Approvals(paths.decisions)
-        self._identities = Identities(loop, paths.state)
         self._runs: dict[str, ActiveRun] = {}
+        self._provisions = Provisions(loop, paths, owner, self._runs.values)
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
@@ -98,16 +94,12 @@ class Supervisor:
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
         plan, started = prepared.plan, time.time()
-        tokens = await self._identities.admit(plan, started)
+        provided = await self._provisions.open(prepared, request, started)
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
-        self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state)
-        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
-        if tokens:
-            self._begin_identity(tokens, plan, applied.listener)
+        applied = self._apply(provided, plan, record, link)
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
@@ -116,12 +108,11 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
+        self._provisions.attach(provided, run)
         run.starter = Starter(link, os.dup(output), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
-        if tokens:
-            tokens.note = run.write_event
         if plan.launch.pasta:
             run.network = Attachment(
                 self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
@@ -133,17 +124,23 @@ class Supervisor:
             on_close(closed)
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
-        await self._serve_egress(run, prepared, applied.listener, upstream)
+        await self._provisions.serve(run, prepared, applied, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
 
-    def _begin_identity(self, tokens: RunTokens, plan: Plan, listener: socket.socket) -> None:
-        """Write a run's tokens; where that fails, undo what was done for it."""
+    def _apply(self, provided: Provided, plan: Plan, record: Record, link: Any) -> host_apply.Applied:
+        """Store the plan, then do what it says.
+
+        Raises:
+            CloisterError: nothing is left of it, but for the stored plan.
+        """
         try:
-            self._identities.begin(tokens)
-        except CloisterError:
-            listener.close()
-            host_apply.undo(plan, self._paths.state)
+            if link.closed:
+                raise UsageError("not-started", "whoever asked for the run went away before it started")  # noqa: TRY301
+            self._store.create(plan, record)
+            return self._provisions.apply(provided, plan)
+        except BaseException:
+            self._provisions.left(plan.run)
             raise
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
@@ -152,7 +149,7 @@ class Supervisor:
         run.go = (
             (FLAG_PTY if launch.pty else 0).to_bytes(4, "little")
             + encode_list([os.fsencode(word) for word in launch.command])
-            + encode_list(mapping(prepared.environment))
+            + encode_list(mapping({**prepared.environment, **run.placeholders}))
             + encode_list([os.fsencode(launch.directory)])
         )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
@@ -250,15 +247,6 @@ class Supervisor:
 
         self._loop.add_reader(descriptor, ready)
 
-    async def _serve_egress(
-        self, run: ActiveRun, prepared: Prepared, listener: socket.socket, upstream: UpstreamProxy | None
-    ) -> None:
-        from cloister.runs.egress import session_for
-
-        server = EgressServer(session_for(run, prepared, self._approvals, upstream))
-        run.egress = server
-        await server.start(listener)
-
     # --- further commands, control ------------------------------------------------------------
 
     def execute(  # noqa: PLR0913  # a request's parts, as they came
@@ -280,7 +268,7 @@ class Supervisor:
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
             words=words or [b"/bin/sh"],
-            environment=[*terminal, *mapping(launch.environment)],
+            environment=[*terminal, *mapping(launch.environment | self._provisions.placeholders(run))],
             directory=fields.get("directory") or launch.directory,
             pty=bool(fields.get("pty")),
         )
@@ -319,19 +307,12 @@ class Supervisor:
         results = []
         for name, run in self._runs.items():
             try:
-                rules = self._kitchen.egress_of(run.plan)
-            except CloisterError as error:
-                results.append({"run": name, "error": error.message})
-                continue
-            if run.egress:
-                run.egress.update(*rules)
-            try:
-                self._identities.narrow(name, self._kitchen.identity_of(run.plan), self._kitchen.policies.digest)
+                self._provisions.reload(run, self._kitchen)
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
-            if self._kitchen.filter_outdated(run.plan, *rules):
+            if self._kitchen.filter_outdated(run.plan):
                 results.append({"run": name, "error": FILTER_OUTDATED})
                 continue
             results.append({"run": name, "policy": self._kitchen.policies.digest})
@@ -373,7 +354,7 @@ class Supervisor:
             self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
-        lost = await self._identities.end(run.plan.run)
+        warnings = await self._provisions.end(run)
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
@@ -381,10 +362,11 @@ class Supervisor:
             run.write_event("warning", {"what": "egress connections did not close in time"})
         finally:
             host_apply.undo(run.plan, self._paths.state)
-        warnings = await self._loop.run_in_executor(None, _look_after, run)
+        found = await self._loop.run_in_executor(None, _look_after, run)
+        warnings = (*self._provisions.left(run.plan.run), *found, *warnings)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
-        run.close(outcome, (*run.limits_reached, *warnings, *([lost] if lost else [])))
+        run.close(outcome, (*run.limits_reached, *warnings))
 
     def recover(self) -> None:
         """Undo what the runs of a killed broker left, and give each a receipt that says so."""
@@ -397,7 +379,7 @@ class Supervisor:
                 self._store.remove(run)  # killed before its plan was complete: nothing was applied
                 continue
             host_apply.undo(plan, self._paths.state)
-            self._identities.recover(plan)
+            self._provisions.recover(plan)
             self._close_record(plan, record)
 
     def _close_record(self, plan: Plan, record: Record | None) -> None:
@@ -417,13 +399,14 @@ class Supervisor:
         self._store.finish(closed, receipt)
 
     async def close(self) -> None:
-        """End every run, politely for two seconds."""
+        """End every run, politely for two seconds; what is asked for a login comes to its end."""
         for run in list(self._runs.values()):
             run.live.stop(1.0)
         await self._wait_empty(3.0)
         for run in list(self._runs.values()):
             run.live.outer_closed()
         await self._wait_empty(3.0)
+        await self._provisions.close()
 
     async def _wait_empty(self, seconds: float) -> None:
         while self._runs:

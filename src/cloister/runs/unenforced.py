@@ -10,7 +10,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
-from cloister.policy.model import Agent, Llm, MicroVm, Service
+from cloister.policy.model import Agent, MicroVm, Service
 
 _OBEYED_AUDIT = ("retention",)
 """Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
@@ -30,8 +30,6 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='isolation = "namespace"',
         )
     for key, asked in (
-        ("credentials", bool(agent.credentials)),
-        ("llm", agent.llm != Llm()),
         ("service", agent.service != Service()),
         ("microvm", agent.microvm != MicroVm()),
     ):
@@ -50,7 +48,7 @@ def refuse_tables(document: Document) -> None:
     Raises:
         UnsupportedError: names the first one and where it stands.
     """
-    written: set[tuple[str, ...]] = {(name,) for name in ("images", "providers", "ledger") if document.tables.get(name)}
+    written: set[tuple[str, ...]] = {(name,) for name in ("images",) if document.tables.get(name)}
     written |= {("audit", key) for key in document.tables.get("audit", {}) if key not in _OBEYED_AUDIT}
     for path in sorted(written):
         shown = ".".join(path)
@@ -66,4 +64,4 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    return tuple(key for key in ("credentials", "llm", "service", "microvm") if given[key] != defaults[key])
+    return tuple(key for key in ("service", "microvm") if given[key] != defaults[key])

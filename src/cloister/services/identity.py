@@ -21,12 +21,12 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from ipaddress import ip_address
 
 import msgspec
 
-from cloister.egress.denial import json_response
-from cloister.egress.http1 import Headers, HttpError
+from cloister.egress.http1 import Body, Headers, HttpError, ResponseHead
 from cloister.errors import CloisterError, DeniedError, UsageError
 from cloister.host.key_store import read_private
 from cloister.host.owner import identify
@@ -183,13 +183,20 @@ def _respond(exchange: Exchange, answer: Answer) -> None:
         return  # the client has gone
     switches = exchange.method == "CONNECT" or exchange.websocket
     exchange.keep_alive = exchange.keep_alive and exchange.ended and not switches
-    body, head_only = msgspec.json.encode(answer.body), exchange.method == "HEAD"
-    response = json_response(answer.status, body, head_only=head_only, close=not exchange.keep_alive)
+    response = _response(answer, close=not exchange.keep_alive, head_only=exchange.method == "HEAD")
     exchange.respond_whole(answer.status, response)
 
 
+def _response(answer: Answer, *, close: bool, head_only: bool = False) -> bytes:
+    body = msgspec.json.encode(answer.body)
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    phrase = HTTPStatus(answer.status).phrase.encode()
+    head = ResponseHead(answer.status, phrase, headers, Body("length", len(body)), close=close).encode()
+    return head if head_only else head + body
+
+
 def _unreadable(_connection: HttpConnection, error: HttpError) -> bytes:
-    return json_response(400, msgspec.json.encode(_words(error.reason, error.explanation)), close=True)
+    return _response(Answer(400, _words(error.reason, error.explanation)), close=True)
 
 
 def _words(reference: str, message: str) -> dict[str, dict[str, str]]:

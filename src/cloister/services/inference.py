@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import hmac
 import os
 import signal
@@ -109,6 +110,8 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         server = ModelServer(self._calls.inference, self.identify)
         ready(await server.start(self._setting.host, self._setting.port))
+        gc.freeze()  # what is loaded now stays: nothing of it needs to be looked through again
+        gc.set_threshold(20_000, 20, 50)
         try:
             await over.wait()
         finally:

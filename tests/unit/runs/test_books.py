@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 from pathlib import Path
 
 import apsw
@@ -83,7 +84,7 @@ def test_what_was_closed_before_a_crash_is_written_once(tmp_path: Path) -> None:
 
 
 def test_a_replayed_reservation_never_takes_the_place_of_a_row(tmp_path: Path) -> None:
-    """When the record of the close is gone and the row is in the ledger, an old record of the opening changes nothing."""
+    """When the close is gone from the journal and its row is in the ledger, an old opening changes nothing."""
     journal = Journal(str(tmp_path))
     books_rows = msgspec.msgpack.encode(noted(1))
     journal.append(1, books_rows).pins += 1
@@ -138,6 +139,27 @@ def test_sums_count_what_is_asked_for(tmp_path: Path) -> None:
         assert books.spent("claude", MIDNIGHT + 2, MIDNIGHT + 5).requests == 2
         assert books.spent("claude", MIDNIGHT + 6, math.inf) == Spent()
         assert books.drained(5)
+    books.close()
+
+
+def test_a_row_in_memory_and_in_the_ledger_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the commit and its notice a row is in both places; a sum of that moment counts it once."""
+    books = open_books(tmp_path)
+    written = threading.Event()
+
+    def forget_nothing(_: object) -> list[object]:
+        written.set()
+        return []
+
+    monkeypatch.setattr(books, "settle", forget_nothing)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    books.opened(noted(2))
+    assert written.wait(5)
+
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1))}
+    assert books.spent("claude", *ALL) == Spent(2, 1220, 0.0265)
+    assert books.spent("claude", *ALL, run="run1") == Spent(2, 1220, 0.0265)
     books.close()
 
 
@@ -373,6 +395,31 @@ def test_clock_steps_lose_no_row_of_a_sum(tmp_path: Path) -> None:
     books.close()
 
 
+def test_a_ledger_that_somebody_locks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another program holds the database, calls go on and sums are right; the rows follow."""
+    monkeypatch.setattr("cloister.host.ledger_sqlite.BUSY_MS", 20)
+    told: list[str] = []
+    books = open_books(tmp_path, told.append)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert books.drained(5)
+    other = apsw.Connection(str(tmp_path / "ledger.db"))
+    other.execute("BEGIN IMMEDIATE")
+    books.opened(noted(2))
+    books.closed(ended(noted(2)))
+    assert not books.drained(0.3)
+    assert books.spent("claude", *ALL) == Spent(2, 240, 0.002)
+    assert books.health().ledger_down
+    other.execute("ROLLBACK")
+    other.close()
+
+    assert books.drained(10)
+    assert not books.health().ledger_down
+    books.close()
+    assert len(stored(tmp_path)) == 2
+    assert len(told) == 2, "away once, back once"
+
+
 def test_the_ledger_is_the_owners_alone(tmp_path: Path) -> None:
     """Neither the database nor its log can be read by others."""
     books = open_books(tmp_path)
@@ -384,3 +431,57 @@ def test_the_ledger_is_the_owners_alone(tmp_path: Path) -> None:
 
     assert "ledger.db" in modes
     assert not any(modes.values())
+
+
+def test_a_writer_that_meets_the_unexpected_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error nobody thought of is told, and rows are written as soon as it is over."""
+    told: list[str] = []
+    books = open_books(tmp_path, told.append)
+    assert books.drained(5)
+    real = SqliteLedger.write
+    monkeypatch.setattr(SqliteLedger, "write", lambda *_: 1 / 0)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert not books.drained(0.3)
+    monkeypatch.setattr(SqliteLedger, "write", real)
+
+    assert books.drained(10)
+    books.close()
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1))}
+    assert any("division by zero" in text for text in told)
+
+
+def test_a_mistaken_suspicion_replaces_no_ledger(tmp_path: Path) -> None:
+    """When a reader saw the broken file and a good one has its place by now, that stays."""
+    told: list[str] = []
+    books = open_books(tmp_path, told.append)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert books.drained(5)
+    books._writer.repair(ledger.LedgerCorruptError("as it was a moment ago"))
+    books.opened(noted(2))
+    books.closed(ended(noted(2)))
+    assert books.drained(5)
+    books.close()
+
+    assert len(stored(tmp_path)) == 2
+    assert not list(tmp_path.glob("*.broken*"))
+    assert told == []
+
+
+def test_another_programs_database_is_not_written_into(tmp_path: Path) -> None:
+    """A database that is none of ours is set aside as it is, tables and all."""
+    path = tmp_path / "ledger.db"
+    with apsw.Connection(str(path)) as connection:
+        connection.execute("CREATE TABLE calls (note TEXT); INSERT INTO calls VALUES ('mine'); PRAGMA user_version = 1")
+    connection.close()
+    books = open_books(tmp_path)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    assert books.drained(5)
+    books.close()
+
+    kept = apsw.Connection(str(tmp_path / "ledger.db.broken-1"))
+    assert kept.execute("SELECT note FROM calls").fetchall() == [("mine",)]
+    kept.close()
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1))}

@@ -19,10 +19,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { BACKLOG = 1024, PAIRS_MAX = 8192, RETRY_MS = 5, ACCEPTS_AT_ONCE = 32 };
+enum { BACKLOG = 1024, PAIRS_MAX = 8192, RETRY_MS = 5, ACCEPTS_AT_ONCE = 32, LISTENERS_MAX = 8 };
 
-static struct source listeners[2];
-static int listener_fds[2] = {-1, -1};
+static struct source listeners[LISTENERS_MAX];
+static int listener_fds[LISTENERS_MAX];
+static int listener_count;
 static struct sockaddr_un relay = {.sun_family = AF_UNIX};
 static int parked = -1; /* accepted, waiting until the relay's backlog has room */
 
@@ -33,9 +34,8 @@ static void listen_again(void);
 /* Stop accepting for a moment: the kernel's backlog holds newcomers meanwhile. */
 static void pause_listening(void)
 {
-    for (int i = 0; i < 2; i++)
-        if (listener_fds[i] >= 0)
-            (void)!loop_watch(&listeners[i], listener_fds[i], 0);
+    for (int i = 0; i < listener_count; i++)
+        (void)!loop_watch(&listeners[i], listener_fds[i], 0);
     loop_later(RETRY_MS, listen_again);
 }
 
@@ -79,8 +79,8 @@ static void listen_again(void)
         }
         parked = -1;
     }
-    for (int i = 0; i < 2; i++)
-        if (listener_fds[i] >= 0 && loop_watch(&listeners[i], listener_fds[i], LOOP_READ) < 0)
+    for (int i = 0; i < listener_count; i++)
+        if (loop_watch(&listeners[i], listener_fds[i], LOOP_READ) < 0)
             loop_later(RETRY_MS, listen_again);
 }
 
@@ -104,9 +104,13 @@ static void on_client(struct source *source, uint32_t events)
     }
 }
 
-static int open_listener(int place, const struct sockaddr *address, socklen_t length)
+static int open_listener(const struct sockaddr *address, socklen_t length)
 {
-    const int on = 1;
+    const int on = 1, place = listener_count;
+    if (place == LISTENERS_MAX) {
+        errno = E2BIG;
+        return -1;
+    }
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
@@ -120,17 +124,15 @@ static int open_listener(int place, const struct sockaddr *address, socklen_t le
         errno = saved;
         return -1;
     }
-    listener_fds[place] = fd;
+    listener_fds[listener_count++] = fd;
     return 0;
 }
 
-bool forward_open(const char *listen, const char *egress)
+static bool open_port(const char *listen)
 {
     struct sockaddr_in four = {.sin_family = AF_INET};
     struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
     char host[INET_ADDRSTRLEN] = "";
-    if (!listen)
-        return true;
     const char *colon = strchr(listen, ':');
     char *end = NULL;
     long port = colon ? strtol(colon + 1, &end, 10) : 0;
@@ -138,13 +140,27 @@ bool forward_open(const char *listen, const char *egress)
     if (!colon || *end || port < 1 || port > 65535 || (size_t)(colon - listen) >= sizeof host)
         return false;
     memcpy(host, listen, (size_t)(colon - listen));
-    if (inet_pton(AF_INET, host, &four.sin_addr) != 1 || strlen(egress) >= sizeof relay.sun_path)
+    if (inet_pton(AF_INET, host, &four.sin_addr) != 1)
         return false;
-    strcpy(relay.sun_path, egress);
     four.sin_port = six.sin6_port = htons((uint16_t)port);
-    if (open_listener(0, (struct sockaddr *)&four, sizeof four) < 0)
+    if (open_listener((struct sockaddr *)&four, sizeof four) < 0)
         return false;
     /* IPv6 may be off in this kernel or namespace; clients were told the IPv4 address. */
-    (void)!open_listener(1, (struct sockaddr *)&six, sizeof six);
+    (void)!open_listener((struct sockaddr *)&six, sizeof six);
+    return true;
+}
+
+bool forward_open(const char *const *listen, size_t count, const char *egress)
+{
+    if (!count)
+        return true;
+    if (strlen(egress) >= sizeof relay.sun_path) {
+        errno = EINVAL;
+        return false;
+    }
+    strcpy(relay.sun_path, egress);
+    for (size_t i = 0; i < count; i++)
+        if (!open_port(listen[i]))
+            return false;
     return true;
 }

@@ -6,8 +6,12 @@
 #define CLOISTER_FORWARD_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
-/* Listen on `listen` (`127.0.0.1:3128`; ::1 as well where there is IPv6). NULL: no forwarder. False: errno says why. */
-bool forward_open(const char *listen, const char *egress);
+/*
+ * Listen on each of `listen` (`127.0.0.1:3128`; ::1 as well where there is IPv6), all for the same relay: it tells
+ * by the first request what a client wants. None: no forwarder. False: errno says why.
+ */
+bool forward_open(const char *const *listen, size_t count, const char *egress);
 
 #endif

@@ -420,7 +420,7 @@ int inner_main(int count, char **options)
     /* Landlock first: the probes then see what the agent will see. */
     bool good = landlock_enforce(&self.options, &findings);
     good = probe_run(&self.options, &findings) && good;
-    if (good && !forward_open(self.options.listen, self.options.egress)) {
+    if (good && !forward_open(self.options.listen.items, self.options.listen.count, self.options.egress)) {
         probe_note(&findings, "forwarder", "", strerrorname_np(errno));
         good = false;
     }

@@ -85,7 +85,7 @@ static bool parse_valued(struct options *options, const char *name, const char *
     if (strcmp(name, "--egress") == 0)
         return (options->egress = value) != NULL;
     if (strcmp(name, "--listen") == 0)
-        return (options->listen = value) != NULL;
+        return add_word(&options->listen, value, most);
     if (strcmp(name, "--probe-write") == 0)
         return add_word(&options->probe_write, value, most);
     if (strcmp(name, "--probe-connect") == 0)

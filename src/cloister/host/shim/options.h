@@ -26,7 +26,7 @@ enum { LIMITS_MAX = 16 };
 struct options {
     int ctl;
     const char *egress;
-    const char *listen; /* NULL: no forwarder */
+    struct words listen; /* none: no forwarder */
     struct words probe_write, probe_connect;
     struct words landlock_rw, landlock_ro;
     enum landlock_demand landlock;

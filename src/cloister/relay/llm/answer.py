@@ -7,7 +7,7 @@ events held back, until it is known that they are not the one that the agent did
 from __future__ import annotations
 
 import zlib
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,8 +19,8 @@ HEARTBEAT = b": cloister waits\n\n"
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[msgspec.Raw] | None = None
-    usage: msgspec.Raw | None = None
+    choices: Any = None
+    usage: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -124,4 +124,4 @@ def _only_usage(event: bytes) -> bool:
         chunk = _decode(text)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return False
-    return chunk.choices == [] and chunk.usage is not None and bytes(chunk.usage) != b"null"
+    return chunk.choices == [] and chunk.usage is not None

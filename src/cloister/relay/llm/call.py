@@ -1,8 +1,8 @@
-"""One model call: read the request, decide, reserve, send, pass the answer on, settle. In this order, once each.
+"""One model call: decide, reserve, send, pass the answer on, settle. In this order, once each.
 
-A `Call` is the sink of the client's exchange and the receiver of the upstream's answer. Before a byte of an answer is
-passed on, another attempt may be made; afterwards never. Whatever happens in between, what was reserved is settled and
-the row that was opened is closed, exactly once, in `_settle`.
+A `Call` gets a request that is whole (`intake`), and is the receiver of the upstream's answer. Before a byte of an
+answer is passed on, another attempt may be made; afterwards never. Whatever happens in between, what was reserved is
+settled and the row that was opened is closed, exactly once, in `_settle`.
 """
 
 from __future__ import annotations
@@ -12,56 +12,48 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from cloister.egress.http1 import Body, Headers, HttpError
 from cloister.llm import access, errors, routes, upstreams
-from cloister.llm.budgets import Hold
 from cloister.llm.errors import Refusal
-from cloister.llm.ledger import Row, Source
 from cloister.llm.order import Order, read_order
 from cloister.llm.routes import Route
-from cloister.llm.tokens import Usage, add
 from cloister.relay.llm.answer import HEARTBEAT, Answer
 from cloister.relay.llm.held import Held, passed_fields, seconds
 from cloister.relay.llm.supply import Supply, SupplyError
+from cloister.relay.llm.tab import NOTHING, Tab
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
-    from cloister.relay.llm.service import Caller, Inference, Price
+    from cloister.relay.llm.service import Caller, Inference
     from cloister.relay.upstream import HttpUpstream
 
 _OK, _UNAUTHORIZED, _BAD_REQUEST = 200, 401, 400
 _AGAIN = frozenset({429, 500, 502, 503, 504, 529})
 _MAYBE_BILLED = frozenset({502, 504, 524})
 """A gateway gave up; what stands behind it may have worked on."""
+_TOGETHER = 128 * 1024
+"""Bodies below this are copied behind their head, which saves a write."""
 _NO_LIST = frozenset({404, 405, 501})
-_NOTHING = Usage()
 
 
 class Call:
     """One request that may cost something."""
 
-    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route) -> None:
-        """Take a request whose caller is known; `start` begins to read it."""
+    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route, size: int) -> None:
+        """Take a request that was read whole; `size` bytes of it are in memory until the call is over."""
         self.service, self.caller, self.exchange, self.route = service, caller, exchange, route
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._size = size
         self._order: Order | None = None
         self._supplies: list[Supply] = []
         self._supply: Supply | None = None
-        self._price: Price | None = None
-        self._hold: Hold | None = None
-        self._row: Row | None = None
+        self._tab = Tab(service, caller, route)
         self._upstream: HttpUpstream | None = None
         self._answer: Answer | None = None
         self._task: asyncio.Task[None] | None = None
-        self._attempts = self._status = 0
-        self._request_id = ""
         self._held: Held | None = None
+        self._head: tuple[int, bytes, Headers, Body] | None = None
         self._framing = ""
-        self._charged: list[tuple[Usage, float]] = []
-        self._time = self._begun = self._moved = self._first = self._beat = 0.0
+        self._moved = self._beat = 0.0
         self._over = self._left = self._rekeyed = self._paused = False
         self._drain_until = 0.0
         self._pause_s: float | None = None
@@ -74,42 +66,9 @@ class Call:
             return 4.0
         return min(upstream.first_byte_timeout_s, upstream.idle_timeout_s, self.service.bounds.heartbeat_s)
 
-    def start(self) -> None:
-        """Read the body, within bounds."""
-        exchange, bounds = self.exchange, self.service.bounds
-        if exchange.body.framing == "length" and exchange.body.length > bounds.body_bytes:
-            self._refuse(self._too_large())
-            return
-        if self.service.buffered > bounds.all_bodies_bytes:
-            self._refuse(Refusal(503, "too-busy", "too many large requests are under way", 5))
-            return
-        if any(name.lower() == b"expect" for name, _ in exchange.headers):
-            exchange.interim(100, b"Continue", [])
-        exchange.attach(self)
-
-    # The exchange's sink.
-
-    def write_body(self, data: bytes) -> None:
-        """Keep a piece of the request."""
-        if self._over:
-            return
-        self._size += len(data)
-        self.service.buffered += len(data)
-        if self._size > self.service.bounds.body_bytes:
-            self._parts.clear()
-            self._refuse(self._too_large())
-            return
-        self._parts.append(data)
-
-    def end_body(self, trailers: Headers) -> None:  # noqa: ARG002 - model requests have none that matter
-        """The request is complete: decide and send."""
-        if self._over:
-            return
-        self._time, self._begun = time.time(), time.monotonic()
-        self._moved = self._begun
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._supplies = self._candidates()
+    def start(self, body: bytes) -> None:
+        """Decide about a request that is complete, and send it."""
+        self._supplies = self.caller.serving(self.route)
         if not self._supplies:
             names = " or ".join(self.route.protocols)
             words = f"no provider of this agent speaks {names} (llm.providers)"
@@ -117,7 +76,7 @@ class Call:
             return
         self._supply = self._supplies.pop(0)
         if self.route.name == "models":
-            self._order = Order("", stream=False, body=b"", hides_usage=False, demand=_NOTHING)
+            self._order = Order("", stream=False, body=b"", hides_usage=False, demand=NOTHING)
         else:
             host = self._supply.upstream.host
             order = read_order(body, self.route, self.caller.access, self.caller.max_tokens, host)
@@ -141,57 +100,20 @@ class Call:
     def shut(self) -> None:
         """The process ends: settle with what is known."""
         self._left = True
-        self._stop("truncated" if self._status else "unknown")
+        self._stop("truncated" if self._tab.status else "unknown")
 
     # Deciding.
 
-    def _candidates(self) -> list[Supply]:
-        """Return the upstreams that may serve this route: one, or all in order where falling back is allowed."""
-        found = [supply for supply in self.caller.supplies if supply.upstream.protocol in self.route.protocols]
-        if not self.caller.fallback:
-            return found[:1]
-        return sorted(found, key=lambda supply: supply.resting)
-
     def _reserve(self, order: Order) -> None:
         """Reserve what the call may use, note it, and go on."""
-        caller = self.caller
-        cost = self._cost_of(order)
-        if isinstance(cost, Refusal):
-            self._refuse(cost)
-            return
-        hold = caller.account.reserve(caller.run, order.demand.total, cost, self._time, self._begun)
-        if isinstance(hold, Refusal):
-            self._exhausted(order, hold)
-            return
-        self._hold = hold
-        self._row = self._make_row(order.demand, cost, "estimated", "unknown")
-        try:
-            self.service.books.opened(self._row)
-        except OSError as error:
-            self._row = None
-            caller.account.release(hold)
-            words = f"calls cannot be written down, so none is made: {error.strerror or error}"
-            self._refuse(Refusal(503, "ledger-unavailable", words, 5))
+        supply = self._supply
+        assert supply is not None  # noqa: S101 - chosen before
+        refusal = self._tab.open(order, supply.upstream)
+        if refusal is not None:
+            self._exhausted(order, refusal)
             return
         self.service.begin(self)
         self._go()
-
-    def _cost_of(self, order: Order) -> float | Refusal:
-        """Return what the call may cost at most, with the upstream that was chosen."""
-        self._price = None
-        if not self.route.metered or self._supply is None:
-            return 0.0
-        upstream = self._supply.upstream
-        self._price = self.service.prices().find(upstream.protocol, order.model, upstream.name)
-        if self._price is not None:
-            return self._price.cost(order.demand)
-        if not self.caller.account.limits.priced:
-            return 0.0
-        words = (
-            f"the model {order.model[:100]!r} has no known price, so no budget in dollars can hold: "
-            "write it into ~/.config/cloister/prices.toml"
-        )
-        return Refusal(403, "price-unknown", words, again=False)
 
     def _exhausted(self, order: Order, refusal: Refusal) -> None:
         """A budget stands in the way: ask the person where the policy says so, else refuse."""
@@ -201,7 +123,7 @@ class Call:
 
         async def ask() -> None:
             if await self.caller.ask(refusal):
-                self.caller.account.grant(self.caller.run, refusal.reason, self._time)
+                self.caller.account.grant(self.caller.run, refusal.reason, self._tab.time)
                 self.caller.record("budget-granted", {"reason": refusal.reason})
                 self._reserve_again(order)
             else:
@@ -211,7 +133,6 @@ class Call:
 
     def _reserve_again(self, order: Order) -> None:
         if not self._left and not self._over:
-            self._begun = time.monotonic()
             self._reserve(order)
 
     # Sending.
@@ -264,12 +185,13 @@ class Call:
             supply.upstream, exchange.method, self._target(supply), exchange.headers, lines, length
         )
         self._upstream = connection
-        self._attempts += 1
+        self._tab.attempts += 1
+        self._tab.status = 0
         self._moved = time.monotonic()
-        self._status = 0
         exchange.bytes_up += len(head) + len(body)
-        connection.begin(self, exchange.method, head, Body("length", len(body)))
-        if body:
+        together = len(body) < _TOGETHER
+        connection.begin(self, exchange.method, head + body if together else head, Body("length", len(body)))
+        if not together:
             connection.write_body(body)
         connection.end_body([])
         if not self._left:
@@ -284,10 +206,10 @@ class Call:
         """Pass the head on, or hold the answer back where another attempt may follow."""
         order, supply = self._order, self._supply
         assert order is not None and supply is not None  # noqa: S101, PT018 - chosen before
-        self._status, self._framing, self._moved = status, body.framing, time.monotonic()
+        self._tab.status, self._framing, self._moved = status, body.framing, time.monotonic()
         fields = {name.lower(): value for name, value in headers}
         identity = fields.get(b"request-id") or fields.get(b"x-request-id") or b""
-        self._request_id = identity[:200].decode("latin-1")
+        self._tab.request_id = identity[:200].decode("latin-1")
         supply.judge(failed=status in _AGAIN)
         if self.route.name == "models" or (not self._left and self._may_try_again(status, fields)):
             self._held = Held(status, phrase, headers, self.service.bounds.list_bytes)
@@ -298,13 +220,15 @@ class Call:
         self._answer = Answer(self.route.shape, stream=stream, hide=hide, coding=coding)
         if not self._left:
             framing = Body("chunked") if (hide and stream) or body.framing == "close" else body
-            self.exchange.respond(status, phrase, passed_fields(headers), framing)
+            self._head = (status, phrase, passed_fields(headers), framing)
+            # With the first piece of the body, if that came along: a write costs more than all of our work.
+            self.exchange.connection.loop.call_soon(self._write, b"")
 
     def on_response_body(self, data: bytes) -> None:
         """Count a piece and pass it on."""
         self._moved = time.monotonic()
-        if not self._first:
-            self._first = self._moved
+        if not self._tab.first_byte:
+            self._tab.first_byte = self._moved
         answer = self._answer
         if answer is None:
             if self._held is not None and not self._held.take(data):
@@ -317,7 +241,7 @@ class Call:
                 self._stop("client-left")
         elif passed:
             self._beat = self._moved
-            self.exchange.respond_body(passed)
+            self._write(passed)
 
     def on_response_end(self, trailers: Headers) -> None:
         """Settle and finish."""
@@ -333,8 +257,7 @@ class Call:
             self._settle("client-left")
         else:
             self._settle("complete")
-            if rest := answer.rest():
-                self.exchange.respond_body(rest)
+            self._write(answer.rest())
             self.exchange.respond_end(trailers)
 
     def on_switch(self, phrase: bytes, headers: Headers, rest: bytes) -> None:
@@ -350,7 +273,7 @@ class Call:
             self._truncated(error.explanation)
         elif self._held is not None:
             self._again()
-        elif upstream is not None and upstream.used and self._attempts == 1 and not self._left:
+        elif upstream is not None and upstream.used and self._tab.attempts == 1 and not self._left:
             self._go()  # a kept connection that the server was just closing: nothing was read there
         else:
             supply.judge(failed=True)
@@ -359,6 +282,15 @@ class Call:
 
     def on_pressure(self, *, paused: bool) -> None:
         """The upstream reads slowly; the body is in memory already."""
+
+    def _write(self, data: bytes) -> None:
+        """Write a piece of the answer, behind its head where that has not left yet."""
+        head, self._head = self._head, None
+        if head is not None:
+            if not self._left:
+                self.exchange.respond(*head, data)
+        elif data:
+            self.exchange.respond_body(data)
 
     def _press(self, paused: bool) -> None:
         """The client reads slowly: so is the upstream read."""
@@ -379,7 +311,7 @@ class Call:
             return False
         self._pause_s = seconds(fields.get(b"retry-after"))
         patient = self._pause_s is None or self._pause_s <= self.service.bounds.patience_s
-        return bool(self._supplies) or (self._attempts <= supply.upstream.retries and patient)
+        return bool(self._supplies) or (self._tab.attempts <= supply.upstream.retries and patient)
 
     def _again(self) -> None:
         """An answer was held back and is over: decide what becomes of it."""
@@ -407,39 +339,22 @@ class Call:
 
     async def _next(self, supply: Supply, *, maybe_billed: bool) -> bool:
         """Choose who is asked next, and reserve for it; False when a budget has no room for another attempt."""
-        if self._supplies:
-            self._supply = self._supplies.pop(0)
-        else:
-            await asyncio.sleep(min(self._pause_s or 0.5 * 2 ** min(self._attempts, 5), self.service.bounds.patience_s))
-        if self._supply is supply and not maybe_billed:
+        following = self._supplies.pop(0) if self._supplies else supply
+        self._supply = following
+        if following is supply:
+            await asyncio.sleep(
+                min(self._pause_s or 0.5 * 2 ** min(self._tab.attempts, 5), self.service.bounds.patience_s)
+            )
+        if following is supply and not maybe_billed:
             return True
-        return self._reserve_anew(maybe_billed=maybe_billed)
-
-    def _reserve_anew(self, *, maybe_billed: bool) -> bool:
-        """Settle the attempt before, as billed where it may have been, and reserve for the next one."""
-        order, hold = self._order, self._hold
-        assert order is not None and hold is not None and self._row is not None  # noqa: S101, PT018 - a call under way
-        if maybe_billed:
-            self._charged.append((order.demand, self._row.cost_usd))
-            self.caller.account.settle(hold, order.demand.total, self._row.cost_usd, time.monotonic())
-        else:
-            self.caller.account.release(hold)
-        cost = self._cost_of(order)
-        if isinstance(cost, Refusal):
-            return False
-        now = time.monotonic()
-        new = self.caller.account.reserve(self.caller.run, order.demand.total, cost, self._time, now, counted=False)
-        if isinstance(new, Refusal):
-            return False
-        self._hold = new
-        return True
+        return self._tab.renew(following.upstream, maybe_billed=maybe_billed)
 
     def _failed(self, refusal: Refusal, *, maybe_billed: bool) -> None:
         """No answer came: try again where the policy says so, else tell the client."""
         supply = self._supply
         assert supply is not None  # noqa: S101 - chosen before
         self._drop_upstream()
-        more = bool(self._supplies) or (self._attempts <= supply.upstream.retries and self._attempts > 0)
+        more = bool(self._supplies) or (self._tab.attempts <= supply.upstream.retries and self._tab.attempts > 0)
         if self._left or not more:
             self._give_up(refusal, maybe_billed=maybe_billed)
             return
@@ -454,20 +369,26 @@ class Call:
 
     def _give_up(self, refusal: Refusal, *, maybe_billed: bool) -> None:
         """Settle without an answer: what may have been billed counts as if it was."""
-        order = self._order
-        self._status = 0 if self._left else refusal.status
-        usage = order.demand if order is not None and maybe_billed else _NOTHING
-        self._settle("client-left" if self._left else "upstream-failed", usage, refusal.reason)
+        self._tab.status = 0 if self._left else refusal.status
+        self._settle("client-left" if self._left else "upstream-failed", lost=maybe_billed, reason=refusal.reason)
         self._answer_refusal(refusal)
 
     # Ending.
 
+    def _settle(self, outcome: str, *, lost: bool = False, reason: str = "") -> None:
+        """Close the tab, once: with what the answer told, or with the whole reservation where nobody knows."""
+        if self._over:
+            return
+        self._over = True
+        self.service.buffered -= self._size
+        self.service.end(self)
+        counts = self._answer is not None and self._tab.status < _BAD_REQUEST and self.route.metered
+        metered = self._answer.finish() if self._answer is not None and counts else None
+        self._tab.close(outcome, metered, lost=lost and self.route.metered, reason=reason)
+
     def _give(self, held: Held) -> None:
         """Give the client an answer that was held back."""
-        billed = self._order.demand if self._order and held.status in _MAYBE_BILLED else _NOTHING
-        if self._hold is not None and not self._hold.open:
-            billed = _NOTHING  # charged already, with the attempt
-        self._settle("complete", billed)
+        self._settle("complete", lost=held.status in _MAYBE_BILLED)
         if not self._left:
             held.give(self.exchange)
 
@@ -490,7 +411,7 @@ class Call:
 
         Some compatible servers leave `[DONE]` out, so for Chat Completions only a connection that just ended tells.
         """
-        if not answer.stream or self._status != _OK or answer.coded or answer.meter.finished:
+        if not answer.stream or self._tab.status != _OK or answer.coded or answer.meter.finished:
             return False
         return self.route.shape != "chat" or self._framing == "close"
 
@@ -505,7 +426,7 @@ class Call:
         if answer.stream and not answer.coded:
             gap = b"" if answer.between_events else b"\n\n"
             end = errors.stream_end(self.route.shape, Refusal(502, "upstream-truncated", why))
-            exchange.respond_body(answer.rest() + gap + end)
+            self._write(answer.rest() + gap + end)
             exchange.break_off()
         else:
             exchange.fail()
@@ -523,21 +444,20 @@ class Call:
             if now - self._moved > upstream.first_byte_timeout_s:
                 words = f"{upstream.place} did not answer in {upstream.first_byte_timeout_s:g} s"
                 self._failed(Refusal(504, "first-byte-timeout", words), maybe_billed=True)
-        elif now - self._moved > (upstream.idle_timeout_s if self._first else upstream.first_byte_timeout_s):
+        elif now - self._moved > (upstream.idle_timeout_s if self._tab.first_byte else upstream.first_byte_timeout_s):
             self._truncated(f"{upstream.place} was silent for {now - self._moved:.0f} s")
         elif now - max(self._beat, self._moved) > self.service.bounds.heartbeat_s and answer.between_events:
             self._beat = now
             if not self._left:
-                self.exchange.respond_body(HEARTBEAT)
+                self._write(HEARTBEAT)
 
     def _stop(self, outcome: str) -> None:
         """End at once: nobody waits for an answer any more."""
         if self._task is not None:
             self._task.cancel()
-        order = self._order
         unanswered = self._upstream is not None and self._answer is None and self._held is None
         self._drop_upstream()
-        self._settle(outcome, order.demand if order is not None and unanswered else None)
+        self._settle(outcome, lost=unanswered)
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -560,92 +480,24 @@ class Call:
 
         self._task = asyncio.get_running_loop().create_task(guarded())
 
-    # The books.
-
-    def _settle(self, outcome: str, usage: Usage | None = None, reason: str = "") -> None:
-        """Put what was used in the place of the reservation, and close the row. Once.
-
-        Without `usage` the answer tells; without an answer nothing was used.
-        """
-        if self._over:
-            return
-        self._over = True
-        self.service.buffered -= self._size
-        self.service.end(self)
-        order, row, hold = self._order, self._row, self._hold
-        if order is None or row is None or hold is None:
-            return
-        source: Source = "provider" if usage is None or usage == _NOTHING else "estimated"
-        model = order.model
-        if usage is None:
-            usage, source, model = self._metered(order)
-        cost, price = self._priced(usage)
-        self.caller.account.settle(hold, usage.total, cost, time.monotonic())
-        for charged, dollars in self._charged:
-            usage, cost, source = add(usage, charged), cost + dollars, "estimated"
-        self.service.books.closed(self._make_row(usage, cost, source, outcome, model, price, reason))
-
-    def _metered(self, order: Order) -> tuple[Usage, Source, str]:
-        """Return what the answer says was used, or an estimate from what arrived."""
-        answer = self._answer
-        if answer is None or self._status >= _BAD_REQUEST or not self.route.metered:
-            return _NOTHING, "provider", order.model
-        metered = answer.finish()
-        usage = metered.usage
-        if metered.source == "estimated" and usage.total == usage.output_tokens:
-            most = order.demand.output_tokens
-            usage = msgspec.structs.replace(order.demand, output_tokens=min(usage.output_tokens, most) if most else 0)
-        return usage, metered.source, metered.model or order.model
-
-    def _priced(self, usage: Usage) -> tuple[float, str]:
-        """Return dollars, and by which price."""
-        if usage.cost_usd is not None:
-            return usage.cost_usd, "upstream"
-        if self._price is None:
-            return 0.0, ""
-        return self._price.cost(usage), self._price.label
-
-    def _make_row(  # noqa: PLR0913 - the parts of a row that change
-        self, usage: Usage, cost: float, source: Source, outcome: str, model: str = "", price: str = "",
-        reason: str = "",
-    ) -> Row:  # fmt: skip
-        caller, order = self.caller, self._order
-        now = time.monotonic()
-        return Row(
-            id=self._row.id if self._row else self.service.new_id(self._time),
-            time=self._time, run=caller.run, agent=caller.agent, user=caller.user,
-            provider=self._supply.upstream.name if self._supply else "",
-            route=self.route.name, model=model or (order.model if order else ""),
-            input_tokens=usage.input_tokens, cache_read_tokens=usage.cache_read_tokens,
-            cache_write_5m_tokens=usage.cache_write_5m_tokens, cache_write_1h_tokens=usage.cache_write_1h_tokens,
-            output_tokens=usage.output_tokens, reasoning_tokens=usage.reasoning_tokens,
-            cost_usd=cost, price=price, source=source, status=self._status, outcome=outcome, reason=reason,
-            stream=order.stream if order else False, attempts=self._attempts,
-            first_byte_s=self._first - self._begun if self._first else 0.0,
-            duration_s=now - self._begun, request_id=self._request_id,
-        )  # fmt: skip
-
     # Refusing.
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer a call that never left."""
         if self._over:
             return
-        self._status = refusal.status
-        row = self._make_row(_NOTHING, 0.0, "provider", "refused", reason=refusal.reason)
         self._over = True
         self.service.buffered -= self._size
-        self.service.note_refusal(row)
+        self._tab.refuse(refusal)
         self._answer_refusal(refusal)
 
     def _answer_refusal(self, refusal: Refusal) -> None:
-        """Write a refusal in the shape of the client's protocol."""
-        exchange = self.exchange
-        if self._left or exchange.connection.transport is None:
-            return
-        close = not (exchange.keep_alive and exchange.ended)
-        exchange.respond_whole(refusal.status, errors.response(self.route.shape, refusal, close=close))
+        if not self._left:
+            answer_refusal(self.exchange, self.route, refusal)
 
-    def _too_large(self) -> Refusal:
-        most = self.service.bounds.body_bytes // (1024 * 1024)
-        return Refusal(413, "body-too-large", f"a request holds at most {most} MiB", again=False)
+
+def answer_refusal(exchange: Exchange, route: Route, refusal: Refusal) -> None:
+    """Write a refusal in the shape of the client's protocol."""
+    if exchange.connection.transport is not None:
+        close = not (exchange.keep_alive and exchange.ended)
+        exchange.respond_whole(refusal.status, errors.response(route.shape, refusal, close=close))

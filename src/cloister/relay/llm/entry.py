@@ -1,4 +1,4 @@
-"""How a request finds its caller: by the socket of a run, or by the token it presents. Then it becomes a `Call`."""
+"""How a request finds its caller: by the socket of a run, or by the token it presents. Then it is read (`intake`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cloister.llm import errors, routes
 from cloister.llm.errors import Refusal
 from cloister.llm.routes import Route
 from cloister.relay.exchange import Exchange
-from cloister.relay.llm.call import Call
+from cloister.relay.llm.intake import Intake
 from cloister.relay.llm.service import Caller, Inference
 
 Identify = Callable[[list[str]], Caller | None]
@@ -49,7 +49,7 @@ def handle(service: Inference, identify: Identify, exchange: Exchange) -> None:
         return
     if route.name == "models":
         route = routes.list_of("anthropic" if _speaks_anthropic(exchange.headers) else "chat")
-    Call(service, caller, exchange, route).start()
+    Intake(service, caller, exchange, route).start()
 
 
 def presented(headers: Headers) -> list[str]:

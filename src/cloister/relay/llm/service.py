@@ -14,6 +14,7 @@ from cloister.llm.access import Access
 from cloister.llm.budgets import Account
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books, Row
+from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
 from cloister.relay.llm.supply import Supply
 
@@ -91,6 +92,15 @@ class Caller:
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody
     """Asks the person at the terminal whether a budget that is used up is granted once more."""
     record: Callable[[str, dict[str, object]], None] = _no_event
+    _routes: dict[Route, tuple[tuple[Supply, ...], list[Supply]]] = field(default_factory=dict, repr=False)
+
+    def serving(self, route: Route) -> list[Supply]:
+        """Return the upstreams that may serve a route, the first to be asked first; one, unless there is fallback."""
+        kept = self._routes.get(route)
+        if kept is None or kept[0] is not self.supplies:
+            found = [supply for supply in self.supplies if supply.upstream.protocol in route.protocols]
+            kept = self._routes[route] = (self.supplies, found)
+        return sorted(kept[1], key=lambda supply: supply.resting) if self.fallback else kept[1][:1]
 
 
 class Inference:

@@ -1,0 +1,88 @@
+"""Reading a request, within bounds, until it is whole: nothing can be decided about half a body."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloister.egress.http1 import Headers
+from cloister.llm.errors import Refusal
+from cloister.llm.routes import Route
+from cloister.relay.llm.call import Call, answer_refusal
+from cloister.relay.llm.tab import Tab
+
+if TYPE_CHECKING:
+    from cloister.relay.exchange import Exchange
+    from cloister.relay.llm.service import Caller, Inference
+
+
+class Intake:
+    """The sink of one request, whose caller is known."""
+
+    __slots__ = ("_call", "_caller", "_exchange", "_over", "_parts", "_route", "_service", "_size")
+
+    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route) -> None:
+        """Take a request; `start` begins to read it."""
+        self._service, self._caller, self._exchange, self._route = service, caller, exchange, route
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._over = False
+        self._call: Call | None = None
+
+    def start(self) -> None:
+        """Read, unless it is known to be too much."""
+        exchange, bounds = self._exchange, self._service.bounds
+        if exchange.body.framing == "length" and exchange.body.length > bounds.body_bytes:
+            self._too_large()
+        elif self._service.buffered > bounds.all_bodies_bytes:
+            self._refuse(Refusal(503, "too-busy", "too many large requests are under way", 5))
+        else:
+            if any(len(name) == 6 and name.lower() == b"expect" for name, _ in exchange.headers):  # noqa: PLR2004 - its length
+                exchange.interim(100, b"Continue", [])
+            exchange.attach(self)
+
+    # The exchange's sink.
+
+    def write_body(self, data: bytes) -> None:
+        """Keep a piece."""
+        if self._over:
+            return
+        self._size += len(data)
+        self._service.buffered += len(data)
+        self._parts.append(data)
+        if self._size > self._service.bounds.body_bytes:
+            self._drop()
+            self._too_large()
+
+    def end_body(self, trailers: Headers) -> None:  # noqa: ARG002 - model requests have none that matter
+        """Hand the whole over."""
+        if self._over:
+            return
+        self._over = True
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._call = Call(self._service, self._caller, self._exchange, self._route, self._size)
+        self._call.start(body)
+
+    def abandon(self) -> None:
+        """The client is gone."""
+        if self._call is not None:
+            self._call.abandon()
+        elif not self._over:
+            self._over = True
+            self._drop()
+
+    # Inside.
+
+    def _drop(self) -> None:
+        self._service.buffered -= self._size
+        self._size = 0
+        self._parts.clear()
+
+    def _too_large(self) -> None:
+        most = self._service.bounds.body_bytes // (1024 * 1024)
+        self._refuse(Refusal(413, "body-too-large", f"a request holds at most {most} MiB", again=False))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._over = True
+        Tab(self._service, self._caller, self._route).refuse(refusal)
+        answer_refusal(self._exchange, self._route, refusal)

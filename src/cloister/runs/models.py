@@ -1,0 +1,111 @@
+"""The models of living runs: which run is which caller, from its start to its end. What the supervisor talks to.
+
+Nothing of the proxy, its books or its database is imported before the first run that has models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cloister.host.owner import Owner
+from cloister.policy.model import Ledger, Llm, Policy
+from cloister.runs.paths import Paths
+
+if TYPE_CHECKING:
+    from cloister.llm.budgets import Alert
+    from cloister.relay.exchange import Exchange
+    from cloister.relay.llm.service import Caller
+    from cloister.runs.active import ActiveRun
+    from cloister.runs.model_calls import ModelCalls
+    from cloister.runs.model_store import Store
+    from cloister.runs.prepare import Prepared
+
+
+class RunModels:
+    """The callers among the runs of one broker."""
+
+    def __init__(self, paths: Paths, owner: Owner) -> None:
+        """Open nothing yet."""
+        self._paths, self._owner = paths, owner
+        self._calls: ModelCalls | None = None
+        self._store: Store | None = None
+        self._ledger = Ledger()
+        self._callers: dict[str, Caller] = {}
+        self._placeholders: dict[str, dict[str, str]] = {}
+        self._notices: dict[str, list[str]] = {}
+
+    def open(self, prepared: Prepared) -> None:
+        """Make sure that a run's calls can be served and written down, before anything of it starts.
+
+        Raises:
+            CloisterError: a provider is missing, or the books or prices cannot be opened.
+        """
+        if self._calls is None:
+            from cloister.runs.model_calls import ModelCalls
+            from cloister.runs.model_store import Store, every_second, secret_reader
+            from cloister.runs.price_list import PriceFiles
+
+            prices = PriceFiles(self._paths, self._owner.uid)
+            self._store = Store(self._paths, lambda: self._ledger)
+            reader = partial(secret_reader, self._paths, self._owner, dict(os.environ))
+            self._calls = ModelCalls(self._store, every_second(prices.current), reader)
+        self._ledger = prepared.policy.ledger
+        run, agent = prepared.plan.run, prepared.plan.agent
+        token = next(iter(prepared.placeholders.values()))
+        self._callers[run] = self._calls.caller(
+            run, agent, self._owner.name, prepared.agent.llm, prepared.policy, token=token
+        )
+        self._placeholders[run] = prepared.placeholders
+        self._notices[run] = []
+
+    def serve(self, run: ActiveRun, prepared: Prepared) -> Callable[[Exchange], None]:
+        """Return what serves the model traffic of a run that was opened."""
+        from cloister.relay.llm.entry import handle, of_run
+
+        assert self._calls is not None  # noqa: S101 - opened before
+        name = prepared.plan.run
+        caller = self._callers[name]
+        caller.record = run.write_event
+        caller.account.listen(name, partial(self._alert, run))
+        return partial(handle, self._calls.inference, of_run(lambda: caller))
+
+    def placeholders(self, run: str) -> dict[str, str]:
+        """Return a run's key variables, for further commands in it."""
+        return self._placeholders.get(run, {})
+
+    def reload(self, run: str, llm: Llm, policy: Policy) -> None:
+        """Put a new policy in force for a living run.
+
+        Raises:
+            PolicyError: it names a provider that is not there; nothing is changed then.
+        """
+        if self._calls is not None and run in self._callers:
+            self._calls.update(self._callers[run], llm, policy)
+
+    def left(self, run: str) -> tuple[str, ...]:
+        """A run is over: its placeholder opens nothing any more. Returns what its receipt says of budgets."""
+        caller = self._callers.pop(run, None)
+        self._placeholders.pop(run, None)
+        if caller is not None and self._calls is not None:
+            self._calls.left(caller)
+        return tuple(self._notices.pop(run, ()))
+
+    async def close(self) -> None:
+        """End calls under way, and the books."""
+        if self._calls is not None:
+            await self._calls.close()
+        if self._store is not None:
+            self._store.close()
+
+    def _alert(self, run: ActiveRun, alert: Alert) -> None:
+        """Record that a share of a budget was passed, and say it in the receipt."""
+        from cloister.runs.model_calls import alert_fields
+
+        run.write_event("budget-alert", alert_fields(alert))
+        unit = "USD" if alert.reason.startswith("cost-") else "tokens"
+        used = f"{alert.used:.2f}" if unit == "USD" else f"{alert.used:.0f}"
+        words = f"{alert.percent} % of {alert.reason.replace('-', '_')} used: {used} of {alert.limit:g} {unit}"
+        self._notices.setdefault(run.plan.run, []).append(f"{words} [budget-alert]")
