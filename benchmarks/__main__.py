@@ -16,29 +16,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import egress, memory, peers, scale, starts, world
-from benchmarks.llm import part as llm
-from benchmarks.llm import programs
+from benchmarks.llm import part, programs, tokens
 from benchmarks.report import Grid, Part, Section, markdown
 from benchmarks.store import as_json, merged
 
 ROUNDS = 40
 BUDGET_S = 270.0
-ORDER = ("cold", "warm", "memory", "egress", "scale", "llm")
-ONLY_BY_NAME = frozenset({"llm"})
+MODEL_CALLS = ("llm", "tls", "tokens")
+"""Measured when they are named; `llm` stands for all three."""
+ORDER = ("cold", "warm", "memory", "egress", "scale", *MODEL_CALLS)
 
 
 def main() -> int:
     """Measure everything, or what is named; return 1 when a part failed."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure Cloister beside the field.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(ORDER)}; all but llm when none")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(ORDER)}; all but {', '.join(MODEL_CALLS)} when none"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for results.md and .json")
     options = parser.parse_args()
     if os.geteuid() == 0:
         sys.exit("run by tools/bench: as root everything costs less, and Cloister is for ordinary users")
     parts, failed = measure(options.parts, options.rounds)
-    versions = programs.versions() if any(part.name == "llm" for part in parts) else {}
-    host = world.host(versions if options.parts == ["llm"] else {**peers.versions(), **versions})
+    names = {found.name for found in parts}
+    own = peers.versions() if names - set(MODEL_CALLS) else {}
+    host = world.host({**own, **(programs.versions() if names & set(MODEL_CALLS) else {})})
     earlier = Path(__file__).with_name("results.json")
     host, parts = merged(earlier.read_text() if earlier.exists() else "", host, parts, ORDER)
     text = markdown(host, parts)
@@ -60,16 +63,20 @@ def measure(wanted: list[str], rounds: int) -> tuple[list[Part], int]:
         "memory": lambda: [memory.memory(user)],
         "egress": lambda: egress.egress(3),
         "scale": lambda: scale.scale(max(3, rounds // 5)),
-        "llm": llm.llm,
+        "llm": part.llm,
+        "tls": part.tls,
+        "tokens": tokens.tokens,
     }
+    chosen = set(wanted or ORDER) - (set() if wanted else set(MODEL_CALLS))
+    chosen |= set(MODEL_CALLS) if "llm" in chosen else set()
     parts: list[Part] = []
     failed, started = 0, time.monotonic()
     try:
         for name, make in makers.items():
-            if (wanted and name not in wanted) or (not wanted and name in ONLY_BY_NAME):
+            if name not in chosen:
                 continue
             print(f"==> {name}", file=sys.stderr, flush=True)
-            if name not in ONLY_BY_NAME and time.monotonic() - started > BUDGET_S:
+            if name not in MODEL_CALLS and time.monotonic() - started > BUDGET_S:
                 print(f"no time left for {name}", file=sys.stderr)
                 failed = 1
                 continue

@@ -76,9 +76,9 @@ def prepare(folder: Path, upstream_port: int, key: str) -> Setup:
 
 
 def rows(folder: Path) -> int:
-    """Return how many calls the ledger holds that were not refused here."""
+    """Return how many calls the ledger holds that were sent."""
     database = apsw.Connection(str(folder / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
-        return int(database.execute("select count(*) from calls where outcome <> 'refused'").get)
+        return int(database.execute("select count(*) from calls where outcome <> 'refused' and attempts > 0").get)
     finally:
         database.close()

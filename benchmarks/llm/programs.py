@@ -49,7 +49,7 @@ def nginx() -> str:
 def versions() -> dict[str, Sequence[str]]:
     """Return the commands that print the versions of what is compared."""
     return {
-        "nginx": (nginx() or "nginx", "-V"),
+        "nginx": ("sh", "-c", f"{nginx() or 'nginx'} -v 2>&1 | tr / ' '"),
         "LiteLLM": (peer("litellm", "python") or "litellm", "-c", _version("litellm")),
         "mitmproxy": (peer("mitmproxy", "python") or "mitmdump", "-c", _version("mitmproxy")),
         "aiohttp": ("python3", "-c", _version("aiohttp")),
