@@ -313,12 +313,13 @@ class Supervisor:
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
-            run.obey(agent, *rules)
+            revoked = run.obey(agent, *rules)
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
             if self._kitchen.filter_outdated(run.plan, *rules):
                 results.append({"run": name, "error": FILTER_OUTDATED})
                 continue
-            results.append({"run": name, "policy": self._kitchen.policies.digest})
+            named = {"revoked": ", ".join(revoked)} if revoked else {}
+            results.append({"run": name, "policy": self._kitchen.policies.digest, **named})
         return results
 
     # --- endings --------------------------------------------------------------------------------
