@@ -112,3 +112,16 @@ def test_no_key_of_a_connection_is_logged(monkeypatch, tmp_path):
     client = client_context(True, str(tmp_path / "ca.pem"))
     shake(client, Authority(pair).context("a.test"), "a.test")
     assert "SECRET" not in log.read_text()
+
+
+def test_the_store_of_the_brokers_environment_counts(monkeypatch, tmp_path):
+    """SSL_CERT_FILE replaces the system's store: a server of that authority is trusted, and only with its name."""
+    pair = make_authority(time.time())
+    (tmp_path / "ca.pem").write_bytes(pair.cert_pem)
+    server = Authority(pair).context("a.test")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(client_context(True), server, "a.test")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert shake(client_context(True), server, "a.test")["subjectAltName"] == (("DNS", "a.test"),)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(client_context(True), server, "b.test")

@@ -8,6 +8,11 @@ import json
 import pytest
 from relay_support import LOCAL, LOOPBACK, OK, Upstream, answering, read_head, tunnel_tls, until
 
+from cloister.egress.hosts import parse_host
+from cloister.egress.http1 import Body, RequestLine
+from cloister.relay.lanes import Outgoing
+from cloister.relay.session import Swap
+
 pytestmark = pytest.mark.kernel
 
 FAKE, REAL = "cloister-a-placeholder", "real-a-secret"
@@ -237,3 +242,11 @@ def test_a_websocket_carries_a_secret_in_its_handshake(relay, run, mitm):
 
     run(scenario())
     assert b"Bearer real-a-secret" in seen[0]
+
+
+def test_what_holds_a_secret_shows_nothing_of_it():
+    """The values that carry secrets on their way out print as their names."""
+    swap = Swap("/?key=s3cret", [(b"x", b"s3cret")], (b"s3cret",), ("token",))
+    line = RequestLine(parse_host("a.test"), 443, swap.path, 443)
+    assert repr(swap) == "Swap(...)"
+    assert repr(Outgoing("GET", line, swap.headers, Body("none"))) == "Outgoing(...)"
