@@ -278,7 +278,7 @@ def test_a_credential_taken_back_fails_at_once(user: User, workspace: Path, serv
 
     before = fetch()
     user.write_policy(policy(server.port))
-    user.run("policy", "reload", cwd=workspace)
+    told = user.run("policy", "reload", cwd=workspace).stdout
     revoked = fetch()
     user.write_policy(with_it)
     user.run("policy", "reload", cwd=workspace)
@@ -286,6 +286,7 @@ def test_a_credential_taken_back_fails_at_once(user: User, workspace: Path, serv
     user.run("stop", run, cwd=workspace)
 
     assert (before, after) == ("hello", "hello")
+    assert "credentials taken back: token" in told
     assert '"reason":"credential-revoked"' in revoked
     assert len(server.sent) == 2
     assert events(user, "credentials-revoked")[0]["names"] == ["token"]

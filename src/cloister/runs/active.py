@@ -134,8 +134,11 @@ class ActiveRun:
         """Variables of every command of the run that stand for secrets; never stored."""
         return self.credentials.environment if self.credentials else {}
 
-    def obey(self, agent: Agent, rules: Ruleset, guard: Guard) -> None:
-        """Put a policy in force that was changed while the run lives, also for what is open."""
+    def obey(self, agent: Agent, rules: Ruleset, guard: Guard) -> tuple[str, ...]:
+        """Put a policy in force that was changed while the run lives, also for what is open.
+
+        Returns the names of credentials that were taken back, or bound to another place or form.
+        """
         revoked = self.credentials.update(agent.credentials) if self.credentials else ()
         if revoked:
             self.write_event("credentials-revoked", {"names": revoked})
@@ -144,6 +147,7 @@ class ActiveRun:
             self.egress.revoke(revoked)
         if self.signing and (why := self.signing.obey(agent)):
             self.write_event("warning", {"what": f"no key may be used any more: {why}"})
+        return revoked
 
     # --- frames ---------------------------------------------------------------------------
 

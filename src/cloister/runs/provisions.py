@@ -115,16 +115,17 @@ class Provisions:
         """Return the variables that hold a run's placeholders, for further commands in it."""
         return run.placeholders | self._models.placeholders(run.plan.run)
 
-    def reload(self, run: ActiveRun, kitchen: Kitchen) -> None:
-        """Put the policy as it is now in force for a living run.
+    def reload(self, run: ActiveRun, kitchen: Kitchen) -> tuple[str, ...]:
+        """Put the policy as it is now in force for a living run; return the credentials that were taken away.
 
         Raises:
             CloisterError: the policy is broken, or something could not be brought to it.
         """
         agent, rules = kitchen.now_for(run.plan)
         self._models.reload(run.plan.run, *kitchen.models_of(run.plan))
-        run.obey(agent, *rules)
+        revoked = run.obey(agent, *rules)
         self._identities.narrow(run.plan.run, agent.identity, kitchen.policies.digest)
+        return revoked
 
     async def end(self, run: ActiveRun) -> tuple[str, ...]:
         """End what a run has but its egress; return what its receipt should say."""

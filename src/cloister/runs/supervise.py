@@ -309,7 +309,7 @@ class Supervisor:
         results = []
         for name, run in self._runs.items():
             try:
-                self._provisions.reload(run, self._kitchen)
+                revoked = self._provisions.reload(run, self._kitchen)
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
@@ -317,7 +317,8 @@ class Supervisor:
             if self._kitchen.filter_outdated(run.plan):
                 results.append({"run": name, "error": FILTER_OUTDATED})
                 continue
-            results.append({"run": name, "policy": self._kitchen.policies.digest})
+            named = {"revoked": ", ".join(revoked)} if revoked else {}
+            results.append({"run": name, "policy": self._kitchen.policies.digest, **named})
         return results
 
     # --- endings --------------------------------------------------------------------------------
