@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Self
@@ -174,8 +175,9 @@ FINISH = event({"type": "message_delta", "usage": {"output_tokens": 5}}) + event
 class Script:
     """An upstream. The n-th request gets the n-th list of steps, the last one again and again."""
 
-    def __init__(self, *answers: Sequence[Step]) -> None:
-        """Take the answers."""
+    def __init__(self, *answers: Sequence[Step], tls: ssl.SSLContext | None = None) -> None:
+        """Take the answers; with a context the upstream speaks TLS."""
+        self._tls = tls
         self.answers = [list(answer) for answer in answers] or [[whole()]]
         self.asked: list[Asked] = []
         self.connections = 0
@@ -187,8 +189,9 @@ class Script:
 
     async def __aenter__(self) -> Self:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 27)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 27, ssl=self._tls)
+        scheme, host = ("https", "localhost") if self._tls else ("http", "127.0.0.1")
+        self.url = f"{scheme}://{host}:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -22,7 +22,8 @@ HELD_TOKENS = 200_000
 DEFAULT_OUTPUT_TOKENS = 32_000
 """Where neither the request nor the policy nor the price list bounds the output."""
 
-_LONG = re.compile(rb"[A-Za-z0-9+/=_-]{4096,}")
+_LONG = re.compile(rb"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{4096,}+")
+"""Looked for at the beginning of a run only: trying each of its bytes would take an agent's prompt for minutes."""
 _REMOTE = re.compile(rb'"(?:file_id|file_url)"\s*:|"type"\s*:\s*"(?:url|file)"')
 _PICTURE_LINK = re.compile(rb'"image_url"\s*:')
 _SMALL = 8192

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from cloister.llm import estimate
 from cloister.llm.access import Access
 from cloister.llm.errors import Refusal
@@ -64,7 +66,7 @@ def _edits(  # noqa: PLR0913 - what the changes depend on
 ) -> list[Edit]:
     edits = []
     if meant != peeked.model:
-        edits.append(put(peeked, "model", b'"%b"' % meant.encode("utf-8")))
+        edits.append(put(peeked, "model", msgspec.json.encode(meant)))
     if cap is not None and route.limits:
         edits += _cap(body, peeked, route, cap, host)
     if route.name == "chat" and peeked.stream and not peeked.asks_usage:

@@ -19,7 +19,7 @@ import msgspec
 from cloister.llm.routes import Route
 
 _SPACE = rb"[ \t\n\r]*"
-_KEY = rb'"((?:[^"\\]|\\.)*)"' + _SPACE + rb":" + _SPACE
+_KEY = rb'"([^"\\]*(?:\\.[^"\\]*)*)"' + _SPACE + rb":" + _SPACE
 _OPEN = re.compile(_SPACE + rb"(\{)")
 _FIRST = re.compile(_SPACE + rb"(?:" + _KEY + rb"|\})", re.DOTALL)
 _FOLLOWING = re.compile(_SPACE + rb"(?:," + _SPACE + _KEY + rb"|\})", re.DOTALL)
@@ -28,6 +28,8 @@ _FOLLOWING = re.compile(_SPACE + rb"(?:," + _SPACE + _KEY + rb"|\})", re.DOTALL)
 _raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _any = msgspec.json.Decoder().decode
 
+_MOST_MEMBERS = 256
+"""Known requests have some dozens; without a bound an agent could keep the event loop busy."""
 MAX_TOKENS = 1 << 40
 """A bound beyond any real one, so that arithmetic stays small."""
 
@@ -95,6 +97,8 @@ def members(text: bytes) -> tuple[int, dict[str, Member]]:
         values = _raw(text)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise BodyError("body-invalid", f"the body is no JSON object: {error}") from None
+    if len(values) > _MOST_MEMBERS:
+        raise BodyError("body-invalid", f"the object has more than {_MOST_MEMBERS} members")
     opening = _OPEN.match(text)
     if opening is None:
         raise BodyError("body-invalid", "the body is no JSON object")

@@ -17,12 +17,14 @@ from cloister.policy.secretscan import token_pattern
 
 REPLACEMENT = b"[redacted]"
 
-_STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 _COLON = re.compile(rb"[ \t\n\r]*:")
 _UNIT = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|[^\\]", re.DOTALL
+    rb"[\x00-\x5b\x5d-\x7f]+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\."
+    rb"|[\xc0-\xff][\x80-\xbf]*",
+    re.DOTALL,
 )
-"""One character as it is spelled: a pair of surrogates is one."""
+"""Plain characters, or one that is spelled with more bytes: a pair of surrogates is one, as are the bytes of UTF-8."""
 _PRIVATE_KEY = r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----|.*)"
 _SHORTEST = 4
 
@@ -67,7 +69,7 @@ class Redactor:
         )
         if not found:
             return []
-        places = _places(inner)
+        places = _places(inner, sorted({place for span in found for place in span}))
         spans: list[tuple[int, int]] = []
         for start, end in found:
             first, last = places[start], places[end]
@@ -93,13 +95,20 @@ def _text(inner: bytes) -> str | None:
         return None
 
 
-def _places(inner: bytes) -> list[int]:
-    """Return where each character of the text begins in its spelling, and the end."""
-    if inner.isascii() and b"\\" not in inner:
-        return list(range(len(inner) + 1))
-    places = []
+def _places(inner: bytes, wanted: list[int]) -> dict[int, int]:
+    """Return where characters of the text begin in their spelling; their numbers come in order."""
+    found: dict[int, int] = {}
+    queue = iter(wanted)
+    want = next(queue, None)
+    number = 0
     for unit in _UNIT.finditer(inner):
-        byte = inner[unit.start()]
-        if byte < 0x80 or byte >= 0xC0:  # noqa: PLR2004 - not a byte within a character (RFC 3629)
-            places.append(unit.start())
-    return [*places, len(inner)]
+        plain = inner[unit.start()] not in b"\\" and inner[unit.start()] < 0x80  # noqa: PLR2004 - ASCII
+        count = unit.end() - unit.start() if plain else 1
+        while want is not None and want < number + count:
+            found[want] = unit.start() + (want - number)
+            want = next(queue, None)
+        number += count
+    while want is not None:
+        found[want] = len(inner)
+        want = next(queue, None)
+    return found

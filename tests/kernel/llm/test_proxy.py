@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import uvloop
 
 from cloister.credentials.bindings import Request
+from cloister.credentials.certificates import make_authority
 from cloister.credentials.sigv4 import Keys, sign
+from cloister.relay.authority import Authority
 from cloister.relay.llm.service import Bounds
+from cloister.relay.trust import client_context
 from support.model_rig import (
     ANSWER,
     DELTA,
@@ -421,5 +426,45 @@ def test_prompts_are_redacted_before_they_leave() -> None:
             await rig.ask({**MESSAGE, "messages": [{"role": "user", "content": text}]})
             assert up.asked[0].json["messages"][0]["content"] == "about [redacted], key [redacted]"
             assert events == [("redacted", 2)]
+
+    run(test)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_upstreams_are_checked(trusted: bool, tmp_path: Path) -> None:
+    """TLS with the host's name and a trusted certificate, kept open for the next call; else 502, and no key leaves."""
+    authority = make_authority(time.time())
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem)
+
+    async def test() -> None:
+        async with Script(tls=Authority(authority).context("localhost")) as up, Rig(up.url) as rig:
+            rig.supplies[0]._trust = lambda: client_context(False, str(tmp_path / "ca.pem") if trusted else None)
+            replies = [await rig.ask() for _ in range(2)]
+            if trusted:
+                assert [reply.status for reply in replies] == [200, 200]
+                assert up.connections == 1
+            else:
+                assert {reply.fields["x-cloister-reason"] for reply in replies} == {"connect-failed"}
+                assert not up.asked
+
+    run(test)
+
+
+def test_a_prompt_cannot_keep_the_proxy_busy() -> None:
+    """Bodies that would take a naive reader minutes: long runs of base64 signs, endless members, deep nesting."""
+    long = b"A" * 4095 + b" "
+    bodies = [
+        b'{"model":"a","max_tokens":5,"x":"' + long * 2000 + b'"}',
+        b"{" + b",".join(b'"k%d":1' % index for index in range(200_000)) + b',"model":"a"}',
+        b'{"model":"a","x":' + b"[" * 500_000 + b"]" * 500_000 + b"}",
+        b'{"model":"a","x":"' + b"\\\\" * 2_000_000 + b'"}',
+    ]
+
+    async def test() -> None:
+        async with Script() as up, Rig(up.url, redact=("zzz",)) as rig:
+            begun = time.process_time()
+            statuses = [(await rig.ask(body)).status for body in bodies]
+            assert statuses == [200, 400, 400, 200]
+            assert time.process_time() - begun < 5
 
     run(test)

@@ -54,6 +54,8 @@ class Call:
         self._head: tuple[int, bytes, Headers, Body] | None = None
         self._framing = ""
         self._moved = self._beat = 0.0
+        self._unsure = False
+        """The last attempt may have been billed, and is not charged yet."""
         self._over = self._left = self._rekeyed = self._paused = False
         self._drain_until = 0.0
         self._pause_s: float | None = None
@@ -196,6 +198,7 @@ class Call:
             supply.upstream, exchange.method, self._target(supply), exchange.headers, lines, length
         )
         self._upstream = connection
+        self._unsure = False
         self._tab.attempts += 1
         self._tab.status = 0
         self._moved = time.monotonic()
@@ -333,6 +336,7 @@ class Call:
         elif self.route.name == "models":
             self._give_list(held)
         else:
+            self._unsure = held.status in _MAYBE_BILLED
             self._spawn(self._retry(supply, held))
 
     async def _retry(self, supply: Supply, held: Held) -> None:
@@ -356,6 +360,7 @@ class Call:
             await asyncio.sleep(
                 min(self._pause_s or 0.5 * 2 ** min(self._tab.attempts, 5), self.service.bounds.patience_s)
             )
+        self._unsure = False
         if following is supply and not maybe_billed:
             return True
         return self._tab.renew(following.upstream, maybe_billed=maybe_billed)
@@ -369,6 +374,8 @@ class Call:
         if self._left or not more:
             self._give_up(refusal, maybe_billed=maybe_billed)
             return
+
+        self._unsure = maybe_billed
 
         async def again() -> None:
             if await self._next(supply, maybe_billed=maybe_billed):
@@ -463,7 +470,7 @@ class Call:
             self._task.cancel()
         unanswered = self._upstream is not None and self._answer is None and self._held is None
         self._drop_upstream()
-        self._settle(outcome, lost=unanswered)
+        self._settle(outcome, lost=unanswered or self._unsure)
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None

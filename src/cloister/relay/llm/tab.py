@@ -118,11 +118,11 @@ class Tab:
 
     def _reserve(self, order: Order, upstream: Upstream, *, counted: bool) -> Refusal | None:
         caller = self._caller
-        self._provider, self._price, cost = upstream.name, None, 0.0
+        price, cost = None, 0.0
         if self._route.metered:
-            self._price = self._service.prices().find(upstream.protocol, order.model, upstream.name)
-            if self._price is not None:
-                cost = self._price.cost(order.demand)
+            price = self._service.prices().find(upstream.protocol, order.model, upstream.name)
+            if price is not None:
+                cost = price.cost(order.demand)
             elif caller.account.limits.priced:
                 return _no_price(order.model)
         hold = caller.account.reserve(
@@ -131,6 +131,7 @@ class Tab:
         if isinstance(hold, Refusal):
             return hold
         self._hold, self._reserved_usd = hold, cost
+        self._provider, self._price = upstream.name, price
         return None
 
     def _priced(self, usage: Usage) -> tuple[float, str]:
