@@ -127,6 +127,10 @@ class Provisions:
         self._identities.narrow(run.plan.run, agent.identity, kitchen.policies.digest)
         return revoked
 
+    def obey_blocks(self) -> int:
+        """Obey the kill switch of model calls as it is now; return how many calls under way were ended."""
+        return self._models.obey_blocks()
+
     async def end(self, run: ActiveRun) -> tuple[str, ...]:
         """End what a run has but its egress; return what its receipt should say."""
         lost = await self._identities.end(run.plan.run)

@@ -286,7 +286,7 @@ class Supervisor:
                 run.live.stop(float(fields.get("grace") or 10))
                 return {"run": run.plan.run, "stopping": True}
             case "llm-blocked":
-                return {"ended": self._models.obey_blocks()}
+                return {"ended": self._provisions.obey_blocks()}
             case "reload":
                 return {"reloaded": self._reload()}
             case "living":
