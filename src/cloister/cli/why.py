@@ -20,7 +20,7 @@ def parser() -> Parser:
         examples=(("cloister why last", "why did that not work?"),),
     )
     verb.run_argument()
-    verb.json_option("run, agent, denials (host, port, reason, times, rule, line, remedy)")
+    verb.json_option("run, agent, denials (host, port, reason, times, rule, line, remedy, request)")
     return verb
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     for one in found:
         times = "once" if one.times == 1 else f"{one.times} times"
         print(f"{output.colour(output.clean(f'{one.host}:{one.port}'), 'red')}  {output.clean(one.reason)}, {times}")
-        for title, text in (("rule", one.rule), ("try", one.remedy)):
+        for title, text in (("first", one.request), ("rule", one.rule), ("try", one.remedy)):
             if text:
                 print(f"  {title}: {output.clean(text)}")
     if any(one.line for one in found):

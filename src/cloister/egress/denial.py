@@ -99,6 +99,12 @@ def denial_body(verdict: Verdict, target: Target | None) -> bytes:
     )
 
 
+def denial_headers(reason: str) -> list[tuple[bytes, bytes]]:
+    """Return the header fields of a refusal, but for its length."""
+    fields = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    return [*fields, (b"x-cloister-reason", reason.encode("ascii"))]
+
+
 def json_response(status: int, body: bytes, *, reason: str = "", head_only: bool = False, close: bool = False) -> bytes:
     """Return a whole HTTP/1.1 response with a JSON body."""
     lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'OK')}", "content-type: application/json"]

@@ -184,6 +184,11 @@ def check_headers(headers: Headers) -> None:
         raise HttpError("bad-request", "a header field is malformed")
 
 
+def is_token(text: bytes) -> bool:
+    """Say whether this could be a method (RFC 9110, section 5.6.2)."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def check_target(target: str) -> None:
     """Check an origin-form target that was built, not parsed.
 
@@ -265,8 +270,12 @@ def chunk(data: bytes) -> bytes:
 
 def last_chunk(trailers: Headers) -> bytes:
     """Return the end of a chunked body with the trailers that may be passed on."""
-    kept = [field for field in trailers if field[0].lower() not in _NEVER_IN_TRAILERS]
-    return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in kept) + b"\r\n"
+    return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in kept_trailers(trailers)) + b"\r\n"
+
+
+def kept_trailers(trailers: Headers) -> Headers:
+    """Return the trailers that may be passed on."""
+    return [field for field in trailers if field[0].lower() not in _NEVER_IN_TRAILERS]
 
 
 def parse_proxy_reply(data: bytes | bytearray) -> tuple[int, int] | None:

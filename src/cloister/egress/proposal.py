@@ -31,6 +31,8 @@ class Reason(NamedTuple):
     rule: str
     line: str
     """An `egress.allow` entry, or empty when a new entry would not help (a deny rule, an address, a bad spelling)."""
+    request: str = ""
+    """Method and path of the first such request, where both could be seen; never its query."""
 
 
 def wanted(events: Iterable[EgressEvent]) -> tuple[str, ...]:
@@ -75,7 +77,15 @@ def why(events: Iterable[EgressEvent]) -> tuple[Reason, ...]:
         count, first = counts.get(key, (0, event))
         counts[key] = (count + 1, first)
     return tuple(
-        Reason(host, port, reason, count, first.rule, _line(first) if reason in _NAMED_BY_NO_RULE else "")
+        Reason(
+            host,
+            port,
+            reason,
+            count,
+            first.rule,
+            _line(first) if reason in _NAMED_BY_NO_RULE else "",
+            f"{first.method} {first.path}" if first.method and first.path else "",
+        )
         for (host, port, reason), (count, first) in counts.items()
     )
 

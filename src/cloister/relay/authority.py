@@ -21,7 +21,7 @@ MAX_HOSTS = 256
 RENEW_AFTER_S = 86_400.0
 """A certificate is made anew after a day, of the seven it is valid for, and when the clock went back as far."""
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # TLS 1.2; those of 1.3 are all like this
-ALPN = ("http/1.1",)
+ALPN = ("h2", "http/1.1")
 
 
 class Authority:

@@ -11,6 +11,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cloister.egress import denial, http1, status
 from cloister.egress.decision import Target, Verdict
 from cloister.egress.hosts import PROXY_NAME, Host
@@ -148,8 +150,8 @@ class Forward:
         head = http1.ResponseHead(101, phrase, headers, Body("none"), websocket=True)
         connection.write(head.encode())
         client, ahead = connection.release()
-        self._leave()
         transport = upstream.release() if upstream else None
+        self._leave()
         if client is None or transport is None or self.target is None:
             if transport is not None:
                 transport.abort()
@@ -351,9 +353,7 @@ class Forward:
             return
         code = denial.denial_status(verdict.reason)
         self._record("", code=code)
-        close = not (exchange.keep_alive and exchange.ended)
-        head_only = exchange.method == "HEAD"
-        exchange.respond_whole(code, denial.denial_response(verdict, self.target, head_only=head_only, close=close))
+        exchange.respond_message(code, denial.denial_headers(verdict.reason), denial.denial_body(verdict, self.target))
 
     def _broken_off(self, error: HttpError) -> None:
         """No complete response will come: say so if nothing was written yet, break off otherwise."""
@@ -372,9 +372,11 @@ class Forward:
         self.server.open_forwards.discard(self)
         if self._flusher is not None:
             self._flusher.cancel()
-        exchange = self.exchange
+        exchange, target = self.exchange, self.target
+        if target is not None and self.verdict is MISDIRECTED:
+            target = msgspec.structs.replace(target, path="")  # the placeholder may stand in it
         self.server.record(
-            self.target,
+            target,
             self.verdict,
             spelling=exchange.url.decode("latin-1"),
             ended=ended,

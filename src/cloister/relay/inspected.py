@@ -38,6 +38,7 @@ class Inspected(Forward):
         """Belong to a connection whose TLS ends here."""
         super().__init__(server, exchange)
         self._client, self._broker = client, broker
+        self.target = Target("https", client.target.host, client.target.port, exchange.method)
         self._masker: Masker | None = None
         self._whole: bytes | None = None
         """The body, where the broker had to see it first."""
@@ -46,7 +47,7 @@ class Inspected(Forward):
     def start(self) -> None:
         """Decide; the rest waits for the broker, at least."""
         verdict = self._judge()
-        if self.target is None or verdict.action == "deny":
+        if verdict.action == "deny":
             self._refuse(verdict)
             return
         self._spawn()

@@ -98,13 +98,13 @@ class Lanes:
         found = self._ready()
         if found is not None:
             return found
-        if self._plain:
+        if self._each_its_own():
             return await self._dial(target)
         async with self._first:  # many first requests at a time need one connection, if it turns out to be HTTP/2
             found = self._ready()
-            if found is None and not self._plain:
+            if found is None and not self._each_its_own():
                 found = await self._dial(target)
-        return found or await self._dial(target)
+        return found if found is not None else await self._dial(target)
 
     def close(self) -> None:
         """Close everything; the client is gone."""
@@ -115,6 +115,10 @@ class Lanes:
         if self._shared is not None:
             self._shared[0].close()
             self._shared = None
+
+    def _each_its_own(self) -> bool:
+        """Say whether every request under way needs a connection of its own."""
+        return self._plain
 
     def _ready(self) -> Found | None:
         """Return a lane over a connection that stands."""

@@ -16,6 +16,7 @@ from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
 from cloister.egress.rules import Ruleset
+from cloister.relay.override import override
 from cloister.relay.trust import system_trust
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ class Swap(NamedTuple):
     """Byte strings to be masked wherever the answer holds them."""
     used: tuple[str, ...] = ()
     """Names of the credentials that were put in, for the record."""
+
+    @override
+    def __repr__(self) -> str:
+        """Show nothing of it."""
+        return "Swap(...)"
 
 
 class Broker(Protocol):

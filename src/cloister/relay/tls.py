@@ -20,6 +20,8 @@ from cloister.relay.tunnel import as_transport
 _BUFFER = memoryview(bytearray(256 * 1024))
 """Where records are decrypted before they are handed on; the loop has one thread, and nothing stays in it for later."""
 
+_LINGER_S = 1.0
+
 Choose = Callable[[str], asyncio.Protocol]
 """Makes the protocol inside, by the name that ALPN agreed on (empty when none was)."""
 
@@ -51,6 +53,8 @@ class TlsLayer(asyncio.Protocol):
         self._choose = choose
         self._app: asyncio.Protocol | None = None
         self._inner = TlsTransport(self)
+        self.closing = False
+        """Whether the protocol inside has closed the connection."""
         self._paused = self._peer_done = self._closed = self._reading = self._over = False
         self._error: Exception | None = None
         self.ready: asyncio.Future[asyncio.Protocol] = asyncio.get_running_loop().create_future()
@@ -67,7 +71,7 @@ class TlsLayer(asyncio.Protocol):
     @override
     def data_received(self, data: bytes) -> None:
         """Decrypt."""
-        if self._over or self._peer_done:
+        if self._over or self._peer_done or self.closing:
             return
         self._incoming.write(data)
         if self._app is None:
@@ -130,13 +134,25 @@ class TlsLayer(asyncio.Protocol):
             self._flush()
 
     def close(self) -> None:
-        """Say goodbye and close once everything has been sent."""
+        """Say goodbye and close once everything has been sent.
+
+        The other side says goodbye too. A socket that is gone by then answers with a reset, which could
+        overtake what was sent last: so what still comes is read away for a moment.
+        """
+        if self.closing:
+            return
+        self.closing = True
         self.write_eof()
-        self.transport.close()
+        if self._peer_done or self.transport.is_closing() or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        asyncio.get_running_loop().call_later(_LINGER_S, self.transport.close)
 
     def pause(self, *, paused: bool) -> None:
         """Stop or go on reading; what was decrypted already is not held back for long."""
-        if self._paused == paused or self._over:
+        if self._paused == paused or self._over or self.closing:
             return
         self._paused = paused
         if paused:
@@ -153,6 +169,7 @@ class TlsLayer(asyncio.Protocol):
 
     @protocol.setter
     def protocol(self, app: asyncio.Protocol) -> None:
+        """Hand the connection to another protocol."""
         self._app = app
 
     # Inside.
@@ -203,7 +220,7 @@ class TlsLayer(asyncio.Protocol):
 
     def _taker(self) -> asyncio.Protocol | None:
         """Return the protocol inside if it takes bytes now."""
-        return None if self._paused or self._over or self._peer_done else self._app
+        return None if self._paused or self._over or self._peer_done or self.closing else self._app
 
     def _decrypt(self) -> tuple[int, bool]:
         """Fill the buffer; return how much is in it, and whether the other side said goodbye."""
@@ -275,7 +292,7 @@ class TlsTransport(asyncio.Transport):
     @override
     def is_closing(self) -> bool:
         """Whether the connection is on its way out."""
-        return self._layer.transport.is_closing()
+        return self._layer.closing or self._layer.transport.is_closing()
 
     @override
     def pause_reading(self) -> None:

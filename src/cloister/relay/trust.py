@@ -1,7 +1,8 @@
 """Whom the relay trusts as a server: the system's certificate store, always with the host's name checked.
 
 `SSL_CERT_FILE` and `SSL_CERT_DIR` of the broker's environment replace the store, as for every
-program that uses OpenSSL. There is no way to switch verification off.
+program that uses OpenSSL. There is no way to switch verification off, and `SSLKEYLOGFILE`, by which Python
+would write the keys of these connections into a file, has no effect here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def client_context(http2: bool, cafile: str | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=cafile)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.keylog_filename = None  # type: ignore[assignment] # typeshed does not know that this stops it
     context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
     return context
 

@@ -33,6 +33,8 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     line: str
     """The entry of `egress.allow` that would allow it; empty when none would."""
     remedy: str
+    request: str = ""
+    """Method and path of the first such request, where both could be seen."""
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,7 @@ def denials(events: Iterable[EgressEvent], agent: str) -> list[Denial]:
             rule=one.rule,
             line=one.line,
             remedy=_remedy(one, agent),
+            request=one.request,
         )
         for one in proposal.why(events)
     ]

@@ -257,10 +257,16 @@ class Mitm:
         """Make both."""
         self.folder = folder
         ours, theirs = make_authority(time.time()), make_authority(time.time())
-        self.authority, self.servers = Authority(ours), Authority(theirs)
+        self.authority, self.theirs = Authority(ours), theirs
         self.ca, self.server_ca = folder / "ca.pem", folder / "servers.pem"
         self.ca.write_bytes(ours.cert_pem)
         self.server_ca.write_bytes(theirs.cert_pem)
+
+    def server(self, host: str, *alpn: str, clock: float | None = None) -> ssl.SSLContext:
+        """Return the context of a server, made at a certain time."""
+        context = Authority(self.theirs, lambda: clock or time.time()).context(host)
+        context.set_alpn_protocols(list(alpn or ("http/1.1",)))
+        return context
 
     def broker(self, **bound: tuple[str, int]) -> FakeBroker:
         """Bind `cloister-NAME-placeholder` and `real-NAME-secret` to places, by name."""
@@ -286,3 +292,15 @@ async def tunnel_tls(relay, host, port, context, *, server_hostname=None):
     assert b" 200 " in head, head
     await writer.start_tls(context, server_hostname=server_hostname or host)
     return reader, writer
+
+
+def terminated(relay, mitm, port, **more):
+    """Make a relay whose credential `a` is bound to a.test."""
+    options = {"allow": [f"a.test:{port}"], **LOOPBACK, "table": LOCAL, "trust": mitm.trust}
+    return relay(**{**options, "broker": mitm.broker(a=("a.test", port)), **more})
+
+
+def get(port, path="/", *fields):
+    """Return a request that carries the placeholder of a.test."""
+    lines = [f"GET {path} HTTP/1.1", f"Host: a.test:{port}", "Authorization: Bearer cloister-a-placeholder", *fields]
+    return "\r\n".join([*lines, "", ""]).encode()

@@ -197,3 +197,34 @@ def test_networks_the_host_is_attached_to_are_refused():
     lifted = compile_guard(Egress(private=("8.8.8.8/32",)), (), attached)
     assert lifted.check(ip_address("8.8.8.8")) is None
     assert lifted.check(ip_address("8.8.8.9")) is not None
+
+
+def inspected(egress, method="", path="", protocol="https"):
+    """Decide about a host whose TLS ends at the broker: the tunnel (no method), or a request inside."""
+    rules, guard = compile_ruleset(egress, (), agent="claude"), compile_guard(egress)
+    if not method:
+        return decide(rules, guard, Target("connect", parse_host("api.com"), 443, inspected=True))
+    return decide(rules, guard, Target(protocol, parse_host("api.com"), 443, method, path))
+
+
+def test_limits_are_held_against_requests_where_tls_ends_here():
+    """A tunnel that will be looked into is allowed by a limited rule, and each request in it is held to the rule."""
+    egress = Egress(allow=(EgressRule(host="api.com", methods=("GET",), paths=("/v1/**",)),))
+    assert inspected(egress).reason == "allowed-by-rule"
+    assert inspected(egress, "GET", "/v1/x?secret=1").allowed
+    assert inspected(egress, "POST", "/v1/x").reason == "method-not-allowed"
+    assert inspected(egress, "GET", "/v2/x").reason == "path-not-allowed"
+    assert inspected(egress, "GET", "/v1/../v2").reason == "path-ambiguous"
+    assert verdict(egress, "api.com").reason == "needs-inspection"
+
+
+def test_limited_deny_rules_are_held_against_requests_where_tls_ends_here():
+    """A deny rule about paths leaves the tunnel to be looked into, and refuses the request it names."""
+    egress = Egress(allow=("api.com",), deny=(EgressRule(host="api.com", paths=("/admin/**",)),))
+    assert inspected(egress).allowed
+    assert inspected(egress, "GET", "/v1").allowed
+    assert inspected(egress, "GET", "/admin/x").reason == "denied-by-rule"
+    assert verdict(egress, "api.com").reason == "denied-by-rule"
+    everything = Egress(allow=("api.com",), deny=("api.com",))
+    assert inspected(everything).reason == "denied-by-rule"
+    assert inspected(Egress()).reason == "not-in-allowlist"

@@ -53,3 +53,13 @@ def test_why_counts_refusals_and_names_a_line_only_where_one_helps():
         ("bad.example.org", 1, ""),
         ("10.0.0.1", 1, ""),
     ]
+
+
+def test_why_shows_the_first_request():
+    """Where a request could be seen, the refusal names its method and path, of the first one."""
+    events = [
+        EgressEvent(0.0, "https", "a.com", 443, "deny", "method-not-allowed", method=method, path="/x")
+        for method in ("POST", "PUT")
+    ]
+    events.append(EgressEvent(0.0, "connect", "b.com", 443, "deny", "not-in-allowlist"))
+    assert [reason.request for reason in why(events)] == ["POST /x", ""]
