@@ -57,8 +57,8 @@ preset = "shell"
 environment_audit = false
 command = ["true"]
 
-[agents.impossible.credentials.x]
-secret = "file:~/x"
+[agents.impossible.microvm]
+image = "none"
 """
 
 

@@ -13,6 +13,7 @@ from cloister.policy.document import read
 from cloister.policy.merge import resolve
 from cloister.policy.presets import builtin_presets
 from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.internet import Internet
 
 FOLDER = Path(__file__).parent / "plans"
 POLICIES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -88,6 +89,7 @@ WEAKENINGS = {
     '[agents.agent.hardening]\nlandlock = "off"': "hardening.landlock = off",
     "[agents.agent.agent_sandbox]\nmanaged = true": "hardening.nested",
     'pass_environment = ["NPM_TOKEN"]': "secret NPM_TOKEN",
+    'pass_environment = ["MINE"]\n[agents.agent.credentials.x]\nsecret = "env:MINE"': "credentials.x: the secret",
 }
 
 
@@ -100,6 +102,18 @@ def test_every_weakening_of_a_policy_is_an_opt_out(table: str, named: str) -> No
 
     assert any(named in words for words in plan.opt_outs), plan.opt_outs
     assert len(plan.opt_outs) == 1
+
+
+def test_what_goes_round_the_proxy_with_a_placeholder_is_noticed() -> None:
+    """In mode `internet` a tool may go to a bound host directly, with the placeholder: the plan says so, only then."""
+    document = read((FOLDER / "credentials.toml").read_bytes(), "credentials.toml")
+    resolved = resolve(document, "agent", presets=builtin_presets())
+    direct = Internet(ruleset="", nft="", pasta=(), resolver="", probes=())
+    plans = [
+        compile_run(resolved.agent, resolved.preset, ("true",), (), _facts(internet=one)) for one in (None, direct)
+    ]
+
+    assert [any("what goes round it" in notice for notice in plan.notices) for plan in plans] == [False, True]
 
 
 if __name__ == "__main__":

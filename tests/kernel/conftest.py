@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from support.bound import HOST
 from support.cloister import User
+from support.secure_server import SecureServer, TestAuthority
 
 
 @pytest.fixture
@@ -14,3 +16,18 @@ def user(home: Path) -> Iterator[User]:
     user = User(home)
     yield user
     user.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path, user: User) -> TestAuthority:
+    """An authority that the user's broker trusts, and nothing besides."""
+    made = TestAuthority(tmp_path / "pki")
+    user.environment["SSL_CERT_FILE"] = str(made.file)
+    return made
+
+
+@pytest.fixture
+def server(authority: TestAuthority) -> Iterator[SecureServer]:
+    """A web server to which the bound host's name leads."""
+    with SecureServer(authority.context(HOST)) as one:
+        yield one

@@ -98,7 +98,7 @@ BAD_FILES = {
     "directory": (lambda home: (home / "key").mkdir(), "not a regular file"),
     "large": (lambda home: keep(home / "key", "x" * 70_000), "larger than 64 KiB"),
     "empty": (lambda home: keep(home / "key", "\n"), "empty"),
-    "missing": (lambda home: None, "no such file"),
+    "missing": (lambda home: keep(home / "other"), "no such file"),
 }
 
 
@@ -302,8 +302,11 @@ def test_the_desktops_keyring(home: Path) -> None:
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(runtime)}
     if source := os.pathsep.join(path for path in sys.path if path.endswith("src")):
         environment["PYTHONPATH"] = source
+    passwd = home / "passwd"  # D-Bus wants an entry for its user, and the user of these tests may have none
+    passwd.write_text(f"me:x:{os.getuid()}:{os.getgid()}::{home}:/bin/sh\n")
+    known = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(passwd), "/etc/passwd", "--die-with-parent"]
     done = subprocess.run(
-        ["dbus-run-session", "--", "sh", "-c", IN_SESSION.format(secret=SECRET, python=sys.executable)],
+        [*known, "dbus-run-session", "--", "sh", "-c", IN_SESSION.format(secret=SECRET, python=sys.executable)],
         env=environment, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 

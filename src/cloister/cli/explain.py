@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +18,8 @@ from cloister.errors import UsageError
 from cloister.host.agent_program import ProgramMissingError
 from cloister.policy.values import check_read_path
 from cloister.runs.approvals import Approvals
-from cloister.runs.explain import Access, Explainer, Seen
+from cloister.runs.credentials_plan import credentials_for
+from cloister.runs.explain import Access, Explainer, look
 from cloister.runs.prepare import Kitchen, Prepared
 from cloister.runs.reasons import Reasons
 from cloister.runs.request import RunRequest
@@ -48,6 +48,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     where: str = ""
     explanation: str = ""
     remedy: str = ""
+    credentials: tuple[str, ...] = ()
+    """Credentials bound to the host: TLS to it ends at the broker, which puts their secrets in."""
 
 
 def parser() -> Parser:
@@ -58,9 +60,9 @@ def parser() -> Parser:
         prose=(
             "A word with a slash, or one that exists here, is a path; everything else is a host. The answer about a "
             "path comes from the mounts that would be made for a run started here. Ports other than 80 are taken for "
-            "tunnels, as TLS is, in which methods and paths cannot be seen; http:// in front, --method or --path make "
-            "it a plain request on any port but 443. Names are not resolved: their addresses are judged when they are "
-            "dialled."
+            "tunnels, as TLS is, in which methods and paths cannot be seen unless a credential is bound to the host; "
+            "http:// in front, --method or --path make it a plain request on any port but 443. Names are not "
+            "resolved: their addresses are judged when they are dialled."
         ),
         examples=(
             ("cloister explain claude ~/.ssh/id_ed25519", "would it be readable?"),
@@ -76,7 +78,8 @@ def parser() -> Parser:
     verb.add_argument("-C", "--directory", metavar="DIR", default=".", help="as if started in DIR")
     verb.add_argument("--write", action="store_true", help="the question is whether the path is writable")
     verb.json_option(
-        "question, kind, allowed, writable, exists, path, target, protocol, reason, rule, where, explanation, remedy"
+        "question, kind, allowed, writable, exists, path, target, protocol, reason, rule, where, explanation, remedy, "
+        "credentials"
     )
     return verb
 
@@ -171,9 +174,11 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
         remedy = "a path holds a slash: ./NAME; a host is NAME, NAME:PORT or an address"
         raise UsageError("host-invalid", error.explanation, where=word, remedy=remedy) from None
     plain = scheme in {"http", "ws"} or (not scheme and (port == _HTTP or (port != _HTTPS and bool(method or path))))
-    target = (
-        Target("http", where, port, method or "GET", path or found or "/") if plain else Target("connect", where, port)
-    )
+    bound = () if plain else credentials_for(prepared.agent, where.text, port)
+    request_line = (method or "GET", path or found or "/")
+    target = Target("http" if plain else "connect", where, port, *(request_line if plain else ()))
+    if bound:  # its requests are read
+        target = Target("https", where, port, *request_line)
     verdict = decide(prepared.ruleset, prepared.guard, target)
     answered = kept.find(prepared.plan.agent, where.text, port) if verdict.action == "ask" else ""
     explanation = verdict.explanation
@@ -188,27 +193,14 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
         kind="host",
         allowed=verdict.allowed or answered == "always",
         target=target.authority,
-        protocol=f"http {target.method} {target.path}" if plain else "tunnel",
+        protocol=f"{target.protocol} {target.method} {target.path}" if target.visible else "tunnel",
         reason=verdict.reason,
         rule=verdict.rule,
         where=reasons.of_rule(verdict.rule, prepared.agent.egress),
         explanation=explanation,
         remedy=verdict.remedy,
+        credentials=bound,
     )
-
-
-def look(path: str) -> Seen:
-    """Look at a path of the host, without following a link at its end."""
-    try:
-        info = os.lstat(path)
-    except (OSError, ValueError):
-        return Seen("absent")
-    if stat.S_ISLNK(info.st_mode):
-        return Seen("link", str(Path(path).readlink()))
-    directory = stat.S_ISDIR(info.st_mode)
-    readable = os.access(path, os.R_OK | (os.X_OK if directory else 0))
-    writable = os.access(path, os.W_OK | (os.X_OK if directory else 0))
-    return Seen("directory" if directory else "file", "", readable, writable)
 
 
 def _page(answer: Answer) -> str:
@@ -221,6 +213,7 @@ def _page(answer: Answer) -> str:
         seen = "reachable" if answer.allowed else "not reachable"
         head = f"{answer.target}: {seen} ({answer.protocol})"
         facts = [("reason", answer.reason), ("rule", answer.rule)]
+        facts += [("credentials", ", ".join(answer.credentials))]
     facts += [("because", answer.where), ("note", answer.explanation), ("try", answer.remedy)]
     shown = output.colour(output.clean(head), "green" if answer.allowed else "red")
     return "\n".join([shown, *(f"  {line}" for line in output.pairs(facts).splitlines())])

@@ -122,6 +122,7 @@ def _egress(event: dict[str, Any]) -> str:
     request = " ".join(str(event[key]) for key in ("method", "path") if event.get(key))
     parts = [f"{verdict:<7} {event.get('protocol', '')} {event.get('host', '')}:{event.get('port', '')}", request]
     parts.append(str(event.get("reason", "")) if verdict == "DENIED" else "")
+    parts.append(f"with {', '.join(event['credentials'])}" if event.get("credentials") else "")
     if event.get("bytes_up") or event.get("bytes_down"):
         up, down = output.size(int(event.get("bytes_up", 0))), output.size(int(event.get("bytes_down", 0)))
         parts.append(f"{up} up, {down} down")

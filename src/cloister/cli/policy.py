@@ -85,7 +85,8 @@ def _reload(*, as_json: bool) -> int:
     if as_json:
         output.print_json({"reloaded": answer})
     for one in [] if as_json else answer:
-        print(f"{one['run']}  {output.clean(one.get('error') or 'policy ' + one.get('policy', '')[:16])}")
+        revoked = f"  credentials taken back: {one['revoked']}" if one.get("revoked") else ""
+        print(f"{one['run']}  {output.clean(one.get('error') or 'policy ' + one.get('policy', '')[:16] + revoked)}")
     if not answer and not as_json:
         print("no living runs; the next start reads the policy anyway")
     return 1 if failed else 0

@@ -30,7 +30,7 @@ def parser() -> Parser:
     verb.json_option(
         "id, agent, preset, isolation, workspace, command, started, finished, exit_code, reason, policy_digest, "
         "plan_digest, host, probe, limits, opt_outs, notices, connections, denials, bytes_up, bytes_down, "
-        "denied, warnings"
+        "denied, warnings, credentials"
     )
     return verb
 
@@ -89,6 +89,7 @@ def page(receipt: Receipt) -> str:
         section("self-probe before the agent started", receipt.probe or ("no answer",)),
         section("limits", receipt.limits or ("none",)),
         section("egress", (traffic,)),
+        section("credentials", receipt.credentials),
         section("denied", receipt.denied, "red"),
         section("notices", receipt.notices),
         section("warnings", receipt.warnings, "yellow"),

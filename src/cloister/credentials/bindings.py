@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from cloister.policy.model import Credential, Injection
+from cloister.policy.variables import variables
 
 Scheme = Literal["header", "bearer", "basic", "query", "sigv4", "git", "npm", "pip"]
 Headers = list[tuple[bytes, bytes]]
 
 USERS = {"git": "x-access-token", "pip": "__token__"}
 """User names that the tools' hosts expect beside a token: GitHub and GitLab take any name, package indexes this one."""
-KEY_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-"""Where AWS tools look for a pair (AWS SDKs and Tools reference guide, "Static credentials")."""
 _WORDS = {
     "header": "header {header}", "bearer": "Authorization: Bearer", "basic": "Authorization: Basic",
     "query": "query parameter {query}", "sigv4": "AWS signature", "git": "Authorization: Basic, for git",
@@ -99,13 +98,6 @@ def bind(name: str, credential: Credential, covers: Callable[[str, str], bool]) 
 def hosts_of(inject: Injection) -> tuple[str, ...]:
     """Return the hosts a secret is bound to."""
     return (inject.host,) if isinstance(inject.host, str) else inject.host
-
-
-def variables(credential: Credential) -> tuple[str, ...]:
-    """Return the names of the variables in which the agent finds the placeholder."""
-    if credential.inject is not None and credential.inject.scheme == "sigv4":
-        return KEY_VARIABLES
-    return (credential.env,) if credential.env else ()
 
 
 def words(inject: Injection) -> str:

@@ -21,6 +21,7 @@ from cloister.errors import StepError
 from cloister.host import limits, pasta
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
+from cloister.host.trust_roots import bundle
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -32,6 +33,7 @@ from cloister.plan.steps import (
     Placeholders,
     Plan,
     SeedFile,
+    TrustBundle,
     WriteFile,
 )
 
@@ -40,24 +42,26 @@ _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
 
 
 class Applied:
-    """What applying a plan made that cannot stand in it: the listening socket."""
+    """What applying a plan needs or makes that cannot stand in it: our certificate, the listening socket."""
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, authority: bytes) -> None:
+        """Start with no socket."""
+        self.authority = authority
         self.listener: socket.socket | None = None
 
 
-def apply(plan: Plan, state: str) -> Applied:
+def apply(plan: Plan, state: str, authority: bytes = b"") -> Applied:
     """Apply every step before the launch; undo what was done when one fails.
 
     Args:
         plan: as stored already.
         state: Cloister's state directory, where placeholder journals lie.
+        authority: the certificate of this user's authority (PEM), for runs whose plan has a bundle.
 
     Raises:
         StepError: names the step and what the system said.
     """
-    applied = Applied()
+    applied = Applied(authority)
     for step in plan.steps:
         try:
             _apply(step, plan, state, applied)
@@ -87,8 +91,8 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory(path=path, mode=mode):
             os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile(path=path, text=text, mode=mode):
-            _write(path, text, mode)
+        case WriteFile() | TrustBundle():
+            _write(step, applied)
         case Listen(path=path):
             applied.listener = _listen(path)
         case CarryPoints(root=root, points=points):
@@ -118,14 +122,17 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | CarryPoints() | SeedFile() | Launch():
+        case MakeDirectory() | WriteFile() | TrustBundle() | CarryPoints() | SeedFile() | Launch():
             return  # inside a directory that goes as a whole, or kept on purpose
         case _:
             assert_never(step)
 
 
-def _write(path: str, text: str, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+def _write(step: WriteFile | TrustBundle, applied: Applied) -> None:
+    text, mode = (
+        (step.text, step.mode) if isinstance(step, WriteFile) else (bundle(step.roots, applied.authority), 0o600)
+    )
+    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
 

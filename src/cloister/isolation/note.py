@@ -8,8 +8,10 @@ nothing that the agent could not find out by itself.
 from __future__ import annotations
 
 
-def sandbox_note(*, workspace: str, egress: tuple[str, ...], mode: str, overlay: bool) -> str:
-    """Return the note, plain text of a few lines."""
+def sandbox_note(
+    *, workspace: str, egress: tuple[str, ...], mode: str, overlay: bool, credentials: tuple[str, ...] = ()
+) -> str:
+    """Return the note, plain text of a few lines; `credentials` are `VARIABLE for HOST`."""
     reach = {
         "deny": "Network: only through the proxy set in your environment, and only to: "
         + (", ".join(egress) or "nothing")
@@ -19,12 +21,18 @@ def sandbox_note(*, workspace: str, egress: tuple[str, ...], mode: str, overlay:
         "internet": "Network: the public internet; private and local addresses are refused.",
     }[mode]
     changes = " Changes are reviewed by the user before they reach the real files." if overlay else ""
+    held = (
+        "Secrets: these variables hold placeholders, which become the real secret on the way to their host and are "
+        f"worth nothing elsewhere: {'; '.join(credentials)}.\n"
+        if credentials
+        else ""
+    )
     return (
         "You run inside a Cloister sandbox.\n"
         f"Files: you may write below {workspace}, the home and /tmp; "
         f"the home and /tmp are empty at the next start.{changes}\n"
         "Git hooks, git configuration, editor and agent configuration in the workspace are read-only on purpose.\n"
-        f"{reach}\n"
+        f"{reach}\n{held}"
         "A refused connection answers with a reason; http://cloister.internal/ lists what is allowed. "
         "Do not try to work around a refusal: tell the user what you need and why.\n"
     )

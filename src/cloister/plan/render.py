@@ -32,8 +32,9 @@ def as_text(plan: Plan) -> str:
             lines += [f"        {point.kind:<9} {point.base}/{point.name}" for point in step.points]
     lines += _section("held before the sandbox is built", tuple(hold.describe() for hold in launch.holds))
     lines += ["", "sandbox", *_wrapped_argv(launch)]
-    lines += ["", "environment", *(f"  {name}" for name in sorted({*launch.environment, *launch.inherit}))]
+    lines += ["", "environment", *(f"  {name}" for name in sorted(_names(plan)))]
     lines += _section("egress", plan.egress or ("nothing is reachable",))
+    lines += _section("credentials", tuple(credential.describe() for credential in plan.credentials))
     lines += _section("limits", plan.limits or ("none",))
     lines += _section("opt-outs", plan.opt_outs)
     lines += _section("notices", plan.notices)
@@ -43,6 +44,11 @@ def as_text(plan: Plan) -> str:
 def command_line(launch: Launch) -> str:
     """Return bubblewrap's argv as one line that a shell reads back unchanged."""
     return shlex.join(launch.argv)
+
+
+def _names(plan: Plan) -> set[str]:
+    placeholders = {name for credential in plan.credentials for name in credential.variables}
+    return {*plan.launch.environment, *plan.launch.inherit, *placeholders}
 
 
 def _section(title: str, entries: tuple[str, ...]) -> list[str]:

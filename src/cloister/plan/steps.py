@@ -44,6 +44,18 @@ class WriteFile(Step, frozen=True, tag="write-file"):
         return f"write {len(self.text.encode())} bytes to {self.path}"
 
 
+class TrustBundle(Step, frozen=True, tag="trust-bundle"):
+    """Write the certificates that programs in the sandbox trust: the system's, and that of this user's authority."""
+
+    path: str
+    roots: str = ""
+    """The system's bundle; empty where it has none that is known here."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write the trusted certificates ({self.roots or 'no system bundle'} and our own) to {self.path}"
+
+
 class Listen(Step, frozen=True, tag="listen"):
     """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
 
@@ -191,7 +203,42 @@ class Launch(Step, frozen=True, tag="launch"):
         return f"launch {' '.join(self.command)} in {self.directory}"
 
 
-AnyStep = MakeDirectory | WriteFile | Listen | Placeholders | CarryPoints | SeedFile | LimitCgroup | LimitScope | Launch
+class PlannedCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A secret the agent may use without holding it: its reference, where it goes and how, never its value."""
+
+    name: str
+    secret: str
+    """The reference."""
+    hosts: tuple[str, ...]
+    """`host:port` of each place it is bound to; TLS to these ends at the broker."""
+    how: str
+    variables: tuple[str, ...] = ()
+    """Where the agent finds the placeholder."""
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    mask: bool = False
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        limits = " ".join((*self.methods, *self.paths))
+        parts = [f"{self.name}: {self.secret}", f"to {', '.join(self.hosts) or 'nowhere'}", f"as {self.how}"]
+        parts += [f"placeholder in {', '.join(self.variables)}"] if self.variables else ["put in by the broker alone"]
+        parts += [f"for {limits} only"] if limits else []
+        return "; ".join([*parts, *(["masked in answers"] if self.mask else [])])
+
+
+AnyStep = (
+    MakeDirectory
+    | WriteFile
+    | TrustBundle
+    | Listen
+    | Placeholders
+    | CarryPoints
+    | SeedFile
+    | LimitCgroup
+    | LimitScope
+    | Launch
+)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -213,6 +260,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The command as it was asked for: without the resolved path and the flags that are put in."""
     egress: tuple[str, ...] = ()
     """The egress rules in words, as `explain` shows them."""
+    credentials: tuple[PlannedCredential, ...] = ()
+    """Secrets the agent may use, by reference."""
     limits: tuple[str, ...] = ()
     """Which limit is enforced by what: `memory 4 GiB: cgroup`."""
     opt_outs: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from cloister.policy.model import (
 )
 from cloister.policy.scanner import Path
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
+from cloister.policy.variables import KEY_VARIABLES, collisions
 
 GATEWAY_DISTANCE = 120
 """OpenClaw derives ports +2 to +110 from its own: two gateways need this much between them."""
@@ -159,6 +160,8 @@ def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
     for name, credential in agent.credentials.items():
         check.value((*at, "credentials", name), values.check_name, name)
         _check_credential(check, (*at, "credentials", name), credential)
+    for path, why in collisions(agent):
+        check.add((*at, *path), why, "give each variable to one of them")
     _check_llm(check, (*at, "llm"), agent.llm)
     _check_identity(check, (*at, "identity"), agent.identity)
     for key in ("memory_max", "disk_max"):
@@ -240,6 +243,8 @@ def _check_credential(check: _Check, at: Path, credential: Credential) -> None:
     check.optional((*at, "env"), values.check_variable, credential.env)
     if credential.inject is not None:
         _check_injection(check, (*at, "inject"), credential.inject)
+        if credential.inject.scheme == "sigv4" and credential.env:
+            check.add((*at, "env"), f"sigv4 sets {' and '.join(KEY_VARIABLES)} by itself", "remove env")
 
 
 def _check_keys(check: _Check, at: Path, credential: Credential) -> None:

@@ -149,13 +149,19 @@ class Credential(Table, frozen=True):
     """`[agents.NAME.credentials.NAME]`: a secret the agent may use without seeing it."""
 
     secret: str = ""
-    """Where the secret is kept, never the secret itself: a reference that begins with `file:`, `env:`, `systemd:`,
-    `command:`, `keyring:`, `pass:`, or `login:` (a login made by `cloister login`, whose tokens the broker renews).
-    For `sigv4` it holds `KEY_ID:SECRET_KEY[:SESSION_TOKEN]`, or the lines of an AWS credentials file."""
+    """Where the secret is kept, never the secret itself. It is read with each use, so a rotated one counts at once.
+    `file:PATH` is a file of yours or root's, mode 0600, no link, not where the agent may look. `env:NAME` is a variable
+    of whoever starts the run. `systemd:NAME` is a credential of the broker's unit. `command:ARGV` is what a command
+    prints, without a shell; it counts for five minutes, or until the host says 401. `keyring:NAME` is an entry of the
+    service `cloister` (`keyring:SERVICE/NAME` of another). `pass:NAME` is the first line of `pass show`. `login:NAME`
+    is a login made by `cloister login`, whose tokens the broker renews.
+    For `sigv4` it holds `KEY_ID:SECRET_KEY[:SESSION_TOKEN]`, the lines of an AWS credentials file, or what
+    `aws configure export-credentials` prints."""
     inject: Injection | None = None
     """Where it is put on the way out; `keys` need none."""
     env: str = ""
-    """The environment variable in which the agent finds the placeholder."""
+    """The environment variable in which the agent finds the placeholder; `sigv4` sets AWS's two by itself. Without one
+    the secret is put into every request to its host that has nothing at its place."""
     mask: bool = False
     """Whether the secret is masked where an answer of its host echoes it."""
     keys: tuple[str, ...] = ()

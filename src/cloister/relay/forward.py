@@ -20,7 +20,7 @@ from cloister.egress.http1 import Body, Headers, HttpError, RequestLine
 from cloister.relay.dial import Line
 from cloister.relay.exchange import Exchange
 from cloister.relay.lanes import Lane
-from cloister.relay.leaks import HOLD_S, MISDIRECTED, Watch
+from cloister.relay.leaks import HOLD_S, MISDIRECTED, REVOKED, Watch
 from cloister.relay.session import RefusedError
 from cloister.relay.tunnel import ServerSide, Tunnel
 from cloister.relay.upstream import HttpUpstream
@@ -85,9 +85,19 @@ class Forward:
             return
         verdict = self.server.verdict_now(self.target, self.line)
         if verdict is not None:
-            self.verdict = verdict
+            self._end_for(verdict)
+
+    def revoke(self, credentials: frozenset[str]) -> None:
+        """Credentials were taken back: end this request if it was sent with one of them."""
+        if not self._over and not credentials.isdisjoint(self._used):
+            self._end_for(REVOKED)
+
+    def _end_for(self, verdict: Verdict) -> None:
+        """Break the request off."""
+        self.verdict = verdict
+        if self._upstream is not None:
             self._upstream.close()
-            self._broken_off(HttpError(verdict.reason, verdict.explanation))
+        self._broken_off(HttpError(verdict.reason, verdict.explanation))
 
     # The exchange's sink.
 

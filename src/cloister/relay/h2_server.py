@@ -181,10 +181,14 @@ class H2Exchange(Exchange):
         self._send(http2.response_fields(status, headers, Body("none")))
 
     @override
-    def respond(self, status: int, phrase: bytes, headers: Headers, body: Body) -> None:  # noqa: ARG002 - HTTP/2 has none
-        """Write the response head."""
+    def respond(
+        self, status: int, phrase: bytes, headers: Headers, body: Body, first: bytes = b""  # noqa: ARG002 - HTTP/2 has no phrase
+    ) -> None:  # fmt: skip
+        """Write the response head, and a first piece of body."""
         self.started, self.status = True, status
         self._send(http2.response_fields(status, headers, body))
+        if first:
+            self.respond_body(first)
 
     @override
     def respond_body(self, data: bytes) -> None:

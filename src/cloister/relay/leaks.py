@@ -19,6 +19,10 @@ MISDIRECTED = Verdict(
     remedy="send it only to the host the credential is bound to, in the header or parameter that carries it",
 )
 
+REVOKED = Verdict(
+    "deny", "credential-revoked", explanation="the credential of this request was taken back while the run lasts"
+)
+
 
 class Watch:
     """Watches one request body. The end of each piece waits, since a placeholder may go on in the next."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from cloister.relay.dial import Dialer, Line
 from cloister.relay.exchange import Exchange
 from cloister.relay.forward import Forward
 from cloister.relay.gate import Gate
+from cloister.relay.leaks import REVOKED
 from cloister.relay.override import override
 from cloister.relay.session import Session, Stats
 from cloister.relay.socks import SocksConnection
@@ -80,6 +82,15 @@ class EgressServer:
                 tunnel.cut(verdict)
         for forward in list(self.open_forwards):
             forward.reconsider()
+
+    def revoke(self, credentials: Collection[str]) -> None:
+        """End what is open with credentials that were taken back, by name."""
+        names = frozenset(credentials)
+        for tunnel in list(self._tunnels):
+            if not names.isdisjoint(tunnel.credentials):
+                tunnel.cut(REVOKED)
+        for forward in list(self.open_forwards):
+            forward.revoke(names)
 
     async def close(self) -> None:
         """Stop serving and end everything that is open; each open connection is still recorded."""

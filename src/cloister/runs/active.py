@@ -12,21 +12,27 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
+from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
+from cloister.egress.rules import Ruleset
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.limits import reached
 from cloister.host.mount_check import check_mounts
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
+from cloister.policy.model import Agent
 from cloister.relay.server import EgressServer
 from cloister.runs.attach import Attachment
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Direct, Receipt, Record, Store
+
+if TYPE_CHECKING:
+    from cloister.runs.credentials import RunCredentials
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
@@ -100,6 +106,7 @@ class ActiveRun:
         self.cgroup = ""
         self.limits_reached: tuple[str, ...] = ()
         self.network: Attachment | None = None
+        self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self._admitted = False
@@ -112,6 +119,30 @@ class ActiveRun:
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
+
+    def use(self, credentials: RunCredentials | None) -> None:
+        """Take what the run may use without holding it."""
+        self.credentials = credentials
+        if credentials:
+            credentials.record_with(self.write_event)
+
+    @property
+    def placeholders(self) -> dict[str, str]:
+        """Variables of every command of the run that stand for secrets; never stored."""
+        return self.credentials.environment if self.credentials else {}
+
+    def obey(self, agent: Agent, rules: Ruleset, guard: Guard) -> tuple[str, ...]:
+        """Put a policy in force that was changed while the run lives, also for what is open.
+
+        Returns the names of credentials that were taken back, or bound to another place or form.
+        """
+        revoked = self.credentials.update(agent.credentials) if self.credentials else ()
+        if revoked:
+            self.write_event("credentials-revoked", {"names": revoked})
+        if self.egress:
+            self.egress.update(rules, guard)
+            self.egress.revoke(revoked)
+        return revoked
 
     # --- frames ---------------------------------------------------------------------------
 
@@ -292,6 +323,8 @@ class ActiveRun:
             key = f"{event.host}:{event.port} {event.reason}"
             if key in self._denied or len(self._denied) < _MAX_DENIED:
                 self._denied[key] = self._denied.get(key, 0) + 1
+        if self.credentials:
+            self.credentials.note(event)
         self.write_event("egress", msgspec.to_builtins(event))
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
@@ -354,6 +387,7 @@ class ActiveRun:
             connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
+            credentials=self.credentials.summary() if self.credentials else (),
             direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
         self.store.finish(self.record, receipt)

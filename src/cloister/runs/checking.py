@@ -21,6 +21,8 @@ from cloister.policy.load import load_document, load_preset, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
 from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets, builtin_presets
+from cloister.runs.credentials_plan import planned
+from cloister.runs.credentials_warnings import warnings
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import MAX_BYTES, PROJECT_FILE, PolicyFiles, read_trusted
 from cloister.runs.unenforced import unenforced_keys
@@ -105,8 +107,11 @@ class Checker:
 
     def _agent(self, resolved: ResolvedAgent) -> None:
         """Compile what a start would compile, and note what it would refuse in this version."""
-        compile_ruleset(resolved.agent.egress, agent=resolved.name)
-        compile_guard(resolved.agent.egress, agent=resolved.name)
+        rules = compile_ruleset(resolved.agent.egress, agent=resolved.name)
+        guard = compile_guard(resolved.agent.egress, agent=resolved.name)
+        planned(resolved.agent)
+        for warned in warnings(resolved.agent, resolved.name, self._paths.home, (rules, guard)):
+            self._warn(Finding(message=warned.message, where=resolved.source(warned.at), remedy=warned.remedy))
         keys = list(unenforced_keys(resolved.agent))
         if resolved.agent.isolation != "namespace":
             keys.append("isolation")
@@ -115,9 +120,12 @@ class Checker:
             if key == "isolation":
                 what = f"this version has no isolation {resolved.agent.isolation!r}"
             what = f"the agent {resolved.name!r} will not start: {what}"
-            finding = Finding(message=what, where=resolved.source((key,)), remedy=f"remove `{key}` until it is there")
-            if finding not in self.report.warnings:
-                self.report.warnings.append(finding)
+            where = resolved.source(tuple(key.split(".")))
+            self._warn(Finding(message=what, where=where, remedy=f"remove `{key}` until it is there"))
+
+    def _warn(self, finding: Finding) -> None:
+        if finding not in self.report.warnings:
+            self.report.warnings.append(finding)
 
     def _own_preset(self, path: str) -> None:
         self._preset(path, _text(path, self._uid))

@@ -139,7 +139,8 @@ def _broker_environment() -> dict[str, str]:
     names = ("HOME", "PATH", "LANG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")
     proxies = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
     own = ("CLOISTER_BROKER_IDLE_S", "DBUS_SESSION_BUS_ADDRESS")
-    environment = {name: os.environ[name] for name in (*names, *proxies, *own) if name in os.environ}
+    trust = ("SSL_CERT_FILE", "SSL_CERT_DIR", "CREDENTIALS_DIRECTORY")  # whom it believes, what its unit gave it
+    environment = {name: os.environ[name] for name in (*names, *proxies, *own, *trust) if name in os.environ}
     return {**environment, "HOME": home()}
 
 

@@ -8,6 +8,7 @@ workspace → state → environment → egress → limits → isolation.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -28,6 +29,7 @@ from cloister.plan.steps import (
     Placeholders,
     Plan,
     SeedFile,
+    TrustBundle,
     WriteFile,
 )
 from cloister.plan.workspace import Mount as LayoutMount
@@ -35,6 +37,7 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.policy.secretscan import names_secret
 from cloister.runs import limits
+from cloister.runs.credentials_plan import planned, spoken
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced
 
@@ -96,6 +99,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = "cloister"
     protocols: tuple[str, ...] = ()
     """Protocols of the model traffic that is served inside; none without `llm`."""
+    trust_roots: str = ""
+    """The host's bundle of trusted certificates."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -132,6 +137,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         steps=(*_preparations(preset, facts, files, launch, limited), launch),
         asked=command,
         egress=egress,
+        credentials=planned(agent),
         limits=limited.words,
         opt_outs=_opt_outs(agent, facts),
         notices=(*limited.notices, *_notices(agent, facts)),
@@ -147,6 +153,10 @@ def _preparations(
     yield from _state_steps(preset, facts, files)
     for name, text in files.boxed:
         yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
+    if environment.TRUST_VARIABLES[0] in launch.environment:
+        yield TrustBundle(
+            path=f"{facts.run_runtime}/box/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots
+        )
     yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
@@ -213,8 +223,9 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(
-            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent)
-        )
+            workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent),
+            credentials=spoken(planned(agent)),
+        )  # fmt: skip
         files.boxed.append((_NOTE, note))
         if preset.note_file:
             files.homed.append((preset.note_file, _NOTE))
@@ -367,6 +378,12 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
     words += [f"egress.private: {place}" for place in agent.egress.private]
     words += [f"workspace.unprotected: {name}" for name in facts.layout.unprotected]
     words += [f"environment carries the secret {name}" for name in agent.pass_environment if names_secret(name)]
+    carried = {f"env:{name}" for name in agent.pass_environment}
+    words += [
+        f"credentials.{name}: the secret itself is carried in by pass_environment"
+        for name, one in agent.credentials.items()
+        if one.secret in carried
+    ]
     words += [f"filesystem.write: {path}" for path in facts.write]
     return tuple(words)
 
@@ -377,6 +394,8 @@ def _notices(agent: Agent, facts: Facts) -> tuple[str, ...]:
         notices.append("this kernel has no Landlock: one layer less")
     if facts.internet:
         notices += facts.internet.notices
+        if environment.terminates(agent):
+            notices.append("credentials are put in by the proxy: what goes round it takes the placeholder to the host")
     if agent.egress.upstream_proxy:
         notices.append("an upstream proxy resolves names, so the addresses behind them cannot be checked here")
     return tuple(notices)

@@ -30,6 +30,7 @@ def session_for(
         ask=asker.ask,
         recall=asker.recall,
         upstream=upstream,
+        broker=run.credentials,
         models=models,
     )
 

@@ -8,6 +8,8 @@ the host has is asked for through `Look`. Starts nothing, changes nothing.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from posixpath import dirname, join, normpath
 from typing import Literal, NamedTuple
@@ -250,3 +252,17 @@ def _behind(mount: Mounted, path: str) -> str:
 
 def _within(path: str, top: str) -> bool:
     return top in {"/", path} or path.startswith(top + "/")
+
+
+def look(path: str) -> Seen:
+    """Look at a path of the host, without following a link at its end."""
+    try:
+        info = os.lstat(path)
+    except (OSError, ValueError):
+        return Seen("absent")
+    if stat.S_ISLNK(info.st_mode):
+        return Seen("link", os.readlink(path))
+    directory = stat.S_ISDIR(info.st_mode)
+    readable = os.access(path, os.R_OK | (os.X_OK if directory else 0))
+    writable = os.access(path, os.W_OK | (os.X_OK if directory else 0))
+    return Seen("directory" if directory else "file", "", readable, writable)

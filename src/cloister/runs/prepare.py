@@ -24,6 +24,7 @@ from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
+from cloister.host.trust_roots import system_bundle
 from cloister.isolation import workspace as workspace_layout
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
@@ -32,7 +33,10 @@ from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
 from cloister.policy.protected import effective_names
+from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.credentials_places import refuse_visible
+from cloister.runs.explain import look
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.paths import Paths
@@ -127,6 +131,8 @@ class Kitchen:
         facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        if plan.credentials:
+            refuse_visible(plan, paths.home, look)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
         named = (*agent.pass_environment, *resolved.preset.pass_environment)
@@ -232,6 +238,7 @@ class Kitchen:
             limit_means=means(host),
             landlock_abi=host.landlock_abi,
             holds=self._can_hold(),
+            trust_roots=system_bundle() if agent.credentials else "",
             own_command=not request.replaced,
             pty=request.pty,
             protocols=_protocols(agent, resolved.policy),
@@ -251,13 +258,13 @@ class Kitchen:
             self._etc[nameserver] = (path, now)
         return path
 
-    def egress_of(self, plan: Plan) -> tuple[Ruleset, Guard]:
-        """Return the rules that hold now for a run that is under way: same agent, profile and project as at its start.
+    def now_for(self, plan: Plan) -> tuple[Agent, tuple[Ruleset, Guard]]:
+        """Return what holds now for a run that is under way: same agent, profile and project as at its start.
 
         The variables named with `--env` are not among what a reload can change, and open no host.
         """
-        resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
-        return self._rules_for(resolved.agent.egress, plan.agent)
+        agent = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent
+        return agent, self._rules_for(agent.egress, plan.agent)
 
     def models_of(self, plan: Plan) -> tuple[Llm, Policy]:
         """Return the `llm` table and the policy that hold now for a run that is under way."""
@@ -341,11 +348,15 @@ def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> d
 def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
     if not names:
         return agent
+    taken = {variable for one in agent.credentials.values() for variable in variables(one)}
     for name in names:
         if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("LD_"):
             raise UsageError(
                 "environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ..."
             )
+        if name in taken:
+            message = f"the variable {name} holds a placeholder here: carried in, the agent would have the secret"
+            raise UsageError("environment-name", message, remedy=f"leave --env {name} out")
     return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
 
 

@@ -86,6 +86,8 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     bytes_down: int
     denied: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    credentials: tuple[str, ...] = ()
+    """Which credential was used how often and where, by name."""
     direct: Direct | None = None
     """Mode `internet` only: what went past the proxy. None there means that the counters were lost."""
 

@@ -35,6 +35,7 @@ from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, C
 from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
+from cloister.runs.credentials_start import CredentialStarts
 from cloister.runs.live import Outcome
 from cloister.runs.models import RunModels
 from cloister.runs.paths import Paths
@@ -73,6 +74,7 @@ class Supervisor:
         self._store = Store(paths.runs)
         self._approvals = Approvals(paths.decisions)
         self._models = RunModels(paths, owner)
+        self.credentials = CredentialStarts(paths, owner.uid)
         self._runs: dict[str, ActiveRun] = {}
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -98,6 +100,9 @@ class Supervisor:
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
         plan = prepared.plan
+        credentials = await self.credentials.open(prepared, request) if plan.credentials else None
+        if link.closed:
+            raise UsageError("not-started", "whoever asked for the run went away before it started")
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
@@ -105,7 +110,7 @@ class Supervisor:
         if prepared.placeholders:
             self._models.open(prepared)
         self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state)
+        applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -115,6 +120,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
+        run.use(credentials)
         run.starter = Starter(link, os.dup(output), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
@@ -140,7 +146,7 @@ class Supervisor:
         run.go = (
             (FLAG_PTY if launch.pty else 0).to_bytes(4, "little")
             + encode_list([os.fsencode(word) for word in launch.command])
-            + encode_list(mapping(prepared.environment))
+            + encode_list(mapping({**prepared.environment, **run.placeholders}))
             + encode_list([os.fsencode(launch.directory)])
         )
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
@@ -269,7 +275,10 @@ class Supervisor:
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
             words=words or [b"/bin/sh"],
-            environment=[*terminal, *mapping(launch.environment | self._models.placeholders(run.plan.run))],
+            environment=[
+                *terminal,
+                *mapping({**launch.environment, **run.placeholders, **self._models.placeholders(run.plan.run)}),
+            ],
             directory=fields.get("directory") or launch.directory,
             pty=bool(fields.get("pty")),
         )
@@ -310,18 +319,18 @@ class Supervisor:
         results = []
         for name, run in self._runs.items():
             try:
-                rules = self._kitchen.egress_of(run.plan)
+                agent, rules = self._kitchen.now_for(run.plan)
                 self._models.reload(name, *self._kitchen.models_of(run.plan))
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
-            if run.egress:
-                run.egress.update(*rules)
+            revoked = run.obey(agent, *rules)
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
             if self._kitchen.filter_outdated(run.plan, *rules):
                 results.append({"run": name, "error": FILTER_OUTDATED})
                 continue
-            results.append({"run": name, "policy": self._kitchen.policies.digest})
+            named = {"revoked": ", ".join(revoked)} if revoked else {}
+            results.append({"run": name, "policy": self._kitchen.policies.digest, **named})
         return results
 
     # --- endings --------------------------------------------------------------------------------
@@ -360,6 +369,8 @@ class Supervisor:
             self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
+        if run.credentials:
+            run.credentials.close()
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)

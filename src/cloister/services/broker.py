@@ -26,6 +26,7 @@ import traceback
 
 from cloister.errors import CloisterError, RetryError, render
 from cloister.host.owner import identify
+from cloister.host.secrets_memory import keep_memory_private
 from cloister.runs.paths import Paths, locate
 from cloister.services.connection import Connection
 from cloister.services.requests import Requests
@@ -161,6 +162,7 @@ def _serve(paths: Paths, options: argparse.Namespace) -> int:
     os.environ.setdefault("UV_THREADPOOL_SIZE", "16")  # libuv resolves names in its pool; four threads are soon full
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a bulk tunnel takes up to ten descriptors
+    keep_memory_private()
     import uvloop
 
     async def serve() -> None:

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.credentials.bindings import Binding, InjectionError, Request, bind, variables
+from cloister.credentials.bindings import Binding, InjectionError, Request, bind
 from cloister.credentials.inject import find, masks, put
 from cloister.credentials.placeholders import Placeholder
 from cloister.policy.model import Credential, Injection
+from cloister.policy.variables import variables
 
 TOKEN = Placeholder("cloister-github-mark")
 SECRET = b"made-up-secret"
