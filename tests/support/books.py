@@ -30,6 +30,7 @@ def noted(number: int, **changes: object) -> Row:
         input_tokens=100,
         output_tokens=1000,
         cost_usd=0.0255,
+        price="2026-10-24 claude-opus-5",
         source="estimated",
         outcome="unknown",
     )

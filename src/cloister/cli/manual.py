@@ -55,10 +55,12 @@ FILES: Examples = (
     ("~/.config/cloister/cloister.toml", "the user's policy, see cloister.toml(5)"),
     ("~/.config/cloister/presets/NAME.toml", "the user's own presets"),
     ("~/.config/cloister/decisions.json", "answers given with always and never"),
+    ("~/.config/cloister/prices.toml", "own prices of models, before those that come with Cloister"),
     ("/etc/cloister/cloister.toml", "the system's policy"),
     (".cloister.toml", "a project's file, which may only tighten"),
     ("~/.local/state/cloister/runs/", "one directory per run: plan, record, events, receipt, output"),
     ("~/.local/state/cloister/agents/", "agents' own state, by agent and project"),
+    ("~/.local/state/cloister/ledger/", "model calls: the ledger, and the journal of what is not in it yet"),
     ("$XDG_RUNTIME_DIR/cloister/", "the broker's socket, and what exists only while a run lasts"),
 )
 ENVIRONMENT: Examples = (

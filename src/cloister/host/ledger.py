@@ -46,9 +46,13 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 NAMES = tuple(name for name, _ in COLUMNS)
 INDEXES = (
     ("calls_time", '"time"', ""),
-    # Covering: the sum of an agent's month is read from the index alone, in the order of time.
-    ("calls_spent", 'agent, "time", run, "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
+    # Covering: the sum of an agent's month, or of a run, is read from the index alone, in the order of time.
+    ("calls_spent", 'agent, "time", "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
+    ("calls_run", 'run, agent, "time", "user", tokens, cost_usd', "WHERE outcome <> 'refused'"),
 )
+
+PRUNED = 5000
+"""Rows deleted at a time: nobody who reads or writes waits long for it."""
 
 By = Literal["agent", "model", "day", "run", "provider", "user"]
 DAY_S = 86400
@@ -88,6 +92,7 @@ class Group(NamedTuple):
     requests: int
     refused: int
     estimated: int
+    unpriced: int
     input_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int
@@ -118,6 +123,11 @@ class Place(Protocol):
         """Return what a person calls it; without a password."""
         ...
 
+    @property
+    def is_file(self) -> bool:
+        """Return whether it is opened in no time, and must be while there is space on the disk."""
+        ...
+
     def open(self) -> Ledger:
         """Return a connection of its own, and make the ledger where there is none.
 
@@ -125,6 +135,10 @@ class Place(Protocol):
             LedgerDownError: it cannot be reached now.
             LedgerCorruptError: it is broken.
         """
+        ...
+
+    def is_broken(self) -> bool:
+        """Return whether what is there now is broken, by looking at all of it."""
         ...
 
     def set_aside(self) -> str:
@@ -153,7 +167,7 @@ class Ledger(Protocol):
         ...
 
     def prune(self, before: float) -> int:
-        """Delete rows older than a time, and return how many."""
+        """Delete some of the rows older than a time, the oldest first, and return how many: none when none is left."""
         ...
 
     def newest(self) -> float:
@@ -198,6 +212,12 @@ def upsert(mark: str, *, replace: bool) -> str:
     return f'INSERT INTO calls ({names}) VALUES ({marks}) ON CONFLICT ("id") DO {action}'  # noqa: S608  # our own names
 
 
+def prune_query(mark: str) -> str:
+    """Return the statement of `Ledger.prune`; its argument is the time."""
+    oldest = f'SELECT "id" FROM calls WHERE "time" < {mark} ORDER BY "time" LIMIT {PRUNED}'  # noqa: S608  # our own names
+    return f'DELETE FROM calls WHERE "id" IN ({oldest})'  # noqa: S608  # our own names
+
+
 def sum_query(mark: str, question: Question) -> str:
     """Return the query of `Ledger.spent`; `Question.arguments` gives its arguments."""
     more = (f" AND run = {mark}" if question.run else "") + (f' AND "user" = {mark}' if question.user else "")
@@ -215,7 +235,7 @@ def group_query(mark: str, by: By, *, agent: bool) -> str:
     return (
         f"SELECT {key}, {day}, "  # noqa: S608  # our own names
         "sum(CASE WHEN outcome = 'refused' THEN 0 ELSE 1 END), sum(CASE WHEN outcome = 'refused' THEN 1 ELSE 0 END), "
-        f"sum({estimated.format(1)}), "
+        f"sum({estimated.format(1)}), sum(CASE WHEN price = '' AND tokens > 0 THEN 1 ELSE 0 END), "
         "sum(input_tokens), sum(cache_read_tokens), sum(cache_write_5m_tokens + cache_write_1h_tokens), "
         f'sum(output_tokens), sum(cost_usd), sum({estimated.format("cost_usd")}), max("time") FROM calls '
         f'WHERE "time" >= {mark} AND "time" < {mark}' + (f" AND agent = {mark}" if agent else "") + " GROUP BY 1, 2"

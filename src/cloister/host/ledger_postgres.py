@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from cloister.errors import UnsupportedError
+from cloister.errors import CloisterError, UnsupportedError
 from cloister.host.ledger import (
     SCHEMA,
     By,
@@ -23,6 +23,7 @@ from cloister.host.ledger import (
     Values,
     create_table,
     group_query,
+    prune_query,
     refuse_newer,
     sum_query,
     upsert,
@@ -39,6 +40,7 @@ class PostgresPlace:
     """An address for the ledger."""
 
     name = "in PostgreSQL"
+    is_file = False
 
     def __init__(self, address: Callable[[], str]) -> None:
         """Take the way to the address.
@@ -59,7 +61,15 @@ class PostgresPlace:
 
     def open(self) -> PostgresLedger:
         """See `Place.open`."""
-        return PostgresLedger(self._address())
+        try:
+            address = self._address()
+        except CloisterError as error:
+            raise LedgerDownError(f"its address cannot be had: {error.message}") from error
+        return PostgresLedger(address)
+
+    def is_broken(self) -> bool:
+        """See `Place.is_broken`: that is for the server to know."""
+        return False
 
     def set_aside(self) -> str:
         """Nothing of it is ours to rename: `LedgerCorruptError` is not raised here."""
@@ -96,6 +106,9 @@ class PostgresLedger:
 
     def _prepare(self) -> None:
         connection = self._connection
+        if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            # A name that it cannot hold would stop every row behind it.
+            raise LedgerDownError(f"its encoding is {encoding}, and must be UTF8")
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             connection.execute("SET LOCAL client_min_messages = warning")
@@ -149,7 +162,7 @@ class PostgresLedger:
         def work() -> list[Group]:
             found = self._connection.execute(query, arguments)
             # Sums of integers are numeric in PostgreSQL.
-            return [Group(str(key), *map(int, rest[:8]), *map(float, rest[8:])) for key, *rest in found]
+            return [Group(str(key), *map(int, rest[:9]), *map(float, rest[9:])) for key, *rest in found]
 
         return self._shielded(work)
 
@@ -178,4 +191,4 @@ class PostgresLedger:
 
 _REPLACE = upsert("%s", replace=True).encode()
 _KEEP = upsert("%s", replace=False).encode()
-_PRUNE = 'DELETE FROM calls WHERE "time" < %s'
+_PRUNE = prune_query("%s").encode()

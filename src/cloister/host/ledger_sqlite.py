@@ -7,6 +7,7 @@ Never mmap: a file that shrinks under it would kill the broker by SIGBUS.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from cloister.host.ledger import (
     Values,
     create_table,
     group_query,
+    prune_query,
     refuse_newer,
     sum_query,
     upsert,
@@ -51,7 +53,12 @@ class SqliteLedger:
         """
         self.path = path
         self._read_only = read_only
-        self._connection = _shielded(lambda: self._open(read_only=read_only))
+        try:
+            self._connection = _shielded(lambda: self._open(read_only=read_only))
+        except LedgerDownError as error:
+            if isinstance(error.__cause__, apsw.SQLError):  # no such table or column: a database, and not ours
+                raise LedgerCorruptError(str(error)) from error
+            raise
         self._inode = _inode(path)
 
     def _open(self, *, read_only: bool) -> apsw.Connection:
@@ -143,7 +150,7 @@ class SqliteLedger:
         """See `Ledger.prune`."""
 
         def work() -> int:
-            self._connection.execute('DELETE FROM calls WHERE "time" < ?', (before,))
+            self._connection.execute(_PRUNE, (before,))
             return self._connection.changes()
 
         return _shielded(work)
@@ -153,6 +160,13 @@ class SqliteLedger:
         row: Any = _shielded(lambda: self._connection.execute('SELECT max("time") FROM calls').fetchone())
         return float(row[0] or 0.0)
 
+    def is_whole(self) -> bool:
+        """Return whether the whole file makes sense; reads all of it."""
+        try:
+            return bool(_shielded(lambda: self._connection.pragma("quick_check", 1)) == "ok")
+        except LedgerCorruptError:
+            return False
+
     def close(self) -> None:
         """Close; the last connection of all moves the log into the file."""
         self._connection.close()
@@ -160,6 +174,8 @@ class SqliteLedger:
 
 class SqlitePlace:
     """A file for the ledger, in a directory of its own."""
+
+    is_file = True
 
     def __init__(self, path: str, alarm: Callable[[str], None]) -> None:
         """Name a file; nothing is opened yet."""
@@ -177,6 +193,15 @@ class SqlitePlace:
         if not os.path.lexists(mark):
             os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         return ledger
+
+    def is_broken(self) -> bool:
+        """See `Place.is_broken`."""
+        try:
+            ledger = SqliteLedger(self.name)
+        except LedgerCorruptError:
+            return True
+        with contextlib.closing(ledger):
+            return not ledger.is_whole()
 
     def set_aside(self) -> str:
         """See `Place.set_aside`."""
@@ -197,6 +222,7 @@ def set_aside(path: str) -> str:
 
 _REPLACE = upsert("?", replace=True)
 _KEEP = upsert("?", replace=False)
+_PRUNE = prune_query("?")
 assert len(NAMES) == len(COLUMNS)  # noqa: S101  # read once, at import
 
 
@@ -205,8 +231,6 @@ def _shielded(work: Callable[[], _T]) -> _T:
     try:
         return work()
     except (apsw.CorruptError, apsw.NotADBError) as error:
-        raise LedgerCorruptError(str(error)) from error
-    except apsw.SQLError as error:  # no such table or column: not a ledger
         raise LedgerCorruptError(str(error)) from error
     except (apsw.Error, OSError) as error:
         raise LedgerDownError(str(error) or type(error).__name__) from error

@@ -15,6 +15,7 @@ journal. How a row gets into the ledger, and what happens when that is away or b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
@@ -70,6 +71,7 @@ class BookKeeper:
 
         Raises:
             RetryError: another process keeps these books.
+            UnsupportedError: a newer program made the ledger.
             OSError: the journal cannot be read or made.
         """
         self.metrics = Metrics()
@@ -86,6 +88,10 @@ class BookKeeper:
         self._journal = Journal(directory, segment_bytes=segment_bytes)
         try:
             self._replay()
+            if place.is_file:
+                # Once open it can be read on a full disk, where opening it could not make the files of the WAL.
+                with contextlib.suppress(LedgerDownError, LedgerCorruptError):  # the writer sees to it
+                    self._reader = place.open()
             self._writer = Writer(self, directory, place, care)
         except BaseException:
             self._journal.close()
@@ -245,13 +251,10 @@ class BookKeeper:
 
     def tend(self) -> None:
         """Sync the journal, and write to it what it could not take before."""
-        self._journal.sync()
         if self._unwritten:
-            with self._lock:
-                try:
-                    self._write_again()
-                except OSError:
-                    return  # still full; the next call or second tries again
+            with self._lock, contextlib.suppress(OSError):  # still full; the next call or second tries again
+                self._write_again()
+        self._journal.sync()
 
     def absent(self, ids: list[str]) -> set[str]:
         """Return which ids are not in memory."""
@@ -273,8 +276,9 @@ class BookKeeper:
 
     def _write_again(self) -> None:
         """Write what the journal could not take, the oldest first; raises OSError when it still cannot."""
-        for one, payload in list(self._unwritten.items()):
-            segment = self._journal.append(FINAL, payload)
+        while self._unwritten:
+            one = next(iter(self._unwritten))
+            segment = self._journal.append(FINAL, self._unwritten[one])
             segment.pins += 1
             self._entries[one].finished = segment
             del self._unwritten[one]
@@ -322,6 +326,6 @@ class BookKeeper:
                             "ledger-unreachable",
                             f"what was spent cannot be known, because the ledger cannot be read: {error}",
                             where=self._place.name,
-                            remedy="cloister doctor",
+                            remedy="cloister usage",
                         ) from error
             raise AssertionError

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from cloister.host.journal import Segment
@@ -18,6 +16,8 @@ FINAL = 2
 MOST = 1 << 53
 """No count is larger: beyond it a float, and so JSON, loses whole tokens. An upstream may say anything."""
 MOST_USD = 1e9
+LAST = 253_402_300_799.0
+"""The last second that has a date: 9999-12-31."""
 LONGEST = 512
 """Characters of a name. Models and ids are chosen by agents and upstreams."""
 
@@ -28,6 +28,8 @@ _COUNTS = (
     "cache_write_1h_tokens",
     "output_tokens",
     "reasoning_tokens",
+    "status",
+    "attempts",
 )
 _TEXTS = (
     "id",
@@ -43,7 +45,7 @@ _TEXTS = (
     "reason",
     "request_id",
 )
-_NUMBERS = ("time", "cost_usd", "first_byte_s", "duration_s")
+_NUMBERS = {"time": LAST, "cost_usd": MOST_USD, "first_byte_s": LAST, "duration_s": LAST}
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Row)
@@ -80,7 +82,7 @@ def safe(row: Row) -> Row:
     name of a model: a record has NUL bytes in its length.
     """
     least = min(row.input_tokens, row.cache_read_tokens, row.cache_write_5m_tokens, row.cache_write_1h_tokens)
-    text = row.model + row.request_id + row.price
+    text = row.model + row.request_id + row.price + row.provider + row.reason + row.agent + row.run + row.user
     if (
         text.isprintable()
         and len(text) <= LONGEST
@@ -89,6 +91,11 @@ def safe(row: Row) -> Row:
         and 0 <= row.reasoning_tokens <= MOST
         and tokens(row) <= MOST
         and 0.0 <= row.cost_usd <= MOST_USD
+        and 0.0 <= row.time <= LAST
+        and 0.0 <= row.first_byte_s <= LAST
+        and 0.0 <= row.duration_s <= LAST
+        and 0 <= row.status <= MOST
+        and 0 <= row.attempts <= MOST
     ):
         return row
     return _made_safe(row)
@@ -96,13 +103,9 @@ def safe(row: Row) -> Row:
 
 def _made_safe(row: Row) -> Row:
     changes: dict[str, object] = {name: max(0, min(getattr(row, name), MOST // 8)) for name in _COUNTS}
-    for name in _NUMBERS:
+    for name, most in _NUMBERS.items():
         value = getattr(row, name)
-        changes[name] = (
-            max(0.0, min(value, MOST_USD if name == "cost_usd" else math.inf)) if math.isfinite(value) else 0.0
-        )
-    if row.cost_usd == math.inf:
-        changes["cost_usd"] = MOST_USD
+        changes[name] = min(value, most) if value > 0 else 0.0  # also where it is no number at all
     for name in _TEXTS:
         kept = "".join(char if char.isprintable() else "\ufffd" for char in getattr(row, name))
         changes[name] = kept[:LONGEST]

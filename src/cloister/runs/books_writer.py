@@ -3,7 +3,7 @@
 - Away: rows wait in the journal and in memory, and it is tried again after 0.1 seconds, doubling up to 30.
 - Broken or deleted: said aloud; a broken file gets another name; a new ledger is filled with what the journal still
   has.
-- Too old: rows beyond `retention` are deleted once a day.
+- Too old: rows beyond `retention` are looked for every hour, and deleted some at a time.
 
 Batches are small: between two of them every other thread gets its turn, and the event loop waits a millisecond at most.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from cloister.host.journal import Journal, Segment, read
-from cloister.host.ledger import DAY_S, Ledger, LedgerCorruptError, LedgerDownError, LedgerGoneError, Place
+from cloister.host.ledger import Ledger, LedgerCorruptError, LedgerDownError, LedgerGoneError, Place
 from cloister.llm.ledger import Row
 from cloister.runs.books_rows import FINAL, Entry, decode, unseen, values
 
@@ -29,6 +29,10 @@ TICK_S = 1.0
 """How often the journal is synced, and so what a power cut may cost."""
 RETRY_S = (0.1, 30.0)
 """First and longest wait for a ledger that is away."""
+
+
+PRUNE_S = 3600.0
+"""How often rows that are too old are looked for."""
 
 
 class Care(NamedTuple):
@@ -87,11 +91,12 @@ class Writer(threading.Thread):
         self._ledger: Ledger | None = None
         self._event = threading.Event()
         self._broken: LedgerCorruptError | None = None
+        self._suspected: LedgerCorruptError | None = None
         self._repaired = threading.Event()
         self._stopping = False
         self._wait_s = 0.0
         self._again = 0.0
-        self._next_prune = 0.0
+        self._next_prune = self._next_sync = 0.0
         self.down = False
 
     def wake(self) -> None:
@@ -100,9 +105,10 @@ class Writer(threading.Thread):
             self._event.set()
 
     def repair(self, error: LedgerCorruptError, timeout_s: float = 2.0) -> None:
-        """Have a ledger that a reader found broken replaced, and wait for it."""
+        """Have a ledger that a reader found broken looked at, and replaced if it is; wait for it."""
         self._repaired.clear()
-        self._broken = error
+        self._suspected = error
+        self._again = 0.0
         self.wake()
         self._repaired.wait(timeout_s)
 
@@ -128,8 +134,11 @@ class Writer(threading.Thread):
 
     def _turn(self) -> None:
         """Do all that is to be done now."""
-        self._books.tend()
-        if time.monotonic() < self._again:
+        now = time.monotonic()
+        if now >= self._next_sync or self._stopping:
+            self._next_sync = now + TICK_S
+            self._books.tend()
+        if now < self._again:
             return
         batch: list[Entry] = []
         try:
@@ -144,9 +153,9 @@ class Writer(threading.Thread):
             self._prune(ledger)
         except LedgerCorruptError as error:
             self._books.give_back(batch)
+            self._back_off(error)
             self._broken = error
-            self.wake()
-        except LedgerDownError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is: a thread that died would keep every row from the ledger
             self._books.give_back(batch)
             self._back_off(error)
         else:
@@ -158,6 +167,9 @@ class Writer(threading.Thread):
     def _open(self) -> Ledger:
         """Return the connection; make it, and what it is to, anew where that is needed."""
         error, self._broken = self._broken, None
+        suspected, self._suspected = self._suspected, None
+        if error is None and suspected is not None and self._place.is_broken():
+            error = suspected  # and not a broken one's successor, which the reader had not seen yet
         if error is not None:
             self._forget()
             self._replace(error)
@@ -192,7 +204,7 @@ class Writer(threading.Thread):
             ledger.write([], [values(row) for row in part])
         return len(absent)
 
-    def _back_off(self, error: LedgerDownError) -> None:
+    def _back_off(self, error: Exception) -> None:
         if not self.down:
             self.down = True
             self._alarm(f"the ledger {self._place.name} cannot be written: {error}; rows wait in the journal")
@@ -214,9 +226,9 @@ class Writer(threading.Thread):
         """
         if self._retention_s == float("inf") or time.monotonic() < self._next_prune:
             return
-        self._next_prune = time.monotonic() + DAY_S
         now = min(self._clock(), ledger.newest())
-        ledger.prune(now - self._retention_s)
+        if not ledger.prune(now - self._retention_s):
+            self._next_prune = time.monotonic() + PRUNE_S  # else it goes on with the next second
 
 
 def _parts(rows: list[Row]) -> Iterator[list[Row]]:

@@ -19,7 +19,7 @@ from cloister.errors import PolicyError, Problem
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
-from cloister.policy.model import Policy, Preset
+from cloister.policy.model import Ledger, Policy, Preset
 from cloister.policy.presets import all_presets
 from cloister.policy.tighten import tighten, tighten_project
 from cloister.policy.users import admit
@@ -133,6 +133,11 @@ class PolicyFiles:
         self._refresh()
         for document in self._documents:
             refuse_tables(document)
+
+    def ledger(self) -> Ledger:
+        """Return where model calls are written down: as the system's policy says, else as the user's does."""
+        self._refresh()
+        return next((policy.ledger for policy in self._policies if policy.ledger != Ledger()), Ledger())
 
     def presets(self) -> Mapping[str, Preset]:
         """Return every preset there is."""

@@ -169,6 +169,30 @@ def test_a_record_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert len(journal.read(str(tmp_path)).records) == 1
 
 
+def test_sync_covers_every_segment_and_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was appended before a sync is asked of the disk: each segment since the last one, and their directory."""
+    synced: list[str] = []
+
+    def remember(descriptor: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fdatasync", remember)
+    monkeypatch.setattr(os, "fsync", remember)
+    writer = Journal(str(tmp_path), segment_bytes=64)
+    for _ in range(3):
+        writer.append(1, b"x" * 60).pins += 1
+    writer.sync()
+    assert set(synced) == {*(f"journal-000000000{number}.log" for number in (1, 2, 3)), tmp_path.name}
+
+    synced.clear()
+    writer.sync()
+    assert synced == [], "nothing was appended since"
+    writer.append(1, b"x")
+    writer.sync()
+    assert "journal-0000000004.log" in synced
+    writer.close()
+
+
 def test_files_are_the_owners_alone(tmp_path: Path) -> None:
     """Nobody else reads which models a person used."""
     writer = Journal(str(tmp_path / "books"))
