@@ -52,7 +52,9 @@ def prove(  # noqa: PLR0913  # the command line, as values
     with contextlib.ExitStack() as stack:
         place = Place(environ, agent, profile)
         stack.enter_context(place)
-        canaries = stack.enter_context(Canaries(place.base, place.owner.home, watched=(place.user_paths.policy,)))
+        canaries = stack.enter_context(
+            Canaries(place.base, place.owner.home, (place.user_paths.policy,), place.runtime)
+        )
         battery = Battery(place, canaries, lifted(place.resolved.agent), facts(place), on_result, here)
         _preflight(battery)
         return battery.run(cases)
