@@ -63,7 +63,7 @@ def test_check_holds_files_against_each_other(user: User, workspace: Path) -> No
 
 def test_what_check_warns_of_is_refused_at_the_start(user: User, workspace: Path) -> None:
     """A valid key that nothing enforces is a warning with its line in check and agents, and stops a run."""
-    user.write_policy(f'{BASE}\n[agents.shell.service]\nenable = true\n')
+    user.write_policy(f"{BASE}\n[agents.shell.service]\nenable = true\n")
     report = json.loads(user.run("check", "--json", cwd=workspace).stdout)
     agents = json.loads(user.run("agents", "--json", cwd=workspace).stdout)
     run = user.inside("true", cwd=workspace)
