@@ -39,11 +39,13 @@ class RunModels:
         self._notices: dict[str, list[str]] = {}
 
     def open(self, prepared: Prepared) -> None:
-        """Make sure that a run's calls can be served and written down, before anything of it starts.
+        """Make sure that the calls of a run that has models can be served and written down, before it starts.
 
         Raises:
             CloisterError: a provider is missing, or the books or prices cannot be opened.
         """
+        if not prepared.placeholders:
+            return
         self._ledger = prepared.policy.ledger
         if self._calls is None:
             from cloister.runs.model_blocks import blocked

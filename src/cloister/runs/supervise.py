@@ -107,8 +107,7 @@ class Supervisor:
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
-        if prepared.placeholders:
-            self._models.open(prepared)
+        self._models.open(prepared)
         self._store.create(plan, record)
         applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
