@@ -80,12 +80,14 @@ def every_second(load: Callable[[], Prices]) -> Callable[[], Prices]:
 
 
 @contextlib.contextmanager
-def model_calls(paths: Paths, owner: Owner, settings: Callable[[], Ledger] = Ledger) -> Iterator[ModelCalls]:
-    """Give the model calls of a process, and close their books at the end."""
+def model_calls(
+    paths: Paths, owner: Owner, settings: Callable[[], Ledger] = Ledger
+) -> Iterator[tuple[ModelCalls, Store]]:
+    """Give the model calls of a process and their books, which are closed at the end."""
     store = Store(paths, owner, settings)
     prices = PriceFiles(paths, owner.uid)
     try:
         reader = partial(secret_reader, paths, owner, dict(os.environ))
-        yield ModelCalls(store, every_second(prices.current), reader, partial(blocked, paths.blocked))
+        yield ModelCalls(store, every_second(prices.current), reader, partial(blocked, paths.blocked)), store
     finally:
         store.close()
