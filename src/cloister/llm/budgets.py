@@ -208,6 +208,16 @@ class Account:
             if limit.reason == reason:
                 self._tally(self._keys(run, now)[limit.place], now).granted[limit.measure] += 1
 
+    def shares(self) -> dict[tuple[str, str], float]:
+        """Return the used part of each day's and month's limit that was watched so far, by span and unit."""
+        found: dict[tuple[str, str], float] = {}
+        for key, tally in self._tallies.items():
+            for limit in self.limits.limits:
+                if limit.span == key[0] and key in self._calendar[1] and limit.amount:
+                    unit = "usd" if limit.measure else "tokens"
+                    found[limit.span, unit] = tally.used[limit.measure] / limit.amount
+        return found
+
     def listen(self, run: str, tell: Callable[[Alert], None]) -> None:
         """Tell a run of shares that are passed: those of its own budget, and those of the agent's."""
         self._listeners[run] = tell
