@@ -226,7 +226,7 @@ class Llm(Table, frozen=True):
     redact: tuple[str, ...] = ()
     """Regular expressions whose matches in prompts are replaced before they leave."""
     redact_secrets: bool = False
-    """Whether text in prompts that is shaped like a known kind of token is replaced before it leaves."""
+    """Whether text in prompts that is shaped like a known token, or is a placeholder, is replaced before it leaves."""
     record: bool = False
     """Whether requests and answers are kept, encrypted, beside the run's records."""
 

@@ -38,8 +38,6 @@ from cloister.policy.protected import effective_names
 from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
-from cloister.runs.credentials_places import refuse_visible
-from cloister.runs.explain import look
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.paths import Paths
@@ -143,6 +141,9 @@ class Kitchen:
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
+            from cloister.runs.credentials_places import refuse_visible
+            from cloister.runs.explain import look
+
             refuse_visible(plan, paths.home, look)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
