@@ -82,6 +82,7 @@ def facts(base: Path) -> dict[str, Any]:
         "host_name": os.uname().nodename,
         "host_machine_id": "",
         "pass_environment": [],
+        "given_variables": [],
         "overlay": False,
         "policy": f"{base}/policy.toml",
         "cloister_paths": [],
