@@ -1,7 +1,7 @@
-"""Measure Cloister beside the field, and write the results: `make bench`.
+"""Measure Cloister beside the field, and write the results: `make bench`, `make bench ARGS=llm`.
 
-Every table comes from interleaved rounds. Bounded to about five minutes: what takes too long on a
-slow machine gets fewer rounds, never another method.
+Every table comes from interleaved rounds. Bounded to about five minutes, fifteen with `llm`, which is measured
+when it is named: what takes too long on a slow machine gets fewer rounds, never another method.
 """
 
 from __future__ import annotations
@@ -16,62 +16,78 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import egress, memory, peers, scale, starts, world
-from benchmarks.report import Section, as_json, markdown
+from benchmarks.llm import part, programs, tokens
+from benchmarks.report import Grid, Part, Section, markdown
+from benchmarks.store import as_json, merged
 
 ROUNDS = 40
 BUDGET_S = 270.0
+MODEL_CALLS = ("llm", "tls", "tokens")
+"""Measured when they are named; `llm` stands for all three."""
+ORDER = ("cold", "warm", "memory", "egress", "scale", *MODEL_CALLS)
 
 
 def main() -> int:
     """Measure everything, or what is named; return 1 when a part failed."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure Cloister beside the field.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="cold, warm, memory, egress, scale; all when none")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(ORDER)}; all but {', '.join(MODEL_CALLS)} when none"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for results.md and .json")
     options = parser.parse_args()
     if os.geteuid() == 0:
         sys.exit("run by tools/bench: as root everything costs less, and Cloister is for ordinary users")
-    sections, failed = measure(options.parts, options.rounds)
-    host = world.host(peers.versions())
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    text = markdown(host, sections, date)
+    parts, failed = measure(options.parts, options.rounds)
+    names = {found.name for found in parts}
+    own = peers.versions() if names - set(MODEL_CALLS) else {}
+    host = world.host({**own, **(programs.versions() if names & set(MODEL_CALLS) else {})})
+    earlier = Path(__file__).with_name("results.json")
+    host, parts = merged(earlier.read_text() if earlier.exists() else "", host, parts, ORDER)
+    text = markdown(host, parts)
     (options.output / "results.md").write_text(text)
-    (options.output / "results.json").write_text(as_json(host, sections, date))
+    (options.output / "results.json").write_text(as_json(host, parts))
     print(text)
     for process in memory.mine():
         print(f"left behind: {memory.command_of(process)}", file=sys.stderr)
     return failed
 
 
-def measure(wanted: list[str], rounds: int) -> tuple[list[Section], int]:
-    """Return the sections of all parts, and 1 when one could not be measured."""
+def measure(wanted: list[str], rounds: int) -> tuple[list[Part], int]:
+    """Return all parts, and 1 when one could not be measured."""
     user = world.World("starts")
-    parts: dict[str, Callable[[], list[Section]]] = {
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    makers: dict[str, Callable[[], list[Section] | list[Grid]]] = {
         "cold": lambda: [starts.cold(user, rounds), starts.cold_cpu(user, rounds)],
         "warm": lambda: [starts.warm(user, rounds)],
         "memory": lambda: [memory.memory(user)],
         "egress": lambda: egress.egress(3),
         "scale": lambda: scale.scale(max(3, rounds // 5)),
+        "llm": part.llm,
+        "tls": part.tls,
+        "tokens": tokens.tokens,
     }
-    sections: list[Section] = []
+    chosen = set(wanted or ORDER) - (set() if wanted else set(MODEL_CALLS))
+    chosen |= set(MODEL_CALLS) if "llm" in chosen else set()
+    parts: list[Part] = []
     failed, started = 0, time.monotonic()
     try:
-        for name, part in parts.items():
-            if wanted and name not in wanted:
+        for name, make in makers.items():
+            if name not in chosen:
                 continue
             print(f"==> {name}", file=sys.stderr, flush=True)
-            if time.monotonic() - started > BUDGET_S:
+            if name not in MODEL_CALLS and time.monotonic() - started > BUDGET_S:
                 print(f"no time left for {name}", file=sys.stderr)
                 failed = 1
                 continue
             try:
-                sections += part()
+                parts.append(Part(name, date, make()))
             except Exception:  # noqa: BLE001  # the other parts still tell something; this one is reported as failed
                 traceback.print_exc()
                 failed = 1
     finally:
         user.close()
-    return sections, failed
+    return parts, failed
 
 
 if __name__ == "__main__":

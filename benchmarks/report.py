@@ -1,22 +1,22 @@
-"""Results as Markdown for people and as JSON for programs. Pure: measures and writes nothing."""
+"""Results as Markdown for people. Pure: measures and writes nothing; `store.py` keeps them as JSON."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.figures import Figure, Missing
 
 PREFACE = """\
-Made by `make bench`; run it to make it again (five minutes at most, as an ordinary user, traffic on loopback and
-between namespaces only). The rows of a table were measured in turn, round by round, so compare ratios and not absolute
-numbers: the machine was shared with other work. The minimum is the cost of the thing itself, the median what a person
-meets; `min x` and `median x` are both against the first row."""
+Made by `make bench` (five minutes at most) and `make bench ARGS=llm` (fifteen), as an ordinary user, traffic on
+loopback and between namespaces only; run them to make it again. What was not measured again is kept, with its date.
+The rows of a table were measured in turn, round by round, so compare ratios and not absolute numbers: the machine was
+shared with other work. The minimum is the cost of the thing itself, the median what a person meets; `min x` and
+`median x` are both against the first row."""
 
 
 class Section(NamedTuple):
-    """One table: what was measured, in which unit, the target and what came of it."""
+    """One table of one quantity: what was measured, in which unit, the target and what came of it."""
 
     title: str
     unit: str
@@ -25,6 +25,38 @@ class Section(NamedTuple):
     target: str = ""
     outcome: str = ""
     """Where the target was met or missed, by how much, and what the time goes to."""
+
+
+class Line(NamedTuple):
+    """One row of a grid: values by column. A column it has no value for stays empty."""
+
+    name: str
+    values: Mapping[str, float]
+
+
+class Target(NamedTuple):
+    """What should be reached, and what came of it."""
+
+    wanted: str
+    outcome: str
+
+
+class Grid(NamedTuple):
+    """One table of several quantities, each in a column that names its unit."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Line | Missing]
+    note: str = ""
+    targets: Sequence[Target] = ()
+
+
+class Part(NamedTuple):
+    """What was measured together, and when."""
+
+    name: str
+    date: str
+    sections: Sequence[Section | Grid]
 
 
 class Host(NamedTuple):
@@ -38,19 +70,46 @@ class Host(NamedTuple):
     versions: dict[str, str]
 
 
-def markdown(host: Host, sections: Sequence[Section], date: str) -> str:
+def markdown(host: Host, parts: Sequence[Part]) -> str:
     """Return the page `benchmarks/results.md`."""
+    newest = max((part.date for part in parts), default="")
     system = f"{host.system}, Linux {host.kernel}, {host.cores} cores of {host.processor}, {host.memory_gib} GiB"
     versions = ", ".join(f"{name} {version}" for name, version in host.versions.items())
-    lines = ["# Benchmarks", "", PREFACE, "", f"{date}: {system}.", "", f"Compared: {versions}."]
-    for section in sections:
-        lines += ["", f"## {section.title}", ""]
-        if section.note:
-            lines += [section.note, ""]
-        lines += table(section.rows, section.unit)
-        if section.target:
-            lines += ["", f"Target: {section.target}. {section.outcome}".rstrip()]
+    lines = ["# Benchmarks", "", PREFACE, "", f"{newest}: {system}.", "", f"Compared: {versions}."]
+    for part in parts:
+        for section in part.sections:
+            lines += ["", f"## {section.title}", ""]
+            if part.date != newest:
+                lines += [f"Measured on {part.date}.", ""]
+            if section.note:
+                lines += [section.note, ""]
+            lines += _section(section) if isinstance(section, Section) else _grid(section)
     return "\n".join(lines) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    said = ["", f"Target: {section.target}. {section.outcome}".rstrip()] if section.target else []
+    return table(section.rows, section.unit) + said
+
+
+def _grid(grid: Grid) -> list[str]:
+    lines = [f"| | {' | '.join(grid.columns)} |", "|---|" + "--:|" * len(grid.columns)]
+    for line in grid.lines:
+        if isinstance(line, Missing):
+            cells = [f"not measured: {line.reason}", *[""] * (len(grid.columns) - 1)]
+        else:
+            cells = [_cell(line.values.get(column)) for column in grid.columns]
+        lines.append(f"| {line.name} | {' | '.join(cells)} |")
+    for target in grid.targets:
+        lines += ["", f"Target: {target.wanted}. {target.outcome}"]
+    return lines
+
+
+def _cell(value: float | None) -> str:
+    """Return a measured value in three digits, a count as it is."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else number(value)
 
 
 def table(rows: Sequence[Figure | Missing], unit: str) -> list[str]:
@@ -75,12 +134,3 @@ def number(value: float) -> str:
 
 def _magnitude(value: float) -> int:
     return int(f"{value:e}".partition("e")[2])
-
-
-def as_json(host: Host, sections: Sequence[Section], date: str) -> str:
-    """Return everything as JSON."""
-    shown = [
-        {**section._asdict(), "rows": [row._asdict() for row in section.rows]}
-        for section in sections
-    ]  # fmt: skip
-    return json.dumps({"date": date, "host": host._asdict(), "sections": shown}, indent=2) + "\n"

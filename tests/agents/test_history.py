@@ -28,9 +28,13 @@ egress = {{ allow = ["host.cloister.internal:{port}"] }}
 NOTE = "You run inside a Cloister sandbox."
 
 
-@pytest.fixture(params=AGENTS.values(), ids=AGENTS.keys())
+TOLD = [name for name in AGENTS if name != "openclaw"]
+"""Agents whose presets have a way to tell them; OpenClaw takes no such argument."""
+
+
+@pytest.fixture(params=[AGENTS[name] for name in TOLD], ids=TOLD)
 def agent(request: pytest.FixtureRequest) -> Agent:
-    """Return each agent in turn."""
+    """Return each agent that can be told."""
     return request.param
 
 

@@ -49,7 +49,7 @@ def user(
     own = {name: value for name, value in setup.environment.items() if value.startswith("http") or value == KEY}
     text = POLICY.format(
         name=agent.name,
-        carry=[f"~/{name}" for name in setup.files if name.endswith("models.json")],
+        carry=[f"~/{name}" for name in setup.files if name.endswith(("models.json", "openclaw.json"))],
         environment=", ".join(f'{name} = "{value}"' for name, value in own.items()),
         port=fake_model.port,
     )

@@ -42,6 +42,7 @@ def _refused(done: subprocess.CompletedProcess[str], reference: str, code: int =
         (["exec", "nothere", "true"], "run-not-alive"),
         (["exec"], "run-missing"),
         (["run", "--env", "LD_PRELOAD", "shell", "--", "true"], "environment-name"),
+        (["run", "--env", "CLOISTER_MASTER_KEY", "shell", "--", "true"], "environment-name"),
     ],
 )
 def test_bad_words(user: User, workspace: Path, words: list[str], reference: str) -> None:

@@ -1,8 +1,8 @@
 """How each real agent is pointed at a model endpoint: argv, environment and files, as values.
 
-Measured with Claude Code 2.1.329, Pi 0.86.1 and Codex 0.169.0 (tests/agents/package.json):
+Measured with Claude Code 2.1.329, Pi 0.86.1, Codex 0.169.0 and OpenClaw 2026.9.6 (tests/agents/package.json):
 
-- all three send requests for an `http://` base URL to the proxy of HTTP_PROXY or http_proxy,
+- the first three send requests for an `http://` base URL to the proxy of HTTP_PROXY or http_proxy,
   also when the host is a loopback address; NO_PROXY=127.0.0.1,localhost exempts those;
 - Claude Code and Codex then use absolute-form requests, Pi a CONNECT tunnel even for `http://`;
 - HTTPS_PROXY or ALL_PROXY alone suffice for `http://` with Claude Code; Codex takes ALL_PROXY,
@@ -117,6 +117,19 @@ stream_max_retries = 0
     return Setup({"FAKE_KEY": KEY}, {".codex/config.toml": config})
 
 
+def _openclaw(url: str) -> Setup:
+    """OpenClaw's embedded agent: Anthropic Messages; everything in openclaw.json, its workspace the current folder."""
+    model = {"id": MODEL, "name": MODEL, "contextWindow": 200_000, "maxTokens": 4096}
+    provider = {"baseUrl": url, "apiKey": KEY, "api": "anthropic-messages", "models": [model]}
+    defaults = {"model": {"primary": f"fake/{MODEL}"}, "workspace": ".", "skipBootstrap": True}
+    config = {
+        "gateway": {"mode": "local", "bind": "loopback"},
+        "models": {"providers": {"fake": provider}},
+        "agents": {"defaults": defaults},
+    }
+    return Setup({}, {".openclaw/openclaw.json": json.dumps(config)})
+
+
 AGENTS: dict[str, Agent] = {
     agent.name: agent
     for agent in (
@@ -145,6 +158,14 @@ AGENTS: dict[str, Agent] = {
             setup=_codex,
             shell_tool="exec_command",
             key_header="authorization",
+        ),
+        Agent(
+            name="openclaw",
+            version="2026.9.6",
+            argv=("openclaw", "agent", "--local", "--session-id", "one", "--message"),
+            setup=_openclaw,
+            shell_tool="exec",
+            key_header="x-api-key",
         ),
     )
 }

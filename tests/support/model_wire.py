@@ -99,6 +99,7 @@ def _shell_call(body: Json, number: int, command: str) -> ToolCall | None:
         "Bash": {"command": command, "description": "Run what the test asks for"},  # Claude Code
         "bash": {"command": command},  # Pi
         "exec_command": {"cmd": command},  # Codex, unified exec
+        "exec": {"command": command},  # OpenClaw
         "shell_command": {"command": command},  # Codex
         "shell": {"command": ["/bin/bash", "-c", command]},  # Codex, older
     }

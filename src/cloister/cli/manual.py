@@ -117,14 +117,15 @@ def _module(verb: str) -> object:
 
 
 def from_parser(parser: Parser) -> VerbText:
-    """Read a parser; the actions of `policy` become options under their own names."""
+    """Read a parser; the actions of `policy` and `identity` become options under their own names."""
     options, arguments = [], []
     for action in parser.actions():
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001  # argparse has no public name for it
             arguments.append(Option((), "ACTION", "what to do", tuple(action.choices)))
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}  # noqa: SLF001  # same
             for name, below in action.choices.items():
-                options.append(Option((below.format_usage().split("cloister policy ", 1)[1].strip(),), "", helps[name]))
+                usage = " ".join(below.format_usage().split())  # argparse breaks long ones
+                options.append(Option((usage.split(f"cloister {parser.verb} ", 1)[1],), "", helps[name]))
             arguments.append(Option((), "AGENT", ""))  # of `show`; completion asks for it behind the action
             continue
         value = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())

@@ -15,6 +15,8 @@ import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import assert_never
 
 from cloister.errors import StepError
@@ -25,56 +27,76 @@ from cloister.host.trust_roots import bundle
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
+    IdentityTokens,
     Launch,
     LimitCgroup,
     LimitScope,
     Listen,
+    ListenAgent,
     MakeDirectory,
+    PlaceholderFile,
     Placeholders,
     Plan,
     SeedFile,
     TrustBundle,
+    WriteBytes,
     WriteFile,
 )
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 _BACKLOG = 512
 _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
 
 
 class Applied:
-    """What applying a plan needs or makes that cannot stand in it: our certificate, the listening socket."""
+    """What applying a plan needs or makes that cannot stand in it: certificate, placeholders, listening sockets."""
 
-    def __init__(self, authority: bytes) -> None:
+    def __init__(self, authority: bytes, placeholders: Mapping[str, str]) -> None:
         """Start with no socket."""
         self.authority = authority
+        self.placeholders = placeholders
         self.listener: socket.socket | None = None
+        self.agents: dict[str, socket.socket] = {}
+        """The sockets of `ListenAgent` steps, by kind."""
+
+    def listen(self, step: Listen | ListenAgent) -> None:
+        """Open a step's socket."""
+        if isinstance(step, Listen):
+            self.listener = _listen(step.path)
+        else:
+            self.agents[step.kind] = _listen(step.path)
+
+    def close(self) -> None:
+        """Close every socket."""
+        for listener in (self.listener, *self.agents.values()):
+            if listener is not None:
+                listener.close()
 
 
-def apply(plan: Plan, state: str, authority: bytes = b"") -> Applied:
+def apply(plan: Plan, state: str, authority: bytes = b"", placeholders: Mapping[str, str] = NOTHING) -> Applied:
     """Apply every step before the launch; undo what was done when one fails.
 
     Args:
         plan: as stored already.
         state: Cloister's state directory, where placeholder journals lie.
         authority: the certificate of this user's authority (PEM), for runs whose plan has a bundle.
+        placeholders: what stands for each credential, for runs whose plan has files with them.
 
     Raises:
         StepError: names the step and what the system said.
     """
-    applied = Applied(authority)
+    applied = Applied(authority, placeholders)
     for step in plan.steps:
         try:
             _apply(step, plan, state, applied)
         except OSError as error:
-            if applied.listener:
-                applied.listener.close()
+            applied.close()
             undo(plan, state)
             raise StepError(
                 "step-refused", f"could not {step.describe()}: {error.strerror}", where=str(error.filename or "")
             ) from error
         except BaseException:
-            if applied.listener:
-                applied.listener.close()
+            applied.close()
             undo(plan, state)
             raise
     return applied
@@ -91,10 +113,10 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory(path=path, mode=mode):
             os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile() | TrustBundle():
+        case WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile():
             _write(step, applied)
-        case Listen(path=path):
-            applied.listener = _listen(path)
+        case Listen() | ListenAgent():
+            applied.listen(step)
         case CarryPoints(root=root, points=points):
             for point in points:
                 make_point(root, point.name, point.kind)
@@ -104,8 +126,8 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
             Journal(state).make(plan.run, points)
         case LimitCgroup():
             limits.make(step)
-        case LimitScope() | Launch():
-            return  # both need processes: limits.enter, and frames to the shim
+        case LimitScope() | Launch() | IdentityTokens():
+            return  # they need processes (limits.enter, frames to the shim) or keys (runs/identity.py)
         case _:
             assert_never(step)
 
@@ -118,23 +140,37 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             Journal(state).release(plan.run)
         case LimitCgroup() | LimitScope():
             limits.leave(step)
-        case Listen(path=path):
+        case Listen(path=path) | ListenAgent(path=path):
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | TrustBundle() | CarryPoints() | SeedFile() | Launch():
-            return  # inside a directory that goes as a whole, or kept on purpose
+        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile() | IdentityTokens():
+            return  # inside a directory that goes as a whole
+        case CarryPoints() | SeedFile() | Launch():
+            return  # kept on purpose, or gone by itself
         case _:
             assert_never(step)
 
 
-def _write(step: WriteFile | TrustBundle, applied: Applied) -> None:
-    text, mode = (
-        (step.text, step.mode) if isinstance(step, WriteFile) else (bundle(step.roots, applied.authority), 0o600)
-    )
+def _write(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> None:
+    mode = step.mode if isinstance(step, WriteFile | WriteBytes) else 0o600
+    data = _content(step, applied)
     descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _content(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> bytes:
+    match step:
+        case WriteBytes():
+            return step.data
+        case WriteFile():
+            text = step.text
+        case TrustBundle():
+            text = bundle(step.roots, applied.authority)
+        case PlaceholderFile():
+            text = step.text.replace("{placeholder}", applied.placeholders[step.credential])
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _listen(path: str) -> socket.socket:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 _GIT_KEYS = ("user.name", "user.email", "safe.directory", "init.defaultbranch", "core.quotepath", "pull.rebase")
 """Identity and tastes; nothing through which git runs a program (aliases, hooks, filters, helpers, pagers)."""
+_SIGNING_KEYS = ("gpg.format", "user.signingkey", "commit.gpgsign", "tag.gpgsign")
+"""How the person signs; carried in only for keys that the policy names."""
 
 
 class Owner(NamedTuple):
@@ -42,6 +44,13 @@ class GitSettings:
 
     def read(self) -> tuple[tuple[str, str], ...]:
         """Return the settings that are carried in, in git's order."""
+        return tuple((key, value) for key, value in self._current() if key in _GIT_KEYS)
+
+    def signing(self) -> dict[str, str]:
+        """Return the settings that say how the person signs commits and tags."""
+        return {key: value for key, value in self._current() if key in _SIGNING_KEYS}
+
+    def _current(self) -> tuple[tuple[str, str], ...]:
         stamp = tuple(_stamp(path) for path in self._files)
         if stamp != self._seen:
             self._seen = stamp
@@ -58,7 +67,7 @@ class GitSettings:
         except (OSError, subprocess.TimeoutExpired):
             return ()
         pairs = (entry.partition("\n") for entry in done.stdout.decode("utf-8", "replace").split("\0") if entry)
-        return tuple((key, value) for key, _, value in pairs if key in _GIT_KEYS)
+        return tuple((key, value) for key, _, value in pairs if key in (*_GIT_KEYS, *_SIGNING_KEYS))
 
 
 def _stamp(path: str) -> int:

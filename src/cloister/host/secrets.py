@@ -62,9 +62,11 @@ class SecretReader:
 
     def __init__(
         self, surroundings: Surroundings, providers: Mapping[str, Provider] | None = None, *,
+        refusals: Mapping[str, Callable[[str], None]] | None = None,
         timeout_s: float = TIMEOUT_S, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Read nothing yet. `providers` add schemes, or take the place of ours."""
+        """Read nothing yet. `providers` add schemes, or take the place of ours; `refusals` are told of 401s."""
+        self._refusals = dict(refusals or {})
         self._around = surroundings
         self._timeout_s = timeout_s
         self._clock = clock
@@ -96,6 +98,9 @@ class SecretReader:
         kept = self._kept.get(reference)
         if kept is not None and self._clock() - kept.since >= ASK_AGAIN_S:
             del self._kept[reference]
+        scheme, _, target = reference.partition(":")
+        if scheme in self._refusals:
+            self._refusals[scheme](target)
 
     def forget(self) -> None:
         """Drop everything: the run is over."""

@@ -29,7 +29,7 @@ CONTROL_FD = 4
 PROBE_ADDRESS = "192.0.2.1:9"
 """TEST-NET-1 (RFC 5737): routed nowhere, so a connect may only succeed or hang where a network exists."""
 
-MountKind = Literal["ro", "rw", "tmpfs", "symlink", "directory", "mask-file", "mask-directory"]
+MountKind = Literal["ro", "rw", "tmpfs", "symlink", "directory", "private-directory", "mask-file", "mask-directory"]
 
 
 class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -145,6 +145,8 @@ def _mount(mount: Mount) -> list[str]:
             return ["--symlink", mount.source, mount.target]
         case "directory":
             return ["--dir", mount.target]
+        case "private-directory":
+            return ["--perms", "0700", "--dir", mount.target]
         case "mask-file":
             return ["--ro-bind", "/dev/null", mount.target]
         case "mask-directory":

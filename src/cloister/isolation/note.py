@@ -8,10 +8,16 @@ nothing that the agent could not find out by itself.
 from __future__ import annotations
 
 
-def sandbox_note(
-    *, workspace: str, egress: tuple[str, ...], mode: str, overlay: bool, credentials: tuple[str, ...] = ()
+def sandbox_note(  # noqa: PLR0913  # the facts of a note, each by its name
+    *,
+    workspace: str,
+    egress: tuple[str, ...],
+    mode: str,
+    overlay: bool,
+    credentials: tuple[str, ...] = (),
+    keys: tuple[str, ...] = (),
 ) -> str:
-    """Return the note, plain text of a few lines; `credentials` are `VARIABLE for HOST`."""
+    """Return the note, plain text of a few lines; `credentials` are `VARIABLE for HOST`, `keys` what they can do."""
     reach = {
         "deny": "Network: only through the proxy set in your environment, and only to: "
         + (", ".join(egress) or "nothing")
@@ -27,6 +33,8 @@ def sandbox_note(
         if credentials
         else ""
     )
+    if keys:
+        held += f"Keys of the user, which stay outside and work without set-up: {'; '.join(keys)}.\n"
     return (
         "You run inside a Cloister sandbox.\n"
         f"Files: you may write below {workspace}, the home and /tmp; "

@@ -44,6 +44,18 @@ class WriteFile(Step, frozen=True, tag="write-file"):
         return f"write {len(self.text.encode())} bytes to {self.path}"
 
 
+class WriteBytes(Step, frozen=True, tag="write-bytes"):
+    """Write a file of ours that is no text, such as a public key."""
+
+    path: str
+    data: bytes
+    mode: int = 0o600
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write {len(self.data)} bytes to {self.path}"
+
+
 class TrustBundle(Step, frozen=True, tag="trust-bundle"):
     """Write the certificates that programs in the sandbox trust: the system's, and that of this user's authority."""
 
@@ -56,6 +68,18 @@ class TrustBundle(Step, frozen=True, tag="trust-bundle"):
         return f"write the trusted certificates ({self.roots or 'no system bundle'} and our own) to {self.path}"
 
 
+class PlaceholderFile(Step, frozen=True, tag="placeholder-file"):
+    """Write a file in which a product finds a login: `{placeholder}` becomes that of a credential."""
+
+    path: str
+    text: str
+    credential: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write the placeholder of {self.credential} to {self.path}"
+
+
 class Listen(Step, frozen=True, tag="listen"):
     """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
 
@@ -64,6 +88,19 @@ class Listen(Step, frozen=True, tag="listen"):
     def describe(self) -> str:
         """Return one line for people."""
         return f"serve egress on {self.path}"
+
+
+class ListenAgent(Step, frozen=True, tag="listen-agent"):
+    """Open the Unix socket on which a person's own agent is served, filtered to named keys and uses."""
+
+    path: str
+    kind: Literal["ssh", "gpg"]
+    words: tuple[str, ...] = ()
+    """Which keys may do what, for people."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"serve the {self.kind}-agent on {self.path}: {'; '.join(self.words)}"
 
 
 class CarryPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +142,23 @@ class SeedFile(Step, frozen=True, tag="seed-file"):
     def describe(self) -> str:
         """Return one line for people."""
         return f"write {self.root}/{self.name}, unless it exists"
+
+
+class IdentityTokens(Step, frozen=True, tag="identity-tokens"):
+    """Keep signed tokens of the run in files, renewed while it lives and void after it. No token stands here."""
+
+    directory: str
+    """In the box directory, so that the agent can read them."""
+    user: str
+    """The user, as the tokens name it."""
+    audiences: tuple[str, ...]
+    """Third parties there is a token for, besides our own services."""
+    lifetime_s: int
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        named = ", ".join(self.audiences)
+        return f"keep identity tokens of {self.lifetime_s} s in {self.directory}, for cloister and {named}"
 
 
 class Limit(Step, frozen=True, kw_only=True):
@@ -230,11 +284,15 @@ class PlannedCredential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 AnyStep = (
     MakeDirectory
     | WriteFile
+    | WriteBytes
     | TrustBundle
+    | PlaceholderFile
     | Listen
+    | ListenAgent
     | Placeholders
     | CarryPoints
     | SeedFile
+    | IdentityTokens
     | LimitCgroup
     | LimitScope
     | Launch

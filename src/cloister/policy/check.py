@@ -14,6 +14,7 @@ from typing import get_args
 from cloister.policy import values
 from cloister.policy.document import Mistakes
 from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
+from cloister.policy.login_check import check_login
 from cloister.policy.model import (
     Agent,
     Credential,
@@ -126,6 +127,7 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
         check.add(("note",), "no argument holds {note}")
     _check_environment(check, (), preset.environment)
     _check_rules(check, ("hosts",), preset.hosts)
+    check_login(preset.login, mistakes)
     mistakes.settle()
 
 
@@ -254,6 +256,7 @@ def _check_keys(check: _Check, at: Path, credential: Credential) -> None:
             check.add((*at, key), "keys stay in your agent: they need neither secret, inject nor env")
     if not credential.uses:
         check.add((*at, "uses"), "no use is named", 'uses = ["ssh"]')
+    _check_kinds(check, at, credential)
     if "ssh" in credential.uses and not credential.hosts:
         check.add((*at, "hosts"), "logging in needs the hosts it is for", 'hosts = ["github.com"]')
     for index, host in enumerate(credential.hosts):
@@ -262,6 +265,17 @@ def _check_keys(check: _Check, at: Path, credential: Credential) -> None:
                 check.add((*at, "hosts", index), "a key is bound to names, not to wildcards or addresses")
         except ValueError as error:
             check.add((*at, "hosts", index), str(error))
+
+
+def _check_kinds(check: _Check, at: Path, credential: Credential) -> None:
+    """Refuse keys that no use is for, and uses that no key is for: they would say something and do nothing."""
+    by_gpg = [key.startswith("gpg:") for key in credential.keys]
+    for kind, here, uses in (("gpg", any(by_gpg), {"gpg"}), ("ssh", not all(by_gpg), {"ssh", "git"})):
+        used = uses & set(credential.uses)
+        if here and not used:
+            check.add((*at, "uses"), f"a {kind} key is named, and no use for it", f"add {' or '.join(sorted(uses))}")
+        if used and not here:
+            check.add((*at, "keys"), f"no {kind} key is named, and {', '.join(sorted(used))} among its uses")
 
 
 def _check_injection(check: _Check, at: Path, inject: Injection) -> None:

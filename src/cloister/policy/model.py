@@ -19,6 +19,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloister.policy.login import Login
+
 SCHEMA = 1
 
 Isolation = Literal["namespace", "unit", "microvm"]
@@ -178,7 +180,8 @@ class Identity(Table, frozen=True):
     """`[agents.NAME.identity]`: the signed tokens by which a run says who it is."""
 
     audiences: tuple[str, ...] = ()
-    """Third parties the agent may get tokens for, each as its `aud`; empty means none."""
+    """Third parties the agent may get tokens for, each as its `aud`; empty means none. The tokens are files in
+    `$CLOISTER_IDENTITY_DIRECTORY`; see cloister-identity(1)."""
     lifetime: str = "15m"
     """How long a token is valid: from 1 minute to 15 minutes. It is renewed while the run lives."""
 
@@ -468,3 +471,5 @@ class Preset(Table, frozen=True):
     """The file below the home that holds the note, for products without such arguments; replaced at every start."""
     subcommands: tuple[str, ...] = ()
     """First arguments with which the product takes no note, such as `install`."""
+    login: Login | None = None
+    """How `cloister login` gets tokens for it."""

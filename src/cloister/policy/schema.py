@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cloister.policy import model
+from cloister.policy import login, model
 
 
 class KeyText(NamedTuple):
@@ -62,6 +62,7 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     model.Ledger,
     model.Project,
     model.Preset,
+    login.Login,
 )
 """Every table, in the order of the manual."""
 
@@ -88,7 +89,7 @@ def tables() -> tuple[TableText, ...]:
 def docstrings() -> Mapping[str, Mapping[str, str]]:
     """Return the docstring of every attribute of the model, by class and name, each on one line."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(model)).body:
+    for node in (node for source in (model, login) for node in ast.parse(inspect.getsource(source)).body):
         if not isinstance(node, ast.ClassDef):
             continue
         texts = found.setdefault(node.name, {})

@@ -182,9 +182,14 @@ class H2Exchange(Exchange):
 
     @override
     def respond(
-        self, status: int, phrase: bytes, headers: Headers, body: Body, first: bytes = b""  # noqa: ARG002 - HTTP/2 has no phrase
-    ) -> None:  # fmt: skip
-        """Write the response head, and a first piece of body."""
+        self,
+        status: int,
+        phrase: bytes,  # noqa: ARG002 - HTTP/2 has none
+        headers: Headers,
+        body: Body,
+        first: bytes = b"",
+    ) -> None:
+        """Write the response head, and a first piece of body where there is one."""
         self.started, self.status = True, status
         self._send(http2.response_fields(status, headers, body))
         if first:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
+from cloister.credentials.signing import SigningEvent
 from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
 from cloister.egress.rules import Ruleset
@@ -27,6 +28,7 @@ from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent
 from cloister.relay.server import EgressServer
+from cloister.runs.agent_services import Signers
 from cloister.runs.attach import Attachment
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Direct, Receipt, Record, Store
@@ -95,6 +97,7 @@ class ActiveRun:
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
+        self.signing: Signers | None = None
         self.layout: WorkspaceLayout | None = None
         self.outer_pid = 0
         self.starter: Starter | None = None
@@ -142,6 +145,8 @@ class ActiveRun:
         if self.egress:
             self.egress.update(rules, guard)
             self.egress.revoke(revoked)
+        if self.signing and (why := self.signing.obey(agent)):
+            self.write_event("warning", {"what": f"no key may be used any more: {why}"})
         return revoked
 
     # --- frames ---------------------------------------------------------------------------
@@ -320,12 +325,20 @@ class ActiveRun:
     def note(self, event: EgressEvent) -> None:
         """Record one egress decision."""
         if event.verdict != "allow":
-            key = f"{event.host}:{event.port} {event.reason}"
-            if key in self._denied or len(self._denied) < _MAX_DENIED:
-                self._denied[key] = self._denied.get(key, 0) + 1
+            self._count_denied(f"{event.host}:{event.port} {event.reason}")
         if self.credentials:
             self.credentials.note(event)
         self.write_event("egress", msgspec.to_builtins(event))
+
+    def note_signing(self, event: SigningEvent) -> None:
+        """Record one signature by a key of the person's own agent, or its refusal."""
+        if event.verdict == "deny":
+            self._count_denied(f"signing {event.reason}")
+        self.write_event("signing", msgspec.to_builtins(event))
+
+    def _count_denied(self, what: str) -> None:
+        if what in self._denied or len(self._denied) < _MAX_DENIED:
+            self._denied[what] = self._denied.get(what, 0) + 1
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
         """Append one line to the run's events."""
@@ -371,6 +384,13 @@ class ActiveRun:
         self._events.close()
         self.live.say_goodbye(outcome, warnings)
 
+    def _used(self) -> tuple[str, ...]:
+        """Return which secrets and keys were used, how often and where."""
+        return (
+            *(self.credentials.summary() if self.credentials else ()),
+            *(self.signing.summary() if self.signing else ()),
+        )
+
     def _write_receipt(self, outcome: Outcome) -> None:
         now = time.time()
         stats = self.egress.stats if self.egress else None
@@ -387,7 +407,7 @@ class ActiveRun:
             connections=stats.connections if stats else 0, denials=stats.denials if stats else 0,
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
-            credentials=self.credentials.summary() if self.credentials else (),
+            credentials=self._used(),
             direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
         self.store.finish(self.record, receipt)

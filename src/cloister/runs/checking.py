@@ -21,10 +21,12 @@ from cloister.policy.load import load_document, load_preset, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
 from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets, builtin_presets
+from cloister.runs import login_files
 from cloister.runs.credentials_plan import planned
 from cloister.runs.credentials_warnings import warnings
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import MAX_BYTES, PROJECT_FILE, PolicyFiles, read_trusted
+from cloister.runs.signing_review import unreachable
 from cloister.runs.unenforced import unenforced_keys
 
 Kind = Literal["user policy", "system policy", "policy", "project", "preset"]
@@ -63,6 +65,7 @@ class Checker:
         self._paths = paths
         self._uid = uid
         self.report = Report(files=[], problems=[], warnings=[])
+        self._logins = login_files.describer(self._paths.logins)
 
     def everything(self, workspace: str) -> Report:
         """Check the system's, the user's and a project's file, and the user's presets."""
@@ -109,9 +112,16 @@ class Checker:
         """Compile what a start would compile, and note what it would refuse in this version."""
         rules = compile_ruleset(resolved.agent.egress, agent=resolved.name)
         guard = compile_guard(resolved.agent.egress, agent=resolved.name)
+        for missing in unreachable(resolved.agent, rules, guard):
+            what = f"the agent {resolved.name!r} may log in to {missing.place}, which its egress rules do not allow"
+            where = resolved.source(("credentials", missing.credential, "hosts"))
+            remedy = f"add {missing.line} to allow in [agents.{resolved.name}.egress]"
+            self._warn(Finding(message=what, where=where, remedy=remedy))
         planned(resolved.agent)
         for warned in warnings(resolved.agent, resolved.name, self._paths.home, (rules, guard)):
             self._warn(Finding(message=warned.message, where=resolved.source(warned.at), remedy=warned.remedy))
+        for name, what, remedy in login_files.warnings(resolved.agent, resolved.name, self._logins):
+            self._warn(Finding(message=what, where=resolved.source(("credentials", name)), remedy=remedy))
         keys = list(unenforced_keys(resolved.agent))
         if resolved.agent.isolation != "namespace":
             keys.append("isolation")

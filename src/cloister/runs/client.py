@@ -135,12 +135,16 @@ def _start(path: str) -> None:
 
 
 def _broker_environment() -> dict[str, str]:
-    """Pass on what says whose directories are meant and how to get out; the caller's secrets stay out of it."""
+    """Pass on what says whose directories are meant and how to get out; the caller's secrets stay out of it.
+
+    But for the master key of the identity store, where it is kept in the environment: the broker takes it out there.
+    """
     names = ("HOME", "PATH", "LANG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")
     proxies = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-    own = ("CLOISTER_BROKER_IDLE_S", "DBUS_SESSION_BUS_ADDRESS")
+    own = ("CLOISTER_BROKER_IDLE_S", "DBUS_SESSION_BUS_ADDRESS", "CLOISTER_TRUST_DOMAIN")
+    keys = ("CLOISTER_MASTER_KEY", "CLOISTER_MASTER_KEY_PATH")
     trust = ("SSL_CERT_FILE", "SSL_CERT_DIR", "CREDENTIALS_DIRECTORY")  # whom it believes, what its unit gave it
-    environment = {name: os.environ[name] for name in (*names, *proxies, *own, *trust) if name in os.environ}
+    environment = {name: os.environ[name] for name in (*names, *proxies, *own, *keys, *trust) if name in os.environ}
     return {**environment, "HOME": home()}
 
 

@@ -22,23 +22,28 @@ from cloister.plan.steps import (
     CarryPoint,
     CarryPoints,
     Hold,
+    IdentityTokens,
     Launch,
     Listen,
+    ListenAgent,
     MakeDirectory,
     Overlay,
+    PlaceholderFile,
     Placeholders,
     Plan,
     SeedFile,
     TrustBundle,
+    WriteBytes,
     WriteFile,
 )
 from cloister.plan.workspace import Mount as LayoutMount
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
 from cloister.policy.secretscan import names_secret
-from cloister.runs import limits
+from cloister.runs import identity_files, limits
 from cloister.runs.credentials_plan import planned, spoken
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
+from cloister.runs.signing_model import Signing
 from cloister.runs.unenforced import refuse_unenforced
 
 _NOTE = "note.txt"
@@ -52,6 +57,14 @@ class CarriedPath(msgspec.Struct, frozen=True):
     name: str
     source: str
     kind: str
+
+
+class PlacedFile(msgspec.Struct, frozen=True):
+    """A file below the home in which a product finds a login; `{placeholder}` stands in its text."""
+
+    name: str
+    text: str
+    credential: str
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,14 +106,17 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     landlock_abi: int = 0
     holds: bool = False
     """The outer shim can make mounts in a user namespace of its own: tried on this host."""
+    placed: tuple[PlacedFile, ...] = ()
     own_command: bool = True
     """The product's own command runs, not one given on the command line in its place."""
     pty: bool = False
     hostname: str = "cloister"
-    protocols: tuple[str, ...] = ()
-    """Protocols of the model traffic that is served inside; none without `llm`."""
     trust_roots: str = ""
     """The host's bundle of trusted certificates."""
+    signing: Signing = Signing()
+    """Keys of the person's own agents, and how programs inside find them."""
+    protocols: tuple[str, ...] = ()
+    """Protocols of the model traffic that is served inside; none without `llm`."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -124,6 +140,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     limited = limits.compile_limits(agent.limits, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
     box, holds = _box(agent, facts, preset, limited, files)
     launch = _launch(agent, preset, _command(command, agent, preset, files, facts), box, facts, limited)
+    identity = identity_files.tokens_step(agent.identity, f"{facts.run_runtime}/box", facts.user, facts.uid)
     launch = msgspec.structs.replace(launch, holds=holds)
     return Plan(
         run=facts.run,
@@ -134,7 +151,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         policy_digest=facts.policy_digest,
         profile=facts.profile,
         project=facts.project,
-        steps=(*_preparations(preset, facts, files, launch, limited), launch),
+        steps=(*_preparations(preset, facts, files, launch, limited, identity), launch),
         asked=command,
         egress=egress,
         credentials=planned(agent),
@@ -144,20 +161,22 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     )
 
 
-def _preparations(
-    preset: Preset, facts: Facts, files: _Files, launch: Launch, limited: limits.Limited
+def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
+    preset: Preset,
+    facts: Facts,
+    files: _Files,
+    launch: Launch,
+    limited: limits.Limited,
+    identity: IdentityTokens | None,
 ) -> Iterator[AnyStep]:
     """Yield everything before the launch, in the order in which it must be there."""
     yield MakeDirectory(path=facts.run_runtime)
     yield MakeDirectory(path=f"{facts.run_runtime}/box")
     yield from _state_steps(preset, facts, files)
-    for name, text in files.boxed:
-        yield WriteFile(path=f"{facts.run_runtime}/box/{name}", text=text)
-    if environment.TRUST_VARIABLES[0] in launch.environment:
-        yield TrustBundle(
-            path=f"{facts.run_runtime}/box/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots
-        )
-    yield Listen(path=f"{facts.run_runtime}/box/egress.sock")
+    if identity:
+        yield MakeDirectory(path=identity.directory)
+        yield identity
+    yield from _box_steps(facts, files, launch)
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
     for overlay in launch.overlays:
@@ -165,6 +184,23 @@ def _preparations(
             yield MakeDirectory(path=path, kept=True)
     if limited.cgroup:
         yield limited.cgroup
+
+
+def _box_steps(facts: Facts, files: _Files, launch: Launch) -> Iterator[AnyStep]:
+    """Yield what stands in the box directory: generated files, what is trusted, and the run's sockets."""
+    box = f"{facts.run_runtime}/box"
+    for name, text in files.boxed:
+        yield WriteFile(path=f"{box}/{name}", text=text)
+    for index, placed in enumerate(facts.placed):
+        yield PlaceholderFile(path=f"{box}/login-{index}", text=placed.text, credential=placed.credential)
+    for file in facts.signing.files:
+        if file.data:
+            yield WriteBytes(path=f"{box}/{file.name}", data=file.data)
+    if environment.TRUST_VARIABLES[0] in launch.environment:
+        yield TrustBundle(path=f"{box}/{os.path.basename(environment.TRUST)}", roots=facts.trust_roots)
+    yield Listen(path=f"{box}/egress.sock")
+    for agent in facts.signing.agents:
+        yield ListenAgent(path=f"{box}/{agent.socket}", kind=agent.kind, words=agent.words)
 
 
 def _launch(  # noqa: PLR0913  # one place, six parts of one thing
@@ -176,10 +212,12 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         user=facts.user,
         home=facts.home,
         workspace=facts.directory,
-        git=facts.git,
+        git=(*facts.git, *facts.signing.git),
         protocols=facts.protocols,
     )
     literal, inherit = environment.compose(agent, preset, situation)
+    literal |= identity_files.variables(agent.identity)
+    literal = facts.signing.environment | literal
     root, copy = facts.layout.root, f"{facts.run_state}/overlay"
     overlays = (Overlay(root, f"{copy}/upper", f"{copy}/work", root),) if _is_overlay(agent) else ()
     return Launch(
@@ -215,16 +253,22 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
         boxed = f"file-{index}"
         files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
+    for file in facts.signing.files:
+        if not file.data:
+            files.boxed.append((file.name, file.text))
+        if file.home:
+            files.homed.append((file.home, file.name))
     for index, (name, text) in enumerate(preset.model_files.items() if facts.protocols else ()):
         boxed = f"model-file-{index}"
         files.boxed.append((boxed, text.replace("{base_url}", environment.MODELS)))
         files.homed.append((name, boxed))
+    files.homed += [(placed.name, f"login-{index}") for index, placed in enumerate(facts.placed)]
     if agent.agent_sandbox.managed:
         files.boxed.append((managed.SETTINGS_FILE, managed.managed_settings(agent)))
     if agent.sandbox_note and (preset.note or preset.note_file):
         note = sandbox_note(
             workspace=facts.layout.root, egress=egress, mode=agent.egress.mode, overlay=_is_overlay(agent),
-            credentials=spoken(planned(agent)),
+            credentials=spoken(planned(agent)), keys=facts.signing.spoken,
         )  # fmt: skip
         files.boxed.append((_NOTE, note))
         if preset.note_file:
@@ -261,6 +305,7 @@ def _box(
     mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
     mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
     mounts += [Mount("ro", f"{home}/{path.name}", path.source) for path in facts.carried]
+    mounts += [Mount("private-directory", f"{home}/{name}") for name in facts.signing.directories]
     mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
     mounts += [Mount("ro", path, path) for path in facts.read]
     mounts += [Mount("rw", path, path) for path in facts.write]
@@ -385,6 +430,7 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
         if one.secret in carried
     ]
     words += [f"filesystem.write: {path}" for path in facts.write]
+    words += facts.signing.opt_outs
     return tuple(words)
 
 

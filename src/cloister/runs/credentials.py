@@ -35,8 +35,22 @@ Note = Callable[[str, dict[str, object]], None]
 class RunCredentials:
     """What one run may use, from its start to its end."""
 
-    def __init__(self, credentials: Mapping[str, Credential], reader: SecretReader, trusted: Trusted | None) -> None:
-        """Make placeholders; read no secret. `trusted` is there when anything is to be injected."""
+    def __init__(
+        self,
+        credentials: Mapping[str, Credential],
+        reader: SecretReader,
+        trusted: Trusted | None,
+        owned: frozenset[tuple[str, int, str]] = frozenset(),
+    ) -> None:
+        """Make placeholders; read no secret.
+
+        Args:
+            credentials: of the policy.
+            reader: of their references.
+            trusted: there when anything is to be injected.
+            owned: host, port and path of token endpoints of logins, where only the broker asks.
+        """
+        self._owned = owned
         self._reader = reader
         self._trusted = trusted
         kinds = {name: one.inject.scheme if one.inject else "header" for name, one in credentials.items() if one.secret}
@@ -49,7 +63,7 @@ class RunCredentials:
         """Requests by the credential's name and the place they went to."""
         self._note: Note = lambda _kind, _fields: None
         self._told: set[tuple[str, str]] = set()
-        self._places: set[tuple[str, int]] = set()
+        self._places: set[tuple[str, int]] = {(host, port) for host, port, _ in owned}
         self._bindings: dict[str, Binding] = {}
         self._references: dict[str, str] = {}
         self._open = True
@@ -59,6 +73,11 @@ class RunCredentials:
     def certificate_pem(self) -> bytes:
         """What the sandbox has to trust."""
         return self._trusted.certificate if self._trusted else b""
+
+    @property
+    def for_apply(self) -> tuple[bytes, dict[str, str]]:
+        """What applying the plan needs and the plan does not hold: our certificate, and what stands for each secret."""
+        return self.certificate_pem, {name: self.placeholders[name].token for name in self.placeholders.names()}
 
     def record_with(self, note: Note) -> None:
         """Take the run's log, once there is one."""
@@ -139,6 +158,9 @@ class RunCredentials:
         """
         if not self._open:
             raise _refused("run-ended", "the run is over, and its placeholders with it")
+        if (*target.place, target.path.partition("?")[0]) in self._owned:
+            why = "the broker renews this login outside the sandbox; nothing in here has to, or can"
+            raise _refused("login-owned-by-broker", why, "tell the user to run `cloister login` outside")
         request = Request(target.method, target.path, headers, body, _host_field(target, headers))
         self._refuse_revoked(request)
         used: list[str] = []

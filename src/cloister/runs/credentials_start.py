@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cloister.errors import StepError
 from cloister.host.secrets import Provider, SecretReader, Surroundings
 from cloister.isolation.environment import terminates
 from cloister.runs.credentials_places import writable_places
+from cloister.runs.login_secrets import LoginSecrets
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import Prepared
 from cloister.runs.request import RunRequest
@@ -21,18 +23,20 @@ from cloister.runs.request import RunRequest
 if TYPE_CHECKING:
     from cloister.runs.authority import Authorities, Trusted
     from cloister.runs.credentials import RunCredentials
+    from cloister.runs.logins import LoginEvent
 
 
 class CredentialStarts:
     """What the runs of one broker share: the authority, and who else can read references."""
 
-    def __init__(self, paths: Paths, uid: int) -> None:
-        """Look at nothing yet."""
+    def __init__(self, paths: Paths, uid: int, record: Callable[[LoginEvent], None]) -> None:
+        """Look at nothing yet; `record` gets what happens to logins."""
         self._paths = paths
         self._uid = uid
         self._authorities: Authorities | None = None
-        self.providers: dict[str, Provider] = {}
-        """Schemes that others read, such as `login`; they count for runs that start from now on."""
+        self.logins = LoginSecrets(paths.logins, record)
+        self.providers: dict[str, Provider] = {"login": self.logins.read}
+        """Schemes that others read; they count for runs that start from now on."""
 
     async def open(self, prepared: Prepared, request: RunRequest) -> RunCredentials:
         """Return the credentials of a run, each secret read once.
@@ -41,6 +45,7 @@ class CredentialStarts:
             CloisterError: a secret cannot be had, or the authority cannot be kept.
         """
         from cloister.runs.credentials import RunCredentials
+        from cloister.runs.login_files import describer, token_places
 
         around = Surroundings(
             home=self._paths.home,
@@ -50,8 +55,10 @@ class CredentialStarts:
             forbidden=writable_places(prepared.plan, self._paths.state),
         )
         trusted = await self._trusted() if terminates(prepared.agent) else None
-        reader = SecretReader(around, self.providers)
-        credentials = RunCredentials(prepared.agent.credentials, reader, trusted)
+        reader = SecretReader(around, self.providers, refusals={"login": self.logins.refused})
+        agent = prepared.agent
+        owned = token_places(agent, describer(self._paths.logins))
+        credentials = RunCredentials(agent.credentials, reader, trusted, owned)
         await credentials.check()
         return credentials
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from cloister.plan.steps import Launch, Listen, Placeholders, Plan, WriteFile
+from cloister.plan.steps import Launch, Listen, ListenAgent, Placeholders, Plan, WriteBytes, WriteFile
 
 _ONE = frozenset(
     {
@@ -160,8 +160,8 @@ class Explainer:
         for step in plan.steps:
             if isinstance(step, Placeholders):
                 self._held |= {f"{point.base}/{point.name}": point.kind for point in step.points}
-            elif isinstance(step, WriteFile | Listen):
-                self._made[step.path] = "socket" if isinstance(step, Listen) else "file"
+            elif isinstance(step, WriteFile | WriteBytes | Listen | ListenAgent):
+                self._made[step.path] = "file" if isinstance(step, WriteFile | WriteBytes) else "socket"
 
     def ask(self, path: str) -> Access:
         """Answer about an absolute path as the agent would write it."""

@@ -58,6 +58,11 @@ class Paths(NamedTuple):
         return f"{self.state}/etc"
 
     @property
+    def logins(self) -> str:
+        """Logins made by `cloister login`: tokens, for the broker alone."""
+        return f"{self.state}/logins"
+
+    @property
     def broker_socket(self) -> str:
         """Where the broker listens."""
         return f"{self.runtime}/broker.sock"

@@ -153,7 +153,7 @@ class PolicyFiles:
     def _refresh(self) -> None:
         """Read everything again when any file has changed."""
         paths = (self._paths.policy, SYSTEM_POLICY, self._paths.presets)
-        stamps = tuple(stamp(path) for path in (*paths, *self._preset_files()))
+        stamps = tuple(stamp(path) for path in (*paths, *_preset_files(self._paths)))
         if stamps == self._stamps and self._document is not None:
             return
         self._document = None
@@ -163,7 +163,7 @@ class PolicyFiles:
             raise PolicyError(
                 [Problem("there is no policy yet", self._paths.policy, "cloister init")], reference="policy-missing"
             )
-        presets = [source for path in self._preset_files() if (source := read_trusted(path, self._uid))]
+        presets = _preset_sources(self._paths, self._uid)
         self._presets = all_presets({_stem(source.path): source.text for source in presets})
         sources = [source for source in (user, system, *presets) if source]
         main = user or system
@@ -175,13 +175,6 @@ class PolicyFiles:
         self._resolved.clear()
         self.digest = digest(sources)
         self._document, self._stamps = document, stamps
-
-    def _preset_files(self) -> list[str]:
-        try:
-            names = sorted(os.listdir(self._paths.presets))
-        except OSError:
-            return []
-        return [f"{self._paths.presets}/{name}" for name in names if name.endswith(".toml")]
 
     def _resolve(self, agent: str, profile: str) -> ResolvedAgent:
         """Resolve an agent; where the system has one of that name, it is the ceiling of the user's."""
@@ -199,6 +192,27 @@ class PolicyFiles:
             return resolved
         _, document = load_project(source.text, path)
         return dataclasses.replace(resolved, agent=tighten_project(resolved.agent, resolved.name, document))
+
+
+def all_users_presets(paths: Paths, uid: int) -> Mapping[str, Preset]:
+    """Return the built-in presets and the user's own, also where there is no policy yet.
+
+    Raises:
+        PolicyError: one of the user's is wrong, or could be written by others.
+    """
+    return all_presets({_stem(source.path): source.text for source in _preset_sources(paths, uid)})
+
+
+def _preset_sources(paths: Paths, uid: int) -> list[Source]:
+    return [source for path in _preset_files(paths) if (source := read_trusted(path, uid))]
+
+
+def _preset_files(paths: Paths) -> list[str]:
+    try:
+        names = sorted(os.listdir(paths.presets))
+    except OSError:
+        return []
+    return [f"{paths.presets}/{name}" for name in names if name.endswith(".toml")]
 
 
 def _read_project(path: str) -> Source | None:

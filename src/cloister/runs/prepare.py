@@ -7,6 +7,7 @@ Nothing is changed on the host here, except that the assembled `/etc` may be ren
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -17,11 +18,12 @@ import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
-from cloister.errors import CloisterError, PolicyError, Problem, UsageError
+from cloister.errors import CloisterError, PolicyError, Problem, StepError, UsageError
 from cloister.host import etc, workspace_probe
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
+from cloister.host.gpg_keys import GpgKeys
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
 from cloister.host.trust_roots import system_bundle
@@ -33,8 +35,9 @@ from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
 from cloister.policy.protected import effective_names
+from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
-from cloister.runs.compile import CarriedPath, Facts, compile_run
+from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
 from cloister.runs.credentials_places import refuse_visible
 from cloister.runs.explain import look
 from cloister.runs.internet import Internet, internet
@@ -42,6 +45,9 @@ from cloister.runs.limits import means
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
+from cloister.runs.signing import look_up_keys
+from cloister.runs.signing_model import Situation as SigningSituation
+from cloister.runs.signing_model import Sources
 from cloister.runs.store import new_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
@@ -69,6 +75,8 @@ class Prepared(msgspec.Struct, frozen=True):
     """The file the agent stands in, for its providers."""
     placeholders: dict[str, str]
     """Variables with the key that opens the run's own way to the models: for the launch only, never stored."""
+    sources: Sources = Sources()
+    """Where the person's own agents are; for the launch only, never stored."""
 
 
 class Kitchen:
@@ -81,6 +89,7 @@ class Kitchen:
         self.owner = owner
         self.policies = PolicyFiles(paths, owner.uid)
         self._git = GitSettings(paths.home, os.path.dirname(paths.config))
+        self._gpg_keys = GpgKeys()
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
         self._holds: bool | None = None
@@ -129,7 +138,9 @@ class Kitchen:
         if agent.egress.mode == "internet":
             direct = internet(ruleset, guard, self.host(), nameservers())
         facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
-        facts = msgspec.structs.replace(facts, profile=request.profile, project=project)
+        signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
+        placed = self._login_files(agent, resolved.name) if agent.credentials else ()
+        facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
             refuse_visible(plan, paths.home, look)
@@ -142,7 +153,19 @@ class Kitchen:
         placeholders = _placeholders(facts.protocols, resolved.preset, agent)
         values |= placeholders
         return Prepared(
-            plan, agent, ruleset, guard, values, carried, keys, self.host(), layout, resolved.policy, placeholders
+            plan, agent, ruleset, guard, values, carried, keys, self.host(), layout,
+            resolved.policy, placeholders, sources,
+        )  # fmt: skip
+
+    def _signing_situation(self, agent: Agent, name: str, request: RunRequest, facts: Facts) -> SigningSituation:
+        return SigningSituation(
+            agent=name,
+            uid=self.owner.uid,
+            home=self.paths.home,
+            writable=(facts.layout.root, facts.state, *facts.write),
+            environment={name: request.environment.get(name, "") for name in ("SSH_AUTH_SOCK", "GNUPGHOME")},
+            git=self._git.signing() if agent.credentials else {},
+            gpg_keys=self._gpg_keys,
         )
 
     def _workspace_root(self, directory: str) -> str:
@@ -245,6 +268,14 @@ class Kitchen:
             internet=direct,
         )
 
+    def _login_files(self, agent: Agent, name: str) -> tuple[PlacedFile, ...]:
+        """Return where products find logins; refuse a login towards a host it is not for."""
+        from cloister.runs import login_files
+
+        describe = login_files.describer(self.paths.logins)
+        login_files.refuse_hosts(agent, name, describe)
+        return tuple(login_files.placed_files(agent, describe))
+
     def _etc_directory(self, nameserver: str) -> str:
         """Return the assembled `/etc`, checked again after a minute."""
         path, checked = self._etc.get(nameserver, ("", 0.0))
@@ -264,6 +295,11 @@ class Kitchen:
         The variables named with `--env` are not among what a reload can change, and open no host.
         """
         agent = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project).agent
+        if agent.credentials:
+            from cloister.runs import login_files
+
+            with contextlib.suppress(UsageError, StepError):  # a login that is gone fails where it is used
+                login_files.refuse_hosts(agent, plan.agent, login_files.describer(self.paths.logins))
         return agent, self._rules_for(agent.egress, plan.agent)
 
     def models_of(self, plan: Plan) -> tuple[Llm, Policy]:
@@ -285,11 +321,12 @@ class Kitchen:
             kept = self._rules[agent] = ((egress, own, attached), compiled)
         return kept[1]
 
-    def filter_outdated(self, plan: Plan, rules: Ruleset, guard: Guard) -> bool:
-        """Say whether a run's packet filter, loaded once at its start, is not what these rules would give now."""
+    def filter_outdated(self, plan: Plan) -> bool:
+        """Say whether a run's packet filter, loaded once at its start, is not what the rules would give now."""
         if not plan.launch.ruleset:
             return False
         try:
+            _, (rules, guard) = self.now_for(plan)
             return (
                 rules.mode != "internet"
                 or internet(rules, guard, self.host(), nameservers()).ruleset != plan.launch.ruleset
@@ -350,10 +387,11 @@ def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
         return agent
     taken = {variable for one in agent.credentials.values() for variable in variables(one)}
     for name in names:
-        if not name.replace("_", "a").isalnum() or name[0].isdigit() or name.startswith("LD_"):
-            raise UsageError(
-                "environment-name", f"{name!r} cannot be carried in", remedy="cloister run --env EDITOR ..."
-            )
+        try:
+            check_variable(name)  # what a policy may not carry in, a word on the command line may not either
+        except ValueError as error:
+            message = f"{name!r} cannot be carried in: {error}"
+            raise UsageError("environment-name", message, remedy="cloister run --env EDITOR ...") from None
         if name in taken:
             message = f"the variable {name} holds a placeholder here: carried in, the agent would have the secret"
             raise UsageError("environment-name", message, remedy=f"leave --env {name} out")

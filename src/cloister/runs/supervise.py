@@ -28,18 +28,14 @@ from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
 from cloister.policy.protected import protected_names
-from cloister.relay.server import EgressServer
-from cloister.relay.session import UpstreamProxy
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Command, Starter
-from cloister.runs.approvals import Approvals
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
-from cloister.runs.credentials_start import CredentialStarts
 from cloister.runs.live import Outcome
-from cloister.runs.models import RunModels
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import SHIM, Kitchen, Prepared, mapping
+from cloister.runs.provisions import Provided, Provisions
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.upstream import upstream_proxy
@@ -72,10 +68,8 @@ class Supervisor:
         self._connect = connect
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
-        self._approvals = Approvals(paths.decisions)
-        self._models = RunModels(paths, owner)
-        self.credentials = CredentialStarts(paths, owner.uid)
         self._runs: dict[str, ActiveRun] = {}
+        self._provisions = Provisions(loop, paths, owner, self._runs.values)
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
@@ -99,18 +93,13 @@ class Supervisor:
         prepared = self._kitchen.prepare(request, request.run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
-        plan = prepared.plan
-        credentials = await self.credentials.open(prepared, request) if plan.credentials else None
-        if link.closed:
-            raise UsageError("not-started", "whoever asked for the run went away before it started")
+        plan, started = prepared.plan, time.time()
+        provided = await self._provisions.open(prepared, request, started)
         record = Record(
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
-            started=time.time(), broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
+            started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
-        self._models.open(prepared)
-        self._store.create(plan, record)
-        applied = host_apply.apply(plan, self._paths.state, credentials.certificate_pem if credentials else b"")
-        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
+        applied = self._apply(provided, plan, record, link)
         outer, pid = self._detach(plan) if request.detach else (link, link.peer_pid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         holder: list[ActiveRun] = []
@@ -119,7 +108,7 @@ class Supervisor:
             plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
         )
         run.layout, run.outer_pid = prepared.layout, pid
-        run.use(credentials)
+        self._provisions.attach(provided, run)
         run.starter = Starter(link, os.dup(output), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         holder.append(run)
@@ -135,9 +124,24 @@ class Supervisor:
             on_close(closed)
 
         outer.rebind(lambda _, frame: run.outer_frame(frame), outer_closed)
-        await self._serve_egress(run, prepared, applied.listener, upstream)
+        await self._provisions.serve(run, prepared, applied, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
+
+    def _apply(self, provided: Provided, plan: Plan, record: Record, link: Any) -> host_apply.Applied:
+        """Store the plan, then do what it says.
+
+        Raises:
+            CloisterError: nothing is left of it, but for the stored plan.
+        """
+        try:
+            if link.closed:
+                raise UsageError("not-started", "whoever asked for the run went away before it started")  # noqa: TRY301
+            self._store.create(plan, record)
+            return self._provisions.apply(provided, plan)
+        except BaseException:
+            self._provisions.left(plan.run)
+            raise
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
@@ -243,16 +247,6 @@ class Supervisor:
 
         self._loop.add_reader(descriptor, ready)
 
-    async def _serve_egress(
-        self, run: ActiveRun, prepared: Prepared, listener: socket.socket, upstream: UpstreamProxy | None
-    ) -> None:
-        from cloister.runs.egress import session_for
-
-        models = self._models.serve(run, prepared) if prepared.placeholders else None
-        server = EgressServer(session_for(run, prepared, self._approvals, upstream, models))
-        run.egress = server
-        await server.start(listener)
-
     # --- further commands, control ------------------------------------------------------------
 
     def execute(  # noqa: PLR0913  # a request's parts, as they came
@@ -274,10 +268,7 @@ class Supervisor:
         terminal = [item for item in environment if item.startswith((b"TERM=", b"COLORTERM=", b"LANG="))]
         command = Command(
             words=words or [b"/bin/sh"],
-            environment=[
-                *terminal,
-                *mapping({**launch.environment, **run.placeholders, **self._models.placeholders(run.plan.run)}),
-            ],
+            environment=[*terminal, *mapping(launch.environment | self._provisions.placeholders(run))],
             directory=fields.get("directory") or launch.directory,
             pty=bool(fields.get("pty")),
         )
@@ -295,7 +286,7 @@ class Supervisor:
                 run.live.stop(float(fields.get("grace") or 10))
                 return {"run": run.plan.run, "stopping": True}
             case "llm-blocked":
-                return {"ended": self._models.obey_blocks()}
+                return {"ended": self._provisions.obey_blocks()}
             case "reload":
                 return {"reloaded": self._reload()}
             case "living":
@@ -318,14 +309,12 @@ class Supervisor:
         results = []
         for name, run in self._runs.items():
             try:
-                agent, rules = self._kitchen.now_for(run.plan)
-                self._models.reload(name, *self._kitchen.models_of(run.plan))
+                revoked = self._provisions.reload(run, self._kitchen)
             except CloisterError as error:
                 results.append({"run": name, "error": error.message})
                 continue
-            revoked = run.obey(agent, *rules)
             run.write_event("policy-reloaded", {"digest": self._kitchen.policies.digest})
-            if self._kitchen.filter_outdated(run.plan, *rules):
+            if self._kitchen.filter_outdated(run.plan):
                 results.append({"run": name, "error": FILTER_OUTDATED})
                 continue
             named = {"revoked": ", ".join(revoked)} if revoked else {}
@@ -368,8 +357,7 @@ class Supervisor:
             self._protected.remove(run.plan.run)
         if run.network:
             run.network.close()
-        if run.credentials:
-            run.credentials.close()
+        warnings = await self._provisions.end(run)
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
@@ -377,8 +365,8 @@ class Supervisor:
             run.write_event("warning", {"what": "egress connections did not close in time"})
         finally:
             host_apply.undo(run.plan, self._paths.state)
-        warnings = await self._loop.run_in_executor(None, _look_after, run)
-        warnings = (*self._models.left(run.plan.run), *warnings)
+        found = await self._loop.run_in_executor(None, _look_after, run)
+        warnings = (*self._provisions.left(run.plan.run), *found, *warnings)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
         run.close(outcome, (*run.limits_reached, *warnings))
@@ -394,6 +382,7 @@ class Supervisor:
                 self._store.remove(run)  # killed before its plan was complete: nothing was applied
                 continue
             host_apply.undo(plan, self._paths.state)
+            self._provisions.recover(plan)
             self._close_record(plan, record)
 
     def _close_record(self, plan: Plan, record: Record | None) -> None:
@@ -413,14 +402,14 @@ class Supervisor:
         self._store.finish(closed, receipt)
 
     async def close(self) -> None:
-        """End every run, politely for two seconds."""
+        """End every run, politely for two seconds; what is asked for a login comes to its end."""
         for run in list(self._runs.values()):
             run.live.stop(1.0)
         await self._wait_empty(3.0)
         for run in list(self._runs.values()):
             run.live.outer_closed()
         await self._wait_empty(3.0)
-        await self._models.close()
+        await self._provisions.close()
 
     async def _wait_empty(self, seconds: float) -> None:
         while self._runs:

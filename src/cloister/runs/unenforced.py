@@ -10,7 +10,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
-from cloister.policy.model import Agent, Identity, MicroVm, Service
+from cloister.policy.model import Agent, MicroVm, Service
 
 _OBEYED_AUDIT = ("retention",)
 """Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
@@ -30,8 +30,6 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='isolation = "namespace"',
         )
     for key, asked in (
-        *((key, True) for key in _credentials(agent)),
-        ("identity", agent.identity != Identity()),
         ("llm.record", agent.llm.record),
         ("service", agent.service != Service()),
         ("microvm", agent.microvm != MicroVm()),
@@ -67,13 +65,5 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    tables = tuple(key for key in ("identity", "service", "microvm") if given[key] != defaults[key])
     inner = ("llm.record",) if agent.llm.record else ()
-    return (*_credentials(agent), *inner, *tables)
-
-
-def _credentials(agent: Agent) -> tuple[str, ...]:
-    """Return the keys of credentials that nothing keeps yet: those of agents, and logins."""
-    named = agent.credentials.items()
-    keys = tuple(f"credentials.{name}.keys" for name, credential in named if credential.keys)
-    return (*keys, *(f"credentials.{name}.secret" for name, one in named if one.secret.startswith("login:")))
+    return inner + tuple(key for key in ("service", "microvm") if given[key] != defaults[key])

@@ -33,7 +33,7 @@ class Connection:
         self._on_frame = on_frame
         self._on_close = on_close
         self._peer_pid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
-        self._closing = False
+        self._closing = self._broken = False
         self.closed = False
         loop.add_reader(self._descriptor, self._readable)
 
@@ -49,12 +49,15 @@ class Connection:
 
     def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Send a frame now or when there is room; copies of the descriptors travel. A closed end takes nothing."""
-        if self.closed or self._closing:
+        if self.closed or self._closing or self._broken:
             return
         try:
             self._channel.send(kind, payload, descriptors)
         except FrameError:
-            self.abort()
+            # The other end has gone. What it said before is still there to be read, and counts: an agent's end
+            # must not look like the sandbox's because a signal came a moment too late.
+            self._broken = True
+            self._loop.call_soon(self._read_last)
             return
         if self._channel.pending:
             self._loop.add_writer(self._descriptor, self._writable)
@@ -80,11 +83,16 @@ class Connection:
             if not self._channel.flush():
                 return
         except FrameError:
-            self.abort()
+            self._read_last()
             return
         self._loop.remove_writer(self._descriptor)
         if self._closing:
             self.abort()
+
+    def _read_last(self) -> None:
+        """Hear what the other end said before it went."""
+        self._readable()
+        self.abort()
 
     def _readable(self) -> None:
         while not self.closed:

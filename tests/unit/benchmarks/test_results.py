@@ -6,8 +6,9 @@ import json
 
 import pytest
 from benchmarks.figures import Figure, Missing, compare, interleave
-from benchmarks.report import Host, Section, as_json, markdown, number, table
+from benchmarks.report import Grid, Host, Line, Part, Section, Target, markdown, number, table
 from benchmarks.starts import said
+from benchmarks.store import as_json, merged
 
 HOST = Host("6.18", "a processor", 2, 24, "Debian", {"bubblewrap": "0.8.0"})
 
@@ -68,12 +69,41 @@ def test_a_missed_target_says_by_how_much() -> None:
     assert said(9.0, 6.0) == "Missed by 50 %: 9 x."
 
 
+COLD = Section("Cold", "ms", [Figure("bwrap", 2, 3, 1, 1, 9), Missing("srt", "not installed")], "note", "fast", "Met.")
+PROXY = Grid("Proxy", ("req/s", "MB"), [Line("a", {"req/s": 2.0}), Missing("b", "gone")], "why", [Target("x", "Met.")])
+
+
 def test_the_page_and_the_data_hold_the_same_sections() -> None:
     """Both renderings come from one value."""
-    sections = [Section("Cold", "ms", [Figure("bwrap", 2, 3, 1, 1, 9)], "note", "fast", "Met.")]
-    page = markdown(HOST, sections, "2026-01-01")
-    data = json.loads(as_json(HOST, sections, "2026-01-01"))
+    parts = [Part("cold", "2026-01-01", [COLD])]
+    page = markdown(HOST, parts)
+    data = json.loads(as_json(HOST, parts))
     assert "## Cold\n\nnote\n\n| |" in page
     assert "Target: fast. Met." in page
-    assert data["sections"][0]["rows"][0]["ratio_of_minima"] == 1
+    assert data["parts"][0]["sections"][0]["rows"][0]["ratio_of_minima"] == 1
     assert data["host"]["versions"] == {"bubblewrap": "0.8.0"}
+
+
+def test_a_grid_has_a_cell_for_each_column_and_its_targets_below() -> None:
+    """A value that a row has not stays empty; what is missing says why."""
+    page = markdown(HOST, [Part("llm", "2026-01-01", [PROXY])])
+    assert "| | req/s | MB |\n|---|--:|--:|\n| a | 2.00 |  |\n| b | not measured: gone |  |\n" in page
+    assert page.endswith("\nTarget: x. Met.\n")
+
+
+def test_a_part_that_was_not_measured_again_is_kept_with_its_date() -> None:
+    """Measuring one part does not lose the others, nor the versions they were measured with."""
+    earlier = as_json(HOST, [Part("cold", "2026-01-01", [COLD]), Part("llm", "2026-01-01", [])])
+    host = HOST._replace(versions={"nginx": "1.22"})
+    host, parts = merged(earlier, host, [Part("llm", "2026-01-02", [PROXY])], ("cold", "llm"))
+    assert parts == [Part("cold", "2026-01-01", [COLD]), Part("llm", "2026-01-02", [PROXY])]
+    assert host.versions == {"bubblewrap": "0.8.0", "nginx": "1.22"}
+    assert "## Cold\n\nMeasured on 2026-01-01.\n" in markdown(host, parts)
+
+
+def test_figures_of_another_machine_are_not_kept() -> None:
+    """A page compares what was measured on one machine."""
+    earlier = as_json(HOST._replace(cores=64), [Part("cold", "2026-01-01", [COLD])])
+    fresh = [Part("llm", "2026-01-02", [PROXY])]
+    assert merged(earlier, HOST, fresh, ("cold", "llm")) == (HOST, fresh)
+    assert merged("", HOST, fresh, ("cold", "llm")) == (HOST, fresh)

@@ -1,0 +1,76 @@
+"""Have the person's ssh-agent do something else than sign for named uses."""
+
+import os
+import socket
+
+from cloister.prove.inside.support import Box
+
+ID = "ipc-key-agent"
+TITLE = "Have the person's ssh-agent sign anything, or change it"
+PROMISE = "P-152"
+CLASSES = (41, 66)
+EXPECT = "no ssh-agent, or one that lists named keys and fails at everything else"
+SHAPE = "any"
+
+FAILURE = b"\x05"
+LIST = b"\x0b"
+CHANGES = {
+    "add a key": b"\x11" + bytes(64),
+    "add a smart card": b"\x14" + bytes(8),
+    "add a smart card with limits": b"\x1a" + bytes(8),
+    "remove a key": b"\x12" + bytes(4),
+    "remove all keys": b"\x13",
+    "lock": b"\x16" + bytes(4),
+    "unlock": b"\x17" + bytes(4),
+    "list keys of version 1": b"\x01",
+    "ask what it can do": b"\x1b" + (5).to_bytes(4, "big") + b"query",
+}
+
+
+def attack(box: Box) -> None:
+    """Every change the protocol knows; then, with each key that is listed, data that is no login and no commit."""
+    path = os.environ.get("SSH_AUTH_SOCK", "")
+    if not path or not os.path.exists(path):
+        box.stopped("no ssh-agent is in this sandbox")
+        return
+    for what, message in CHANGES.items():
+        box.must(_ask(path, message)[:1] == FAILURE, what)
+    documents = {
+        "sign any bytes": b"any bytes",
+        "sign a login that is bound to no host": _text(bytes(32)) + b"\x32" + _text(b"root") + _text(b"ssh-connection"),
+        "sign a file": b"SSHSIG" + _text(b"file") + _text(b"") + _text(b"sha512") + _text(bytes(64)),
+    }
+    for key in _keys(_ask(path, LIST)):
+        for what, data in documents.items():
+            answer = _ask(path, b"\x0d" + _text(key) + _text(data) + bytes(4))
+            box.must(answer[:1] == FAILURE, what)
+
+
+def _text(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def _keys(answer: bytes) -> list[bytes]:
+    """Take the list apart."""
+    keys, at = [], 5
+    for _ in range(int.from_bytes(answer[1:5], "big")):
+        size = int.from_bytes(answer[at : at + 4], "big")
+        keys.append(answer[at + 4 : at + 4 + size])
+        at += 4 + size
+        at += 4 + int.from_bytes(answer[at : at + 4], "big")
+    return keys
+
+
+def _ask(path: str, message: bytes) -> bytes:
+    """Ask on a connection of its own; an end without an answer is none."""
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.settimeout(5)
+        agent.connect(path)
+        agent.sendall(_text(message))
+        answer = b""
+        while len(answer) < 4 or len(answer) < 4 + int.from_bytes(answer[:4], "big"):
+            more = agent.recv(65536)
+            if not more:
+                break
+            answer += more
+        return answer[4:]

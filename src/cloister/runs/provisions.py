@@ -1,0 +1,160 @@
+"""What a run has beside its sandbox: credentials, identity tokens, its way to models, keys of the person's agents.
+
+The supervisor opens them before anything is changed on the host, serves them while the run lives, brings
+a reloaded policy to them and ends them, without knowing what they are. Each imports what it needs
+with the first run that has it; a run that has none of them costs nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloister.host import apply as host_apply
+from cloister.host.apply import Applied
+from cloister.host.owner import Owner
+from cloister.plan.steps import Plan
+from cloister.relay.server import EgressServer
+from cloister.relay.session import UpstreamProxy
+from cloister.runs.active import ActiveRun
+from cloister.runs.agent_services import Signers
+from cloister.runs.approvals import Approvals
+from cloister.runs.credentials_start import CredentialStarts
+from cloister.runs.identity import Identities, RunTokens
+from cloister.runs.models import RunModels
+from cloister.runs.paths import Paths
+from cloister.runs.prepare import Kitchen, Prepared
+from cloister.runs.request import RunRequest
+from cloister.runs.signing import refuse_missing
+from cloister.runs.signing_gpg import wake
+
+if TYPE_CHECKING:
+    from cloister.runs.credentials import RunCredentials
+    from cloister.runs.logins import LoginEvent
+
+
+class Provided(msgspec.Struct, frozen=True):
+    """What was opened for one run that is about to start."""
+
+    credentials: RunCredentials | None
+    tokens: RunTokens | None
+
+
+class Provisions:
+    """Those of all runs of one broker."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, paths: Paths, owner: Owner, living: Callable[[], Iterable[ActiveRun]]
+    ) -> None:
+        """Open nothing yet; `living` returns the runs that are alive."""
+        self._loop = loop
+        self._paths = paths
+        self._living = living
+        self._approvals = Approvals(paths.decisions)
+        self._identities = Identities(loop, paths.state)
+        self._credentials = CredentialStarts(paths, owner.uid, self._login_event)
+        self._models = RunModels(paths, owner)
+
+    async def open(self, prepared: Prepared, request: RunRequest, since: float) -> Provided:
+        """Look at everything a run needs, before anything is changed for it.
+
+        Raises:
+            CloisterError: something of it cannot be had; says what to type.
+        """
+        plan = prepared.plan
+        refuse_missing(prepared.sources)
+        if prepared.sources.gpg:
+            await self._loop.run_in_executor(None, wake, prepared.sources, request.environment)
+        credentials = await self._credentials.open(prepared, request) if plan.credentials else None
+        tokens = await self._identities.admit(plan, since)
+        if prepared.placeholders:
+            self._models.open(prepared)
+        return Provided(credentials, tokens)
+
+    def apply(self, provided: Provided, plan: Plan) -> Applied:
+        """Apply the plan with what was opened; undo it where that fails.
+
+        Raises:
+            CloisterError: the host refused a step; everything is as before.
+        """
+        credentials, tokens = provided.credentials, provided.tokens
+        applied = host_apply.apply(plan, self._paths.state, *(credentials.for_apply if credentials else ()))
+        try:
+            if tokens:
+                self._identities.begin(tokens)
+        except BaseException:
+            applied.close()
+            host_apply.undo(plan, self._paths.state)
+            raise
+        return applied
+
+    def attach(self, provided: Provided, run: ActiveRun) -> None:
+        """Tell a run what is its own, and what was opened where to write events."""
+        run.use(provided.credentials)
+        if provided.tokens:
+            provided.tokens.note = run.write_event
+
+    async def serve(self, run: ActiveRun, prepared: Prepared, applied: Applied, upstream: UpstreamProxy | None) -> None:
+        """Serve the run's sockets: its egress with its models, and the person's agents that it may use."""
+        from cloister.runs.egress import session_for
+
+        models = self._models.serve(run, prepared) if prepared.placeholders else None
+        server = EgressServer(session_for(run, prepared, self._approvals, upstream, models))
+        run.egress = server
+        assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
+        await server.start(applied.listener)
+        if applied.agents:
+            run.signing = Signers(prepared.sources, os.getuid(), run.note_signing)
+            await run.signing.start(applied.agents)
+
+    def placeholders(self, run: ActiveRun) -> dict[str, str]:
+        """Return the variables that hold a run's placeholders, for further commands in it."""
+        return run.placeholders | self._models.placeholders(run.plan.run)
+
+    def reload(self, run: ActiveRun, kitchen: Kitchen) -> tuple[str, ...]:
+        """Put the policy as it is now in force for a living run; return the credentials that were taken away.
+
+        Raises:
+            CloisterError: the policy is broken, or something could not be brought to it.
+        """
+        agent, rules = kitchen.now_for(run.plan)
+        self._models.reload(run.plan.run, *kitchen.models_of(run.plan))
+        revoked = run.obey(agent, *rules)
+        self._identities.narrow(run.plan.run, agent.identity, kitchen.policies.digest)
+        return revoked
+
+    def obey_blocks(self) -> int:
+        """Obey the kill switch of model calls as it is now; return how many calls under way were ended."""
+        return self._models.obey_blocks()
+
+    async def end(self, run: ActiveRun) -> tuple[str, ...]:
+        """End what a run has but its egress; return what its receipt should say."""
+        lost = await self._identities.end(run.plan.run)
+        if run.signing:
+            await run.signing.close()
+        if run.credentials:
+            run.credentials.close()
+        return (lost,) if lost else ()
+
+    def left(self, run: str) -> tuple[str, ...]:
+        """A run is over, or did not come to be: its key opens no model any more. Returns words for its receipt."""
+        return self._models.left(run)
+
+    def recover(self, plan: Plan) -> None:
+        """Make void what a killed broker's run has left."""
+        self._identities.recover(plan)
+
+    async def close(self) -> None:
+        """End what outlives runs: calls under way, the books, what is asked for a login."""
+        await self._models.close()
+        await self._credentials.logins.close()
+
+    def _login_event(self, event: LoginEvent) -> None:
+        """Write down what happened to a login with every run that uses it."""
+        for run in self._living():
+            if any(one.secret == f"login:{event.login}" for one in run.plan.credentials):
+                run.write_event("login", msgspec.to_builtins(event))
