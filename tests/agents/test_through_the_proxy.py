@@ -1,14 +1,15 @@
-"""The real agents through the inference proxy: presets alone point them there, and the real key stays outside."""
+"""The real agents through the inference proxy: presets point them there, and the real key stays outside."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.agents import AGENTS, MODEL, Agent
+from support.agents import AGENTS, MODEL, Agent, place
 from support.cloister import User
 from support.fake_model import FakeModel
 from support.model_wire import INPUT_TOKENS, OUTPUT_TOKENS, Run, Say
@@ -32,10 +33,26 @@ environment_audit = false
 [agents.{name}.llm]
 providers = ["fake"]
 """
-PROTOCOLS = {"claude": "anthropic", "pi": "anthropic", "codex": "openai-responses"}
+OPENCLAW = {
+    "gateway": {"mode": "local", "bind": "loopback"},
+    "models": {
+        "providers": {
+            "ours": {
+                "baseUrl": "http://127.0.0.1:11435",
+                "apiKey": "${CLOISTER_MODEL_KEY}",
+                "api": "anthropic-messages",
+                "models": [{"id": MODEL, "name": MODEL, "contextWindow": 200_000, "maxTokens": 4096}],
+            }
+        }
+    },
+    "agents": {"defaults": {"model": {"primary": f"ours/{MODEL}"}, "workspace": ".", "skipBootstrap": True}},
+}
+"""What a person writes once: OpenClaw takes a provider from its configuration only, and a key from a variable."""
+PROTOCOLS = {"openclaw": "anthropic", "claude": "anthropic", "pi": "anthropic", "codex": "openai-responses"}
 ARGUMENTS = {
     "claude": ("--dangerously-skip-permissions", "-p"),
     "pi": ("-p", "--provider", "anthropic", "--model", "claude-sonnet-4-5"),
+    "openclaw": ("agent", "--local", "--session-id", "one", "--message"),
     "codex": ("exec", "--skip-git-repo-check", "-m", MODEL),
 }
 
@@ -53,6 +70,13 @@ def user(
     """A user whose agent has a provider, and no host at all."""
     monkeypatch.setenv("CLOISTER_TEST_PATH", f"{agents_bin}:/usr/local/bin:/usr/bin:/bin")
     user = User(home, POLICY.format(name=agent.name, protocol=PROTOCOLS[agent.name], url=fake_model.url))
+    if agent.name == "openclaw":
+        place({".openclaw/openclaw.json": json.dumps(OPENCLAW)}, home)
+        user.write_policy(
+            (home / ".config/cloister/cloister.toml")
+            .read_text()
+            .replace("environment_audit", 'carry = ["~/.openclaw/openclaw.json"]\nenvironment_audit')
+        )
     key = home / ".config/cloister/model.key"
     key.write_text(f"{REAL_KEY}\n")
     key.chmod(0o600)
