@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -41,7 +42,11 @@ class WatchedBroker:
         self._process.wait(20)
 
     def loaded(self) -> set[str]:
-        """Return the modules imported so far: its messages go to its log once it listens."""
-        text = self._early.read_text() + (self._user.state / "broker.log").read_text()
+        """Return the modules imported so far: its messages go to its log soon after it listens."""
+        log = self._user.state / "broker.log"
+        until = time.monotonic() + 20
+        while not log.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        text = self._early.read_text() + log.read_text()
         lines = [line for line in text.splitlines() if line.startswith("import time:")]
         return {line.rpartition("|")[2].strip() for line in lines}
