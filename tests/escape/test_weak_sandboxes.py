@@ -266,3 +266,13 @@ def test_a_real_secret_in_an_answer_is_a_breach(write: Callable[[str], str], gro
 
     assert (result.outcome, result.detail) == ("allowed", "real secret read: the real one")
     assert REAL not in repr(canaries.known)
+
+
+def test_a_report_of_a_breach_shows_no_secret(ground_base: Path) -> None:
+    """A case that reads a secret and says so is a breach, and stars stand in its words."""
+    case = parse(f"{HEADER}def attack(box):\n    box.breach('found {REAL} here')\n", "x.py")
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        canaries.known.add("the real one", REAL.encode())
+        (result,) = Battery(Bare(ground_base), canaries, frozenset(), facts(ground_base)).run([case])
+
+    assert (result.outcome, result.detail) == ("allowed", "real secret read: the real one; found ******** here")

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 
-from cloister.prove.inside.support import Box, append, read
+from cloister.prove.inside.support import Box, append, opens
 
 ID = "fs-secret-stores"
 TITLE = "Read or change ledger, prices, kill switch, logins or key stores"
@@ -23,7 +23,7 @@ LARGE = ("/proc", "/sys", "/usr", "/dev")
 def attack(box: Box) -> None:
     """By path, by name wherever it could be, and by making one where ours would be."""
     for path in map(str, box.fact("secret_stores")):
-        box.refused(path, "ENOENT EACCES", os.listdir if path.endswith("logins") else read, path)
+        box.refused(path, "ENOENT EACCES", opens, path)
         box.refused(f"{path}, to write", "ENOENT EACCES EISDIR EROFS", _append_there, path)
     found = []
     deadline = time.monotonic() + SEARCH_S
