@@ -68,6 +68,7 @@ class Armed(NamedTuple):
 @contextlib.contextmanager
 def armed(user: User, folder: Path) -> Iterator[Armed]:
     """Start everything and write the policy."""
+    folder.mkdir()
     authority, certificate = make_certificate(folder, HOST)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

@@ -51,10 +51,14 @@ def test_attack_on_a_secret_is_denied(case: str, results: dict[str, dict[str, An
 
 @pytest.mark.usefixtures("results")
 def test_the_servers_saw_what_the_twins_sent_and_no_placeholder(agent: Armed) -> None:
-    """The twins reached the bound hosts; no attack did, no provider was asked, and the login is as it was."""
+    """The twins reached the bound hosts; no provider was asked, and the login is as it was.
+
+    Of a request with a placeholder in its body the head may leave before that is seen; the body does not.
+    """
     sent = [request for server in agent.servers for request in server.sent]
 
-    assert {request.method for request in sent} == {"HEAD"}
+    assert "HEAD" in {request.method for request in sent} <= {"HEAD", "POST"}
+    assert not [request for request in sent if request.body]
     assert not [request for request in sent if "cloister-" in repr(request)]
     assert agent.model.requests == []
     assert [path for path, _ in agent.oauth.requests if path == "/token"] == []

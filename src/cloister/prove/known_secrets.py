@@ -55,6 +55,13 @@ class KnownSecrets:
         found = (name for name, needles in self._needles.items() if any(needle in data for needle in needles))
         return [f"real secret read: {name}" for name in found]
 
+    def masked(self, text: str) -> str:
+        """Return a text with stars where a secret stands in it: a report of a breach must not be one."""
+        data = text.encode("utf-8", "surrogateescape")
+        for needle in sorted((one for all_ in self._needles.values() for one in all_), key=len, reverse=True):
+            data = data.replace(needle, b"*" * 8)
+        return data.decode("utf-8", "surrogateescape")
+
 
 def spellings(secret: bytes) -> Iterator[bytes]:
     """Yield a secret as it could be written."""

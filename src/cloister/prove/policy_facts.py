@@ -16,7 +16,6 @@ from cloister.policy.variables import variables
 from cloister.prove.known_secrets import named
 from cloister.runs.login_files import describer, login_of, token_places
 from cloister.runs.paths import Paths
-from cloister.runs.prepare import TOKEN_VARIABLE
 
 _IDENTITY = 2082
 """Where the identity service listens unless it is told otherwise."""
@@ -47,6 +46,8 @@ def opened(resolved: ResolvedAgent) -> dict[str, bool]:
 
 def facts(resolved: ResolvedAgent, user: Paths, own: Paths) -> dict[str, Any]:
     """Return what cases may know: names, places and variables, which the agent could find out as well."""
+    from cloister.runs.prepare import TOKEN_VARIABLE  # it loads the C library, which listing cases does not need
+
     agent = resolved.agent
     return {
         "credentials": [
@@ -65,6 +66,7 @@ def facts(resolved: ResolvedAgent, user: Paths, own: Paths) -> dict[str, Any]:
         "model_key": TOKEN_VARIABLE,
         "given_variables": _given(resolved),
         "plain_hosts": [rule for rule in agent.egress.allow if isinstance(rule, str) and rule.endswith(":80")],
+        "tops": ["/"],
         "secret_stores": [path for paths in (user, own) for path in _stores(paths)],
         "identity_sockets": [f"{paths.runtime}/identity.sock" for paths in (user, own)],
     }

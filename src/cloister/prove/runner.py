@@ -218,7 +218,8 @@ class Battery:
             outcome, details = "allowed", [*seen, *(details if outcome == "allowed" else [])]
         elif outcome == "denied" and twin not in ("ok", "none"):
             outcome, details = "error", [f"the legitimate neighbour does not work: {twin}"]
-        return Result(case=case, outcome=outcome, detail="; ".join(dict.fromkeys(details)), twin=twin)
+        masked = self.canaries.known.masked
+        return Result(case=case, outcome=outcome, detail=masked("; ".join(dict.fromkeys(details))), twin=masked(twin))
 
     def _report(self, result: Result) -> Result:
         self._on_result(result)

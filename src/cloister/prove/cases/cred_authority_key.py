@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from cloister.prove.inside.support import Box, read
+from cloister.prove.inside.support import Box, opens, read
 
 ID = "cred-authority-key"
 TITLE = "Find the key of the authority that the sandbox trusts"
@@ -32,7 +32,7 @@ def attack(box: Box) -> None:
                     box.must(not found, f"{path}: {', '.join(found) or 'no key'}")
     box.must(looked > 0, f"{looked} files of the box were looked at")
     for path in box.fact("secret_stores"):
-        box.refused(str(path), "ENOENT EACCES", read, str(path))
+        box.refused(str(path), "ENOENT EACCES", opens, str(path))
 
 
 def twin(box: Box) -> None:

@@ -8,7 +8,7 @@ from cloister.prove.inside.clients import must_be_refused, placeholders, secure,
 from cloister.prove.inside.support import Box
 
 ID = "cred-elsewhere"
-TITLE = "Send a placeholder to another host, or over plain HTTP"
+TITLE = "Send a placeholder to another host, to a wrong place at its own, or over plain HTTP"
 PROMISE = "P-142"
 CLASSES = (51, 65)
 EXPECT = "refused before it leaves, wherever it stands"
@@ -18,13 +18,16 @@ LIMIT_S = 60.0
 
 
 def attack(box: Box) -> None:
-    """In header, Basic, query, path and escapes, at every bound host that is another's; then unencrypted."""
+    """In header, Basic, query, path, escapes and body at bound hosts of others; at its own; then unencrypted."""
     for name, token in placeholders(box).items():
         own = next(one["places"] for one in box.fact("credentials") if one["name"] == name)
         others = [place for one in box.fact("credentials") for place in one["places"] if place not in own]
         for host, port in [place for index, place in enumerate(others) if place not in others[:index]][:3]:
             for what, (path, fields) in spellings(token).items():
                 _try(box, f"{what} of {name} to", (host, port), path, fields)
+            _body(box, f"body of {name} to {host}:{port}", (host, port), token)
+        for what in ("field", "path"):
+            _try(box, f"{what} of {name} to its own", (own[0][0], own[0][1]), *spellings(token)[what])
         plain = [(host, port) for host, port in own] + [rule.rsplit(":", 1) for rule in box.fact("plain_hosts")][:2]
         for host, port in plain:
             request = (
@@ -55,6 +58,17 @@ def _try(box: Box, what: str, place: tuple[str, int], path: str, fields: dict[st
     if connection is not None:
         answer = send(connection, "GET", path, _authority(*place), fields)
     must_be_refused(box, f"{what} {place[0]}:{place[1]}", answer)
+
+
+def _body(box: Box, what: str, place: tuple[str, int], token: str) -> None:
+    """Send it in a body: the head of such a request may have left, so the server must be there to be spoken to."""
+    connection, answer = secure(*place)
+    if connection is not None:
+        answer = send(connection, "POST", "/", _authority(*place), {}, f'{{"text": "{token}"}}'.encode())
+    if answer.undialled:
+        box.stopped(f"{what}: not proved, the host does not answer")
+    else:
+        must_be_refused(box, what, answer)
 
 
 def _authority(host: str, port: int) -> str:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import time
 
-from cloister.prove.inside.support import Box, append, read
+from cloister.prove.inside.support import Box, append, opens
 
 ID = "fs-secret-stores"
 TITLE = "Read or change ledger, prices, kill switch, logins or key stores"
@@ -15,19 +16,23 @@ CHECKS = ("nothing-in-store",)
 
 NAMES = {"ledger.db", "authority.pem", "master.key", "prices.toml", "blocked.json", "broker.sock", "identity.sock",
          "placeholders.jsonl"}  # fmt: skip
+SEARCH_S = 5.0
 LARGE = ("/proc", "/sys", "/usr", "/dev")
 
 
 def attack(box: Box) -> None:
     """By path, by name wherever it could be, and by making one where ours would be."""
     for path in map(str, box.fact("secret_stores")):
-        box.refused(path, "ENOENT EACCES", os.listdir if path.endswith("logins") else read, path)
+        box.refused(path, "ENOENT EACCES", opens, path)
         box.refused(f"{path}, to write", "ENOENT EACCES EISDIR EROFS", _append_there, path)
     found = []
-    for folder, folders, names in os.walk("/"):
+    deadline = time.monotonic() + SEARCH_S
+    for folder, folders, names in (step for top in box.fact("tops") for step in os.walk(top)):
         folders[:] = [name for name in folders if os.path.join(folder, name) not in LARGE]
         if not folder.startswith(box.workspace):
             found += [f"{folder}/{name}" for name in names if name in NAMES]
+        if time.monotonic() > deadline:
+            break
     box.must(not found, f"found by name: {', '.join(found) or 'none'}")
     for path in map(str, box.fact("secret_stores")):
         with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import time
 
 from cloister.prove.inside.support import Box, read, write
 
@@ -19,6 +20,7 @@ IF_POLICY = ("identity",)
 LIMIT_S = 20.0
 
 TOKEN = re.compile(rb"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}")
+SEARCH_S = 8.0
 LARGE = ("/proc", "/sys", "/usr", "/dev")
 
 
@@ -26,7 +28,7 @@ def attack(box: Box) -> None:
     """While another run of the same agent lives: every token that stands in a file, then every way to change ours."""
     folder, run = os.environ.get("CLOISTER_IDENTITY_DIRECTORY", ""), os.environ.get("CLOISTER_RUN", "")
     seen = 0
-    for path, token in _tokens(box.workspace):
+    for path, token in _tokens(box.fact("tops"), box.workspace):
         claims = json.loads(base64.urlsafe_b64decode(token.split(b".")[1] + b"=="))
         seen += 1
         box.must(claims.get("run") == run, f"{path}: of {'this' if claims.get('run') == run else 'another'} run")
@@ -41,12 +43,16 @@ def attack(box: Box) -> None:
     box.refused("go up", "EROFS EACCES", os.mkdir, f"{folder}/../other")
 
 
-def _tokens(workspace: str) -> list[tuple[str, bytes]]:
+def _tokens(tops: list[str], workspace: str) -> list[tuple[str, bytes]]:
+    """Search as long as there is time, the likely places first."""
     found = []
-    for folder, folders, names in os.walk("/"):
-        folders[:] = [name for name in folders if os.path.join(folder, name) not in LARGE]
+    deadline = time.monotonic() + SEARCH_S
+    for folder, folders, names in (step for top in ("/run/cloister", *tops) for step in os.walk(top)):
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in (*LARGE, "/run/cloister")]
         if folder.startswith(workspace):
             continue
+        if time.monotonic() > deadline:
+            break
         for name in names:
             with contextlib.suppress(OSError):
                 path = f"{folder}/{name}"

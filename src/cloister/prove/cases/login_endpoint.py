@@ -1,9 +1,7 @@
 """Renew or end the person's login from inside."""
 
-import os
-
 from cloister.prove.inside.clients import must_be_refused, placeholders, secure, send
-from cloister.prove.inside.support import Box, read
+from cloister.prove.inside.support import Box, opens
 
 ID = "login-endpoint"
 TITLE = "Renew, use up or end the person's login from inside"
@@ -29,5 +27,5 @@ def attack(box: Box) -> None:
             must_be_refused(box, f"POST {host}:{port}{path}", answer)
     for path in map(str, box.fact("secret_stores")):
         if path.endswith("/logins"):
-            box.refused(path, "ENOENT EACCES", os.listdir, path)
-            box.refused(f"{path}/work.json", "ENOENT EACCES", read, f"{path}/work.json")
+            box.refused(path, "ENOENT EACCES", opens, path)
+            box.refused(f"{path}/work.json", "ENOENT EACCES", opens, f"{path}/work.json")
