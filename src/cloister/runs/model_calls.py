@@ -126,6 +126,14 @@ class ModelCalls:
         """A run is over."""
         caller.account.forget_run(caller.run)
 
+    def budget_shares(self) -> dict[tuple[str, str, str], float]:
+        """Return the used part of every agent's budgets, by agent, span and unit."""
+        return {
+            (agent, span, unit): share
+            for agent, account in self._accounts.items()
+            for (span, unit), share in account.shares().items()
+        }
+
     def account(self, agent: str) -> Account | None:
         """Return an agent's account, if it has called since the process began."""
         return self._accounts.get(agent)

@@ -266,6 +266,7 @@ class Kitchen:
             own_command=not request.replaced,
             pty=request.pty,
             protocols=_protocols(agent, resolved.policy),
+            models=_models(agent.llm),
             internet=direct,
         )
 
@@ -370,6 +371,15 @@ def _protocols(agent: Agent, policy: Policy) -> tuple[str, ...]:
     """Return the protocols of an agent's providers; whoever serves Responses serves the rest of OpenAI as well."""
     named = [policy.providers[name].protocol for name in agent.llm.providers if name in policy.providers]
     return tuple(dict.fromkeys([*named, *(["openai"] if "openai-responses" in named else [])]))
+
+
+def _models(llm: Llm) -> tuple[str, ...]:
+    """Return the models that a policy names exactly, for products that have to be told."""
+    if not llm.providers:
+        return ()
+    from cloister.llm.access import Access
+
+    return Access(llm).names()
 
 
 def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
