@@ -22,8 +22,6 @@ from typing import Any, Self
 from cloister.prove.known_secrets import KnownSecrets
 
 _SHARED = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108  # the host's shared directories are the point
-MAX_SOCKET_PATH = 107
-"""unix(7): sun_path is 108 bytes with its end."""
 
 _ECHO = "import os\nwhile data := os.read(0, 1): os.write(1, data)"
 """What the host process does: it lives as long as its input is open."""
@@ -32,10 +30,13 @@ _ECHO = "import os\nwhile data := os.read(0, 1): os.write(1, data)"
 class Canaries:
     """Files, sockets and a process; use as a context manager."""
 
-    def __init__(self, base: str, home: str, watched: tuple[str, ...] = (), runtime: str = "") -> None:
-        """Take our directory, the user's home and files that must not change, and a directory for sockets."""
-        self._runtime = runtime or base
+    def __init__(self, base: str, home: str, watched: tuple[str, ...] = (), sockets: str = "") -> None:
+        """Take the directory that is ours, the home of the user, and files of the user that must not change.
+
+        `sockets` is where a Unix socket goes, whose path must be short (unix(7)); else it is beside the files.
+        """
         self._watched = watched
+        self._sockets = sockets or f"{base}/outside"
         self._base = base
         self._home_file = f"{home}/.cloister-canary-{secrets.token_hex(6)}"
         self._tokens: dict[str, str] = {}
@@ -72,14 +73,9 @@ class Canaries:
             "host_pid": self._process.pid,
         }
         self.facts["shared_canaries"] = self._shared
-        self.facts |= self._listeners.start(self._socket_path())
+        self.facts |= self._listeners.start(f"{self._sockets}/host.sock")
         self._before = self._look()
         return self
-
-    def _socket_path(self) -> str:
-        """Return where the host's socket is: beside the workspace, or in the other directory where that is too long."""
-        path = f"{self._base}/outside/host.sock"
-        return path if len(os.fsencode(path)) <= MAX_SOCKET_PATH else f"{self._runtime}/host.sock"
 
     def __exit__(self, *_: object) -> None:
         self._listeners.stop()

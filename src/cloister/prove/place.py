@@ -21,10 +21,10 @@ from typing import Self
 from cloister.errors import UnsupportedError
 from cloister.host.owner import Owner, identify
 from cloister.policy.merge import ResolvedAgent
-from cloister.prove.canaries import MAX_SOCKET_PATH
 from cloister.runs.paths import Paths, locate
 from cloister.runs.policies import PolicyFiles
 
+_MAX_SOCKET_PATH = 107  # unix(7): sun_path is 108 bytes with its end
 _SOCKET = "/cloister/runs/0123456789ab/box/egress.sock"
 
 
@@ -49,7 +49,7 @@ class Place:
         runtime = environ.get("XDG_RUNTIME_DIR", "")
         short = f"{runtime}/cloister-{name}" if runtime.startswith("/") else ""
         self.runtime = short if short and os.path.isdir(runtime) else f"{self.base}/run"
-        if len(os.fsencode(self.runtime + _SOCKET)) > MAX_SOCKET_PATH:
+        if len(os.fsencode(self.runtime + _SOCKET)) > _MAX_SOCKET_PATH:
             raise UnsupportedError(
                 "path-too-long", "the path of a Unix socket would be too long", where=self.runtime,
                 remedy="export XDG_RUNTIME_DIR=/run/user/$(id -u)",
