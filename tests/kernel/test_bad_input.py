@@ -87,7 +87,8 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
         ),
         (BASE + "[audit]\nsyscalls = 'all'\n", "policy-not-enforceable"),
         (BASE + "[images]\nrequire_signature = true\n", "policy-not-enforceable"),
-        (BASE + "[providers.x]\nkey = 'file:~/key'\n", "policy-not-enforceable"),
+        (BASE + "[agents.shell.llm]\nproviders = ['x']\n", "policy-invalid"),
+        (BASE + "[agents.shell.llm]\nproviders = ['x']\n[providers.x]\nauth = 'google'\n", "key-missing"),
         (BASE + "[users.somebody-else]\nagents = ['shell']\nroots = ['~/src']\n", "user-not-allowed"),
     ],
 )
@@ -232,6 +233,13 @@ def test_users_are_bound_to_their_agents_and_roots(user: User, workspace: Path) 
 def test_retention_is_obeyed_and_so_allowed(user: User, workspace: Path) -> None:
     """The one key of `[audit]` that has an effect does not stop a run."""
     user.write_policy(BASE + "[audit]\nretention = '30d'\n")
+    assert user.inside("true", cwd=workspace).returncode == 0
+    user.close()
+
+
+def test_a_provider_that_no_agent_uses_stops_nothing(user: User, workspace: Path) -> None:
+    """Providers are for agents that name them: the others run as before, and no key of theirs is looked for."""
+    user.write_policy(BASE + "[providers.x]\nprotocol = 'anthropic'\nkey = 'file:~/key'\n")
     assert user.inside("true", cwd=workspace).returncode == 0
     user.close()
 

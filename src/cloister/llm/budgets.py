@@ -33,6 +33,10 @@ MINUTE_S = 60.0
 _DAY_S = 86_400
 _NANO = 1_000_000_000
 _RUN_RETRY_S = 3600
+_EXACT = 4096
+_MERGED_S = 0.25
+"""Beyond so many calls in the last minute, those that end within so many seconds are remembered, and forgotten, as
+one: a thousand calls a second cost no more memory than ten."""
 _SPANS: tuple[SpanKind, ...] = ("minute", "run", "day", "month")
 
 
@@ -128,6 +132,7 @@ class Account:
         self._listeners: dict[str, Callable[[Alert], None]] = {}
         self._requests: deque[float] = deque()
         self._recent: deque[tuple[float, int, int]] = deque()
+        self._merging_since = 0.0
         self._tallies: dict[Key, _Tally] = {("minute", 0): _Tally()}
         self._holds: set[Hold] = set()
         self._calendar = (-1, (("day", -1), ("month", (0, 0))))
@@ -194,7 +199,7 @@ class Account:
             spent = tally.used
             spent[0] += used[0]
             spent[1] += used[1]
-        self._recent.append((tick, *used))
+        self._remember(tick, *used)
         self._warn(hold)
 
     def release(self, hold: Hold) -> None:
@@ -207,6 +212,16 @@ class Account:
         for limit in self.limits.limits:
             if limit.reason == reason:
                 self._tally(self._keys(run, now)[limit.place], now).granted[limit.measure] += 1
+
+    def shares(self) -> dict[tuple[str, str], float]:
+        """Return the used part of each day's and month's limit that was watched so far, by span and unit."""
+        found: dict[tuple[str, str], float] = {}
+        for key, tally in self._tallies.items():
+            for limit in self.limits.limits:
+                if limit.span == key[0] and key in self._calendar[1] and limit.amount:
+                    unit = "usd" if limit.measure else "tokens"
+                    found[limit.span, unit] = tally.used[limit.measure] / limit.amount
+        return found
 
     def listen(self, run: str, tell: Callable[[Alert], None]) -> None:
         """Tell a run of shares that are passed: those of its own budget, and those of the agent's."""
@@ -278,6 +293,16 @@ class Account:
             _, tokens, cost = recent.popleft()
             used[0] -= tokens
             used[1] -= cost
+
+    def _remember(self, tick: float, tokens: int, cost: int) -> None:
+        """Note what the minute has to let go of later; never too early."""
+        recent = self._recent
+        if len(recent) < _EXACT or tick - self._merging_since >= _MERGED_S:
+            self._merging_since = tick
+            recent.append((tick, tokens, cost))
+        else:
+            _, before, paid = recent[-1]
+            recent[-1] = (tick, before + tokens, paid + cost)
 
     def _free(self, hold: Hold) -> None:
         """End a reservation."""

@@ -126,6 +126,14 @@ class ModelCalls:
         """A run is over."""
         caller.account.forget_run(caller.run)
 
+    def budget_shares(self) -> dict[tuple[str, str, str], float]:
+        """Return the used part of every agent's budgets, by agent, span and unit."""
+        return {
+            (agent, span, unit): share
+            for agent, account in self._accounts.items()
+            for (span, unit), share in account.shares().items()
+        }
+
     def account(self, agent: str) -> Account | None:
         """Return an agent's account, if it has called since the process began."""
         return self._accounts.get(agent)
@@ -149,7 +157,7 @@ class ModelCalls:
         """Set what is neither upstream nor model nor budget."""
         caller.max_tokens, caller.fallback = llm.max_tokens, llm.fallback
         caller.asks = llm.on_exhausted == "ask"
-        caller.redactor = compile_redactor(llm)
+        caller.redactor = compile_redactor(llm, caller.token)
 
     def _supplies_of(self, agent: str, llm: Llm, providers: Mapping[str, Provider]) -> tuple[Supply, ...]:
         missing = [name for name in llm.providers if name not in providers]

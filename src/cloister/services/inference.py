@@ -3,8 +3,9 @@
     python -m cloister.services.inference --keys FILE [--policy FILE] [--listen 127.0.0.1:11435]
 
 FILE holds one line per key, `AGENT KEY`, and belongs to its owner alone (mode 0600). What an agent may do stands in
-its `llm` table of the policy. Within a broker the same core serves runs through their own sockets (`runs`), which
-needs no such keys.
+its `llm` table of the policy. The key of a line `@metrics KEY` opens `/metrics`, in the text format of Prometheus.
+SIGHUP reads policy, keys and blocked agents again. Within a broker the same core serves runs through their own
+sockets (`runs/models.py`), which needs no such keys.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import hmac
 import os
 import signal
 import sys
@@ -25,16 +25,21 @@ from cloister.policy.document import read
 from cloister.policy.load import load_document
 from cloister.policy.merge import resolve
 from cloister.policy.presets import all_presets
+from cloister.relay.exchange import Exchange
+from cloister.relay.llm.entry import presented
 from cloister.relay.llm.listen import ModelServer
 from cloister.relay.llm.service import Caller
 from cloister.runs.model_calls import PORT, ModelCalls
-from cloister.runs.model_store import model_calls
+from cloister.runs.model_store import Store, model_calls
 from cloister.runs.paths import Paths, locate
 from cloister.runs.policies import Source, read_trusted
 
+METRICS = "@metrics"
+"""In the place of an agent's name, which never begins so: who may read the metrics."""
+
 
 class Keys:
-    """Virtual keys, by their text. A key is looked up by all of them, so that time tells nothing about one."""
+    """Virtual keys, as a file holds them."""
 
     def __init__(self, source: Source) -> None:
         """Read the lines of a file.
@@ -52,14 +57,6 @@ class Keys:
                 raise PolicyError([problem], reference="keys-invalid")
             self.agents.append((words[0], words[1]))
 
-    def agent_of(self, token: str) -> str | None:
-        """Return whose key this is."""
-        found = None
-        for agent, key in self.agents:
-            if hmac.compare_digest(key.encode(), token.encode()):
-                found = agent
-        return found
-
 
 class _Setting(NamedTuple):
     """What the command line and the environment say."""
@@ -75,13 +72,14 @@ class _Setting(NamedTuple):
 class Service:
     """The proxy, and the callers it knows."""
 
-    def __init__(self, setting: _Setting, calls: ModelCalls) -> None:
+    def __init__(self, setting: _Setting, calls: ModelCalls, store: Store) -> None:
         """Read policy and keys.
 
         Raises:
             CloisterError: one of them is missing, wrong or not to be trusted.
         """
-        self._setting, self._calls = setting, calls
+        self._setting, self._calls, self._store = setting, calls, store
+        self._watchers: frozenset[str] = frozenset()
         self._known: dict[str, Caller] = {}
         self._callers: dict[str, Caller] = {}
         self._load()
@@ -93,6 +91,16 @@ class Service:
             if caller is not None:
                 return caller
         return None
+
+    def show_metrics(self, exchange: Exchange) -> bool:
+        """Answer a request for metrics, if it is one that may be answered."""
+        if (exchange.method, exchange.url) != ("GET", b"/metrics"):
+            return False
+        if self._store.books is None or not self._watchers.intersection(presented(exchange.headers)):
+            return False  # as if there was nothing: it tells who spends how much
+        text = self._store.books.metrics_text(self._calls.budget_shares())
+        exchange.respond_message(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], text)
+        return True
 
     def reload(self) -> None:
         """Read policy and keys again; mistakes leave everything as it was."""
@@ -108,7 +116,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, over.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        server = ModelServer(self._calls.inference, self.identify)
+        server = ModelServer(self._calls.inference, self.identify, other=self.show_metrics)
         ready(await server.start(self._setting.host, self._setting.port))
         gc.freeze()  # what is loaded now stays: nothing of it needs to be looked through again
         gc.set_threshold(20_000, 20, 50)
@@ -124,7 +132,11 @@ class Service:
         presets = all_presets({})
         loaded = load_document(document, preset_names=tuple(presets))
         known = {}
-        for agent, key in Keys(_trusted(self._setting.keys)).agents:
+        keys = Keys(_trusted(self._setting.keys)).agents
+        self._watchers = frozenset(key for agent, key in keys if agent == METRICS)
+        for agent, key in keys:
+            if agent == METRICS:
+                continue
             llm = resolve(document, agent, presets=presets, policy=loaded).agent.llm
             caller = self._callers.get(agent)
             if caller is None:
@@ -169,8 +181,10 @@ def main(argv: list[str] | None = None) -> int:
         import uvloop
 
         os.makedirs(paths.state, mode=0o700, exist_ok=True)
-        with model_calls(paths, owner) as calls:
-            uvloop.run(Service(setting, calls).serve(ready))
+        policy = _trusted(setting.policy)
+        ledger = load_document(read(policy.text, policy.path), preset_names=tuple(all_presets({}))).ledger
+        with model_calls(paths, owner, lambda: ledger) as (calls, store):
+            uvloop.run(Service(setting, calls, store).serve(ready))
     except CloisterError as error:
         sys.stderr.write(render(error) + "\n")
         return error.exit_code
