@@ -9,6 +9,7 @@ import pytest
 from support.cloister import BASE, User
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
+IDENTITY = BASE + '[agents.shell.identity]\naudiences = ["vault"]\n'
 
 
 def test_blocking_an_unknown_agent_is_doubted(user: User, workspace: Path) -> None:
@@ -26,7 +27,7 @@ def test_blocking_an_unknown_agent_is_doubted(user: User, workspace: Path) -> No
 
 def test_revoking_what_is_not_known_is_doubted(user: User, workspace: Path) -> None:
     """`cloister identity revoke` finds a run by `last`, and says where it knows nothing of that name."""
-    user.write_policy(BASE + '[agents.shell.identity]\naudiences = ["vault"]\n')
+    user.write_policy(IDENTITY)
     user.inside("true", cwd=workspace)
     known = user.run("identity", "revoke", "run", "last", cwd=workspace)
     right = user.run("identity", "revoke", "agent", "shell", cwd=workspace)
@@ -38,11 +39,15 @@ def test_revoking_what_is_not_known_is_doubted(user: User, workspace: Path) -> N
     assert "no run 'nonsense' is known here, see cloister ps --all" in unknown.stderr
     assert "no agent 'shel' is known here" in agent.stderr
     assert (known.returncode, unknown.returncode, agent.returncode) == (0, 0, 0)
+    user.close()
 
 
 def test_a_word_that_is_no_token_says_how_it_is_done(user: User, workspace: Path) -> None:
     """`cloister identity verify WORD` is refused with the command to type."""
+    user.write_policy(IDENTITY)
+    user.inside("true", cwd=workspace)
     done = user.run("identity", "verify", "FILE", cwd=workspace)
 
     assert done.returncode == 77
     assert "try: cloister identity verify - < FILE" in done.stderr
+    user.close()
