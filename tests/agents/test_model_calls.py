@@ -76,7 +76,8 @@ PRODUCTS = {
             "hit your usage limit",
         ),
         Product(
-            "openclaw", "anthropic", "fake-1", ("agent", "--local", "--session-id", "one", "--message"), "rate limit",
+            "openclaw", "anthropic", "fake-1", ("agent", "--local", "--session-id", "one", "--message"),
+            "out of budget: tokens_per_run",
         ),
     )
 }  # fmt: skip
@@ -125,9 +126,9 @@ def rows(user: User) -> list[dict[str, Any]]:
 
 
 LOOK = (
-    "env; tr '\\0' '\\n' < /proc/1/environ; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n';"
-    " key=made-up; echo searching; timeout 20 grep -rlaF -D skip $key-upstream-key-2 / --exclude-dir=proc --exclude-dir=sys"
-    " --exclude-dir=usr --exclude-dir=nix --exclude-dir=node_modules 2>/dev/null; echo searched"
+    "{ env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'; key=made-up; echo searching;"
+    " timeout 20 grep -rlaF -D skip $key-upstream-key-2 / --exclude-dir=proc --exclude-dir=sys --exclude-dir=usr"
+    " --exclude-dir=nix --exclude-dir=node_modules; echo searched; } 2>/dev/null"
 )
 """Everything that a program inside may read. The key is put together there, for the agent keeps what it was told."""
 ONCE_MORE = (
@@ -152,7 +153,7 @@ def test_it_works_by_its_preset_alone(
     more = ONCE_MORE.format(
         path=f"http://127.0.0.1:11435/v1/{PATHS[product.protocol]}", model=product.models.replace("*", "x")
     )
-    fake_model.script = (Run(f"{more}; {LOOK}; echo proper > done.txt"), Say("ALL-DONE"))
+    fake_model.script = (Run(f"{more}; {LOOK}; echo proper > {workspace}/done.txt"), Say("ALL-DONE"))
     done = user.run("run", product.name, *product.words, "hi", cwd=workspace, timeout_s=150)
 
     assert "ALL-DONE" in done.stdout, done.stdout + done.stderr + str([one.path for one in fake_model.requests])
@@ -189,7 +190,7 @@ def test_a_budget_ends_in_its_own_words(
     """
     monkeypatch.setattr(model_wire, "INPUT_TOKENS", 500_000)
     user = start(product.name, product.protocol, f'models = ["{product.models}"]\ntokens_per_run = 500_000')
-    fake_model.script = (Run("echo done > done.txt"), Say("NEVER"))
+    fake_model.script = (Run(f"echo done > {workspace}/done.txt"), Say("NEVER"))
     done = user.run("run", product.name, *product.words, "hi", cwd=workspace, timeout_s=150)
 
     said = done.stdout + done.stderr
@@ -255,12 +256,14 @@ def test_a_first_start_on_a_terminal_asks_for_no_key(start: Start, workspace: Pa
     user = start("claude", "anthropic", 'models = ["claude-*"]')
     with Terminal(user.command("run", "claude"), cwd=workspace, env=user.environment, size=(40, 120)) as screen:
         seen = screen.until("trust", 30)
-        seen += screen.until("cancel")
-        screen.type("\x1b[B")
-        seen += screen.until("Yes,")
-        screen.type("\r")
-        seen += screen.until("shortcuts", 20)
-        screen.type("hello\r")
+        for key in ("cancel", "\x1b[B"), ("Yes,", "\r"):  # from "No, exit" to "Yes, I trust this folder"
+            seen += screen.until(key[0])
+            assert screen.silent(1, "trusted")  # it forgets what is typed while it draws
+            screen.type(key[1])
+        seen += screen.until("API Usage Billing", 20)
+        for keys in ("hello", "\r"):
+            assert screen.silent(1, "API key")
+            screen.type(keys)
         seen += screen.until("FAKE-OK", 30)
         screen.type("/exit\r")
         screen.process.wait(30)

@@ -90,7 +90,7 @@ class RunModels:
             self._calls.update(self._callers[run], llm, policy)
 
     def left(self, run: str) -> tuple[str, ...]:
-        """A run is over: its placeholder opens nothing any more. Returns what its receipt says of budgets and refusals."""
+        """A run is over: its placeholder opens nothing any more. Returns what its receipt says."""
         caller = self._callers.pop(run, None)
         self._placeholders.pop(run, None)
         if caller is not None and self._calls is not None:
