@@ -36,7 +36,7 @@ class _Inflater(Protocol):
 class Answer:
     """The body of one answer."""
 
-    __slots__ = ("_held", "_hide", "_inflater", "_line_end", "bytes", "coded", "meter", "stream")
+    __slots__ = ("_held", "_hide", "_inflater", "_line_end", "_shape", "bytes", "coded", "meter", "stream")
 
     def __init__(self, shape: Shape, *, stream: bool, hide: bool, coding: bytes = b"") -> None:
         """Begin.
@@ -49,6 +49,7 @@ class Answer:
         """
         self.meter = Meter(shape, stream=stream)
         self.stream = stream
+        self._shape = shape
         self.bytes = 0
         self.coded = coding.strip().lower() not in {b"", b"identity"}
         self._hide = hide and stream and not self.coded
@@ -62,6 +63,15 @@ class Answer:
     def between_events(self) -> bool:
         """Whether an event of ours would fit in here."""
         return self.stream and not self.coded and not self._held and self._line_end == b"\n\n"
+
+    def is_cut(self, framing: str) -> bool:
+        """Say whether a stream ended without the last word of its protocol.
+
+        Some compatible servers leave `[DONE]` out, so for Chat Completions only a connection that just ended tells.
+        """
+        if not self.stream or self.coded or self.meter.finished:
+            return False
+        return self._shape != "chat" or framing == "close"
 
     def take(self, data: bytes) -> bytes:
         """Count a piece; return what goes on to the client now."""

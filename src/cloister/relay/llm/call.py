@@ -265,7 +265,7 @@ class Call:
         answer = self._answer
         if answer is None:
             self._again()
-        elif self._is_cut(answer):
+        elif self._tab.status == _OK and answer.is_cut(self._framing):
             self._truncated("the upstream ended its answer before it was complete")
         elif self._left:
             self._settle("client-left")
@@ -357,9 +357,8 @@ class Call:
         following = self._supplies.pop(0) if self._supplies else supply
         self._supply = following
         if following is supply:
-            await asyncio.sleep(
-                min(self._pause_s or 0.5 * 2 ** min(self._tab.attempts, 5), self.service.bounds.patience_s)
-            )
+            pause = 0.5 * 2 ** min(self._tab.attempts, 5) if self._pause_s is None else self._pause_s
+            await asyncio.sleep(min(pause, self.service.bounds.patience_s))
         self._unsure = False
         if following is supply and not maybe_billed:
             return True
@@ -418,15 +417,6 @@ class Call:
             refuse(self.exchange, self.route.shape, listed)
         else:
             listed.give(self.exchange)
-
-    def _is_cut(self, answer: Answer) -> bool:
-        """Say whether a stream ended without the last word of its protocol.
-
-        Some compatible servers leave `[DONE]` out, so for Chat Completions only a connection that just ended tells.
-        """
-        if not answer.stream or self._tab.status != _OK or answer.coded or answer.meter.finished:
-            return False
-        return self.route.shape != "chat" or self._framing == "close"
 
     def _truncated(self, why: str) -> None:
         """Break the answer off so that the client knows: an error as the last event, and no clean end."""
