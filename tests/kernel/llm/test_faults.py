@@ -137,6 +137,22 @@ def test_an_upstream_that_hangs_up_before_it_answers(home):
         assert (row["outcome"], row["source"], row["output_tokens"]) == ("upstream-failed", "estimated", 64)
 
 
+def test_a_kept_connection_that_breaks_is_tried_once_more(home):
+    """It may have been closing when the request came; the row says how often the request was sent."""
+    seen = []
+
+    def hangs_up_on_the_second(conn, data):
+        seen.append(data)
+        return answer(conn, data) if len(seen) != 2 else False
+
+    with proxied(home, hangs_up_on_the_second) as (proxy, upstream):
+        assert [call(proxy.port) for _ in range(3)] == [(200, JSON)] * 3
+        proxy.end()
+        rows = proxy.dispatched()
+        assert [row["attempts"] for row in rows] == [1, 2, 1]
+        assert sum(row["attempts"] for row in rows) == len(upstream.requests) == 4
+
+
 @pytest.mark.parametrize(
     "rest",
     [
