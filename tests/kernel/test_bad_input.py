@@ -87,7 +87,8 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
         ),
         (BASE + "[audit]\nsyscalls = 'all'\n", "policy-not-enforceable"),
         (BASE + "[images]\nrequire_signature = true\n", "policy-not-enforceable"),
-        (BASE + "[providers.x]\nkey = 'file:~/key'\n", "policy-not-enforceable"),
+        (BASE + "[agents.shell.llm]\nproviders = ['x']\n", "policy-invalid"),
+        (BASE + "[agents.shell.llm]\nproviders = ['x']\n[providers.x]\nauth = 'google'\n", "key-missing"),
         (BASE + "[users.somebody-else]\nagents = ['shell']\nroots = ['~/src']\n", "user-not-allowed"),
     ],
 )

@@ -36,6 +36,19 @@ def test_without_listen_there_is_no_forwarder(rig: Rig) -> None:
     assert b"ConnectionRefusedError" in err
 
 
+def test_several_ports_lead_to_the_same_relay(rig: Rig) -> None:
+    """Every --listen is served, on both families; a port that nobody named is closed."""
+    script = """
+for port in (3128, 11435):
+    for host in ('127.0.0.1', '::1'):
+        s = socket.create_connection((host, port), 10); s.sendall(b'echo\\nhello'); print(port, s.recv(99).decode())
+try: socket.create_connection(('127.0.0.1', 11436), 10)
+except ConnectionRefusedError: print('closed')
+"""
+    expected = b"3128 hello\n3128 hello\n11435 hello\n11435 hello\nclosed\n"
+    assert inside(rig, script, options=["--listen", "127.0.0.1:11435"]) == (0, expected, b"")
+
+
 def test_half_close_is_kept_apart(rig: Rig) -> None:
     """The end of the request travels, and the answer still comes: both directions end on their own."""
     script = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -35,9 +36,11 @@ def secret_reader(paths: Paths, owner: Owner, environment: Mapping[str, str]) ->
 class Store:
     """The books of one process, opened when they are first needed."""
 
-    def __init__(self, paths: Paths, settings: Callable[[], Ledger], alarm: Callable[[str], None] = say) -> None:
+    def __init__(
+        self, paths: Paths, owner: Owner, settings: Callable[[], Ledger], alarm: Callable[[str], None] = say
+    ) -> None:
         """Open nothing yet."""
-        self._paths, self._settings, self._alarm = paths, settings, alarm
+        self._paths, self._owner, self._settings, self._alarm = paths, owner, settings, alarm
         self.books: BookKeeper | None = None
 
     def __call__(self) -> BookKeeper:
@@ -47,8 +50,15 @@ class Store:
             CloisterError: another process keeps them, or they cannot be read.
         """
         if self.books is None:
-            self.books = open_books(self._paths.state, self._settings(), alarm=self._alarm)
+            settings = self._settings()
+            address = partial(self._address, settings.database) if settings.database else None
+            self.books = open_books(self._paths.state, settings, alarm=self._alarm, address=address)
         return self.books
+
+    def _address(self, reference: str) -> str:
+        """Return the database's address as it is now; called from the thread that writes the ledger."""
+        reader = secret_reader(self._paths, self._owner, dict(os.environ))
+        return asyncio.run(reader.read(reference)).decode("utf-8", "replace")
 
     def close(self) -> None:
         """Write what waits, and close."""
@@ -72,7 +82,7 @@ def every_second(load: Callable[[], Prices]) -> Callable[[], Prices]:
 @contextlib.contextmanager
 def model_calls(paths: Paths, owner: Owner, settings: Callable[[], Ledger] = Ledger) -> Iterator[ModelCalls]:
     """Give the model calls of a process, and close their books at the end."""
-    store = Store(paths, settings)
+    store = Store(paths, owner, settings)
     prices = PriceFiles(paths, owner.uid)
     try:
         reader = partial(secret_reader, paths, owner, dict(os.environ))

@@ -44,6 +44,7 @@ class RunModels:
         Raises:
             CloisterError: a provider is missing, or the books or prices cannot be opened.
         """
+        self._ledger = prepared.policy.ledger
         if self._calls is None:
             from cloister.runs.model_blocks import blocked
             from cloister.runs.model_calls import ModelCalls
@@ -51,11 +52,10 @@ class RunModels:
             from cloister.runs.price_list import PriceFiles
 
             prices = PriceFiles(self._paths, self._owner.uid)
-            self._store = Store(self._paths, lambda: self._ledger)
+            self._store = Store(self._paths, self._owner, lambda: self._ledger)
             reader = partial(secret_reader, self._paths, self._owner, dict(os.environ))
             blocks = partial(blocked, self._paths.blocked)
             self._calls = ModelCalls(self._store, every_second(prices.current), reader, blocks)
-        self._ledger = prepared.policy.ledger
         run, agent = prepared.plan.run, prepared.plan.agent
         token = next(iter(prepared.placeholders.values()))
         self._callers[run] = self._calls.caller(

@@ -169,7 +169,9 @@ def main(argv: list[str] | None = None) -> int:
         import uvloop
 
         os.makedirs(paths.state, mode=0o700, exist_ok=True)
-        with model_calls(paths, owner) as calls:
+        policy = _trusted(setting.policy)
+        ledger = load_document(read(policy.text, policy.path), preset_names=tuple(all_presets({}))).ledger
+        with model_calls(paths, owner, lambda: ledger) as calls:
             uvloop.run(Service(setting, calls).serve(ready))
     except CloisterError as error:
         sys.stderr.write(render(error) + "\n")
