@@ -218,6 +218,23 @@ class Account:
         if not any(("run", run) in hold.keys for hold in self._holds):
             self._tallies.pop(("run", run), None)
 
+    def used(self, now: float, tick: float) -> dict[tuple[str, str], float]:
+        """Return the part of each budget that is used or reserved, by span and unit; 1 is all of it.
+
+        Those of single runs are left out, and spans that nobody has called in since the process began.
+        """
+        self._forget(tick)
+        found = {("minute", "requests"): len(self._requests) / self.limits.requests if self.limits.requests else 1.0}
+        keys = self._keys("", now)
+        for limit in self.limits.limits:
+            tally = self._tallies.get(keys[limit.place])
+            if limit.span == "run" or tally is None or not tally.loaded:
+                continue
+            amount = limit.amount * (1 + tally.granted[limit.measure])
+            taken = tally.used[limit.measure] + tally.held[limit.measure]
+            found[limit.span, "usd" if limit.measure else "tokens"] = taken / amount if amount else 1.0
+        return found
+
     # Inside.
 
     def _keys(self, run: str, now: float) -> tuple[Key, Key, Key, Key]:

@@ -69,7 +69,7 @@ class Supervisor:
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
         self._runs: dict[str, ActiveRun] = {}
-        self._provisions = Provisions(loop, paths, owner, self._runs.values)
+        self._provisions = Provisions(loop, self._kitchen, self._runs.values)
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
