@@ -6,16 +6,16 @@ another login may get the same name while runs live. Nothing is kept here; `host
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from cloister.errors import PolicyError, Problem, RetryError
+from cloister.errors import CloisterError, PolicyError, Problem, RetryError
 from cloister.host.owner import Owner
 from cloister.host.secrets import Provider as ReadSecret
 from cloister.host.secrets import SecretReader, Surroundings
 from cloister.llm.upstreams import Upstream, compile_upstream, key_field
 from cloister.policy.model import Provider
-from cloister.runs.login_files import describer, login_of
+from cloister.runs.login_files import Describe, describer, login_of
 from cloister.runs.paths import Paths
 
 _UNAVAILABLE = "secret-unavailable"
@@ -140,3 +140,19 @@ def refuse_login_host(login: str, hosts: tuple[str, ...], name: str, host: str) 
         where = f".providers.{name}.base_url"
         problem = Problem(f"the login {login!r} is not for {host}", where, f"one of {', '.join(hosts)}")
         raise PolicyError([problem], reference="login-host")
+
+
+def login_warnings(providers: Mapping[str, Provider], describe: Describe) -> Iterator[tuple[str, str, str]]:
+    """Yield what `check` says of providers' logins: the provider, what, and what to do."""
+    for name, provider in providers.items():
+        if not (login := login_of(provider.key)):
+            continue
+        try:
+            found = describe(login)
+            refuse_login_host(login, found.hosts, name, compile_upstream(name, provider).host)
+        except CloisterError as error:
+            yield name, f"agents with the provider {name!r} will not start: {error.message}", error.remedy
+        else:
+            if found.state == "ended":
+                what = f"agents with the provider {name!r} will not start: the login {login!r} has ended"
+                yield name, what, f"cloister login {login}"
