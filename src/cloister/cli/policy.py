@@ -23,9 +23,10 @@ def parser() -> Parser:
         "policy",
         "Reload the policy of running sandboxes; print its schema, presets, or an agent as resolved.",
         prose=(
-            "`reload` brings the egress rules as they are now to every running sandbox; a broken policy changes "
-            "nothing. Mounts and limits of a running sandbox stay. `show` prints what an agent may do after preset, "
-            "profile and system policy, each key with where it was written. `schema` prints JSON Schema for editors."
+            "`reload` brings egress rules, models and budgets as they are now to every running sandbox; a broken "
+            "policy changes nothing. Mounts and limits of a running sandbox stay. `show` prints what an agent may do "
+            "after preset, profile and system policy, each key with where it was written. `schema` prints JSON Schema "
+            "for editors."
         ),
         examples=(
             ("cloister policy reload", "after editing the file"),

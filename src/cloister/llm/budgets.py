@@ -208,6 +208,16 @@ class Account:
             if limit.reason == reason:
                 self._tally(self._keys(run, now)[limit.place], now).granted[limit.measure] += 1
 
+    def shares(self) -> dict[tuple[str, str], float]:
+        """Return the used part of each day's and month's limit that was watched so far, by span and unit."""
+        found: dict[tuple[str, str], float] = {}
+        for key, tally in self._tallies.items():
+            for limit in self.limits.limits:
+                if limit.span == key[0] and key in self._calendar[1] and limit.amount:
+                    unit = "usd" if limit.measure else "tokens"
+                    found[limit.span, unit] = tally.used[limit.measure] / limit.amount
+        return found
+
     def listen(self, run: str, tell: Callable[[Alert], None]) -> None:
         """Tell a run of shares that are passed: those of its own budget, and those of the agent's."""
         self._listeners[run] = tell
@@ -217,23 +227,6 @@ class Account:
         self._listeners.pop(run, None)
         if not any(("run", run) in hold.keys for hold in self._holds):
             self._tallies.pop(("run", run), None)
-
-    def used(self, now: float, tick: float) -> dict[tuple[str, str], float]:
-        """Return the part of each budget that is used or reserved, by span and unit; 1 is all of it.
-
-        Those of single runs are left out, and spans that nobody has called in since the process began.
-        """
-        self._forget(tick)
-        found = {("minute", "requests"): len(self._requests) / self.limits.requests if self.limits.requests else 1.0}
-        keys = self._keys("", now)
-        for limit in self.limits.limits:
-            tally = self._tallies.get(keys[limit.place])
-            if limit.span == "run" or tally is None or not tally.loaded:
-                continue
-            amount = limit.amount * (1 + tally.granted[limit.measure])
-            taken = tally.used[limit.measure] + tally.held[limit.measure]
-            found[limit.span, "usd" if limit.measure else "tokens"] = taken / amount if amount else 1.0
-        return found
 
     # Inside.
 

@@ -125,17 +125,17 @@ class ModelCalls:
         """A run is over."""
         caller.account.forget_run(caller.run)
 
+    def budget_shares(self) -> dict[tuple[str, str, str], float]:
+        """Return the used part of every agent's budgets, by agent, span and unit."""
+        return {
+            (agent, span, unit): share
+            for agent, account in self._accounts.items()
+            for (span, unit), share in account.shares().items()
+        }
+
     def account(self, agent: str) -> Account | None:
         """Return an agent's account, if it has called since the process began."""
         return self._accounts.get(agent)
-
-    def budgets(self, now: float, tick: float) -> dict[tuple[str, str, str], float]:
-        """Return the part of each budget that is used or reserved, by agent, span and unit."""
-        return {
-            (agent, *key): part
-            for agent, account in self._accounts.items()
-            for key, part in account.used(now, tick).items()
-        }
 
     async def close(self) -> None:
         """End what is under way."""

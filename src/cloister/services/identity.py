@@ -43,13 +43,13 @@ from cloister.runs.paths import Paths, locate
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.store import Store, is_id
 from cloister.services.identity_api import MAX_BODY, Answer, Api
-from cloister.services.loopback import names_loopback
 
 PORT = 2082
 CONNECTIONS = 128
 _LIMITS = Limits(head_bytes=16 * 1024, head_fields=64, pipelined=8, head_timeout_s=10, keepalive_timeout_s=60,
                  idle_timeout_s=30)  # fmt: skip
 _MIN_ADMIN_TOKEN = 32
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Service:
@@ -115,7 +115,8 @@ class Service:
             exchange.keep_alive = False
             _respond(exchange, Answer(503, _words("too-many-connections", "too many connections are open")))
             return
-        if not trusted and not names_loopback(exchange.headers):
+        if not trusted and not _names_loopback(exchange.headers):
+            # A web page can point a name of its own at 127.0.0.1; it cannot choose the Host that the browser sends.
             _respond(exchange, Answer(421, _words("host-invalid", "this service answers by its loopback address only")))
             return
         if exchange.method == "POST" and not _is_json(exchange.headers):
@@ -202,6 +203,14 @@ def _unreadable(_connection: HttpConnection, error: HttpError) -> bytes:
 
 def _words(reference: str, message: str) -> dict[str, dict[str, str]]:
     return {"error": {"reference": reference, "message": message}}
+
+
+def _names_loopback(headers: Headers) -> bool:
+    hosts = [value.decode("latin-1").strip().lower() for name, value in headers if name.lower() == b"host"]
+    if len(hosts) != 1:
+        return False
+    name, colon, port = hosts[0].rpartition(":")
+    return (name if colon and port.isdigit() else hosts[0]) in _LOOPBACK_NAMES
 
 
 def _is_json(headers: Headers) -> bool:

@@ -6,7 +6,8 @@ FILE holds one line per key, `AGENT KEY`, and belongs to its owner alone (mode 0
 its `llm` table of the policy. Within a broker the same core serves runs through their own sockets (`runs`), which
 needs no such keys. Both keep the books of their user, and there is one keeper only: whoever comes second is told.
 
-`GET /metrics` is answered to loopback, where Prometheus scrapes it; it shows no key and no text of a call.
+The key of a line `@metrics KEY` opens `/metrics`, in the text format of Prometheus. SIGHUP reads policy, keys and
+blocked agents again.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ class Service:
             await self._calls.close()
 
     def _load(self) -> None:
-        keys = self._setting.keys
-        self._callers.load(Keys(_trusted(keys)) if keys else None)
+        keys = Keys(_trusted(self._setting.keys)) if self._setting.keys else None
+        self._callers.load(keys)
+        self._page.watchers = keys.watchers if keys else frozenset()
         self._calls.obey_blocks()
 
 

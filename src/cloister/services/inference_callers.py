@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_RUNS = 1024
 """Runs that are remembered; beyond it, those without a call under way are forgotten and read again when they call."""
+METRICS = "@metrics"
+"""In the place of an agent's name, which never begins so: who may read the metrics."""
 _SHORTEST_KEY = 16
 
 
@@ -38,6 +40,7 @@ class Keys:
             PolicyError: a line is not `AGENT KEY`, or a key is too short to be one.
         """
         self.agents: list[tuple[str, str]] = []
+        watchers: set[str] = set()
         for number, line in enumerate(source.text.decode("utf-8", "replace").splitlines(), 1):
             words = line.split()
             if not words or line.startswith("#"):
@@ -45,7 +48,11 @@ class Keys:
             if len(words) != 2 or len(words[1]) < _SHORTEST_KEY:  # noqa: PLR2004 - AGENT KEY
                 problem = Problem("a line is AGENT KEY, the key at least 16 characters", f"{source.path}:{number}")
                 raise PolicyError([problem], reference="keys-invalid")
-            self.agents.append((words[0], words[1]))
+            if words[0] == METRICS:
+                watchers.add(words[1])
+            else:
+                self.agents.append((words[0], words[1]))
+        self.watchers = frozenset(watchers)
 
 
 class Callers:

@@ -1,4 +1,4 @@
-"""`GET /metrics` of the inference service: to this machine only, without a key, since scrapers have none.
+"""`GET /metrics` of the inference service, for those who present a key of their own: it tells who spends how much.
 
 The text is made in a thread, and what makes it is imported with the first scrape: no call waits for either.
 """
@@ -6,49 +6,38 @@ The text is made in a thread, and what makes it is imported with the first scrap
 from __future__ import annotations
 
 import asyncio
-import time
-from http import HTTPStatus
 
-from cloister.egress.http1 import Body, ResponseHead
 from cloister.relay.exchange import Exchange
+from cloister.relay.llm.entry import presented
 from cloister.runs.books import BookKeeper
 from cloister.runs.model_calls import ModelCalls
-from cloister.services.loopback import comes_from_loopback
 
 
 class MetricsPage:
     """Answers scrapes."""
 
     def __init__(self, books: BookKeeper, calls: ModelCalls) -> None:
-        """Take what is told of."""
+        """Take what is told of; nobody may see it yet."""
+        self.watchers: frozenset[str] = frozenset()
+        """Keys that open the page."""
         self._books, self._calls = books, calls
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, exchange: Exchange) -> bool:
-        """Answer a scrape; False for any other request."""
-        if exchange.method != "GET" or exchange.url.partition(b"?")[0] != b"/metrics":
+        """Answer a scrape; False for any other request, and for whoever may not see: as if there was nothing."""
+        if (exchange.method, exchange.url) != ("GET", b"/metrics"):
             return False
-        if not comes_from_loopback(exchange):
-            _respond(exchange, 403, b"text/plain", b"metrics are told to this machine by its loopback address only\n")
-            return True
+        if not self.watchers.intersection(presented(exchange.headers)):
+            return False
         task = asyncio.get_running_loop().create_task(self._answer(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
 
     async def _answer(self, exchange: Exchange) -> None:
-        budgets = self._calls.budgets(time.time(), time.monotonic())
-        text = await asyncio.get_running_loop().run_in_executor(None, self._books.metrics_text, budgets)
+        shares = self._calls.budget_shares()
+        text = await asyncio.get_running_loop().run_in_executor(None, self._books.metrics_text, shares)
         from cloister.runs.metrics_text import CONTENT_TYPE
 
-        _respond(exchange, 200, CONTENT_TYPE.encode(), text)
-
-
-def _respond(exchange: Exchange, status: int, kind: bytes, text: bytes) -> None:
-    if exchange.connection.current is not exchange:
-        return  # the client has gone
-    exchange.keep_alive = exchange.keep_alive and exchange.ended
-    fields = [(b"content-type", kind), (b"cache-control", b"no-store")]
-    body = Body("length", len(text))
-    head = ResponseHead(status, HTTPStatus(status).phrase.encode(), fields, body, close=not exchange.keep_alive)
-    exchange.respond_whole(status, head.encode() + text)
+        if exchange.connection.current is exchange:  # else the client has gone
+            exchange.respond_message(200, [(b"content-type", CONTENT_TYPE.encode())], text)

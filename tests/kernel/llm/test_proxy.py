@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cloister.credentials.bindings import Request
 from cloister.credentials.certificates import make_authority
@@ -466,5 +468,28 @@ def test_a_prompt_cannot_keep_the_proxy_busy() -> None:
             statuses = [(await rig.ask(body)).status for body in bodies]
             assert statuses == [200, 400, 400, 200]
             assert time.process_time() - begun < 5
+
+    run(test)
+
+
+def test_requests_to_google_carry_a_token_that_is_renewed() -> None:
+    """`google`: the service account's key signs for an access token; the key itself stays here."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+    async def test() -> None:
+        granted = whole(b'{"access_token":"ya29.made-up","expires_in":3600,"token_type":"Bearer"}')
+        async with Script([granted]) as issuer, Script() as up, Rig(up.url, provider={"auth": "google"}) as rig:
+            account = {"type": "service_account", "client_email": "a@b.example", "token_uri": f"{issuer.url}/token"}
+            rig.key.value = json.dumps({**account, "private_key": private.decode()})
+            for _ in range(3):
+                assert (await rig.ask()).status == 200
+            assert up.asked[0].field("authorization") == ["Bearer ya29.made-up"]
+            assert len(issuer.asked) == 1
+            rig.key.value = "no account"
+            reply = await rig.ask()
+            assert (reply.status, reply.fields["x-cloister-reason"]) == (503, "key-unavailable")
+            assert "no account" not in reply.json["error"]["message"]
 
     run(test)

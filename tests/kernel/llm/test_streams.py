@@ -82,6 +82,23 @@ def test_a_client_that_leaves_is_counted_to_the_end() -> None:
     run(test)
 
 
+def test_reading_on_is_bounded_in_bytes_too() -> None:
+    """An upstream that floods after its client left is closed."""
+
+    async def test() -> None:
+        steps = [STREAM_HEAD + chunk(START), 0.2] + [chunk(event({"x": "y" * 60_000})), 0.01] * 200
+        async with Script(steps) as up, Rig(up.url, bounds=Bounds(drain_bytes=500_000)) as rig:
+            reader, writer = await rig.connect()
+            writer.write(rig.request(STREAM))
+            await reader.readuntil(b"message_start")
+            vanish(writer)
+            (row,) = await rig.settled()
+            assert (row.outcome, row.source) == ("client-left", "estimated")
+            await up.hung_up.wait()
+
+    run(test)
+
+
 def test_reading_on_has_an_end() -> None:
     """An upstream that goes on for ever is closed, and what arrived is estimated."""
 

@@ -52,6 +52,8 @@ class Call:
         self._task: asyncio.Task[None] | None = None
         self._held: Held | None = None
         self._head: tuple[int, bytes, Headers, Body] | None = None
+        self._pieces: list[bytes] = []
+        self._scheduled = False
         self._framing = ""
         self._moved = self._beat = 0.0
         self._unsure = False
@@ -167,23 +169,12 @@ class Call:
             await supply.refresh()
             lines = supply.lines() or b""
         if supply.signer is not None:
-            lines += await self._signature(supply)
+            assert self._order is not None  # noqa: S101 - decided before
+            exchange = self.exchange
+            lines += await supply.signature(exchange.method, self._target(supply), exchange.headers, self._order.body)
         connection = supply.take() or await supply.dial()
         self.service.keep(supply)
         self._transmit(connection, lines)
-
-    async def _signature(self, supply: Supply) -> bytes:
-        """Return the lines that sign this request."""
-        assert supply.signer is not None and self._order is not None  # noqa: S101, PT018 - asked before
-        upstream = supply.upstream
-        url = f"{upstream.scheme}://{upstream.authority}{self._target(supply)}"
-        kinds = [value.decode("latin-1") for name, value in self.exchange.headers if name.lower() == b"content-type"]
-        kept = {"content-type": kinds[0]} if kinds else {}
-        try:
-            fields = await supply.signer.sign(self.exchange.method, url, kept, self._order.body)
-        except ValueError as error:
-            raise SupplyError(Refusal(503, "key-unavailable", f"{upstream.name}: {error}")) from None
-        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
 
     def _target(self, supply: Supply) -> str:
         return supply.upstream.path(self.route) + routes.query_of(self.exchange.url)
@@ -235,27 +226,16 @@ class Call:
         if not self._left:
             framing = Body("chunked") if (hide and stream) or body.framing == "close" else body
             self._head = (status, phrase, passed_fields(headers), framing)
-            # With the first piece of the body, if that came along: a write costs more than all of our work.
-            self.exchange.connection.loop.call_soon(self._write, b"")
+            self._flush_soon()
 
     def on_response_body(self, data: bytes) -> None:
-        """Count a piece and pass it on."""
-        self._moved = time.monotonic()
-        if not self._tab.first_byte:
-            self._tab.first_byte = self._moved
-        answer = self._answer
-        if answer is None:
-            if self._held is not None and not self._held.take(data):
-                self._drop_upstream()
-                self._again()
-            return
-        passed = answer.take(data)
-        if self._left:
-            if answer.bytes > self.service.bounds.drain_bytes:
-                self._stop("client-left")
-        elif passed:
-            self._beat = self._moved
-            self._write(passed)
+        """Take a piece; pieces that came in one read go on in one write, which costs more than all of our work."""
+        if self._answer is not None:
+            self._pieces.append(data)
+            self._flush_soon()
+        elif self._held is not None and not self._held.take(data):
+            self._drop_upstream()
+            self._again()
 
     def on_response_end(self, trailers: Headers) -> None:
         """Settle and finish."""
@@ -263,6 +243,7 @@ class Call:
         if upstream is not None and self._supply is not None:
             self._supply.give(upstream)
         answer = self._answer
+        self._flush()
         if answer is None:
             self._again()
         elif self._tab.status == _OK and answer.is_cut(self._framing):
@@ -271,7 +252,8 @@ class Call:
             self._settle("client-left")
         else:
             self._settle("complete")
-            self._write(answer.rest())
+            if rest := answer.rest():
+                self.exchange.respond_body(rest)
             self.exchange.respond_end(trailers)
 
     def on_switch(self, phrase: bytes, headers: Headers, rest: bytes) -> None:
@@ -297,12 +279,29 @@ class Call:
     def on_pressure(self, *, paused: bool) -> None:
         """The upstream reads slowly; the body is in memory already."""
 
-    def _write(self, data: bytes) -> None:
-        """Write a piece of the answer, behind its head where that has not left yet."""
+    def _flush_soon(self) -> None:
+        """Pass on what there is when the upstream's bytes at hand have been read."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.exchange.connection.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Count what came, and pass it on behind the head, where that has not left yet."""
+        self._scheduled = False
+        answer, pieces, data = self._answer, self._pieces, b""
+        if answer is None or self._over:
+            return
+        if pieces:
+            self._moved = self._beat = time.monotonic()
+            self._tab.first_byte = self._tab.first_byte or self._moved
+            data = answer.take(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            pieces.clear()
         head, self._head = self._head, None
-        if head is not None:
-            if not self._left:
-                self.exchange.respond(*head, data)
+        if self._left:
+            if answer.bytes > self.service.bounds.drain_bytes and self._upstream is not None:
+                self._stop("client-left")
+        elif head is not None:
+            self.exchange.respond(*head, data)
         elif data:
             self.exchange.respond_body(data)
 
@@ -423,13 +422,14 @@ class Call:
         answer, exchange = self._answer, self.exchange
         assert answer is not None  # noqa: S101 - asked before
         self._drop_upstream()
+        self._flush()
         self._settle("truncated")
         if self._left:
             return
         if answer.stream and not answer.coded:
             gap = b"" if answer.between_events else b"\n\n"
             end = errors.stream_end(self.route.shape, Refusal(502, "upstream-truncated", why))
-            self._write(answer.rest() + gap + end)
+            exchange.respond_body(answer.rest() + gap + end)
             exchange.break_off()
         else:
             exchange.fail()
@@ -452,7 +452,7 @@ class Call:
         elif now - max(self._beat, self._moved) > self.service.bounds.heartbeat_s and answer.between_events:
             self._beat = now
             if not self._left:
-                self._write(HEARTBEAT)
+                self.exchange.respond_body(HEARTBEAT)
 
     def _stop(self, outcome: str) -> None:
         """End at once: nobody waits for an answer any more."""
@@ -460,6 +460,7 @@ class Call:
             self._task.cancel()
         unanswered = self._upstream is not None and self._answer is None and self._held is None
         self._drop_upstream()
+        self._flush()
         self._settle(outcome, lost=unanswered or self._unsure)
 
     def _drop_upstream(self) -> None:

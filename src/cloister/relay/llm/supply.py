@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cloister.llm import upstreams
 from cloister.llm.errors import Refusal
-from cloister.llm.upstreams import Upstream
+from cloister.llm.upstreams import Headers, Upstream
 from cloister.relay.upstream import HttpUpstream
 
 if TYPE_CHECKING:
@@ -127,6 +127,22 @@ class Supply:
         self._lines = upstreams.own_lines(self.upstream, [field] if field else [])
         self._lines_until = time.monotonic() + KEY_KEPT_S
         return self._lines != before
+
+    async def signature(self, method: str, target: str, headers: Headers, body: bytes) -> bytes:
+        """Return the lines of a head that sign a request, where signing is what opens this upstream.
+
+        Raises:
+            SupplyError: it cannot be signed.
+        """
+        if self.signer is None:
+            return b""
+        url = f"{self.upstream.scheme}://{self.upstream.authority}{target}"
+        kinds = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"]
+        try:
+            fields = await self.signer.sign(method, url, {"content-type": kinds[0]} if kinds else {}, body)
+        except ValueError as error:
+            raise SupplyError(Refusal(503, "key-unavailable", f"{self.upstream.name}: {error}")) from None
+        return "".join(f"{name}: {value}\r\n" for name, value in fields).encode("ascii")
 
     # Connections.
 
