@@ -94,19 +94,23 @@ class Callers:
         Raises:
             CloisterError: one of them is wrong; everything is as before.
         """
+        self._files.document()
         known = {}
         for agent, key in keys.agents if keys else ():
             self._files.admit(self._user, agent)
             resolved = self._files.resolve(agent)
             known[key] = self._agent(agent, resolved.agent.llm, resolved.policy)
         self._known = known
-        for run in list(self._runs):
-            caller = self._runs[run]
-            found = self._allowed(run, caller.agent)
+        for run, caller in list(self._runs.items()):
+            try:
+                found = self._allowed(run, caller.agent)
+                if found is not None:
+                    self._calls.update(caller, *found)
+            except CloisterError as error:  # what its project says does not fit any more
+                self._say(f"run {run}: {error.message} [{error.reference}]")
+                found = None
             if found is None:
                 self._forget(run)
-            else:
-                self._calls.update(caller, *found)
 
     async def check_keys(self) -> None:
         """Say which providers' keys cannot be had; the service serves the others."""
