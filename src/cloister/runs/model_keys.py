@@ -96,7 +96,7 @@ class ProviderKeys:
             Surroundings(paths.home, owner.uid, own=environment),
             providers={"login": logins.read}, refusals={"login": logins.refused},
         )  # fmt: skip
-        self._describe = describer(paths.logins)
+        self.describe = describer(paths.logins)
 
     def login_headers(self, provider: Provider) -> dict[str, str]:
         """Return the fields that requests with a login need; none for other keys.
@@ -105,7 +105,7 @@ class ProviderKeys:
             CloisterError: there is no such login, or its file cannot be trusted.
         """
         login = login_of(provider.key)
-        return self._describe(login).headers if login else {}
+        return self.describe(login).headers if login else {}
 
     def open(self, name: str, provider: Provider, login_headers: Mapping[str, str]) -> Opened:
         """Return a provider's upstream and key.
@@ -127,7 +127,7 @@ class ProviderKeys:
         login = login_of(provider.key)
         if not login:
             return
-        refuse_login_host(login, self._describe(login).hosts, name, upstream.host)
+        refuse_login_host(login, self.describe(login).hosts, name, upstream.host)
 
 
 def refuse_login_host(login: str, hosts: tuple[str, ...], name: str, host: str) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cloister.relay.llm.service import Caller
     from cloister.runs.active import ActiveRun
     from cloister.runs.login_secrets import LoginSecrets
+    from cloister.runs.metrics import Told
     from cloister.runs.model_calls import ModelCalls
     from cloister.runs.model_store import Store
     from cloister.runs.prepare import Prepared
@@ -140,6 +141,12 @@ class RunModels:
     def obey_blocks(self) -> int:
         """Obey the kill switch as it is now; return how many calls under way were ended."""
         return 0 if self._calls is None else self._calls.obey_blocks()
+
+    def metrics(self) -> Told | None:
+        """Return the numbers of model calls; None where none was made."""
+        if self._calls is None or self._store is None or self._store.books is None:
+            return None
+        return self._store.books.tell(self._calls.budget_shares())
 
     def _alert(self, run: ActiveRun, alert: Alert) -> None:
         """Record that a share of a budget was passed, and say it in the receipt."""

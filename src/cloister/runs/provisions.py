@@ -33,6 +33,7 @@ from cloister.runs.signing_gpg import wake
 if TYPE_CHECKING:
     from cloister.runs.credentials import RunCredentials
     from cloister.runs.logins import LoginEvent
+    from cloister.runs.metrics import Told
 
 
 class Provided(msgspec.Struct, frozen=True):
@@ -133,6 +134,10 @@ class Provisions:
     def obey_blocks(self) -> int:
         """Obey the kill switch of model calls as it is now; return how many calls under way were ended."""
         return self._models.obey_blocks()
+
+    def metrics(self) -> Told | None:
+        """Return the numbers of model calls; None where none was made."""
+        return self._models.metrics()
 
     async def end(self, run: ActiveRun) -> tuple[str, ...]:
         """End what a run has but its egress; return what its receipt should say."""

@@ -287,6 +287,8 @@ class Supervisor:
                 return {"run": run.plan.run, "stopping": True}
             case "llm-blocked":
                 return {"ended": self._provisions.obey_blocks()}
+            case "metrics":
+                return {"runs": len(self._runs), "models": msgspec.to_builtins(self._provisions.metrics())}
             case "reload":
                 return {"reloaded": self._reload()}
             case "living":
