@@ -9,7 +9,7 @@ SHELL := /bin/bash
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: setup ## A real agent in the sandbox, three attacks that fail, and the receipt; needs no key
+demo: setup ## A real agent in the sandbox, four attacks that fail, a budget that ends a loop; needs no key
 	@tools/demo
 
 test: setup ## All tests but the slow ones, as an ordinary user, against the built wheel

@@ -68,6 +68,8 @@ def proxies(folder: Path, pinned: tuple[int, int]) -> list[Grid]:
         samples = bench.rounds(cells.THOUSAND, 1, 0, [LITELLM])
         samples += bench.rounds(cells.CELLS, ROUNDS, began + STACKS_S)
         kept = [rows_kept(stack, bench.passed[stack.name]) for stack in running if stack.rows]
+        idle = ", ".join(f"{stack.name} {stack.idle_mb:.0f}" for stack in running)
+        kept.append(f"Memory before the first request, MB: {idle}.")
     finally:
         for stack in [*running, upstream]:
             stack.stop()

@@ -24,16 +24,13 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """Return the seconds that processes have spent on a CPU, all threads that live together.
-
-    Nanoseconds of Documentation/scheduler/sched-stats.rst; ticks are too coarse for short measurements.
-    """
+    """Return the seconds that processes have spent on a CPU, with threads that have ended (proc_pid_stat(5))."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
-            for task in (PROC / str(pid) / "task").iterdir():
-                total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
+            words = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            total += int(words[11]) + int(words[12])
+    return total / TICKS
 
 
 def memory_mb(pids: Iterable[int]) -> float:

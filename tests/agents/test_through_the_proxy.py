@@ -31,9 +31,11 @@ environment_audit = false
 
 [agents.{name}.llm]
 providers = ["fake"]
+models=["fake-1","claude-*"]
 """
-PROTOCOLS = {"claude": "anthropic", "pi": "anthropic", "codex": "openai-responses"}
+PROTOCOLS = {"openclaw": "anthropic", "claude": "anthropic", "pi": "anthropic", "codex": "openai-responses"}
 ARGUMENTS = {
+    "openclaw": ("agent", "--local", "--session-id", "one", "--message"),
     "claude": ("--dangerously-skip-permissions", "-p"),
     "pi": ("-p", "--provider", "anthropic", "--model", "claude-sonnet-4-5"),
     "codex": ("exec", "--skip-git-repo-check", "-m", MODEL),

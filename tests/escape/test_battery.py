@@ -15,7 +15,11 @@ LIMITS = {"limits-memory", "limits-disk", "limits-tasks"}
 """They need a policy with limits; tried below."""
 
 
-@pytest.mark.parametrize("case", sorted(set(CASES) - LIMITS))
+OF_POLICY = {name for name, case in CASES.items() if case.if_policy}
+"""They need credentials, models and the like in the policy; tried in test_armed.py."""
+
+
+@pytest.mark.parametrize("case", sorted(set(CASES) - LIMITS - OF_POLICY))
 def test_attack_is_denied(case: str, battery: dict[str, dict[str, Any]]) -> None:
     """The attack fails, nothing on the host was touched, and what must work works."""
     result = battery[case]
@@ -23,6 +27,16 @@ def test_attack_is_denied(case: str, battery: dict[str, dict[str, Any]]) -> None
 
     assert result["outcome"] == expected, f"{result['detail']}\nexpected: {CASES[case].expect}"
     assert result["twin"] in ("ok", "none")
+
+
+def test_what_a_policy_does_not_have_is_counted_and_no_noise(prover: User, battery: dict[str, dict[str, Any]]) -> None:
+    """A plain agent has no secrets to attack: no line in the report, a number in its last one, and no failure."""
+    done = prover.run("prove", "shell", "--case", "llm-keys", "--case", "fs-spellings", cwd=prover.home / "src/project")
+
+    assert {battery[case]["outcome"] for case in OF_POLICY} == {"not-in-policy"}
+    assert "llm-keys" not in done.stdout
+    assert done.stdout.endswith("1 attacks: 1 denied (1 more are for what this policy does not have)\n")
+    assert done.returncode == 0
 
 
 def test_limits_hold(prover: User) -> None:
@@ -80,7 +94,7 @@ def test_the_ladder_reads_its_canaries_without_cloister_only(prover: User) -> No
 def test_the_battery_is_large_and_covers_its_classes() -> None:
     """At least 80 cases; every class of attack that applies to this backend has one."""
     classes = {number for case in CASES.values() for number in case.classes}
-    applies = {*range(1, 24), *range(25, 51), 51, 53, 54, 55, 56, 58, 63, 64, 85, 86, 88}
+    applies = {*range(1, 24), *range(25, 51), 51, 53, 54, 55, 56, 58, 63, 64, 65, 66, 67, 85, 86, 88}
     elsewhere = {14}  # applying an overlay is not done by the agent; tests/kernel/test_overlay.py
 
     assert len(CASES) >= 80

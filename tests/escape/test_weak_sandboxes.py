@@ -1,11 +1,14 @@
 """The battery can fail: against weak sandboxes its cases report that they got through."""
 
+import base64
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from weak_grounds import Bare, Plain
+from weak_grounds import Bare, Leaky, Plain
 
 from cloister.policy.protected import effective_names
 from cloister.prove import procedures
@@ -82,6 +85,7 @@ def facts(base: Path) -> dict[str, Any]:
         "host_name": os.uname().nodename,
         "host_machine_id": "",
         "pass_environment": [],
+        "given_variables": [],
         "overlay": False,
         "policy": f"{base}/policy.toml",
         "cloister_paths": [],
@@ -171,3 +175,104 @@ def test_an_opt_out_is_not_a_pass(ground_base: Path) -> None:
         (result,) = battery.run([case])
 
     assert (result.outcome, result.detail) == ("opted-out", "opted out by policy: hardening.nested")
+
+
+# --- what issues secrets: each of its cases can fail -------------------------------------------------
+
+HOST, OTHER = "bound.example.org", "other.example.org"
+NAMES = (HOST, OTHER, "cloister-prove.example", "api.cloister-prove.example", "localhost", "cloister.internal", "com")
+REAL, TOKEN = "made-up-Real-Secret-1234567890", "cloister-one-abcdefghijklmnopabcdefghijklmnop"
+LEAKY = (
+    *(name for name, case in load().items() if case.if_policy),
+    "fs-secret-stores",
+    "ipc-gpg-agent",
+    "ipc-key-agent",
+)
+
+
+def leaky_facts(base: Path) -> dict[str, Any]:
+    """Return what a policy with everything would tell cases."""
+    credentials = [
+        {"name": "one", "variables": ["TOKEN"], "scheme": "bearer", "places": [[HOST, 443]]},
+        {"name": "two", "variables": ["REAL"], "scheme": "bearer", "places": [[OTHER, 443]]},
+    ]
+    return facts(base) | {
+        "credentials": credentials,
+        "token_places": [[HOST, 443, "/token"]],
+        "providers": [["anthropic", "127.0.0.1", 11435]],
+        "models": ["claude-*"],
+        "model_key": "MODEL_KEY",
+        "plain_hosts": [],
+        "secret_stores": [f"{base}/ledger.db", f"{base}/logins"],
+        "identity_sockets": [f"{base}/agent.sock"],
+        "broker_socket": f"{base}/broker.sock",
+        "unread_secrets": [],
+        "tops": [str(base)],
+    }
+
+
+@pytest.fixture
+def leaky(ground_base: Path) -> Leaky:
+    """A weak sandbox with a real secret, another run's token, a ledger and a record with a secret in them."""
+    ground = Leaky(ground_base, NAMES)
+    (ground_base / "ledger.db").write_text("-----BEGIN PRIVATE KEY-----", encoding="ascii")
+    (ground_base / "logins").mkdir()
+    (ground_base / "identity").mkdir()
+    claims = base64.urlsafe_b64encode(json.dumps({"run": "another", "agent": "x"}).encode()).decode().rstrip("=")
+    (ground_base / "identity/cloister.jwt").write_text(f"eyJhbGciOiJFZERTQSJ9.{claims}.{'A' * 86}", encoding="ascii")
+    (ground_base / ".gnupg").mkdir()
+    (ground_base / ".gnupg/S.gpg-agent").write_text(f"%Assuan%\nsocket={ground_base}/gpg.sock\n", encoding="utf-8")
+    (ground_base / "state/cloister/runs/one").mkdir(parents=True)
+    (ground_base / "state/cloister/runs/one/events.jsonl").write_text(f'{{"header": "{REAL}"}}\n', encoding="utf-8")
+    ground.more = {
+        "TOKEN": TOKEN, "REAL": REAL, "MODEL_KEY": f"{TOKEN}-model", "CLOISTER_RUN": "mine", "CLOISTER_AGENT": "x",
+        "CLOISTER_IDENTITY_DIRECTORY": f"{ground_base}/identity",
+        "CLOISTER_IDENTITY_TOKEN_FILE": f"{ground_base}/identity/cloister.jwt",
+    }  # fmt: skip
+    return ground
+
+
+def test_each_case_about_secrets_can_fail(leaky: Leaky, ground_base: Path) -> None:
+    """Where secrets are inside and a proxy carries everything, each of these cases says *allowed*, none passes."""
+    cases = load()
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        canaries.known.add("the real one", REAL.encode())
+        battery = Battery(leaky, canaries, frozenset(), leaky_facts(ground_base))
+        results = {result.case.id: result for result in battery.run([cases[name] for name in LEAKY])}
+
+    assert {name: (one.outcome, one.detail) for name, one in results.items() if one.outcome != "allowed"} == {}
+    assert "real secret read: the real one" in results["cred-inside"].detail
+    assert "real secret read: the real one" in results["cred-records"].detail
+    assert REAL not in "".join(result.detail for result in results.values())
+
+
+def test_what_a_policy_does_not_have_is_not_attacked(ground_base: Path) -> None:
+    """A case that needs a thing of the policy is left out where there is none, and is no pass either."""
+    cases = load()
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        battery = Battery(Bare(ground_base), canaries, frozenset(), facts(ground_base), held=frozenset({"keys"}))
+        (result,) = battery.run([cases["llm-keys"]])
+
+    assert (result.outcome, result.detail) == ("not-in-policy", "the policy gives this agent no models")
+
+
+@pytest.mark.parametrize("write", [str, lambda text: text[::-1], lambda text: base64.b64encode(text.encode()).decode()])
+def test_a_real_secret_in_an_answer_is_a_breach(write: Callable[[str], str], ground_base: Path) -> None:
+    """A case that prints a secret and says *denied* is not believed, however the secret is written."""
+    case = parse(f"{HEADER}def attack(box):\n    print({write(REAL)!r}); box.stopped('x')\n", "x.py")
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        canaries.known.add("the real one", REAL.encode())
+        (result,) = Battery(Bare(ground_base), canaries, frozenset(), facts(ground_base)).run([case])
+
+    assert (result.outcome, result.detail) == ("allowed", "real secret read: the real one")
+    assert REAL not in repr(canaries.known)
+
+
+def test_a_report_of_a_breach_shows_no_secret(ground_base: Path) -> None:
+    """A case that reads a secret and says so is a breach, and stars stand in its words."""
+    case = parse(f"{HEADER}def attack(box):\n    box.breach('found {REAL} here')\n", "x.py")
+    with Canaries(str(ground_base), str(ground_base)) as canaries:
+        canaries.known.add("the real one", REAL.encode())
+        (result,) = Battery(Bare(ground_base), canaries, frozenset(), facts(ground_base)).run([case])
+
+    assert (result.outcome, result.detail) == ("allowed", "real secret read: the real one; found ******** here")

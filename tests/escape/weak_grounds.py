@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+from support.fake_oauth import make_certificate
+
 
 class Bare:
     """No sandbox at all."""
@@ -47,3 +49,78 @@ class Plain(Bare):
             "--die-with-parent",
             *words,
         ]
+
+
+class Leaky(Bare):
+    """A sandbox with a network of its own, a proxy that carries everything, and agents of keys that sign everything.
+
+    Whatever name is asked for, the proxy has a certificate for it; model traffic needs no key and every route exists.
+    """
+
+    def __init__(self, base: Path, names: tuple[str, ...]) -> None:
+        """Make certificates for these names, and what an agent of such a sandbox would find in its environment."""
+        super().__init__(base)
+        self._authority, self._certificate = make_certificate(base, *names)
+        self.more: dict[str, str] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With the authority, the socket of an ssh-agent, and what a test adds."""
+        trust = {"SSL_CERT_FILE": str(self._authority), "SSH_AUTH_SOCK": f"{self.base}/agent.sock"}
+        return super().environment | trust | self.more
+
+    def command(self, directory: str, words: tuple[str, ...], *, pty: bool = False) -> list[str]:
+        """Return bubblewrap's argv, with the servers beside the words."""
+        del pty, directory
+        bubblewrap = ["/usr/bin/bwrap", "--dev-bind", "/", "/", "--unshare-net", "--die-with-parent"]
+        return [*bubblewrap, "/usr/bin/python3", "-I", "-c", SERVERS, self.base, str(self._certificate), *words]
+
+
+SERVERS = r"""
+import os, socket, ssl, subprocess, sys, threading
+base, certificate, words = sys.argv[1], sys.argv[2], sys.argv[3:]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(certificate)
+def head(sock):
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = sock.recv(65536)
+        if not more: return b""
+        data += more
+    return data
+def http(sock):
+    if head(sock).startswith(b"CONNECT"):
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        sock = context.wrap_socket(sock, server_side=True)
+        head(sock)
+    sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+    sock.close()
+def ssh(sock):
+    while len(size := sock.recv(4)) == 4:
+        asked = sock.recv(int.from_bytes(size, "big")) if any(size) else b""
+        listed = b"\x0c" + (1).to_bytes(4, "big") + (3).to_bytes(4, "big") + b"key" + bytes(4)
+        answer = listed if asked[:1] == b"\x0b" else b"\x06"
+        sock.sendall(len(answer).to_bytes(4, "big") + answer)
+def gpg(sock):
+    with sock.makefile("rwb") as lines:
+        lines.write(b"OK\n"); lines.flush()
+        for _ in lines:
+            lines.write(b"OK\n"); lines.flush()
+def quietly(handler, sock):
+    try: handler(sock)
+    except OSError: pass
+def serve(listener, handler):
+    while True:
+        sock = listener.accept()[0]
+        threading.Thread(target=quietly, args=(handler, sock), daemon=True).start()
+def unix(name):
+    sock = socket.socket(socket.AF_UNIX)
+    if os.path.exists(f"{base}/{name}"): os.unlink(f"{base}/{name}")
+    sock.bind(f"{base}/{name}"); sock.listen()
+    return sock
+ports = {3128: http, 11435: http, 2082: http}
+places = [(socket.create_server(("127.0.0.1", port)), how) for port, how in ports.items()]
+for place in (*places, (unix("agent.sock"), ssh), (unix("gpg.sock"), gpg)):
+    threading.Thread(target=serve, args=place, daemon=True).start()
+sys.exit(subprocess.call(words))
+"""

@@ -49,7 +49,7 @@ class OneWord:
 
     overlap = 5
 
-    def leaks(self, data: bytes) -> bool:
+    def leaks(self, data: bytes, _place: tuple[str, int] | None = None) -> bool:
         """Find it."""
         return b"secret" in data
 

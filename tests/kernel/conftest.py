@@ -7,6 +7,7 @@ import pytest
 
 from support.bound import HOST
 from support.cloister import User
+from support.fake_oauth import FakeOauth
 from support.secure_server import SecureServer, TestAuthority
 
 
@@ -31,3 +32,10 @@ def server(authority: TestAuthority) -> Iterator[SecureServer]:
     """A web server to which the bound host's name leads."""
     with SecureServer(authority.context(HOST)) as one:
         yield one
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeOauth]:
+    """A provider whose access tokens last an hour."""
+    with FakeOauth() as provider:
+        yield provider

@@ -237,6 +237,13 @@ def test_retention_is_obeyed_and_so_allowed(user: User, workspace: Path) -> None
     user.close()
 
 
+def test_a_provider_that_no_agent_uses_stops_nothing(user: User, workspace: Path) -> None:
+    """Providers are for agents that name them: the others run as before, and no key of theirs is looked for."""
+    user.write_policy(BASE + "[providers.x]\nprotocol = 'anthropic'\nkey = 'file:~/key'\n")
+    assert user.inside("true", cwd=workspace).returncode == 0
+    user.close()
+
+
 def test_extra_roots_name_the_missing_ones(user: User, workspace: Path) -> None:
     """Outside all roots, the error lists what is allowed and what is configured but missing."""
     user.write_policy(BASE + '[agents.shell.workspace]\nroots = ["~/gone", "~/src"]\n')

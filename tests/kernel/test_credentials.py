@@ -11,16 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from support.bound import BEARER, HOST, SECRET, credential, curl, events, keep, policy
+from support.bound import BEARER, HOST, SECRET, authorizations, credential, curl, events, keep, policy
 from support.cloister import BASE, User
-from support.secure_server import Answer, SecureServer, TestAuthority
+from support.secure_server import Answer, SecureServer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
-
-
-def authorizations(server: SecureServer) -> list[str]:
-    """Return the Authorization field of each request."""
-    return [sent.headers.get("authorization", "") for sent in server.sent]
 
 
 def test_curl_with_a_placeholder_arrives_with_the_secret(user: User, workspace: Path, server: SecureServer) -> None:
@@ -111,51 +106,6 @@ def test_a_variable_means_that_nothing_is_put_in_unasked(user: User, workspace: 
     assert done.stdout == "hello"
     assert authorizations(server) == [""]
     assert user.receipts()[-1]["credentials"] == ["token: not used"]
-    user.close()
-
-
-MISDIRECTED = {
-    "other header": '-H "X-Other: $TOKEN"',
-    "other parameter": "?q=$TOKEN",
-    "body": '-d "text=$TOKEN"',
-    "basic": '-H "X-Other: $(printf "a:%s" "$TOKEN" | base64 -w0)"',
-    "encoded": '-d "$(printf %s "$TOKEN" | sed s/c/%63/g)"',
-    "path": "/$TOKEN",
-}
-
-
-def test_a_placeholder_elsewhere_is_refused(user: User, workspace: Path, server: SecureServer) -> None:
-    """At its own host, but in a body, another field or the path, where the host could show it: nothing leaves."""
-    user.write_policy(policy(server.port, credential(keep(user), server.port)))
-    script = ""
-    for words in MISDIRECTED.values():
-        where = f"https://{HOST}:{server.port}/" + (words if words[0] in "?/" else "")
-        script += f'curl -sS -m 20 {"" if words[0] in "?/" else words} "{where}"; echo;'
-    done = user.inside(script, cwd=workspace)
-
-    assert done.stdout.count('"reason":"placeholder-misdirected"') == len(MISDIRECTED), done
-    assert "cloister-" not in repr(server.sent)
-    assert not any(sent.body or SECRET in repr(sent) for sent in server.sent)
-    assert [event["reason"] for event in events(user)] == ["placeholder-misdirected"] * len(MISDIRECTED)
-    user.close()
-
-
-def test_a_placeholder_to_another_host_is_refused(user: User, workspace: Path, authority: TestAuthority) -> None:
-    """Towards a host bound to another credential, or over plain HTTP, it stops here; its own host gets the secret."""
-    with SecureServer(authority.context(HOST)) as first, SecureServer(authority.context(HOST)) as second:
-        both = (
-            credential(keep(user), first.port),
-            credential(keep(user, "other", "b"), second.port, name="other", env="OTHER"),
-        )
-        allow = f', "{HOST}:{second.port}", "plain.example.org:80"'
-        user.write_policy(policy(first.port, *both, allow=allow))
-        plain = f"curl -sS -m 20 {BEARER} http://plain.example.org/"
-        done = user.inside(f"{curl(second.port, BEARER)}; {plain}; {curl(first.port, BEARER)}", cwd=workspace)
-
-        assert done.stdout.count('"reason":"placeholder-misdirected"') == 2, done
-        assert done.stdout.endswith("hello")
-        assert not second.sent
-        assert len(first.sent) == 1
     user.close()
 
 
@@ -363,22 +313,6 @@ def test_a_secret_that_cannot_be_had_refuses_the_start(user: User, workspace: Pa
         assert "file:~/.config/cloister/token" in done.stderr
     assert not user.records()
     assert user.inside("true", cwd=workspace).returncode == 0
-    user.close()
-
-
-def test_placeholders_are_the_runs_own(user: User, workspace: Path, server: SecureServer) -> None:
-    """Another run's placeholder, alive or over, is worth nothing: the server gets it as it is."""
-    user.write_policy(policy(server.port, credential(keep(user), server.port)))
-    run = user.run("run", "--detach", "shell", "--", "sleep", "60", cwd=workspace).stdout.strip()
-    token = user.run("exec", run, "--", "sh", "-c", "echo $TOKEN", cwd=workspace).stdout.strip()
-    theirs = f'-H "Authorization: Bearer {token}"'
-    user.inside(curl(server.port, theirs), cwd=workspace)
-    user.run("stop", run, cwd=workspace)
-    user.inside(curl(server.port, theirs), cwd=workspace)
-    done = user.inside(f"{curl(server.port, BEARER)}; echo $TOKEN", cwd=workspace)
-
-    assert authorizations(server) == [f"Bearer {token}", f"Bearer {token}", f"Bearer {SECRET}"]
-    assert token not in done.stdout
     user.close()
 
 

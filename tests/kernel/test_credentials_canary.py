@@ -107,6 +107,13 @@ def test_no_secret_is_anywhere(user: User, workspace: Path, server: SecureServer
     for where, data in {"inside": output, "records": traces(user), "shown": shown.encode()}.items():
         hits = [(name, text) for name, secret in SECRETS.items() for text in spellings(secret) if text in data]
         assert not hits, where
+    authority = (user.state / "authority/authority.pem").read_bytes()
+    key, _, certificate = authority.partition(b"-----BEGIN CERTIFICATE-----")
+    lines = {
+        name: [line for line in text.split() if len(line) > 40] for name, text in (("key", key), ("", certificate))
+    }
+    assert not any(line in output for line in lines["key"]), "whoever has it can be any server for every run"
+    assert all(line in output for line in lines[""]), "the bundle was not collected"
     assert len(output) > 1 << 20, "hardly anything was collected"
     assert b"cloister-bearer-" in output
     assert "*" * len(SECRETS["masked"]) in done.stdout

@@ -13,6 +13,7 @@ import pytest
 
 from support import jws
 from support.cloister import BASE, User, wait_for
+from support.imports import WatchedBroker
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
 
@@ -232,19 +233,21 @@ def test_tokens_of_a_killed_broker_are_void_when_the_next_one_starts(user: User,
 
 
 def test_a_run_without_audiences_has_no_tokens_and_costs_nothing(user: User, workspace: Path) -> None:
-    """No key store, no files, no variable, and the broker has not loaded cryptography."""
+    """No key store, no files, no variable, and the broker has loaded neither cryptography nor JWT; the twin has all."""
     user.write_policy(BASE)
-    done = user.inside(f"env; ls {BOX}", cwd=workspace)
-    maps = Path(f"/proc/{user.broker_pid}/maps").read_text()
+    with WatchedBroker(user) as broker:
+        done = user.inside(f"env; ls {BOX}", cwd=workspace)
+        plain, kept = broker.loaded(), (user.state / "identity").exists()
+        user.write_policy(POLICY)
+        token = user.inside(f"cat {OWN}", cwd=workspace).stdout
+        with_tokens = broker.loaded()
 
     assert "CLOISTER_IDENTITY" not in done.stdout
     assert "No such file" in done.stderr
-    assert not (user.state / "identity").exists()
-    assert "cryptography" not in maps
-    user.write_policy(POLICY)
-    assert user.inside(f"cat {OWN}", cwd=workspace).stdout.startswith("eyJ")
-    assert "cryptography" in Path(f"/proc/{user.broker_pid}/maps").read_text(), "or the test sees nothing"
-    user.close()
+    assert not kept
+    assert not {"cryptography", "jwt"} & plain
+    assert token.startswith("eyJ")
+    assert {"cryptography", "jwt"} <= with_tokens
 
 
 def test_without_its_master_key_nothing_starts(user: User, workspace: Path) -> None:

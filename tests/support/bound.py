@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from support.cloister import BASE, User
+from support.secure_server import SecureServer
 
 HOST = "host.cloister.internal"
 SECRET = "made-up-Secret_0f9e8d7c"
@@ -49,6 +50,11 @@ def events(user: User, kind: str = "egress") -> list[dict[str, Any]]:
     """Return the events of the newest run."""
     newest = max(user.state.glob("runs/*/events.jsonl"))
     return [event for event in map(json.loads, newest.read_bytes().splitlines()) if event["event"] == kind]
+
+
+def authorizations(server: SecureServer) -> list[str]:
+    """Return the Authorization field of each request that a server got."""
+    return [sent.headers.get("authorization", "") for sent in server.sent]
 
 
 def spellings(secret: str) -> tuple[bytes, ...]:

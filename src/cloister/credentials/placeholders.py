@@ -60,7 +60,8 @@ class Placeholders:
         self._made = {name: self._make(name, scheme, choose) for name, scheme in kinds.items()}
         pairs = any(one.key_id for one in self._made.values())
         marks = [self._mark, *([self._key_mark] if pairs else [])] if self._made else []
-        self._needles = tuple(needle for mark in marks for needle in (mark.encode(), *_in_base64(mark.encode())))
+        self._needles = tuple(needle for mark in marks for needle in _spelled(mark))
+        self._own = {name: _own_needles(one) for name, one in self._made.items()}
         # Every character may be percent-encoded: three bytes for one.
         self.overlap = _ESCAPED * max(map(len, marks), default=0)
 
@@ -78,12 +79,15 @@ class Placeholders:
 
     def leaks(self, data: bytes) -> bool:
         """Say whether bytes hold a placeholder of this run, plain, in base64 at any offset, or percent-encoded."""
-        if any(needle in data for needle in self._needles):
-            return True
-        if not self._needles or b"%" not in data:
-            return False
-        plain, escapes = _ESCAPES.subn(_unescape, data)
-        return escapes > 0 and any(needle in plain for needle in self._needles)
+        return bool(self._needles) and _holds(_readings(data), self._needles)
+
+    def names_in(self, data: bytes, names: Iterable[str]) -> frozenset[str]:
+        """Return which of some credentials have their placeholder in bytes, in the same spellings.
+
+        What tells one credential from another is looked for, not the mark; it is as long, so `overlap` serves both.
+        """
+        readings = _readings(data)
+        return frozenset(name for name in names if _holds(readings, self._own[name]))
 
     def _make(self, name: str, scheme: str, choose: Callable[[str], str]) -> Placeholder:
         own = _random(_OWN, choose)
@@ -101,6 +105,29 @@ def decode_base64(text: bytes) -> bytes:
         return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except ValueError:
         return b""
+
+
+def _holds(readings: Iterable[bytes], needles: Iterable[bytes]) -> bool:
+    return any(needle in reading for reading in readings for needle in needles)
+
+
+def _readings(data: bytes) -> tuple[bytes, ...]:
+    """Return bytes as they are, and without percent-encoding where there is any."""
+    if b"%" not in data:
+        return (data,)
+    plain, escapes = _ESCAPES.subn(_unescape, data)
+    return (data, plain) if escapes else (data,)
+
+
+def _own_needles(one: Placeholder) -> tuple[bytes, ...]:
+    """Return what only this placeholder holds: the random end of its token, and its key id without what all have."""
+    texts = (one.token[-_OWN:], one.key_id.removeprefix(_KEY_ID))
+    return tuple(needle for text in texts if text for needle in _spelled(text))
+
+
+def _spelled(text: str) -> tuple[bytes, ...]:
+    """Return the spellings of text to look for: plain, and in base64 at each offset."""
+    return (text.encode(), *_in_base64(text.encode()))
 
 
 def _random(count: int, choose: Callable[[str], str]) -> str:

@@ -33,8 +33,8 @@ class Shelf:
     """The directory of logins."""
 
     def __init__(self, directory: str) -> None:
-        """Use `directory`; it is made with the first login."""
-        self.directory = directory
+        """Use `directory`, or the one that it is a link to; it is made with the first login."""
+        self.directory = os.path.realpath(directory)
 
     def names(self) -> list[str]:
         """Return the names of all logins."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloister.isolation.namespace import BIN, BOX, MODEL_PORT, PROXY_PORT
+from cloister.isolation.namespace import BIN, BOX, EGRESS_SOCKET, MODEL_PORT, PROXY_PORT
 from cloister.policy.model import Agent, Preset
 
 INHERITED = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LC_TIME")
@@ -68,6 +68,8 @@ def compose(agent: Agent, preset: Preset, situation: Situation) -> tuple[dict[st
     literal |= {name: _fill(value, fill) for name, value in preset.environment.items()}
     spoken = [protocol for protocol in preset.base_url if protocol in situation.protocols]
     literal |= {preset.base_url[protocol]: model_url(protocol) for protocol in spoken}
+    elsewhere = any(preset.base_url[protocol] in agent.environment for protocol in spoken)
+    literal |= {preset.unix_socket: EGRESS_SOCKET} if preset.unix_socket and spoken and not elsewhere else {}
     literal |= {name: _fill(value, fill) for name, value in agent.environment.items()}
     wanted = dict.fromkeys((*INHERITED, *preset.pass_environment, *agent.pass_environment))
     return literal, tuple(name for name in wanted if name not in agent.environment)

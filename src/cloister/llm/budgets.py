@@ -33,6 +33,10 @@ MINUTE_S = 60.0
 _DAY_S = 86_400
 _NANO = 1_000_000_000
 _RUN_RETRY_S = 3600
+_EXACT = 4096
+_MERGED_S = 0.25
+"""Beyond so many calls in the last minute, those that end within so many seconds are remembered, and forgotten, as
+one: a thousand calls a second cost no more memory than ten."""
 _SPANS: tuple[SpanKind, ...] = ("minute", "run", "day", "month")
 
 
@@ -139,6 +143,7 @@ class Account:
         self._listeners: dict[str, Callable[[Alert], None]] = {}
         self._requests: deque[float] = deque()
         self._recent: deque[tuple[float, int, int]] = deque()
+        self._merging_since = 0.0
         self._tallies: dict[Key, _Tally] = {("minute", 0): _Tally()}
         self._holds: set[Hold] = set()
         self._calendar = (-1, (("day", -1), ("month", (0, 0))))
@@ -252,7 +257,7 @@ class Account:
             spent = tally.used
             spent[0] += used[0]
             spent[1] += used[1]
-        self._recent.append((tick, *used))
+        self._remember(tick, *used)
         self._warn(hold)
 
     def release(self, hold: Hold) -> None:
@@ -332,6 +337,16 @@ class Account:
             _, tokens, cost = recent.popleft()
             used[0] -= tokens
             used[1] -= cost
+
+    def _remember(self, tick: float, tokens: int, cost: int) -> None:
+        """Note what the minute has to let go of later; never too early."""
+        recent = self._recent
+        if len(recent) < _EXACT or tick - self._merging_since >= _MERGED_S:
+            self._merging_since = tick
+            recent.append((tick, tokens, cost))
+        else:
+            _, before, paid = recent[-1]
+            recent[-1] = (tick, before + tokens, paid + cost)
 
     def _free(self, hold: Hold) -> None:
         """End a reservation."""

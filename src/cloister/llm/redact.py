@@ -3,6 +3,9 @@
 Patterns see text as a model would, with escapes resolved; what is replaced are the bytes that spell a match. Only
 values are looked at, never keys, and each string by itself. This finds what patterns describe; it is no proof that
 nothing else in a prompt is secret.
+
+What stands for a secret inside a sandbox is none: without redaction it passes, since an agent that has printed its
+environment has it in every prompt from then on. With `redact_secrets` it goes the way of all that looks like a token.
 """
 
 from __future__ import annotations
@@ -26,17 +29,26 @@ _UNIT = re.compile(
 )
 """Plain characters, or one that is spelled with more bytes: a pair of surrogates is one, as are the bytes of UTF-8."""
 _PRIVATE_KEY = r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----|.*)"
+_PLACEHOLDER = r"cloister(?:-[a-z0-9-]{1,32}-)?[a-z2-7]{32}"
+"""As `credentials/placeholders.py` makes them, of any run; the key id of an AWS pair is among the known tokens."""
 _SHORTEST = 4
 
 
 class Redactor:
     """The patterns of one agent."""
 
-    def __init__(self, patterns: Iterable[str], *, secrets: bool) -> None:
-        """Compile them; with `secrets` also the shapes of known tokens, and private keys as a whole."""
+    def __init__(self, patterns: Iterable[str], *, secrets: bool, key: str = "") -> None:
+        """Compile them; with `secrets` also the shapes of known tokens, private keys as a whole, and placeholders.
+
+        Args:
+            patterns: of the policy.
+            secrets: whether what looks like a secret goes too.
+            key: what the run's programs present to the proxy; a placeholder as well, by its value.
+        """
         self._patterns = [re.compile(pattern) for pattern in patterns]
         if secrets:
-            self._patterns += [re.compile(_PRIVATE_KEY, re.DOTALL), token_pattern()]
+            ours = f"{_PLACEHOLDER}|{re.escape(key)}" if key else _PLACEHOLDER
+            self._patterns += [re.compile(_PRIVATE_KEY, re.DOTALL), token_pattern(), re.compile(ours)]
 
     def redact(self, body: bytes) -> tuple[bytes, int]:
         """Return a body without what the patterns match, and how many matches were replaced."""
@@ -80,11 +92,11 @@ class Redactor:
         return spans
 
 
-def compile_redactor(llm: Llm) -> Redactor | None:
-    """Return what an agent's table asks for, or None."""
+def compile_redactor(llm: Llm, key: str = "") -> Redactor | None:
+    """Return what an agent's table asks for, or None; `key` is what the caller presents."""
     if not llm.redact and not llm.redact_secrets:
         return None
-    return Redactor(llm.redact, secrets=llm.redact_secrets)
+    return Redactor(llm.redact, secrets=llm.redact_secrets, key=key)
 
 
 def _text(inner: bytes) -> str | None:

@@ -139,7 +139,10 @@ def _check_endpoints(check: _Check, preset: Preset) -> None:
     for protocol, arguments in preset.base_url_arguments.items():
         if not any("{base_url}" in argument for argument in arguments):
             check.add(("base_url_arguments", protocol), "no argument holds {base_url}")
-    for protocol in {*preset.base_url, *preset.base_url_arguments, *preset.placeholder} - PROTOCOLS:
+    for protocol, entries in preset.model_providers.items():
+        check.each(("model_providers", protocol), values.check_plain_value, entries)
+    named = {*preset.base_url, *preset.base_url_arguments, *preset.placeholder, *preset.model_providers}
+    for protocol in sorted(named - PROTOCOLS):
         check.add((), f"{protocol[:40]!r} is no protocol", f"one of {', '.join(sorted(PROTOCOLS))}")
 
 

@@ -226,7 +226,7 @@ class Llm(Table, frozen=True):
     redact: tuple[str, ...] = ()
     """Regular expressions whose matches in prompts are replaced before they leave."""
     redact_secrets: bool = False
-    """Whether text in prompts that is shaped like a known kind of token is replaced before it leaves."""
+    """Whether text in prompts that is shaped like a known token, or is a placeholder, is replaced before it leaves."""
     record: bool = False
     """Whether requests and answers are kept, encrypted, beside the run's records."""
 
@@ -448,11 +448,15 @@ class Preset(Table, frozen=True):
     placeholder: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """Variables in which the product takes a key, by protocol: where its model traffic goes through Cloister they hold
     a placeholder."""
+    model_providers: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Entries for `{providers}` in `model_files`, by protocol; `{base_url}` is the endpoint, `{models}` a JSON list of
+    the models that the policy names exactly. An entry with `{models}` is left out where it names none."""
     model_files: dict[str, str] = msgspec.field(default_factory=dict)
-    """Files to write below the home that point the agent at another endpoint, where neither variables nor arguments
-    do; `{base_url}` is the endpoint without a version."""
+    """Files to write below the home at every start with models, where neither variables nor arguments will do;
+    `{providers}` are the entries above, `{protocol}` is that of the first provider, `{model}` the first model that the
+    policy names exactly (without one, a file that needs it is not written), `{base_url}` the endpoint, no version."""
     unix_socket: str = ""
-    """The variable in which the agent takes a Unix socket for model traffic, if it knows one."""
+    """The variable in which the agent takes a Unix socket for model traffic, if it knows one; it gets the run's own."""
     hosts: tuple[str, ...] = ()
     """Hosts the product needs, as `egress.allow` entries."""
     files: dict[str, str] = msgspec.field(default_factory=dict)

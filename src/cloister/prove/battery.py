@@ -13,9 +13,12 @@ from cloister.host.addresses import own_addresses
 from cloister.policy.model import Agent
 from cloister.policy.protected import effective_names
 from cloister.policy.units import parse_size
+from cloister.prove import policy_facts
 from cloister.prove.canaries import Canaries
 from cloister.prove.case import Case, load
+from cloister.prove.known_secrets import read
 from cloister.prove.place import Place
+from cloister.prove.policy_facts import held, opened
 from cloister.prove.runner import Battery, Result, python_missing
 from cloister.prove.session import PYTHON, SessionError
 
@@ -53,8 +56,11 @@ def prove(  # noqa: PLR0913  # the command line, as values
         place = Place(environ, agent, profile)
         stack.enter_context(place)
         canaries = stack.enter_context(Canaries(place.base, place.owner.home, watched=(place.user_paths.policy,)))
-        battery = Battery(place, canaries, lifted(place.resolved.agent), facts(place), on_result, here)
+        lifting = lifted(place.resolved.agent) | {word for word, opens in opened(place.resolved).items() if opens}
+        battery = Battery(place, canaries, lifting, facts(place), on_result, here, held(place.resolved))
         _preflight(battery)
+        canaries.known = read(place)
+        battery.facts["unread_secrets"] = canaries.known.unread
         return battery.run(cases)
 
 
@@ -124,6 +130,7 @@ def facts(place: Place) -> dict[str, Any]:
         "host_name": os.uname().nodename,
         "host_machine_id": _machine_id(),
         "nested": "hardening.nested" in lifted(agent),
+        **policy_facts.facts(place.resolved, paths, own),
     }
 
 

@@ -19,6 +19,8 @@ import threading
 from collections import Counter
 from typing import Any, Self
 
+from cloister.prove.known_secrets import KnownSecrets
+
 _SHARED = ("/tmp", "/dev/shm", "/var/tmp")  # noqa: S108  # the host's shared directories are the point
 
 _ECHO = "import os\nwhile data := os.read(0, 1): os.write(1, data)"
@@ -39,6 +41,8 @@ class Canaries:
         self._process: subprocess.Popen[bytes] | None = None
         self._before: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
+        self.known = KnownSecrets()
+        """The agent's own secrets: nothing that comes out of the sandbox may hold one."""
 
     def __enter__(self) -> Self:
         os.makedirs(f"{self._base}/outside", mode=0o700)
@@ -85,7 +89,8 @@ class Canaries:
 
     def found_in(self, text: str) -> list[str]:
         """Return which canaries stand in something that came out of the sandbox."""
-        return [f"canary read: {name}" for name, token in self._tokens.items() if token in text]
+        planted = [f"canary read: {name}" for name, token in self._tokens.items() if token in text]
+        return planted + self.known.found_in(text.encode("utf-8", "surrogateescape"))
 
     def disturbed(self) -> list[str]:
         """Return what happened to the canaries since the last call."""

@@ -41,6 +41,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """For what mounts cannot prevent: the run's receipt must warn of this name, then the outcome is `warned`."""
     checks: tuple[str, ...] = ()
     """Consequences to look for on the host (`consequences.py`)."""
+    if_policy: tuple[str, ...] = ()
+    """Words of what the agent's policy has (`battery.holds`); where it has none of them, there is nothing to attack."""
     lifted_by: tuple[str, ...] = ()
     """Keys of the policy that allow this on purpose."""
     arch: tuple[str, ...] = ()

@@ -18,6 +18,10 @@ from cloister.policy.protected import effective_names
 MARKER = "cloister-prove-was-here"
 """A file of this name in the workspace's parent, or this word in a command line, is the trace of a breach."""
 PATIENCE_S = 3.0
+HAUL = "cloister-prove-haul"
+"""Where in the workspace a case leaves what it could read."""
+KEEPERS = ("authority", "identity", "logins")
+"""Directories of our state that are there to keep a secret."""
 STARTUP_FILES = (
     ".bashrc", ".bash_profile", ".profile", ".zshrc", ".zshenv", ".gitconfig", ".config/git/config", ".npmrc", ".netrc",
     ".ssh/authorized_keys", ".ssh/config", ".ssh/rc", ".config/autostart/evil.desktop",
@@ -36,6 +40,8 @@ class Scene(msgspec.Struct, frozen=True):
     workspace: str
     runtime: str
     home: str
+    found_in: Callable[[bytes], list[str]] = lambda _: []
+    """Names the agent's secrets that some bytes hold (`known_secrets.py`)."""
 
 
 def git_runs_nothing(scene: Scene) -> str:
@@ -124,10 +130,33 @@ def home_untouched(scene: Scene) -> str:
     return f"changed in the home: {', '.join(changed)}" if changed else ""
 
 
-def _content(path: str) -> bytes:
+def haul_holds_no_secret(scene: Scene) -> str:
+    """What the case collected inside, environments, files and memory, holds none of the agent's real secrets."""
+    data = _content(f"{scene.workspace}/{HAUL}", 1 << 28)
+    if len(data) < 1 << 16:
+        return f"the case brought out {len(data)} bytes, so nothing was looked at"
+    return "; ".join(scene.found_in(data))
+
+
+def records_hold_no_secret(scene: Scene) -> str:
+    """No file that the battery's runs and its broker wrote holds a real secret: plans, events, receipts, logs."""
+    files = [
+        f"{folder}/{name}"
+        for place in (f"{scene.base}/state/cloister", f"{scene.runtime}/cloister")
+        for folder, _, names in os.walk(place)
+        if os.path.relpath(folder, place).partition("/")[0] not in KEEPERS
+        for name in names
+    ]
+    if not any(path.endswith("/events.jsonl") for path in files):
+        return "no record of a run was found, so nothing was looked at"
+    found = [f"{what} in {path}" for path in files for what in scene.found_in(_content(path, 1 << 28))]
+    return "; ".join(found)
+
+
+def _content(path: str, most: int = 1 << 20) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(1 << 20)
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(most)
     except OSError:
         return b""
 
@@ -157,4 +186,6 @@ CHECKS: dict[str, Callable[[Scene], str]] = {
     "nothing-beside-workspace": nothing_beside_workspace,
     "nothing-in-store": nothing_in_store,
     "home-untouched": home_untouched,
+    "haul-holds-no-secret": haul_holds_no_secret,
+    "records-hold-no-secret": records_hold_no_secret,
 }

@@ -48,6 +48,15 @@ def attack(box):
 """
 
 
+_KEY = """
+import os
+
+def attack(box):
+    print(os.environ.get(str(box.fact("model_key")), ""))
+    box.stopped("ready")
+"""
+
+
 def prepare(cases: Iterable[Case], battery: Battery, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Prepare what the cases need; return facts about it."""
     facts: dict[str, Any] = {}
@@ -59,20 +68,26 @@ def prepare(cases: Iterable[Case], battery: Battery, stack: contextlib.ExitStack
 
 def _sibling(battery: Battery, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Start another run of the same agent, with files, sockets and shared memory in it."""
+    workspace, _ = _other_run(battery, stack, _SIBLING)
+    return {"sibling": {"name": "cloister-prove-sibling", "port": 47811, "key": 0x50524F56, "workspace": workspace}}
+
+
+def _sibling_key(battery: Battery, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Start another run of the same agent, and have it give away its key for models: a placeholder, as all of them."""
+    _, answer = _other_run(battery, stack, _KEY)
+    return {"sibling_key": str(answer.get("printed", "")).strip()}
+
+
+def _other_run(battery: Battery, stack: contextlib.ExitStack, source: str) -> tuple[str, dict[str, Any]]:
+    """Start a run that lives as long as the cases are tried; return its workspace and what its program answered."""
     workspace = battery.workspace("clone")
     session = stack.enter_context(battery.session(workspace))
-    request = {
-        "id": "sibling",
-        "source": _SIBLING,
-        "function": "attack",
-        "twin": False,
-        "facts": {"workspace": workspace},
-        "limit_s": 5.0,
-    }
+    facts = battery.facts | {"workspace": workspace}
+    request = {"id": "sibling", "source": source, "function": "attack", "twin": False, "facts": facts, "limit_s": 5.0}
     answer = session.ask(request)
     if answer["outcome"] != "denied":
         raise OSError(f"the neighbour run could not be prepared: {answer['detail']}")
-    return {"sibling": {"name": "cloister-prove-sibling", "port": 47811, "key": 0x50524F56, "workspace": workspace}}
+    return workspace, answer
 
 
 def _project_policy(battery: Battery, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -84,6 +99,7 @@ def _project_policy(battery: Battery, stack: contextlib.ExitStack) -> dict[str, 
 
 NEEDS: dict[str, Callable[[Any, contextlib.ExitStack], dict[str, Any]]] = {
     "sibling": _sibling,
+    "sibling-key": _sibling_key,
     "project-policy": _project_policy,
 }
 """Other needs name facts that are always there (`canaries.py`, `battery.py`)."""

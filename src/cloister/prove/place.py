@@ -58,6 +58,7 @@ class Place:
     def __enter__(self) -> Self:
         os.makedirs(self.base, mode=0o700)
         os.makedirs(self.runtime, mode=0o700, exist_ok=True)
+        self._lend_logins()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,6 +67,15 @@ class Place:
             shutil.rmtree(path, onerror=_unlock)
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self.base))  # only when it was ours alone
+
+    def _lend_logins(self) -> None:
+        """Have the battery's broker use the user's own logins: a copy would renew a token that the original still has.
+
+        The lock of each login holds among brokers, so this one and the user's take turns.
+        """
+        if os.path.isdir(self.user_paths.logins):
+            os.makedirs(self.paths.state, mode=0o700)
+            os.symlink(self.user_paths.logins, self.paths.logins)
 
     @property
     def paths(self) -> Paths:

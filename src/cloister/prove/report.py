@@ -17,7 +17,11 @@ _MARKS = {
     "error": "ERROR   ",
     "cannot-run": "not run ",
     "opted-out": "opted out",
+    "not-in-policy": "-",
 }
+_JUNIT = {"allowed": "failure", "error": "error"} | dict.fromkeys(
+    ("cannot-run", "opted-out", "not-in-policy"), "skipped"
+)
 
 
 def exit_code(results: list[Result]) -> int:
@@ -49,9 +53,10 @@ def brief(result: Result) -> str:
 def text(results: list[Result], promises: dict[str, str]) -> str:
     """Return the whole table, grouped by promise."""
     lines = []
-    for number in sorted({result.case.promise for result in results}):
+    shown = [result for result in results if result.outcome != "not-in-policy"]
+    for number in sorted({result.case.promise for result in shown}):
         lines.append(f"{number} {promises.get(number, '')}".rstrip())
-        lines += [line(result) for result in results if result.case.promise == number]
+        lines += [line(result) for result in shown if result.case.promise == number]
         lines.append("")
     return "\n".join([*lines, summary(results)])
 
@@ -59,8 +64,11 @@ def text(results: list[Result], promises: dict[str, str]) -> str:
 def summary(results: list[Result]) -> str:
     """Return the last line; whatever is not a pass is named."""
     counts = Counter(result.outcome for result in results)
+    absent = counts.pop("not-in-policy", 0)
     words = [f"{counts[name]} {name}" for name in OUTCOMES if counts[name] or name == "denied"]
-    lines = [f"{len(results)} attacks: {', '.join(words)}"]
+    lines = [f"{counts.total()} attacks: {', '.join(words)}"]
+    if absent:
+        lines[0] += f" ({absent} more are for what this policy does not have)"
     if counts["allowed"]:
         lines.append(
             "ATTACKS GOT THROUGH: " + ", ".join(result.case.id for result in results if result.outcome == "allowed")
@@ -106,7 +114,7 @@ def listing(cases: list[Case]) -> list[str]:
 def junit(results: list[Result], agent: str) -> str:
     """Return JUnit XML: what got through is a failure, what proved nothing an error, what was not tried a skip."""
     counts = Counter(result.outcome for result in results)
-    skipped = counts["cannot-run"] + counts["opted-out"]
+    skipped = counts["cannot-run"] + counts["opted-out"] + counts["not-in-policy"]
     head = (
         f'<testsuite name={quoteattr(f"cloister prove {agent}")} tests="{len(results)}" failures="{counts["allowed"]}" '
     )
@@ -115,9 +123,7 @@ def junit(results: list[Result], agent: str) -> str:
         detail = printable(result.detail, 4000)
         where = f"classname={quoteattr(result.case.promise)} name={quoteattr(result.case.id)}"
         name = f'<testcase {where} time="{result.seconds:.3f}">'
-        kind = {"allowed": "failure", "error": "error", "cannot-run": "skipped", "opted-out": "skipped"}.get(
-            result.outcome
-        )
+        kind = _JUNIT.get(result.outcome)
         inner = f"<{kind} message={quoteattr(detail[:200])}>{escape(detail)}</{kind}>" if kind else ""
         lines.append(f"  {name}{inner or f'<system-out>{escape(detail)}</system-out>'}</testcase>")
     return "\n".join([*lines, "</testsuite>", ""])

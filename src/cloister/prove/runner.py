@@ -2,8 +2,9 @@
 
 A case is *denied* only when it says so, its twin works, no canary was disturbed and every
 check on the host found nothing. Everything else is *allowed* (an attack got through), *error*
-(it proved nothing), *cannot-run* (it says why), *opted-out* (the policy allows it by name)
-or *warned* (it cannot be prevented, and the run's end says that it happened).
+(it proved nothing), *cannot-run* (it says why), *opted-out* (the policy allows it by name),
+*warned* (it cannot be prevented, and the run's end says that it happened) or *not-in-policy*
+(it attacks a thing that the agent's policy does not have, so there is nothing to prove).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cloister.prove.consequences import CHECKS, Scene
 from cloister.prove.session import COMMAND, PYTHON, Session, SessionError
 from cloister.runs.store import Store
 
-OUTCOMES = ("denied", "warned", "allowed", "error", "cannot-run", "opted-out")
+OUTCOMES = ("denied", "warned", "allowed", "error", "cannot-run", "opted-out", "not-in-policy")
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,12 +68,16 @@ class Battery:
 
     def __init__(  # noqa: PLR0913  # one call, from battery.py
         self, ground: Ground, canaries: Canaries, lifted: frozenset[str], facts: dict[str, Any],
-        on_result: Callable[[Result], None] = lambda _: None, here: str = "",
+        on_result: Callable[[Result], None] = lambda _: None, here: str = "", held: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
-        """Take the ground, canaries that sing, the policy's opt-outs, and what cases may know about the host."""
+        """Take the ground, canaries that sing, the policy's opt-outs, and what cases may know about the host.
+
+        `held` are the words of what the policy has; None means that every case is tried.
+        """
         self.ground = ground
         self.canaries = canaries
         self.lifted = lifted
+        self.held = held
         self.facts = {**canaries.facts, **facts}
         self.here = here
         self.project_policy = False
@@ -94,11 +99,16 @@ class Battery:
         shapes = dict.fromkeys(case.shape for case in tried if not case.alone)
         for shape in shapes:
             results += self._together([case for case in tried if case.shape == shape and not case.alone], shape)
-        results += [self._report(self._alone(case)) for case in tried if case.alone]
+        alone = [case for case in tried if case.alone]
+        alone.sort(key=lambda case: "records-hold-no-secret" in case.checks)  # they look at what all others left
+        results += [self._report(self._alone(case)) for case in alone]
         return results
 
     def _passed_over(self, case: Case) -> Result | None:
-        """Return the result of a case that will not be tried, since the policy opts out of what it proves."""
+        """Return the result of a case that will not be tried: the policy opts out of it, or has nothing to attack."""
+        if self.held is not None and case.if_policy and not self.held.intersection(case.if_policy):
+            words = " or ".join(case.if_policy)
+            return Result(case=case, outcome="not-in-policy", detail=f"the policy gives this agent no {words}")
         lifting = [key for key in case.lifted_by if key in self.lifted]
         if lifting:
             return Result(case=case, outcome="opted-out", detail=f"opted out by policy: {', '.join(lifting)}")
@@ -197,7 +207,10 @@ class Battery:
         outcome, details = str(last["outcome"]), [str(last["detail"])]
         twin = str(answers[-1].get("twin", "none"))
         seen = [what for answer in answers for what in self.canaries.found_in(str(answer))] + self.canaries.disturbed()
-        scene = Scene(base=self.ground.base, workspace=workspace, runtime=self.ground.runtime, home=self.ground.home)
+        scene = Scene(
+            base=self.ground.base, workspace=workspace, runtime=self.ground.runtime, home=self.ground.home,
+            found_in=self.canaries.known.found_in,
+        )  # fmt: skip
         seen += [found for name in case.checks if (found := CHECKS[name](scene))]
         if seen and case.warned_of and warned(self.ground.base, workspace, case.warned_of):
             outcome, details = "warned", [f"not prevented, but the run's end names it: {seen[0]}"]
@@ -205,7 +218,8 @@ class Battery:
             outcome, details = "allowed", [*seen, *(details if outcome == "allowed" else [])]
         elif outcome == "denied" and twin not in ("ok", "none"):
             outcome, details = "error", [f"the legitimate neighbour does not work: {twin}"]
-        return Result(case=case, outcome=outcome, detail="; ".join(dict.fromkeys(details)), twin=twin)
+        masked = self.canaries.known.masked
+        return Result(case=case, outcome=outcome, detail=masked("; ".join(dict.fromkeys(details))), twin=masked(twin))
 
     def _report(self, result: Result) -> Result:
         self._on_result(result)

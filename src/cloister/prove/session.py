@@ -19,11 +19,12 @@ from typing import Any, Self
 PYTHON = "/usr/bin/python3"
 START_S = 40.0
 _BOOT = (
-    "import sys,json;m=json.loads(sys.stdin.readline());"
-    "exec(compile(m['driver'],'driver','exec'),globals());begin(m['support'])"
+    "import sys,json;m=json.loads(sys.stdin.readline());exec(compile(m['driver'],'driver','exec'),globals());begin(m)"
 )
 COMMAND = (PYTHON, "-I", "-S", "-B", "-c", _BOOT)
 """What is run in the sandbox; the rest comes through standard input."""
+MODULES = ("support", "clients")
+"""What cases import, in the order in which they need each other."""
 _INSIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside")
 
 
@@ -49,7 +50,7 @@ class Session:
         self._data = b""
         self.pid = self._process.pid
         try:
-            self._send({name: _text(f"{name}.py") for name in ("driver", "support")})
+            self._send({name: _text(f"{name}.py") for name in ("driver", *MODULES)})
             self._receive(START_S)
         except SessionError:
             self.end()
@@ -125,7 +126,7 @@ def bootstrap(request: Mapping[str, Any], start: str, end: str) -> str:
     """Return a program that runs one request without any input and prints the answer between two marks."""
     return (
         f"import json\nexec(compile({_text('driver.py')!r},'driver','exec'),globals())\n"
-        f"install('cloister.prove.inside.support',{_text('support.py')!r})\n"
+        f"install_all({ {name: _text(f'{name}.py') for name in MODULES}!r})\n"
         f"print({start!r}+json.dumps(judge(json.loads({json.dumps(request)!r})))+{end!r})\n"
     )
 

@@ -8,7 +8,6 @@ nothing of policies, servers or parsing, so that model traffic can use it as wel
 from __future__ import annotations
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from cloister.egress import http1
@@ -160,6 +159,8 @@ class Exchange:
     def respond_message(self, status: int, headers: Headers, body: bytes) -> None:
         """Write a complete response of our own from its parts; the length is ours to say."""
         close = not (self.keep_alive and self.ended)
+        from http import HTTPStatus
+
         phrase = HTTPStatus(status).phrase.encode()
         head = ResponseHead(status, phrase, headers, Body("length", len(body)), close=close)
         self.respond_whole(status, head.encode() + (b"" if self.method == "HEAD" else body))

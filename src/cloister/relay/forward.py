@@ -19,13 +19,13 @@ from cloister.egress.hosts import PROXY_NAME, Host
 from cloister.egress.http1 import Body, Headers, HttpError, RequestLine
 from cloister.relay.dial import Line
 from cloister.relay.exchange import Exchange
-from cloister.relay.lanes import Lane
 from cloister.relay.leaks import HOLD_S, MISDIRECTED, REVOKED, Watch
 from cloister.relay.session import RefusedError
 from cloister.relay.tunnel import ServerSide, Tunnel
 from cloister.relay.upstream import HttpUpstream
 
 if TYPE_CHECKING:
+    from cloister.relay.lanes import Lane
     from cloister.relay.server import EgressServer
 
 _FIRST_ANSWER = b"HTTP/1.1 200 Connection established\r\n\r\n"

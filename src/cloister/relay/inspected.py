@@ -181,7 +181,7 @@ class Inspected(Forward):
         trailers = any(f[0].lower() == b"te" and b"trailers" in f[1].lower() for f in exchange.headers)
         line = self._request._replace(target=swap.path)
         outgoing = Outgoing(exchange.method, line, swap.headers, body, exchange.websocket, trailers)
-        if self._broker.leaks(outgoing.encode()) or (self._whole and self._broker.leaks(self._whole)):
+        if self._broker.leaks(outgoing.encode()) or (self._whole and self._broker.leaks(self._whole, target.place)):
             raise RefusedError(MISDIRECTED)
         return outgoing
 
@@ -216,7 +216,7 @@ class Inspected(Forward):
         self.server.open_forwards.add(self)
         exchange.connection.on_pressure(lane.pause)
         if self._whole is None:
-            self._watch = Watch(self._broker)
+            self._watch = Watch(self._broker, self._client.target.place)
         else:
             exchange.bytes_up += len(self._whole)
             lane.write_body(self._whole)

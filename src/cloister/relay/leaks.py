@@ -1,7 +1,8 @@
 """Watches what leaves for placeholders: they belong to the broker, and to no server.
 
 A placeholder opens nothing anywhere else. But whoever sends one to a strange host was told to,
-so the request is refused and recorded.
+so the request is refused and recorded. In a body for the credential's own host it passes, as it
+is: there it is as worthless, and a model's prompt often holds what the agent printed.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ REVOKED = Verdict(
 class Watch:
     """Watches one request body. The end of each piece waits, since a placeholder may go on in the next."""
 
-    def __init__(self, broker: Broker) -> None:
-        """Ask this broker what a placeholder looks like."""
-        self._broker = broker
+    def __init__(self, broker: Broker, place: tuple[str, int] | None = None) -> None:
+        """Ask this broker what a placeholder looks like; `place` is what its `leaks` wants to know."""
+        self._broker, self._place = broker, place
         self._held = b""
         self._passed = b""
         self.broken = False
@@ -44,7 +45,7 @@ class Watch:
         """Take a piece, and return what may leave now."""
         overlap = self._broker.overlap
         waiting = self._held + data
-        if self.broken or self._broker.leaks(self._passed + waiting):
+        if self.broken or self._broker.leaks(self._passed + waiting, self._place):
             self.broken = True
             return b""
         cut = max(len(waiting) - overlap, 0)

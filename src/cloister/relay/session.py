@@ -145,8 +145,13 @@ class Broker(Protocol):
         """
         ...
 
-    def leaks(self, data: bytes) -> bool:
-        """Say whether bytes hold a placeholder of this run; `overlap` bytes of the chunk before are part of them."""
+    def leaks(self, data: bytes, place: tuple[str, int] | None = None) -> bool:
+        """Say whether bytes hold a placeholder of this run; `overlap` bytes of the chunk before are part of them.
+
+        Args:
+            data: of a head or trailer, where every placeholder counts, or of a body.
+            place: host and port that a body goes to by TLS that ends here. What is bound to it may stand in the body.
+        """
         ...
 
     @property

@@ -66,6 +66,8 @@ class HttpUpstream(asyncio.Protocol):
         self._interim = self._surplus = self._chunked = self._sending = self._websocket = False
         self._method = ""
         self._silent = 0  # bytes since the last callback: llhttp keeps an unfinished field in memory
+        self._pieces: list[bytes] = []
+        """Of the body, from one read: a stream's many small chunks that came together go on together."""
 
     @property
     def idle(self) -> bool:
@@ -141,12 +143,14 @@ class HttpUpstream(asyncio.Protocol):
         self._silent += len(data)
         try:
             self._parser.feed_data(data)
+            self._pass_on()
             if self._silent > _MAX_HEAD:
                 self._fail("the server's head or trailer never ends")
         except httptools.HttpParserUpgrade as upgrade:
             self._switch(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             # Bytes after a complete response are the server's mistake, not the client's business.
+            self._pass_on()
             callback = isinstance(error, httptools.HttpParserCallbackError)
             why = callback_error(asyncio.get_running_loop(), error) if callback else error
             self._fail(f"the server's answer is no valid HTTP/1.1: {why}")
@@ -228,7 +232,7 @@ class HttpUpstream(asyncio.Protocol):
         """Pass a piece of the body on."""
         self._silent = 0
         if self._receiver is not None:
-            self._receiver.on_response_body(data)
+            self._pieces.append(data)
         else:
             self._surplus = True  # beyond the end of the response: this server cannot be trusted with another
             self.reusable = False
@@ -251,9 +255,21 @@ class HttpUpstream(asyncio.Protocol):
         self._fields, self._field_bytes, self._body = [], 0, None
         self._interim = self._surplus = False
         self._silent = 0
+        self._pieces.clear()
+
+    def _pass_on(self) -> None:
+        """Give what came of the body to the receiver."""
+        pieces = self._pieces
+        if not pieces:
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if self._receiver is not None:
+            self._receiver.on_response_body(data)
 
     def _finish(self) -> None:
         """The response is complete."""
+        self._pass_on()
         http1.check_headers(self._fields)
         receiver, self._receiver = self._receiver, None
         if self._sending:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
-from cloister.credentials.signing import SigningEvent
 from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
 from cloister.egress.rules import Ruleset
@@ -28,12 +27,13 @@ from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent
 from cloister.relay.server import EgressServer
-from cloister.runs.agent_services import Signers
 from cloister.runs.attach import Attachment
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Direct, Receipt, Record, Store
 
 if TYPE_CHECKING:
+    from cloister.credentials.signing import SigningEvent
+    from cloister.runs.agent_services import Signers
     from cloister.runs.credentials import RunCredentials
 
 FLAG_PTY = 1

@@ -43,6 +43,7 @@ from cloister.policy.secretscan import names_secret
 from cloister.runs import identity_files, limits
 from cloister.runs.credentials_plan import planned, spoken
 from cloister.runs.internet import OPT_OUT, WORDS, Internet
+from cloister.runs.model_files import model_files
 from cloister.runs.signing_model import Signing
 from cloister.runs.unenforced import refuse_unenforced
 
@@ -117,6 +118,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of the person's own agents, and how programs inside find them."""
     protocols: tuple[str, ...] = ()
     """Protocols of the model traffic that is served inside; none without `llm`."""
+    models: tuple[str, ...] = ()
+    """Models that the policy names exactly, aliases first."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -258,9 +261,9 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
             files.boxed.append((file.name, file.text))
         if file.home:
             files.homed.append((file.home, file.name))
-    for index, (name, text) in enumerate(preset.model_files.items() if facts.protocols else ()):
+    for index, (name, text) in enumerate(model_files(preset, facts.protocols, facts.models)):
         boxed = f"model-file-{index}"
-        files.boxed.append((boxed, text.replace("{base_url}", environment.MODELS)))
+        files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
     files.homed += [(placed.name, f"login-{index}") for index, placed in enumerate(facts.placed)]
     if agent.agent_sandbox.managed:
@@ -278,6 +281,8 @@ def _generated_files(agent: Agent, preset: Preset, facts: Facts, egress: tuple[s
 
 def _command(command: tuple[str, ...], agent: Agent, preset: Preset, files: _Files, facts: Facts) -> tuple[str, ...]:
     """Put the resolved program first; behind it the note's arguments, where the product's own command runs."""
+    if command[1:2] and command[1] in preset.subcommands:
+        return (facts.program_path or command[0], *command[1:])
     note = next((text for name, text in files.boxed if name == _NOTE), "")
     flags = tuple(word.replace("{note}", note) for word in preset.note) if note and facts.own_command else ()
     if agent.agent_sandbox.managed and facts.own_command:

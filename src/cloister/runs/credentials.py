@@ -63,6 +63,8 @@ class RunCredentials:
         """Requests by the credential's name and the place they went to."""
         self._note: Note = lambda _kind, _fields: None
         self._told: set[tuple[str, str]] = set()
+        self._shown: set[str] = set()
+        """Credentials whose placeholder was seen in a body for their own host."""
         self._places: set[tuple[str, int]] = {(host, port) for host, port, _ in owned}
         self._bindings: dict[str, Binding] = {}
         self._references: dict[str, str] = {}
@@ -177,9 +179,19 @@ class RunCredentials:
             used.append(binding.name)
         return Swap(request.path, request.headers, tuple(dict.fromkeys(masks)), tuple(used))
 
-    def leaks(self, data: bytes) -> bool:
-        """Say whether bytes hold a placeholder of this run."""
-        return self.placeholders.leaks(data)
+    def leaks(self, data: bytes, place: tuple[str, int] | None = None) -> bool:
+        """Say whether bytes hold a placeholder that must not go there; record the first one of each that may."""
+        bound = frozenset(one.name for one in self._at(*place)) if place else frozenset()
+        if place is None or not bound:
+            return self.placeholders.leaks(data)
+        wanted = [name for name in self.placeholders.names() if name not in bound or name not in self._shown]
+        found = self.placeholders.names_in(data, wanted)
+        if found - bound:
+            return True
+        for name in found:
+            self._shown.add(name)
+            self._note("placeholder-in-body", {"name": name, "place": f"{place[0]}:{place[1]}"})
+        return False
 
     @property
     def overlap(self) -> int:
@@ -189,7 +201,9 @@ class RunCredentials:
     # Inside.
 
     def _bound(self, target: Target) -> list[Binding]:
-        host, port = target.place
+        return self._at(*target.place)
+
+    def _at(self, host: str, port: int) -> list[Binding]:
         return [one for one in self._bindings.values() if one.port == port and host in one.hosts]
 
     def _wanted(self, target: Target, request: Request) -> list[Binding]:

@@ -1,8 +1,10 @@
-"""Credentials as a plan shows them: reference, places, form and variables, never a value. Pure."""
+"""Credentials as a plan shows them: reference, places, form and variables, never a value. Pure.
+
+Every plan is made by way of this, so what only agents with credentials need is imported for them alone.
+"""
 
 from __future__ import annotations
 
-from cloister.credentials.bindings import hosts_of, words
 from cloister.errors import PolicyError, Problem
 from cloister.plan.steps import PlannedCredential
 from cloister.policy.model import Agent, Credential
@@ -22,6 +24,8 @@ def planned(agent: Agent) -> tuple[PlannedCredential, ...]:
 
 
 def _planned(name: str, credential: Credential) -> PlannedCredential:
+    from cloister.credentials.bindings import hosts_of, words
+
     inject = credential.inject
     return PlannedCredential(
         name=name,
@@ -42,5 +46,7 @@ def spoken(planned_ones: tuple[PlannedCredential, ...]) -> tuple[str, ...]:
 
 def credentials_for(agent: Agent, host: str, port: int) -> tuple[str, ...]:
     """Return the names of the credentials bound to a place."""
+    from cloister.credentials.bindings import hosts_of
+
     injected = [(name, one.inject) for name, one in agent.credentials.items() if one.inject is not None]
     return tuple(name for name, inject in injected if inject.port == port and host in hosts_of(inject))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 
-from cloister.identity.principal import user_segment
 from cloister.isolation.namespace import BOX
 from cloister.plan.steps import IdentityTokens
 from cloister.policy.model import Identity
@@ -29,6 +28,8 @@ def tokens_step(identity: Identity, box: str, user: str, uid: int) -> IdentityTo
     if not identity.audiences:
         return None
     others = tuple(dict.fromkeys(name for name in identity.audiences if name != OWN))
+    from cloister.identity.principal import user_segment  # for runs with audiences only
+
     return IdentityTokens(
         directory=f"{box}/{DIRECTORY}",
         user=user_segment(user, uid),

@@ -156,7 +156,7 @@ class ModelCalls:
         """Set what is neither upstream nor model nor budget."""
         caller.max_tokens, caller.fallback = llm.max_tokens, llm.fallback
         caller.asks = llm.on_exhausted == "ask"
-        caller.redactor = compile_redactor(llm)
+        caller.redactor = compile_redactor(llm, caller.token)
 
     def _supplies_of(self, agent: str, llm: Llm, providers: Mapping[str, Provider]) -> tuple[Supply, ...]:
         missing = [name for name in llm.providers if name not in providers]

@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 class RunModels:
     """The callers among the runs of one broker."""
 
-    def __init__(self, paths: Paths, owner: Owner, logins: LoginSecrets, settings: Callable[[], Ledger]) -> None:
+    def __init__(
+        self, paths: Paths, owner: Owner, logins: Callable[[], LoginSecrets], settings: Callable[[], Ledger]
+    ) -> None:
         """Open nothing yet.
 
         Args:
             paths: where things are.
             owner: whose runs they are.
-            logins: who has the tokens of `login:` references.
+            logins: returns who has the tokens of `login:` references; asked late.
             settings: returns the `[ledger]` that counts now.
         """
         self._paths, self._owner, self._logins, self._settings = paths, owner, logins, settings
@@ -59,7 +61,7 @@ class RunModels:
             from cloister.runs.model_store import Store, calls_of
 
             self._store = Store(self._paths, self._settings)
-            self._calls = calls_of(self._paths, self._owner, self._logins, self._store)
+            self._calls = calls_of(self._paths, self._owner, self._logins(), self._store)
         run, agent, llm = prepared.plan.run, prepared.plan.agent, prepared.agent.llm
         token = next(iter(prepared.placeholders.values()))
         caller = self._calls.caller(run, agent, self._owner.name, llm, prepared.policy, token=token)

@@ -38,8 +38,6 @@ from cloister.policy.protected import effective_names
 from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
-from cloister.runs.credentials_places import refuse_visible
-from cloister.runs.explain import look
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.paths import Paths
@@ -143,6 +141,9 @@ class Kitchen:
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
+            from cloister.runs.credentials_places import refuse_visible
+            from cloister.runs.explain import look
+
             refuse_visible(plan, paths.home, look)
         launch = plan.launch
         values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
@@ -265,6 +266,7 @@ class Kitchen:
             own_command=not request.replaced,
             pty=request.pty,
             protocols=_protocols(agent, resolved.policy),
+            models=_models(agent.llm),
             internet=direct,
         )
 
@@ -369,6 +371,15 @@ def _protocols(agent: Agent, policy: Policy) -> tuple[str, ...]:
     """Return the protocols of an agent's providers; whoever serves Responses serves the rest of OpenAI as well."""
     named = [policy.providers[name].protocol for name in agent.llm.providers if name in policy.providers]
     return tuple(dict.fromkeys([*named, *(["openai"] if "openai-responses" in named else [])]))
+
+
+def _models(llm: Llm) -> tuple[str, ...]:
+    """Return the models that a policy names exactly, for products that have to be told."""
+    if not llm.providers:
+        return ()
+    from cloister.llm.access import Access
+
+    return Access(llm).names()
 
 
 def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:

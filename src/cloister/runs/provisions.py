@@ -20,18 +20,16 @@ from cloister.plan.steps import Plan
 from cloister.relay.server import EgressServer
 from cloister.relay.session import UpstreamProxy
 from cloister.runs.active import ActiveRun
-from cloister.runs.agent_services import Signers
 from cloister.runs.approvals import Approvals
-from cloister.runs.credentials_start import CredentialStarts
 from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.models import RunModels
 from cloister.runs.prepare import Kitchen, Prepared
 from cloister.runs.request import RunRequest
 from cloister.runs.signing import refuse_missing
-from cloister.runs.signing_gpg import wake
 
 if TYPE_CHECKING:
     from cloister.runs.credentials import RunCredentials
+    from cloister.runs.credentials_start import CredentialStarts
     from cloister.runs.logins import LoginEvent
     from cloister.runs.metrics import Told
 
@@ -56,8 +54,9 @@ class Provisions:
         self._living = living
         self._approvals = Approvals(paths.decisions)
         self._identities = Identities(loop, paths.state)
-        self._credentials = CredentialStarts(paths, owner.uid, self._login_event)
-        self._models = RunModels(paths, owner, self._credentials.logins, kitchen.policies.ledger)
+        self._owner = owner
+        self._credentials: CredentialStarts | None = None
+        self._models = RunModels(paths, owner, lambda: self._starts().logins, kitchen.policies.ledger)
 
     async def open(self, prepared: Prepared, request: RunRequest, since: float) -> Provided:
         """Look at everything a run needs, before anything is changed for it.
@@ -68,11 +67,13 @@ class Provisions:
         plan = prepared.plan
         refuse_missing(prepared.sources)
         if prepared.sources.gpg:
+            from cloister.runs.signing_gpg import wake
+
             await self._loop.run_in_executor(None, wake, prepared.sources, request.environment)
         if prepared.placeholders:
             await self._models.open(prepared)
         try:
-            credentials = await self._credentials.open(prepared, request) if plan.credentials else None
+            credentials = await self._starts().open(prepared, request) if plan.credentials else None
             tokens = await self._identities.admit(plan, since)
         except BaseException:
             self._models.left(plan.run)
@@ -112,6 +113,8 @@ class Provisions:
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step
         await server.start(applied.listener)
         if applied.agents:
+            from cloister.runs.agent_services import Signers
+
             run.signing = Signers(prepared.sources, os.getuid(), run.note_signing)
             await run.signing.start(applied.agents)
 
@@ -159,7 +162,15 @@ class Provisions:
     async def close(self) -> None:
         """End what outlives runs: calls under way, the books, what is asked for a login."""
         await self._models.close()
-        await self._credentials.logins.close()
+        if self._credentials is not None:
+            await self._credentials.logins.close()
+
+    def _starts(self) -> CredentialStarts:
+        if self._credentials is None:
+            from cloister.runs.credentials_start import CredentialStarts
+
+            self._credentials = CredentialStarts(self._paths, self._owner.uid, self._login_event)
+        return self._credentials
 
     def _login_event(self, event: LoginEvent) -> None:
         """Write down what happened to a login with every run that uses it."""

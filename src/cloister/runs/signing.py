@@ -15,9 +15,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.policy.model import Agent
-from cloister.runs.signing_gpg import look_gpg
 from cloister.runs.signing_model import Settings, Signing, Situation, Sources
-from cloister.runs.signing_ssh import look_ssh
 
 
 def look_up_keys(agent: Agent, situation: Situation) -> tuple[Signing, Sources]:
@@ -29,6 +27,9 @@ def look_up_keys(agent: Agent, situation: Situation) -> tuple[Signing, Sources]:
     named = {name: one for name, one in agent.credentials.items() if one.keys}
     if not named:
         return Signing(), Sources(agent=situation.agent, situation=situation)
+    from cloister.runs.signing_gpg import look_gpg
+    from cloister.runs.signing_ssh import look_ssh
+
     ssh, sources = look_ssh(situation, named)
     gpg, gpg_sources = look_gpg(situation, named)
     signing = Signing(

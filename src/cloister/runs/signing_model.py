@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from cloister.credentials.gpg_agent import GpgGrant
-from cloister.credentials.ssh_agent import Ring
 from cloister.errors import PolicyError, Problem
-from cloister.host.gpg_keys import GpgKeys
+
+if TYPE_CHECKING:
+    from cloister.credentials.gpg_agent import GpgGrant
+    from cloister.credentials.ssh_agent import Ring
+    from cloister.host.gpg_keys import GpgKeys
 
 Settings = tuple[tuple[str, str], ...]
 """git's configuration, as keys and values."""

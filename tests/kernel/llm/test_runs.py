@@ -70,6 +70,28 @@ def test_an_agent_calls_a_model_without_its_key(user: User, workspace: Path) -> 
     assert {row["outcome"] for row in found} == {"complete"}
 
 
+@pytest.mark.parametrize("redact", [False, True])
+def test_a_prompt_may_hold_placeholders(user: User, workspace: Path, redact: bool) -> None:
+    """An agent that printed its environment goes on: placeholders pass, or are taken out with secrets."""
+    with FakeModel() as model:
+        set_up(user, model, f"redact_secrets = {str(redact).lower()}\n")
+        table = (
+            '[agents.shell.credentials.github]\nsecret = "file:~/.config/cloister/model.key"\nenv = "GITHUB_TOKEN"\n'
+            'inject = { host = "api.github.com", scheme = "bearer" }\n'
+        )
+        user.write_policy(policy(model, f"redact_secrets = {str(redact).lower()}\n") + table)
+        ask = messages().replace('"content": "hi"', '"content": "\'"A=$GITHUB_TOKEN B=$ANTHROPIC_API_KEY"\'"')
+        done = user.inside(f"{ask}; echo; {ask}; echo; echo $GITHUB_TOKEN $ANTHROPIC_API_KEY", cwd=workspace)
+
+        assert done.stdout.count("FAKE-OK") == 2, done.stdout + done.stderr
+        github, key = done.stdout.splitlines()[-1].split()
+        assert github.startswith("cloister-github-")
+        content = "A=[redacted] B=[redacted]" if redact else f"A={github} B={key}"
+        assert [request.body["messages"][0]["content"] for request in model.requests] == [content] * 2
+        assert {request.headers["x-api-key"] for request in model.requests} == {REAL_KEY}
+    user.close()
+
+
 def test_both_protocols_of_openai_work_inside(user: User, workspace: Path) -> None:
     """Chat Completions and Responses, through the variables that OpenAI's own libraries read."""
     with FakeModel() as model:

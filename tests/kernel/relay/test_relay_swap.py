@@ -121,6 +121,40 @@ def test_a_body_without_placeholders_passes_whole(relay, run, mitm):
     assert body == b"cloister-a-" + b"y" * 10 + b"z" * 299_979
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked", "collected"])
+def test_its_own_host_may_see_a_placeholder_in_a_body(relay, run, mitm, framing):
+    """The twin: what an agent printed goes on to the host it is bound to, unswapped, however the body is sent."""
+    seen = []
+
+    async def serve(reader, writer):
+        head = await read_head(reader)
+        count = len(FAKE) + 20
+        if b"chunked" in head.lower():
+            while (line := await reader.readline()) != b"0\r\n":
+                seen.append(await reader.readexactly(int(line, 16)))
+                await reader.readline()
+        else:
+            seen.append(await reader.readexactly(count))
+        writer.write(OK)
+
+    async def scenario():
+        async with Upstream(serve, mitm.server("a.test")) as up, two_hosts(relay, mitm, up.port) as r:
+            r.session.broker.body_limit = 1000 if framing == "collected" else 0
+            start = f"POST / HTTP/1.1\r\nHost: a.test:{up.port}\r\nX-Key: {FAKE}\r\n"
+            if framing == "chunked":
+                pieces = [f"{start}Transfer-Encoding: chunked\r\n\r\n".encode(), f"14\r\n{'x' * 20}\r\n".encode()]
+                pieces += [f"1\r\n{letter}\r\n".encode() for letter in FAKE] + [b"0\r\n\r\n"]
+            else:
+                head = f"{start}Content-Length: {len(FAKE) + 20}\r\n\r\n{'x' * 20}{FAKE[:9]}"
+                pieces = [head.encode(), FAKE[9:].encode()]
+            assert (await exchange(r, up.port, mitm.client(), ["a.test", *pieces]))[0] == 200
+            await until(lambda: r.events)
+            assert (r.events[0].verdict, r.events[0].credentials) == ("allow", ("token",))
+
+    run(scenario())
+    assert b"".join(seen) == b"x" * 20 + FAKE.encode()
+
+
 def test_echoed_secrets_are_masked(relay, run, mitm):
     """Where masks are set, secrets in head and body of an answer become stars, across pieces, lengths unchanged."""
     asked = []

@@ -48,6 +48,20 @@ def test_a_leak_is_seen_in_every_spelling(name: str, before: bytes) -> None:
             assert run.leaks(b"noise " * 100 + spelled + b" noise"), spelled
 
 
+@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("before", [b"", b"x", b"xy", b"xyz"])
+def test_each_is_told_from_the_others_in_every_spelling(name: str, before: bytes) -> None:
+    """Whose placeholder stands in bytes is known, however it is spelled, and nobody else's is taken for it."""
+    run = fresh()
+    for text in filter(None, (run[name].token, run[name].key_id)):
+        raw = before + text.encode() + b"/tail"
+        everywhere = "".join(f"%{byte:02x}" for byte in raw).encode()
+        for spelled in (raw, base64.b64encode(raw), base64.urlsafe_b64encode(raw), everywhere, b"%63" + raw):
+            assert run.names_in(b"noise " * 100 + spelled + b" noise", KINDS) == {name}, spelled
+            assert not run.names_in(spelled, set(KINDS) - {name})
+    assert not run.names_in(fresh()[name].token.encode(), KINDS)
+
+
 def test_nothing_else_is_taken_for_a_leak() -> None:
     """Text about cloister, another run's placeholder and random bytes pass."""
     run, other = fresh(), fresh()

@@ -203,3 +203,14 @@ def test_fractions_of_a_cent_add_up_exactly():
         one.settle(reserve(one, 0, 0.1), 0, 0.1, 0)
     assert isinstance(reserve(one, 0, 0.000000001), Refusal)
     assert isinstance(reserve(one, 0, 0.0), Hold)
+
+
+def test_thousands_of_calls_a_second_are_remembered_in_little_memory():
+    """Each counts for its whole minute and a quarter of a second more at most; what is kept does not grow with them."""
+    one = account(tokens_per_minute=100_000, requests_per_minute=10**9)
+    for number in range(50_000):
+        one.settle(reserve(one, 1, tick=number / 2000), 2, 0, number / 2000)
+    assert len(one._recent) < 4096 + 25 * 4 + 1
+    assert reserve(one, 1, tick=25.0).reason == "tokens-per-minute"
+    assert reserve(one, 40_002, tick=70.0).reason == "tokens-per-minute"  # those of the last 15 seconds: 30,000 x 2
+    assert isinstance(reserve(one, 100_000, tick=85.3), Hold)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister.credentials.placeholders import Placeholders
 from cloister.llm.redact import REPLACEMENT, Redactor
 
 TOKEN = "ghp_" + "a1B2" * 9
@@ -35,6 +36,18 @@ def test_known_tokens_and_private_keys():
     text, count = Redactor([], secrets=True).redact(body)
     assert json.loads(text) == {"m": "use [redacted] and [redacted] now", "n": "[redacted]"}
     assert count == 3
+
+
+def test_placeholders_go_like_secrets_and_only_then():
+    """What stands for a secret is taken out with secrets, of any scheme and any run; without that, it passes."""
+    made = Placeholders({"github": "bearer", "my-own-2": "query", "aws": "sigv4"})
+    tokens = [made[name].token for name in made.names()] + [made["aws"].key_id, "cloister-Some_Key"]
+    body = json.dumps({"env": [f"A={token}\nB=1" for token in tokens], "n": "cloister-github- cloister"}).encode()
+    text, count = Redactor([], secrets=True, key="cloister-Some_Key").redact(body)
+
+    assert json.loads(text) == {"env": ["A=[redacted]\nB=1"] * 5, "n": "cloister-github- cloister"}
+    assert count == 5
+    assert Redactor(["B="], secrets=False, key="cloister-Some_Key").redact(body)[0] == body.replace(b"B=", REPLACEMENT)
 
 
 @given(st.dictionaries(TEXT, st.lists(TEXT | st.just("xx TOP xx"), max_size=4), max_size=4), st.booleans())

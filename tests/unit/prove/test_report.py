@@ -58,7 +58,7 @@ def test_junit_counts_every_kind() -> None:
     suite = ET.fromstring(junit(results(*OUTCOMES), "shell"))  # noqa: S314  # our own output
     counts = tuple(suite.get(name) for name in ("tests", "failures", "errors", "skipped"))
 
-    assert counts == ("6", "1", "1", "2")
+    assert counts == ("7", "1", "1", "3")
 
 
 def test_json_holds_the_header_of_each_case() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from cloister.egress.events import EgressEvent
 from cloister.egress.hosts import parse_host
 from cloister.errors import CloisterError, RetryError
 from cloister.policy.model import Credential, Injection
+from cloister.relay.leaks import Watch
 from cloister.relay.session import RefusedError, Swap
 from cloister.runs.authority import Trusted
 from cloister.runs.credentials import RunCredentials
@@ -167,6 +169,74 @@ def test_limits(method: str, path: str, good: bool) -> None:
     else:
         assert refusal(asked, bearer(asked, "a"), at=at) == "credential-not-for-this-request"
         assert swap(unasked, at=at).used == ()
+
+
+PLACE, ELSEWHERE = (HOST, 443), ("other.example.org", 443)
+
+
+def test_a_body_may_hold_what_is_bound_to_its_place() -> None:
+    """In a body for its own host and port a placeholder passes, and is recorded once; in a head, or elsewhere, not."""
+    held = credentials(a=one("a", env="A"), b=one("b", env="B", host=ELSEWHERE[0]), c=one("c", scheme="sigv4"))
+    noted: list[tuple[str, dict[str, object]]] = []
+    held.record_with(lambda kind, fields: noted.append((kind, fields)))
+    a, b = (b"A=" + held.placeholders[name].token.encode() for name in "ab")
+    pair = f"{held.placeholders['c'].key_id} {held.placeholders['c'].token}".encode()
+
+    assert not any(held.leaks(body, PLACE) for body in (b"nothing", a, a + a, pair, a))
+    assert not held.leaks(b, ELSEWHERE)
+    assert held.leaks(a)
+    assert all(held.leaks(a, place) for place in (ELSEWHERE, (HOST, 80), (HOST, 8443), ("x." + HOST, 443)))
+    assert all(held.leaks(body, PLACE) for body in (b, a + b, pair + b))
+    assert [(kind, fields["name"]) for kind, fields in noted] == [
+        ("placeholder-in-body", name) for name in ("a", "c", "b")
+    ]
+    assert noted[0][1]["place"] == f"{HOST}:443"
+    assert not any(held.placeholders[name].token in str(noted) for name in "abc")
+
+
+def test_what_is_taken_back_may_stand_in_no_body() -> None:
+    """Bound to another host now, or to none: a stranger where it was at home. Put back, it passes again."""
+    held = credentials(a=one("a", env="A"), b=one("b", env="B"))
+    body = held.placeholders["a"].token.encode()
+    assert not held.leaks(body, PLACE)
+    held.update({"b": one("b", env="B")})
+    assert held.leaks(body, PLACE)
+    held.update({"a": one("a", env="A"), "b": one("b", env="B")})
+    assert not held.leaks(body, PLACE)
+
+
+def spelled(token: str) -> tuple[bytes, ...]:
+    """Return a placeholder as tools would send it."""
+    everywhere = "".join(f"%{byte:02X}" for byte in token.encode())
+    return token.encode(), base64.b64encode(b"u:" + token.encode()), everywhere.encode()
+
+
+@pytest.mark.parametrize("kind", range(3), ids=["plain", "base64", "percent"])
+@pytest.mark.parametrize("name", ["a", "b", "both"])
+def test_no_cut_of_a_body_changes_what_is_said(kind: int, name: str) -> None:
+    """Cut in two at every byte, a body with its own placeholder arrives whole; one with a stranger's never does."""
+    held = credentials(a=one("a", env="A"), b=one("b", env="B", host=ELSEWHERE[0]))
+    tokens = [spelled(held.placeholders[one_].token)[kind] for one_ in ("ab" if name == "both" else name)]
+    body = b"x" * 150 + b" ".join(tokens) + b"y" * 150
+    for cut in range(len(body) + 1):
+        watch = Watch(held, PLACE)
+        passed = watch.feed(body[:cut]) + watch.feed(body[cut:]) + watch.flush()
+        assert watch.broken == (name != "a"), cut
+        assert watch.broken or passed == body, cut
+        assert name == "a" or tokens[-1] not in passed
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_body_byte_by_byte(name: str) -> None:
+    """One at a time, slower than any hold, it is the same: the last byte of a stranger's never leaves."""
+    held = credentials(a=one("a", env="A"), b=one("b", env="B", host=ELSEWHERE[0]))
+    body = b"--" + held.placeholders[name].token.encode() + b"--"
+    watch, passed = Watch(held, PLACE), b""
+    for byte in body:
+        passed += watch.feed(bytes([byte]))
+        passed += b"" if watch.broken else watch.flush()
+
+    assert passed == (body if name == "a" else body[:-3])
 
 
 def test_masks_are_asked_for() -> None:

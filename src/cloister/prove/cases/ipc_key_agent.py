@@ -23,7 +23,14 @@ CHANGES = {
     "lock": b"\x16" + bytes(4),
     "unlock": b"\x17" + bytes(4),
     "list keys of version 1": b"\x01",
+    "add a key with limits": b"\x19" + bytes(64),
+    "sign by version 1": b"\x03" + bytes(64),
+    "add a key of version 1": b"\x07" + bytes(64),
     "ask what it can do": b"\x1b" + (5).to_bytes(4, "big") + b"query",
+    "restrict itself": b"\x1b" + (36).to_bytes(4, "big") + b"restrict-destination-v00@openssh.com",
+    "an extension nobody knows": b"\x1b" + (16).to_bytes(4, "big") + b"prove@cloister.x",
+    "no message": b"",
+    "a message of another kind": b"\xff",
 }
 
 
@@ -35,6 +42,8 @@ def attack(box: Box) -> None:
         return
     for what, message in CHANGES.items():
         box.must(_ask(path, message)[:1] == FAILURE, what)
+    for what, bound in forged_bindings().items():
+        box.must(_ask(path, bound)[:1] == FAILURE, what)
     documents = {
         "sign any bytes": b"any bytes",
         "sign a login that is bound to no host": _text(bytes(32)) + b"\x32" + _text(b"root") + _text(b"ssh-connection"),
@@ -42,8 +51,23 @@ def attack(box: Box) -> None:
     }
     for key in _keys(_ask(path, LIST)):
         for what, data in documents.items():
-            answer = _ask(path, b"\x0d" + _text(key) + _text(data) + bytes(4))
-            box.must(answer[:1] == FAILURE, what)
+            request = b"\x0d" + _text(key) + _text(data) + bytes(4)
+            box.must(_ask(path, request)[:1] == FAILURE, what)
+            for how, bound in forged_bindings().items():
+                box.must(_ask(path, bound, request)[:1] == FAILURE, f"{what}, after {how}")
+
+
+def forged_bindings() -> dict[str, bytes]:
+    """Return bindings of a connection to a host (PROTOCOL.agent of OpenSSH) that no host has signed."""
+    host_key = _text(_text(b"ssh-ed25519") + _text(bytes(32)))
+    session, signature = _text(bytes(32)), _text(_text(b"ssh-ed25519") + _text(bytes(64)))
+    name = b"\x1b" + _text(b"session-bind@openssh.com")
+    return {
+        "a binding to a host that did not sign": name + host_key + session + signature + b"\x00",
+        "a binding for forwarding": name + host_key + session + signature + b"\x01",
+        "a binding without a signature": name + host_key + session + _text(b"") + b"\x00",
+        "half a binding": name + host_key,
+    }
 
 
 def _text(data: bytes) -> bytes:
@@ -61,16 +85,26 @@ def _keys(answer: bytes) -> list[bytes]:
     return keys
 
 
-def _ask(path: str, message: bytes) -> bytes:
-    """Ask on a connection of its own; an end without an answer is none."""
+def _ask(path: str, *messages: bytes) -> bytes:
+    """Ask on a connection of its own; return the last answer. A connection that is closed instead is a refusal."""
     with socket.socket(socket.AF_UNIX) as agent:
         agent.settimeout(5)
         agent.connect(path)
-        agent.sendall(_text(message))
         answer = b""
+        for message in messages:
+            answer = _answer(agent, message)
+        return answer
+
+
+def _answer(agent: socket.socket, message: bytes) -> bytes:
+    answer = b""
+    try:
+        agent.sendall(_text(message))
         while len(answer) < 4 or len(answer) < 4 + int.from_bytes(answer[:4], "big"):
             more = agent.recv(65536)
             if not more:
-                break
+                return FAILURE
             answer += more
-        return answer[4:]
+    except ConnectionError:
+        return FAILURE
+    return answer[4:]

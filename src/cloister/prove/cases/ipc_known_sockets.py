@@ -2,8 +2,9 @@
 
 import os
 import socket
+import stat
 
-from cloister.prove.inside.support import Box
+from cloister.prove.inside.support import Box, read
 
 ID = "ipc-known-sockets"
 TITLE = "Connect to service managers, containers, agents and desktops"
@@ -16,8 +17,18 @@ SHAPE = "any"
 def attack(box: Box) -> None:
     """Where they usually are."""
     for path in usual_places(box.home):
+        if _redirects(path):
+            continue
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             box.connects(path, "ENOENT ENOTDIR EACCES", socket.AF_UNIX, kind, path)
+
+
+def _redirects(path: str) -> bool:
+    """Tell whether it is no socket but a file for libassuan that names the run's own, filtered one."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode) and read(path).startswith("%Assuan%\nsocket=/run/cloister/box/")
+    except OSError:
+        return False
 
 
 def usual_places(home: str) -> list[str]:

@@ -50,7 +50,7 @@ NAMES = (
 
 def attack(box: Box) -> None:
     """The own environment by name, and every other one as bytes."""
-    for name in sorted(set(NAMES) - set(box.fact("pass_environment"))):
+    for name in sorted(set(NAMES) - {*box.fact("pass_environment"), *box.fact("given_variables")}):
         box.must(name not in os.environ, f"{name}: not set")
     for pid in (name for name in os.listdir("/proc") if name.isdigit()):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:

@@ -27,11 +27,19 @@ def install(name: str, source: str) -> None:
     """Make the support text importable under the name by which cases know it."""
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
+        if depth < len(parts) and ".".join(parts[:depth]) in sys.modules:
+            continue
         module = types.ModuleType(".".join(parts[:depth]))
         module.__path__ = []
         sys.modules[module.__name__] = module
     # The code is what the host sent; it is compiled here because the sandbox has no copy of the package.
     exec(compile(source, name, "exec"), sys.modules[name].__dict__)  # noqa: S102
+
+
+def install_all(texts: dict[str, str]) -> None:
+    """Install modules by their short names, in order."""
+    for name, text in texts.items():
+        install(f"cloister.prove.inside.{name}", text)
 
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +54,9 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
         namespace[request["function"]](box)
         answer |= outcome(box.breaches, box.stops, box.surprises)
         if request["twin"] and "twin" in namespace:
-            answer["twin"] = try_twin(namespace["twin"], Box(request["facts"]))
+            twin_box = Box(request["facts"])
+            answer["twin"] = try_twin(namespace["twin"], twin_box)
+            answer["detail"] = "; ".join([answer["detail"], *twin_box.stops])  # what a twin could not try
     except CannotRunError as error:
         answer |= {"outcome": "cannot-run", "detail": str(error)}
     except BaseException:  # noqa: BLE001  # a case that fails in an unforeseen way has proved nothing
@@ -150,9 +160,9 @@ def serve() -> None:
         sys.stdout.flush()
 
 
-def begin(support: str) -> None:
+def begin(texts: dict[str, str]) -> None:
     """Say that the driver is up, then serve."""
-    install("cloister.prove.inside.support", support)
+    install_all({name: text for name, text in texts.items() if name != "driver"})
     sys.stdout.write(json.dumps({"id": "", "outcome": "ready", "pid": os.getpid()}) + "\n")
     sys.stdout.flush()
     serve()

@@ -278,6 +278,11 @@ def append(path: str, text: str = "# attack\n") -> None:
         file.write(text)
 
 
+def opens(path: str) -> None:
+    """Open what holds secrets and look at nothing: a breach must not put them into the report."""
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+
 def read(path: str, size: int = 400) -> str:
     """Return the beginning of a file: a canary in it is seen by the host when it is reported."""
     with open(path, "rb") as file:
