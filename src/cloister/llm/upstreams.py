@@ -28,10 +28,11 @@ _OURS = frozenset(
         b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"te", b"trailer", b"upgrade",
         b"expect", b"http2-settings", b"accept-encoding", b"proxy-connection", b"proxy-authorization",
         b"proxy-authenticate", b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie", b"forwarded",
-        b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via",
+        b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via", b"content-encoding",
     }
 )  # fmt: skip
-"""Fields of requests that are never passed on: framing, credentials, and who asked."""
+"""Fields of requests that are never passed on: framing, credentials, who asked, and a coding that the body, which was
+read as it stands, does not have."""
 _OURS_TOO = (b"x-amz-", b"x-cloister-")
 _LISTS = frozenset({"anthropic-beta"})
 """Fields with a list of values: an agent's and a login's stand side by side."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cloister.egress.http1 import Body, Headers, HttpError
 from cloister.llm import errors, routes, upstreams
 from cloister.llm.errors import Refusal
-from cloister.llm.order import Order, read_order
+from cloister.llm.order import Order, explained, read_order
 from cloister.llm.routes import Route
 from cloister.relay.llm.answer import HEARTBEAT, Answer
 from cloister.relay.llm.held import Held, allowed_list, known_fields, passed_fields, seconds
@@ -86,7 +86,7 @@ class Call:
             host = self._supply.upstream.host
             order = read_order(body, self.route, self.caller.access, self.caller.max_tokens, host)
             if isinstance(order, Refusal):
-                self._refuse(order)
+                self._refuse(explained(order, self.exchange.headers))
                 return
             self._order = order
         self._reserve(self._order)
