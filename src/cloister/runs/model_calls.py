@@ -81,7 +81,7 @@ class ModelCalls:
             CloisterError: it names a login that is not there.
         """
         supplies = self._supplies_of(agent, llm, policy.providers)
-        account = self._account(agent, llm)
+        account = self._account(agent, llm, user)
         caller = Caller(run, agent, user, Access(llm), supplies, account, token=token)
         if record is not None:
             caller.record = record
@@ -107,7 +107,7 @@ class ModelCalls:
         """
         caller.supplies = self._supplies_of(caller.agent, llm, policy.providers)
         caller.access = Access(llm)
-        self._account(caller.agent, llm)
+        self._account(caller.agent, llm, caller.user)
         self._apply(caller, llm)
 
     def obey_blocks(self) -> int:
@@ -142,12 +142,12 @@ class ModelCalls:
         if self._inference is not None:
             await self._inference.close()
 
-    def _account(self, agent: str, llm: Llm) -> Account:
+    def _account(self, agent: str, llm: Llm, user: str) -> Account:
         account = self._accounts.get(agent)
         limits = compile_limits(llm)
         if account is None:
             books = self.inference.books
-            account = self._accounts[agent] = Account(limits, partial(books.spent, agent))
+            account = self._accounts[agent] = Account(limits, partial(books.spent, agent, user=user))
             account.blocked = reason_for(self._blocks(), agent)
         account.limits = limits
         return account

@@ -20,7 +20,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +29,7 @@ from cloister.host.owner import Owner, identify
 from cloister.host.secrets_memory import keep_memory_private
 from cloister.relay.llm.listen import ModelServer
 from cloister.runs.books import BookKeeper
+from cloister.runs.identity import MASTER_KEY
 from cloister.runs.identity_files import DIRECTORY
 from cloister.runs.login_secrets import LoginSecrets
 from cloister.runs.model_calls import PORT, ModelCalls
@@ -57,6 +58,12 @@ class _Setting(NamedTuple):
     keys: str
     host: str
     port: int
+    environment: Mapping[str, str]
+    """That of the process as it began, master key included; programs that it starts get the rest."""
+
+    def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override: Python 3.12
+        """Show no environment."""
+        return f"_Setting({self.policy!r}, {self.keys!r}, {self.host!r}, {self.port})"
 
 
 class Service:
@@ -69,7 +76,7 @@ class Service:
             CloisterError: one of them is missing, wrong or not to be trusted.
         """
         self._setting, self._calls, self._page = setting, calls, MetricsPage(books, calls)
-        identity = partial(_identity_store, setting.paths)
+        identity = partial(_identity_store, setting.paths, setting.environment)
         store = Store(setting.paths.runs)
         self._callers = Callers(files, store, calls, setting.owner.name, identity=identity, say=say)
         self._load()
@@ -109,11 +116,11 @@ class Service:
         self._calls.obey_blocks()
 
 
-def _identity_store(paths: Paths) -> IdentityStore:
+def _identity_store(paths: Paths, environment: Mapping[str, str]) -> IdentityStore:
     """Return the store that the user's tokens come from; imports cryptography."""
     from cloister.runs.identity_store import IdentityStore
 
-    return IdentityStore(f"{paths.state}/{DIRECTORY}", os.environ, hostname=socket.gethostname())
+    return IdentityStore(f"{paths.state}/{DIRECTORY}", environment, hostname=socket.gethostname())
 
 
 def _login_event(event: LoginEvent) -> None:
@@ -133,7 +140,9 @@ def _setting(options: argparse.Namespace) -> _Setting:
     host, _, port = options.listen.rpartition(":")
     if not host or not port.isdigit():
         raise UsageError("listen-invalid", "--listen is ADDRESS:PORT", where=options.listen)
-    return _Setting(paths, owner, options.policy, options.keys, host.strip("[]"), int(port))
+    environment = dict(os.environ)
+    os.environ.pop(MASTER_KEY, None)
+    return _Setting(paths, owner, options.policy, options.keys, host.strip("[]"), int(port), environment)
 
 
 def _serve(setting: _Setting, ready: Callable[[int], None]) -> None:

@@ -76,6 +76,33 @@ def test_calls_are_counted_in_postgresql(user: User, workspace: Path, model: Fak
     user.close()
 
 
+def test_a_shared_ledger_gives_each_user_a_budget(
+    user: User, workspace: Path, model: FakeModel, server: Postgres
+) -> None:
+    """What somebody else used with an agent of the same name is in the ledger, and not in this user's budget."""
+    set_up(user, model, server.address, "tokens_per_day = 1000\n")
+    assert "FAKE-OK" in user.inside(ASK, cwd=workspace).stdout
+    user.run("stop", "last", cwd=workspace)
+    pid = user.broker_pid
+    descriptor = os.pidfd_open(pid)
+    subprocess.run(["kill", str(pid)], check=True)
+    _ended(descriptor)
+    with psycopg.connect(server.address) as connection:
+        columns = [
+            name
+            for (name,) in connection.execute(
+                "select column_name from information_schema.columns where table_name = 'calls'"
+            )
+        ]
+        other = {"id": "'OTHER' || id", '"user"': "'somebody else'", "tokens": "tokens + 1000000"}
+        quoted = [f'"{name}"' for name in columns]
+        values = [other.get(name.strip('"'), other.get(name, name)) for name in quoted]
+        connection.execute(f"insert into calls ({', '.join(quoted)}) select {', '.join(values)} from calls")  # noqa: S608 - names of our own columns
+
+    assert "FAKE-OK" in user.inside(ASK, cwd=workspace).stdout
+    user.close()
+
+
 def test_without_its_server_no_call_is_made(user: User, workspace: Path, model: FakeModel, server: Postgres) -> None:
     """Nobody knows what was used, so the agent gets 503 with the reason; `doctor` says it; it works when it is back."""
     set_up(user, model, server.address)
