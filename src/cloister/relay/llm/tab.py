@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cloister.errors import CloisterError
 from cloister.llm.budgets import Hold
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Row, Source
@@ -127,9 +128,12 @@ class Tab:
                 cost = price.cost(order.demand)
             elif caller.account.limits.priced:
                 return _no_price(order.model)
-        hold = caller.account.reserve(
-            caller.run, order.demand.total, cost, self.time, time.monotonic(), counted=counted
-        )
+        try:
+            hold = caller.account.reserve(
+                caller.run, order.demand.total, cost, self.time, time.monotonic(), counted=counted
+            )
+        except CloisterError as error:  # a limit that came while the call was under way
+            return Refusal(503, "ledger-unavailable", error.message, 5)
         if isinstance(hold, Refusal):
             return hold
         self._hold, self._reserved_usd = hold, cost
