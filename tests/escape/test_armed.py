@@ -66,6 +66,7 @@ def test_the_servers_saw_what_the_twins_sent_and_no_placeholder(agent: Armed) ->
     assert not [request for request in sent if "cloister-" in repr(request)]
     assert agent.model.requests == []
     assert [path for path, _ in agent.oauth.requests if path == "/token"] == []
+    assert (agent.user.state / "logins/work.json").is_file()
 
 
 def test_nobody_looks_into_the_process_that_knows_the_secrets(agent: Armed) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.cloister import User
+from support.cloister import BASE, User
 from support.fake_model import FakeModel
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
@@ -50,9 +50,29 @@ def test_the_policy_of_the_readme(user: User, workspace: Path) -> None:
     assert re.search(r"^GH_TOKEN=cloister-github-\w+$", done.stdout, re.MULTILINE)
     assert REAL_KEY not in done.stdout + done.stderr
     assert REAL_TOKEN not in done.stdout + done.stderr
+    assert "1 call, 0 refused, 11 tokens in, 5 out" in user.run("receipt", "last", cwd=workspace).stdout
     usage = json.loads(user.run("usage", "--json", cwd=workspace).stdout)
     assert usage["total"]["requests"] == 1
     user.close()
+
+
+def test_explain_knows_the_way_to_models_and_keys(user: User, workspace: Path) -> None:
+    """The run's own place for models is reachable; the provider's host is not, and says that it need not be."""
+    user.write_policy(
+        BASE
+        + '[providers.one]\nkey = "file:~/.config/cloister/one.key"\n[agents.shell.llm]\nproviders = ["one"]\n'
+        + '[agents.shell.egress]\nallow = ["github.com:22"]\n'
+    )
+    inside = user.run("explain", "shell", "127.0.0.1:11435", cwd=workspace)
+    host = user.run("explain", "shell", "api.anthropic.com", cwd=workspace)
+    other = user.run("explain", "shell", "127.0.0.1:11436", cwd=workspace)
+
+    assert inside.returncode == 0, inside
+    assert "one: anthropic at https://api.anthropic.com; key file:~/.config/cloister/one.key" in inside.stdout
+    assert host.returncode == 1
+    assert "(provider one) and need no rule" in host.stdout
+    assert "add " not in host.stdout
+    assert other.returncode == 1
 
 
 def test_the_example_of_a_model_on_this_machine(user: User, workspace: Path) -> None:

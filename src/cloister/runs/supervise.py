@@ -70,7 +70,7 @@ class Supervisor:
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
         self._runs: dict[str, ActiveRun] = {}
-        self._provisions = Provisions(loop, paths, owner, self._runs.values)
+        self._provisions = Provisions(loop, self._kitchen, self._runs.values)
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
@@ -288,6 +288,8 @@ class Supervisor:
                 return {"run": run.plan.run, "stopping": True}
             case "llm-blocked":
                 return {"ended": self._provisions.obey_blocks()}
+            case "metrics":
+                return {"runs": len(self._runs), "models": msgspec.to_builtins(self._provisions.metrics())}
             case "reload":
                 return {"reloaded": self._reload()}
             case "living":
