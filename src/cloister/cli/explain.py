@@ -16,6 +16,7 @@ from cloister.egress.decision import Target, decide
 from cloister.egress.hosts import HostError, parse_authority
 from cloister.errors import UsageError
 from cloister.host.agent_program import ProgramMissingError
+from cloister.isolation.namespace import MODEL_PORT
 from cloister.policy.values import check_read_path
 from cloister.runs.approvals import Approvals
 from cloister.runs.credentials_plan import credentials_for
@@ -26,6 +27,7 @@ from cloister.runs.request import RunRequest
 
 _HTTP = 80
 _HTTPS = 443
+_LOOPBACK = {"127.0.0.1", "localhost"}
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +175,8 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
     except HostError as error:
         remedy = "a path holds a slash: ./NAME; a host is NAME, NAME:PORT or an address"
         raise UsageError("host-invalid", error.explanation, where=word, remedy=remedy) from None
+    if port == MODEL_PORT and where.text in _LOOPBACK and prepared.placeholders:
+        return _about_models(word, f"{where.text}:{port}", prepared)
     plain = scheme in {"http", "ws"} or (not scheme and (port == _HTTP or (port != _HTTPS and bool(method or path))))
     bound = () if plain else credentials_for(prepared.agent, where.text, port)
     request_line = (method or "GET", path or found or "/")
@@ -200,6 +204,21 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
         explanation=explanation,
         remedy=verdict.remedy,
         credentials=bound,
+    )
+
+
+def _about_models(word: str, target: str, prepared: Prepared) -> Answer:
+    """Answer about the port in the sandbox at which model calls are served."""
+    said = [one for one in prepared.plan.egress if one.startswith("models of ")]
+    return Answer(
+        question=word,
+        kind="host",
+        allowed=True,
+        target=target,
+        protocol="model calls",
+        rule="; ".join(said),
+        where=f"[agents.{prepared.plan.agent}.llm]",
+        explanation="served by Cloister inside the sandbox; no host has to be allowed for it",
     )
 
 

@@ -120,6 +120,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Protocols of the model traffic that is served inside; none without `llm`."""
     models: tuple[str, ...] = ()
     """Models that the policy names exactly, aliases first."""
+    model_words: tuple[str, ...] = ()
+    """What the plan's reader is told of models."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -156,7 +158,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         project=facts.project,
         steps=(*_preparations(preset, facts, files, launch, limited, identity), launch),
         asked=command,
-        egress=egress,
+        egress=(*egress, *facts.model_words),
         credentials=planned(agent),
         limits=limited.words,
         opt_outs=_opt_outs(agent, facts),

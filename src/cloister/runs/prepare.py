@@ -141,6 +141,7 @@ class Kitchen:
         signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
+        facts = msgspec.structs.replace(facts, model_words=_model_words(agent.llm, resolved.policy))
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
             refuse_visible(plan, paths.home, look)
@@ -379,6 +380,13 @@ def _models(llm: Llm) -> tuple[str, ...]:
     from cloister.llm.access import Access
 
     return Access(llm).names()
+
+
+def _model_words(llm: Llm, policy: Policy) -> tuple[str, ...]:
+    """Say where model calls go; `explain` and the agent's own note are about hosts, and this is none."""
+    names = ", ".join(llm.models) or "every model"
+    providers = ((name, policy.providers[name]) for name in llm.providers if name in policy.providers)
+    return tuple(f"models of {name} ({one.protocol}): {names}; the key stays outside" for name, one in providers)
 
 
 def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
