@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import sys
 import time
 
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
-from cloister.errors import StepError, UsageError
+from cloister.errors import PolicyError, StepError, UsageError
 from cloister.runs import model_blocks
+from cloister.runs.policies import PolicyFiles
 
 
 def parser() -> Parser:
@@ -17,7 +21,8 @@ def parser() -> Parser:
         "Block an agent's model calls, allow them again, or show who is blocked.",
         prose=(
             "`block` counts at once and for every run of the agent, also after a restart: calls under way are ended, "
-            "new ones are refused with the reason agent-blocked. Runs go on; only their model does not answer."
+            "new ones are refused with the reason agent-blocked. Runs go on; only their model does not answer. A name "
+            "that the policy does not have is blocked as well, and said."
         ),
         examples=(
             ("cloister llm block claude", "stop it from spending, now"),
@@ -51,6 +56,8 @@ def main(argv: list[str]) -> int:
             model_blocks.write(path, agents)
         except OSError as error:
             raise StepError("state-unwritable", f"cannot be written: {error.strerror}", where=path) from error
+        if options.action == "block":
+            _doubt(options.agent)
         if records.living() is not None:
             ended = int(records.control({"verb": "llm-blocked"})["ended"])
     if options.json:
@@ -74,3 +81,15 @@ def _changed(agents: dict[str, str], action: str, agent: str, reason: str) -> di
     elif agents.pop(agent, None) is None:
         raise UsageError("agent-not-blocked", f"{agent!r} is not blocked", remedy="cloister llm status")
     return agents
+
+
+def _doubt(agent: str) -> None:
+    """Say that a name may be misspelt: it is blocked, and whoever was meant is not. A broken policy knows no names."""
+    try:
+        known = list(PolicyFiles(records.places(), os.getuid()).document().tables.get("agents", {}))
+    except PolicyError:
+        return
+    if agent not in known:
+        close = difflib.get_close_matches(agent, known, n=1)
+        shown = f"did you mean {close[0]}?" if close else f"its agents: {', '.join(sorted(known)) or 'none'}"
+        print(output.clean(f"cloister: the policy has no agent {agent!r}; {shown}"), file=sys.stderr)

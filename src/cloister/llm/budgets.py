@@ -372,12 +372,16 @@ class Account:
         """Say which limit stands in the way, how far it is used, and when it helps to ask again."""
         measure = limit.measure
         used, held = _shown(measure, tally.used[measure]), _shown(measure, tally.held[measure])
+        again = limit.span == "minute" and amount[measure] <= most
+        name = limit.reason.replace("-", "_")
+        # "out of budget" is by what Pi 0.86.1 knows that asking again is of no use.
+        begin = f"the budget {name}" if again else f"out of budget: {name}"
         words = (
-            f"the budget {limit.reason.replace('-', '_')} does not hold this request: {_shown(measure, most)} allowed, "
+            f"{begin} does not hold this request: {_shown(measure, most)} allowed, "
             f"{used} used, {held} reserved by requests under way, up to {_shown(measure, amount[measure])} asked for"
         )
         wait = self._wait(limit, amount[measure], most, now, tick)
-        return Refusal(429, limit.reason, words, wait, again=limit.span == "minute" and amount[measure] <= most)
+        return Refusal(429, limit.reason, words, wait, again=again)
 
     def _wait(self, limit: Limit, amount: int, most: int, now: float, tick: float) -> int:
         """Return the seconds until the span has room, as far as it can be known."""

@@ -9,7 +9,7 @@ import msgspec
 
 from cloister.llm import estimate
 from cloister.llm.access import Access
-from cloister.llm.errors import Refusal
+from cloister.llm.errors import NO_MODEL, Refusal
 from cloister.llm.peek import BodyError, Edit, Peek, peek, put, put_usage, splice
 from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
@@ -107,4 +107,4 @@ def _cap(body: bytes, peeked: Peek, route: Route, cap: int, host: str) -> list[E
 
 def _not_allowed(model: str, access: Access) -> Refusal:
     words = f"the model {model[:100]!r} is not allowed here (llm.models); allowed: {access.describe()[:500]}"
-    return Refusal(403, "model-not-allowed", words, again=False)
+    return Refusal(403, NO_MODEL, words, again=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloister.errors import UnsupportedError, UsageError
 from cloister.host.addresses import own_addresses
+from cloister.host.secrets_memory import forbid_looking
 from cloister.policy.model import Agent
 from cloister.policy.protected import effective_names
 from cloister.policy.units import parse_size
@@ -55,11 +56,14 @@ def prove(  # noqa: PLR0913  # the command line, as values
     with contextlib.ExitStack() as stack:
         place = Place(environ, agent, profile)
         stack.enter_context(place)
-        canaries = stack.enter_context(Canaries(place.base, place.owner.home, watched=(place.user_paths.policy,)))
+        watched = (place.user_paths.policy,)
+        canaries = stack.enter_context(Canaries(place.base, place.owner.home, watched, place.runtime))
         lifting = lifted(place.resolved.agent) | {word for word, opens in opened(place.resolved).items() if opens}
         battery = Battery(place, canaries, lifting, facts(place), on_result, here, held(place.resolved))
         _preflight(battery)
-        canaries.known = read(place)
+        if battery.held:
+            forbid_looking()
+            canaries.known = read(place)
         battery.facts["unread_secrets"] = canaries.known.unread
         return battery.run(cases)
 

@@ -125,13 +125,15 @@ class RunModels:
             self._secrets[run] = _references(llm, policy)
 
     def left(self, run: str) -> tuple[str, ...]:
-        """A run is over: its placeholder opens nothing any more. Returns what its receipt says of budgets."""
+        """A run is over: its placeholder opens nothing any more. Returns what its receipt says."""
         caller = self._callers.pop(run, None)
         self._placeholders.pop(run, None)
         self._secrets.pop(run, None)
         if caller is not None and self._calls is not None:
             self._calls.left(caller)
-        return tuple(self._notices.pop(run, ()))
+        refusals = caller.refusals.items() if caller is not None else ()
+        refused = (f"{count} model calls were refused: {reason} [model-refused]" for reason, count in refusals)
+        return (*self._notices.pop(run, ()), *refused)
 
     async def close(self) -> None:
         """End calls under way, and the books."""

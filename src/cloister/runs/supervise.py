@@ -24,6 +24,7 @@ from cloister.host import apply as host_apply
 from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
+from cloister.host.stranded import end_stranded
 from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
@@ -360,6 +361,8 @@ class Supervisor:
         if run.network:
             run.network.close()
         warnings = await self._provisions.end(run)
+        if not run.live.probe:  # its first process never spoke: it may wait for a bubblewrap that was killed
+            await self._loop.run_in_executor(None, end_stranded, run.plan.run, run.plan.launch.argv)
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
@@ -383,6 +386,7 @@ class Supervisor:
             if plan is None:
                 self._store.remove(run)  # killed before its plan was complete: nothing was applied
                 continue
+            end_stranded(plan.run, plan.launch.argv)
             host_apply.undo(plan, self._paths.state)
             self._provisions.recover(plan)
             self._close_record(plan, record)

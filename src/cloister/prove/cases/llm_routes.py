@@ -55,8 +55,7 @@ def attack(box: Box) -> None:
         except ConnectionError as error:
             box.stopped(f"{method} {target}: {type(error).__name__}")
             continue
-        refused = answer.status in (0, 400, 403, 404, 405, 421, 501)
-        box.must(refused, f"{method} {target}: {answer.status or 'closed'}")
+        box.must(answer.ours and answer.status < 500, f"{method} {target}: {answer}")
 
 
 def twin(box: Box) -> None:

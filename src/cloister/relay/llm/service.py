@@ -97,6 +97,8 @@ class Caller:
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody
     """Asks the person at the terminal whether a budget that is used up is granted once more."""
     record: Callable[[str, dict[str, object]], None] = _no_event
+    refusals: dict[str, int] = field(default_factory=dict)
+    """How many calls were refused, by reason: for the receipt of a run."""
     _routes: dict[Route, tuple[tuple[Supply, ...], list[Supply]]] = field(default_factory=dict, repr=False)
 
     _questions: dict[str, asyncio.Task[bool]] = field(default_factory=dict, repr=False)

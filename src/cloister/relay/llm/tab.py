@@ -115,6 +115,8 @@ class Tab:
         """Write down that nothing was sent."""
         self._id = self._service.new_id(self.time)
         self.status = refusal.status
+        refusals = self._caller.refusals
+        refusals[refusal.reason] = refusals.get(refusal.reason, 0) + 1
         self._service.note_refusal(self._row(NOTHING, 0.0, "provider", "refused", reason=refusal.reason))
 
     def _reserve(self, order: Order, upstream: Upstream, *, counted: bool) -> Refusal | None:
