@@ -55,6 +55,19 @@ def test_a_child_of_bubblewrap_that_nobody_tells_to_go_on_is_ended() -> None:
     assert _gone(child)
 
 
+def test_a_dying_outer_half_is_waited_for_and_a_living_one_not_for_long() -> None:
+    """What follows its end is found as well: the look comes when it has ended, or after a second."""
+    argv = ["sh", "-c", "read line", RUN]
+    with subprocess.Popen(["sleep", "0.3"]) as outer, subprocess.Popen(argv, stdin=subprocess.PIPE) as left:
+        began = time.monotonic()
+        assert end_stranded(RUN, argv, outer.pid) == 1
+        assert time.monotonic() - began > 0.2
+        assert left.wait(10) == -signal.SIGKILL
+        began = time.monotonic()
+        assert end_stranded(RUN, argv, os.getpid()) == 0
+        assert 0.9 < time.monotonic() - began < 5
+
+
 def test_others_are_left_alone() -> None:
     """Without the run's id in it a command line says too little, and one that only begins alike is another."""
     words = ["sleep", "300.0123"]

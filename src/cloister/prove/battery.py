@@ -10,7 +10,6 @@ from typing import Any
 
 from cloister.errors import UnsupportedError, UsageError
 from cloister.host.addresses import own_addresses
-from cloister.host.secrets_memory import forbid_looking
 from cloister.policy.model import Agent
 from cloister.policy.protected import effective_names
 from cloister.policy.units import parse_size
@@ -62,6 +61,8 @@ def prove(  # noqa: PLR0913  # the command line, as values
         battery = Battery(place, canaries, lifting, facts(place), on_result, here, held(place.resolved))
         _preflight(battery)
         if battery.held:
+            from cloister.host.secrets_memory import forbid_looking  # it loads the C library, as in policy_facts
+
             forbid_looking()
             canaries.known = read(place)
         battery.facts["unread_secrets"] = canaries.known.unread

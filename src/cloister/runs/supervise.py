@@ -362,7 +362,8 @@ class Supervisor:
             run.network.close()
         warnings = await self._provisions.end(run)
         if not run.live.probe:  # its first process never spoke: it may wait for a bubblewrap that was killed
-            await self._loop.run_in_executor(None, end_stranded, run.plan.run, run.plan.launch.argv)
+            outer = run.outer_pid if outcome.reason == "client-died" else 0
+            await self._loop.run_in_executor(None, end_stranded, run.plan.run, run.plan.launch.argv, outer)
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)

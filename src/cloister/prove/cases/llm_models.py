@@ -38,7 +38,7 @@ def attack(box: Box) -> None:
             box.stopped(f"{what}: the policy allows it")
     for what, body in bodies.items():
         answer = model("POST", model_route(box), key, body)
-        if answer.status == 429:
-            box.surprises.append(f"{what}: not looked at, a budget is used up ({answer.reason})")
+        if answer.status in (401, 429):
+            box.surprises.append(f"{what}: the model was not looked at ({answer})")
         else:
             box.must(answer.ours and answer.status < 500, f"{what}: {answer}")
