@@ -46,7 +46,8 @@ class Provider(Table, frozen=True):
     one. `http://` is allowed for loopback only."""
     key: str = ""
     """A secret reference such as `file:~/.config/cloister/anthropic.key`; never the secret itself. It is read
-    again when it changes, so a key is rotated without a restart."""
+    again when it changes, so a key is rotated without a restart. `login:NAME` is a login of `cloister login`, for
+    the login's own hosts only. `env:` means the broker's environment, not that of whoever starts a run."""
     auth: Literal["auto", "bearer", "x-api-key", "api-key", "sigv4", "google", "none"] = "auto"
     """How the key opens the upstream. `auto` is `x-api-key` for Anthropic keys, `bearer` for logins and OpenAI;
     `api-key` is Azure's header, `sigv4` signs for AWS, `google` signs in to Vertex, `none` sends no key."""
