@@ -5,6 +5,7 @@ Nothing of the proxy, its books or its database is imported before the first run
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
@@ -20,17 +21,25 @@ if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
     from cloister.relay.llm.service import Caller
     from cloister.runs.active import ActiveRun
+    from cloister.runs.identity_store import IdentityStore
     from cloister.runs.model_calls import ModelCalls
     from cloister.runs.model_store import Store
     from cloister.runs.prepare import Prepared
+    from cloister.runs.recordings import Recorder
+
+JOIN_S = 5.0
+"""How long the broker's end waits for what of a recording is not written yet."""
 
 
 class RunModels:
     """The callers among the runs of one broker."""
 
-    def __init__(self, paths: Paths, owner: Owner) -> None:
-        """Open nothing yet."""
-        self._paths, self._owner = paths, owner
+    def __init__(self, paths: Paths, owner: Owner, identities: Callable[[], IdentityStore]) -> None:
+        """Open nothing yet; `identities` opens the key store, for runs whose calls are recorded."""
+        self._paths, self._owner, self._identities = paths, owner, identities
+        self._wrapping = b""
+        self._recorders: dict[str, Recorder] = {}
+        self._ended: list[Recorder] = []
         self._calls: ModelCalls | None = None
         self._store: Store | None = None
         self._ledger = Ledger()
@@ -66,6 +75,17 @@ class RunModels:
         self._placeholders[run] = prepared.placeholders
         self._notices[run] = []
 
+    def unlock(self) -> None:
+        """Have the key ready with which recordings are sealed. May wait for the key store, so in a thread.
+
+        Raises:
+            CloisterError: the key store cannot be opened.
+        """
+        if not self._wrapping:
+            from cloister.llm.recording import PURPOSE
+
+            self._wrapping = self._identities().derive(PURPOSE)
+
     def serve(self, run: ActiveRun, prepared: Prepared) -> Callable[[Exchange], None]:
         """Return what serves the model traffic of a run that was opened."""
         from cloister.relay.llm.entry import handle, of_run
@@ -76,20 +96,31 @@ class RunModels:
         caller.record = run.write_event
         caller.ask = partial(_ask, run)
         caller.account.listen(name, partial(self._alert, run))
+        if prepared.agent.llm.record:
+            self._record(run, caller)
         return partial(handle, self._calls.inference, of_run(lambda: caller))
 
     def placeholders(self, run: str) -> dict[str, str]:
         """Return a run's key variables, for further commands in it."""
         return self._placeholders.get(run, {})
 
-    def reload(self, run: str, llm: Llm, policy: Policy) -> None:
+    def reload(self, run: ActiveRun, llm: Llm, policy: Policy) -> None:
         """Put a new policy in force for a living run.
 
         Raises:
-            PolicyError: it names a provider that is not there; nothing is changed then.
+            CloisterError: it names a provider that is not there, or asks for a record that cannot be sealed; nothing
+                is changed then.
         """
-        if self._calls is not None and run in self._callers:
-            self._calls.update(self._callers[run], llm, policy)
+        caller = self._callers.get(run.plan.run)
+        if self._calls is None or caller is None:
+            return
+        if llm.record:
+            self.unlock()
+        self._calls.update(caller, llm, policy)
+        if not llm.record:
+            caller.recorder = None
+        elif caller.recorder is None:
+            self._record(run, caller)
 
     def left(self, run: str) -> tuple[str, ...]:
         """A run is over: its placeholder opens nothing any more. Returns what its receipt says of budgets."""
@@ -97,18 +128,43 @@ class RunModels:
         self._placeholders.pop(run, None)
         if caller is not None and self._calls is not None:
             self._calls.left(caller)
-        return tuple(self._notices.pop(run, ()))
+        return (*self._notices.pop(run, ()), *self._end_recording(run))
 
     async def close(self) -> None:
         """End calls under way, and the books."""
         if self._calls is not None:
             await self._calls.close()
+        for recorder in (*self._recorders.values(), *self._ended):
+            recorder.finish()
+            recorder.join(JOIN_S)
         if self._store is not None:
             self._store.close()
 
     def obey_blocks(self) -> int:
         """Obey the kill switch as it is now; return how many calls under way were ended."""
         return 0 if self._calls is None else self._calls.obey_blocks()
+
+    def _record(self, run: ActiveRun, caller: Caller) -> None:
+        """Write a run's calls down from now on; a record that the policy ended goes on in the same file."""
+        from cloister.runs.recordings import FILE, Recorder
+
+        name = run.plan.run
+        if name not in self._recorders:
+            path = f"{os.path.dirname(run.store.events_path(name))}/{FILE}"
+            soon = asyncio.get_running_loop().call_soon_threadsafe
+            self._recorders[name] = Recorder(path, name, self._wrapping, run.write_event, soon)
+        caller.recorder = self._recorders[name]
+        run.write_event("recording", {"file": FILE})
+
+    def _end_recording(self, run: str) -> tuple[str, ...]:
+        """Close a run's record behind its last call; return what its receipt says."""
+        recorder = self._recorders.pop(run, None)
+        if recorder is None:
+            return ()
+        recorder.finish()
+        self._ended = [one for one in self._ended if one.alive]
+        self._ended.append(recorder)
+        return recorder.summary()
 
     def _alert(self, run: ActiveRun, alert: Alert) -> None:
         """Record that a share of a budget was passed, and say it in the receipt."""

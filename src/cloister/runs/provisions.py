@@ -56,7 +56,7 @@ class Provisions:
         self._identities = Identities(loop, paths.state)
         self._owner = owner
         self._credentials: CredentialStarts | None = None
-        self._models = RunModels(paths, owner)
+        self._models = RunModels(paths, owner, self._identities.store)
 
     async def open(self, prepared: Prepared, request: RunRequest, since: float) -> Provided:
         """Look at everything a run needs, before anything is changed for it.
@@ -73,6 +73,8 @@ class Provisions:
         credentials = await self._starts().open(prepared, request) if plan.credentials else None
         tokens = await self._identities.admit(plan, since)
         if prepared.placeholders:
+            if prepared.agent.llm.record:
+                await self._loop.run_in_executor(None, self._models.unlock)
             self._models.open(prepared)
         return Provided(credentials, tokens)
 
@@ -125,7 +127,7 @@ class Provisions:
             CloisterError: the policy is broken, or something could not be brought to it.
         """
         agent, rules = kitchen.now_for(run.plan)
-        self._models.reload(run.plan.run, *kitchen.models_of(run.plan))
+        self._models.reload(run, *kitchen.models_of(run.plan))
         revoked = run.obey(agent, *rules)
         self._identities.narrow(run.plan.run, agent.identity, kitchen.policies.digest)
         return revoked

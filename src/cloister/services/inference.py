@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cloister.errors import CloisterError, PolicyError, Problem, render
+from cloister.errors import CloisterError, PolicyError, Problem, UnsupportedError, render
 from cloister.host.owner import identify
 from cloister.policy.document import read
 from cloister.policy.load import load_document
@@ -138,6 +138,11 @@ class Service:
             if agent == METRICS:
                 continue
             llm = resolve(document, agent, presets=presets, policy=loaded).agent.llm
+            if llm.record:
+                raise UnsupportedError(
+                    "policy-not-enforceable", "this service has no run whose directory could keep recordings",
+                    where=f"{policy.path}: agents.{agent}.llm.record", remedy="remove `record`, or use `cloister run`",
+                )  # fmt: skip
             caller = self._callers.get(agent)
             if caller is None:
                 run = f"service-{agent}"

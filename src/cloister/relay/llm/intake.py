@@ -65,7 +65,7 @@ class Intake:
             body, count = self._caller.redactor.redact(body)
             if count:
                 self._caller.record("redacted", {"matches": count, "route": self._route.name})
-        self._call = Call(self._service, self._caller, self._exchange, self._route, self._size)
+        self._call = self._make_call()
         self._call.start(body)
 
     def abandon(self) -> None:
@@ -77,6 +77,14 @@ class Intake:
             self._drop()
 
     # Inside.
+
+    def _make_call(self) -> Call:
+        parts = (self._service, self._caller, self._exchange, self._route, self._size)
+        if self._caller.recorder is None:
+            return Call(*parts)
+        from cloister.relay.llm.recorded import RecordedCall
+
+        return RecordedCall(*parts, self._caller.recorder)
 
     def _drop(self) -> None:
         self._service.buffered -= self._size

@@ -21,6 +21,7 @@ from cloister.relay.llm.supply import Supply
 
 if TYPE_CHECKING:
     from cloister.relay.llm.call import Call
+    from cloister.relay.llm.recorded import Recorder
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [one + two for one in _ALPHABET for two in _ALPHABET]
@@ -89,6 +90,8 @@ class Caller:
     max_tokens: int | None = None
     fallback: bool = False
     redactor: Redactor | None = None
+    recorder: Recorder | None = None
+    """Writes down what calls say, where the policy asks for it."""
     asks: bool = False
     """Whether somebody may be asked when a budget is used up."""
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody
