@@ -14,7 +14,6 @@ from cloister.llm.access import Access
 from cloister.llm.budgets import Account
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books, Row
-from cloister.llm.redact import Redactor
 from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
 from cloister.relay.llm.supply import Supply
@@ -45,6 +44,22 @@ class Prices(Protocol):
 
     def find(self, protocol: str, model: str, provider: str = "") -> Price | None:
         """Return the price of a model, or None."""
+        ...
+
+
+class Redacts(Protocol):
+    """Takes out of bodies what an agent's table names (`runs/redaction.py`)."""
+
+    def at_once(self, body: bytes) -> tuple[bytes, int] | None:
+        """Return a body without what is taken out, and how many matches; None where that may take its time."""
+        ...
+
+    async def aside(self, body: bytes) -> tuple[bytes, int] | Refusal:
+        """Return the same, worked out elsewhere, or why it was not."""
+        ...
+
+    def close(self) -> None:
+        """End what was started."""
         ...
 
 
@@ -89,7 +104,7 @@ class Caller:
     """The placeholder that the run's programs present; empty where the caller is known otherwise."""
     max_tokens: int | None = None
     fallback: bool = False
-    redactor: Redactor | None = None
+    redactor: Redacts | None = None
     recorder: Recorder | None = None
     """Writes down what calls say, where the policy asks for it."""
     asks: bool = False
