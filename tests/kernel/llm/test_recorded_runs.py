@@ -11,7 +11,6 @@ from test_runs import REAL_KEY, messages, set_up
 
 from support.cloister import User, wait_for
 from support.fake_model import FakeModel
-from support.terminal import Terminal
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("nothing_left")]
 
@@ -151,27 +150,3 @@ def wait_file(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, path
         time.sleep(0.05)
-
-
-@pytest.mark.parametrize("key", ["y", "n"])
-def test_a_budget_is_granted_at_the_terminal(user: User, workspace: Path, key: str) -> None:
-    """`on_exhausted = "ask"`: the question stands at the run's terminal, and its answer decides about the call."""
-    with FakeModel() as model:
-        set_up(user, model, 'tokens_per_day = 80\non_exhausted = "ask"\n')
-        script = f"{messages()}; echo; echo ONE; {messages()}; echo; echo TWO; sleep 0.2"
-        command = user.command("run", "shell", "--", "/bin/sh", "-c", script)
-        with Terminal(command, cwd=workspace, env=user.environment) as terminal:
-            seen = terminal.answer("grant the same amount once more?", key)
-            assert "has used up tokens_per_day" in seen
-            rest = terminal.until("TWO")
-            terminal.wait()
-            assert terminal.restored
-        asked = 2 if key == "y" else 1
-        assert len(model.requests) == asked, seen + rest
-        assert ("FAKE-OK" in rest) == (key == "y")
-        user.close()
-        (events,) = user.state.glob("runs/*/events.jsonl")
-        found = [json.loads(line) for line in events.read_text().splitlines()]
-        (answer,) = [one for one in found if one["event"] == "answer"]
-        assert answer["answer"] == ("granted" if key == "y" else "refused")
-        assert any(one["event"] == "budget-granted" for one in found) == (key == "y")
