@@ -14,7 +14,7 @@ from cloister.cli import output, records
 from cloister.errors import DeniedError, UsageError
 
 if TYPE_CHECKING:
-    from cloister.runs.recordings import Recorded, Recording
+    from cloister.runs.recordings_read import Recorded, Recording
 
 
 def show(subject: str, call: str, *, json: bool) -> int:
@@ -49,7 +49,8 @@ def _read(run: str, bodies_of: str) -> tuple[Recording, DeniedError | None]:
     """Return what opens of a recording, and why the rest does not."""
     from cloister.llm.recording import PURPOSE
     from cloister.runs.identity_store import DIRECTORY, IdentityStore
-    from cloister.runs.recordings import FILE, Recording, read_recording
+    from cloister.runs.recordings import FILE
+    from cloister.runs.recordings_read import Recording, read_recording
 
     path = f"{os.path.dirname(records.store().events_path(run))}/{FILE}"
     if not os.path.lexists(path):

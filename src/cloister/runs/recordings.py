@@ -1,4 +1,4 @@
-"""Recordings of model calls: from a run's calls to its sealed file, and back for its owner.
+"""Recordings of model calls: from a run's calls to its sealed file. The way back is in `recordings_read`.
 
 The event loop only queues; one thread per recorded run seals and writes, in order. A piece that cannot be written ends
 the recording: the nonce of a piece is used once, so nothing is ever tried again with other words under it, and the
@@ -12,14 +12,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
-from cloister.errors import UsageError
 from cloister.host import recordings as files
-from cloister.llm.recording import CHUNK_BYTES, Frame, Kind, Sealer, open_frames
+from cloister.llm.recording import CHUNK_BYTES, Kind, Sealer
 
 FILE = "model-calls.sealed"
 """In the directory of a run."""
@@ -108,14 +107,14 @@ class Recorder:
         self.calls += 1
         if len(kept) < len(body):
             self.left_out += 1
-        self._put("begin", call, msgspec.json.encode({**about, "bytes": len(body), "kept": len(kept)}))
+        self._put_about("begin", call, {**about, "bytes": len(body), "kept": len(kept)})
         for start in range(0, len(kept), CHUNK_BYTES):
             self._put("request", call, kept[start : start + CHUNK_BYTES])
 
     def head(self, call: str, about: dict[str, object]) -> None:
         """Keep what is known of an answer that begins."""
         if call in self._open:
-            self._put("head", call, msgspec.json.encode(about))
+            self._put_about("head", call, about)
 
     def answer(self, call: str, data: bytes) -> None:
         """Keep a piece of its body."""
@@ -134,7 +133,7 @@ class Recorder:
         """The call is over."""
         one = self._open.pop(call, None)
         if one is not None:
-            self._put("end", call, msgspec.json.encode({**about, "bytes": one.answer, "kept": one.kept}))
+            self._put_about("end", call, {**about, "bytes": one.answer, "kept": one.kept})
             self._close_when_done()
 
     # Its end.
@@ -174,6 +173,14 @@ class Recorder:
         self._kept += len(kept)
         return kept
 
+    def _put_about(self, kind: Kind, call: str, about: dict[str, object]) -> None:
+        """Queue what is known of a call; of a run that is full, without what the agent can make long."""
+        if self._full and "fields" in about:
+            about = {**about, "fields": []}
+        data = msgspec.json.encode(about)
+        self._kept += len(data)
+        self._put(kind, call, data)
+
     def _put(self, kind: Kind, call: str, data: bytes) -> None:
         if self.failed:
             return
@@ -196,9 +203,13 @@ class Recorder:
             first, self._why = not self._why, self._why or why
         if first:
             try:
-                self._soon(self._event, "recording-failed", {"what": why})
+                self._soon(self._tell, why)
             except RuntimeError:
                 return  # the loop has ended, and with it the run
+
+    def _tell(self, why: str) -> None:
+        if not self._finishing:  # else the run's events are closed; its receipt says what was known then
+            self._event("recording-failed", {"what": why})
 
     def _work(self) -> None:
         """Write, in a thread of its own, until the run is over. A failure of any kind is one of the recording."""
@@ -242,98 +253,3 @@ class Recorder:
             with self._guard:
                 self._waiting -= len(data)
             yield item._replace(data=data)
-
-
-# Reading.
-
-
-@dataclass(slots=True)
-class Recorded:
-    """One call of a recording; a value that was not written is empty."""
-
-    call: str
-    time: float = 0.0
-    model: str = ""
-    provider: str = ""
-    route: str = ""
-    stream: bool = False
-    request_fields: list[str] = field(default_factory=list)
-    request_bytes: int = 0
-    request_kept: int = 0
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    """Of each attempt that was answered: status, provider, request_id, fields, bytes."""
-    outcome: str = ""
-    """Empty: its end was not recorded."""
-    answer_bytes: int = 0
-    answer_kept: int = 0
-    bodies: list[tuple[str, bytearray]] = field(default_factory=list, repr=False)
-    """Request first, then one per answer; filled for one call only."""
-
-    @property
-    def status(self) -> int:
-        """Of the last answer; 0 without one."""
-        return int(self.answers[-1]["status"]) if self.answers else 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether everything of it is there."""
-        return bool(self.outcome) and self.request_kept == self.request_bytes and self.answer_kept == self.answer_bytes
-
-
-@dataclass(slots=True)
-class Recording:
-    """The calls of one run."""
-
-    calls: dict[str, Recorded] = field(default_factory=dict)
-    closed: bool = False
-    """Whether the file has its end; one of a living run, a killed broker or a full disk has none."""
-
-
-def read_recording(path: str, run: str, wrapping: bytes, recording: Recording, *, bodies_of: str = "") -> None:
-    """Read a run's recording into `recording`; what is in it when this raises is genuine.
-
-    Args:
-        path: of the file.
-        run: whose it must be.
-        wrapping: the recordings' key of the user.
-        recording: filled.
-        bodies_of: the call whose bodies are kept; those of others are opened and forgotten.
-
-    Raises:
-        UsageError: nothing was recorded.
-        DeniedError: it was changed, or is not this user's.
-    """
-    try:
-        with files.reading(path) as read:
-            for frame in open_frames(read, wrapping, run):
-                if frame.kind == "close":
-                    recording.closed = True
-                else:
-                    one = recording.calls.setdefault(frame.call, Recorded(frame.call))
-                    _add(one, frame, keep=frame.call == bodies_of)
-    except FileNotFoundError:
-        raise UsageError(
-            "recording-none", "no model calls of this run were recorded", where=run,
-            remedy="llm = { record = true } in the agent's table, for runs to come",
-        ) from None  # fmt: skip
-
-
-def _add(one: Recorded, frame: Frame, *, keep: bool) -> None:
-    """Take one frame."""
-    if frame.kind in {"begin", "head", "end"}:
-        about = msgspec.json.decode(frame.data, type=dict[str, Any])
-        if frame.kind == "begin":
-            one.time, one.model, one.provider = about["time"], about["model"], about["provider"]
-            one.route, one.stream, one.request_fields = about["route"], about["stream"], about["fields"]
-            one.request_bytes, one.request_kept = about["bytes"], about["kept"]
-            one.bodies.append(("request", bytearray()))
-        elif frame.kind == "head":
-            one.answers.append({**about, "bytes": 0})
-            one.bodies.append(("answer", bytearray()))
-        else:
-            one.outcome, one.answer_bytes, one.answer_kept = about["outcome"], about["bytes"], about["kept"]
-        return
-    if frame.kind == "answer" and one.answers:
-        one.answers[-1]["bytes"] += len(frame.data)
-    if keep and one.bodies:
-        one.bodies[-1][1].extend(frame.data)

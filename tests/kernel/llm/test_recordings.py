@@ -18,7 +18,8 @@ import uvloop
 
 from cloister.errors import DeniedError, UsageError
 from cloister.runs.identity_store import IdentityStore
-from cloister.runs.recordings import Bounds, Recorded, Recorder, Recording, read_recording
+from cloister.runs.recordings import Bounds, Recorder
+from cloister.runs.recordings_read import Recorded, Recording, read_recording
 from support.model_rig import (
     ANSWER,
     DELTA,
@@ -306,7 +307,7 @@ def test_a_full_disk_ends_the_calls(kept: Kept, monkeypatch: pytest.MonkeyPatch)
 def test_a_really_full_disk_leaves_a_file_that_opens(kept: Kept) -> None:
     """A write that the system cuts in the middle (RLIMIT_FSIZE) is taken back: what was whole before opens."""
     code = f"""
-import resource, signal, sys
+import resource, signal, sys, time
 sys.path[:0] = {sys.path!r}
 from cloister.runs.recordings import Recorder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -317,6 +318,8 @@ recorder.begin("A" * 26, about, b"one")
 recorder.end("A" * 26, dict(outcome="complete"))
 recorder.begin("B" * 26, about, b"x" * 9000)
 recorder.end("B" * 26, dict(outcome="complete"))
+while recorder.alive and not recorder.failed:
+    time.sleep(0.01)
 recorder.finish()
 recorder.join(10)
 """

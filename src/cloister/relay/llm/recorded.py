@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
     from cloister.relay.llm.service import Caller, Inference
 
+_MODEL = 200
+"""Characters of a model's name that are kept outside the body."""
+
 
 class Recorder(Protocol):
     """Keeps what calls of one run said. No method waits or raises."""
@@ -87,7 +90,7 @@ class RecordedCall(Call):
         if not self._recorded:
             self._recorded = self._tab.id
             about = {
-                "time": self._tab.time, "model": order.model, "provider": supply.upstream.name,
+                "time": self._tab.time, "model": order.model[:_MODEL], "provider": supply.upstream.name,
                 "route": self.route.name, "stream": order.stream, "fields": _names(self.exchange.headers),
             }  # fmt: skip
             self._recorder.begin(self._recorded, about, order.body)
