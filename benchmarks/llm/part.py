@@ -25,7 +25,8 @@ JSON_NOTE = """\
 A closed loop over 1, 32 and 128 connections, 0.9 kB there and 0.9 kB back; each proxy pinned to one core, generator and
 upstream (both C, one thread) to another. Every proxy but nginx checks who asks, reserves a budget, puts the real key
 in, reads the usage, and writes a row; LiteLLM, in its cheapest set-up, without a database. Latency is the whole
-answer; what is added, against no proxy at all. CPU is the proxy's own, per request, all threads."""
+answer; what is added, against no proxy at all. CPU is the proxy's own, per request, all threads. `others` is how many
+cores were busy with other work meanwhile: beyond 0.2 read the CPU column and no other."""
 SSE_NOTE = """\
 The same with streams of 202 chunks, which the upstream writes as fast as it is read. How many chunks a proxy reads at
 once decides here: who is slower merges more of them."""

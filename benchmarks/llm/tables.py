@@ -29,6 +29,8 @@ class Middle(NamedTuple):
     memory_mb: float
     good: int
     bad: int
+    others: float
+    """Cores that others kept busy meanwhile."""
     rounds: int
 
 
@@ -52,7 +54,8 @@ def _middle(samples: Sequence[Sample]) -> Middle:
         of(lambda s: s.load.first_p50), of(lambda s: s.load.first_p99), of(lambda s: s.load.chunk_p50),
         of(lambda s: s.load.chunk_p99), of(lambda s: s.cpu_us), of(lambda s: s.memory_mb),
         int(of(lambda s: s.load.good)),
-        max(s.load.finished - s.load.good for s in samples), len(samples),
+        max(s.load.finished - s.load.good for s in samples),
+        of(lambda s: s.foreign), len(samples),
     )  # fmt: skip
 
 
@@ -70,7 +73,7 @@ def throughput(measured: Results, kind: str, title: str, note: str, missing: Seq
     columns = (
         f"{unit}/s", "p50, µs", "p99, µs", "first byte p50, µs", "added p50, µs", "added p99, µs", "CPU, µs",
         "x nginx", "x LiteLLM",
-        "memory, MB", "failed", "rounds",
+        "memory, MB", "failed", "others, cores", "rounds",
     )  # fmt: skip
     lines: list[Line | Missing] = []
     for cell, by in measured.items():
@@ -80,7 +83,8 @@ def throughput(measured: Results, kind: str, title: str, note: str, missing: Seq
         for name, found in _in_order(by):
             values = {
                 f"{unit}/s": found.per_second, "p50, µs": found.p50_us, "p99, µs": found.p99_us,
-                "first byte p50, µs": found.first_p50_us, "failed": found.bad, "rounds": found.rounds,
+                "first byte p50, µs": found.first_p50_us, "failed": found.bad,
+                "others, cores": found.others, "rounds": found.rounds,
             }  # fmt: skip
             if name != DIRECT:
                 values |= {"CPU, µs": found.cpu_us, "memory, MB": found.memory_mb, **_ratios(found.per_second, rates)}
@@ -95,7 +99,7 @@ def paced(measured: Results, cells: Sequence[Cell], title: str, note: str, missi
     """Return the table of streams that arrive at the pace of a model."""
     columns = (
         "complete", "failed", "chunk p50, µs", "chunk p99, µs", "first byte p50, ms", "first byte p99, ms",
-        "CPU, ms per stream", "CPU x nginx", "memory, MB", "rounds",
+        "CPU, ms per stream", "CPU x nginx", "memory, MB", "others, cores", "rounds",
     )  # fmt: skip
     lines: list[Line | Missing] = []
     for cell in cells:
@@ -104,7 +108,7 @@ def paced(measured: Results, cells: Sequence[Cell], title: str, note: str, missi
             values = {
                 "complete": found.good, "failed": found.bad, "chunk p50, µs": found.chunk_p50_us,
                 "chunk p99, µs": found.chunk_p99_us, "first byte p50, ms": found.first_p50_us / 1000,
-                "first byte p99, ms": found.first_p99_us / 1000, "rounds": found.rounds,
+                "first byte p99, ms": found.first_p99_us / 1000, "others, cores": found.others, "rounds": found.rounds,
             }  # fmt: skip
             if name != DIRECT:
                 values |= {"CPU, ms per stream": found.cpu_us / 1000, "memory, MB": found.memory_mb}

@@ -1,6 +1,10 @@
 """The battery against an agent that has credentials, a login, models, identity and keys, with real servers behind."""
 
+import contextlib
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +51,7 @@ def test_attack_on_a_secret_is_denied(case: str, results: dict[str, dict[str, An
     assert result["twin"] in ("ok", "none")
     assert "no ssh-agent" not in result["detail"]
     assert "no gpg-agent" not in result["detail"]
+    assert case != "ipc-key-agent" or "sign any bytes" in result["detail"]
 
 
 @pytest.mark.usefixtures("results")
@@ -62,3 +67,20 @@ def test_the_servers_saw_what_the_twins_sent_and_no_placeholder(agent: Armed) ->
     assert not [request for request in sent if "cloister-" in repr(request)]
     assert agent.model.requests == []
     assert [path for path, _ in agent.oauth.requests if path == "/token"] == []
+    assert (agent.user.state / "logins/work.json").is_file()
+
+
+def test_nobody_looks_into_the_process_that_knows_the_secrets(agent: Armed) -> None:
+    """From when it has read them, the memory of `cloister prove` belongs to root (proc(5)); before, to its user."""
+    directory = agent.user.home / "src/project"
+    process = agent.user.start("prove", "shell", "--case", "cred-placeholders", "--case", "cred-inside", cwd=directory)
+    owners = []
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            owners.append(Path(f"/proc/{process.pid}/mem").stat().st_uid)
+        time.sleep(0.02)
+    process.communicate()
+
+    assert process.returncode == 0
+    assert owners[0] == os.getuid()
+    assert owners.count(0) > 5, "an ended process belongs to root as well, until it is collected"

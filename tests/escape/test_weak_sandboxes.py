@@ -211,10 +211,13 @@ def leaky_facts(base: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def leaky(ground_base: Path) -> Leaky:
-    """A weak sandbox with a real secret, another run's token, a ledger and a record with a secret in them."""
-    ground = Leaky(ground_base, NAMES)
+@pytest.fixture(params=["200 OK", "404 Not Found"])
+def leaky(request: pytest.FixtureRequest, ground_base: Path) -> Leaky:
+    """A weak sandbox with a real secret, another run's token, a ledger and a record with a secret in them.
+
+    What a server behind the proxy answers does not matter, that it answers does.
+    """
+    ground = Leaky(ground_base, NAMES, request.param)
     (ground_base / "ledger.db").write_text("-----BEGIN PRIVATE KEY-----", encoding="ascii")
     (ground_base / "logins").mkdir()
     (ground_base / "identity").mkdir()

@@ -57,9 +57,10 @@ class Leaky(Bare):
     Whatever name is asked for, the proxy has a certificate for it; model traffic needs no key and every route exists.
     """
 
-    def __init__(self, base: Path, names: tuple[str, ...]) -> None:
-        """Make certificates for these names, and what an agent of such a sandbox would find in its environment."""
+    def __init__(self, base: Path, names: tuple[str, ...], status: str) -> None:
+        """Make certificates for these names; servers behind the proxy answer with a status."""
         super().__init__(base)
+        self._status = status
         self._authority, self._certificate = make_certificate(base, *names)
         self.more: dict[str, str] = {}
 
@@ -73,12 +74,22 @@ class Leaky(Bare):
         """Return bubblewrap's argv, with the servers beside the words."""
         del pty, directory
         bubblewrap = ["/usr/bin/bwrap", "--dev-bind", "/", "/", "--unshare-net", "--die-with-parent"]
-        return [*bubblewrap, "/usr/bin/python3", "-I", "-c", SERVERS, self.base, str(self._certificate), *words]
+        return [
+            *bubblewrap,
+            "/usr/bin/python3",
+            "-I",
+            "-c",
+            SERVERS,
+            self.base,
+            str(self._certificate),
+            self._status,
+            *words,
+        ]
 
 
 SERVERS = r"""
 import os, socket, ssl, subprocess, sys, threading
-base, certificate, words = sys.argv[1], sys.argv[2], sys.argv[3:]
+base, certificate, status, *words = sys.argv[1:]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(certificate)
 def head(sock):
@@ -93,7 +104,7 @@ def http(sock):
         sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         sock = context.wrap_socket(sock, server_side=True)
         head(sock)
-    sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+    sock.sendall(f"HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}".encode())
     sock.close()
 def ssh(sock):
     while len(size := sock.recv(4)) == 4:

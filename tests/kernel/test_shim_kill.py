@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -24,16 +25,31 @@ def at_stage(rig: Rig, stage: str) -> Run:
         run.until("inner", "R")
     end = time.monotonic() + 5
     wanted = {"connected": 1, "launched": 3, "running": 6}[stage]
-    while len(family(run.process.pid)) < wanted:
+    # With its other half gone a millisecond earlier, bubblewrap's child waits for ever: the broker ends that one.
+    while len(family(run.process.pid)) < wanted or (stage == "launched" and not _speaks(run)):
         assert time.monotonic() < end
         time.sleep(0.01)
     return run
 
 
+def _speaks(run: Run) -> bool:
+    """Say whether the inner half is there, waiting for its go."""
+    return any(b"\0inner\0" in line and b"bwrap" not in line for line in _lines(run).values())
+
+
+def _lines(run: Run) -> dict[int, bytes]:
+    """Return the command lines of all processes of a run but the outer half."""
+    lines = {}
+    for pid in family(run.process.pid):
+        with contextlib.suppress(OSError):
+            lines[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
+    lines.pop(run.process.pid, None)
+    return lines
+
+
 def the(run: Run, part: str) -> int:
     """Return the host pid of a part of the run."""
-    members = family(run.process.pid)
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in members if pid != run.process.pid}
+    lines = _lines(run)
     match part:
         case "outer":
             return run.process.pid

@@ -235,7 +235,7 @@ def test_the_battery_attacks_the_socket_of_the_agent(world: World) -> None:
     """`cloister prove` finds the filter in place for this very agent, and no fault in it."""
     words = ("prove", "shell", "--case", "ipc-key-agent", "--json")
     done = world.user.run(*words, cwd=world.workspace, SSH_AUTH_SOCK=str(world.agent.socket))
-    shown = json.loads(done.stdout)["cases"][0]
 
     assert done.returncode == 0, done.stdout + done.stderr
+    shown = json.loads(done.stdout)["cases"][0]
     assert "sign a file" in json.dumps(shown), shown

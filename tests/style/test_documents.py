@@ -78,6 +78,7 @@ def test_every_threat_has_a_state_and_a_proof(root: Path) -> None:
 
     assert len(rows) > 20
     assert len(rows) == len(re.findall(r"^\| T-", text, re.MULTILINE)), "a row has not five columns"
+    assert [row[0] for row in rows] == [f"T-{number:02}" for number in range(1, len(rows) + 1)], "numbers count"
     for number, _, state, _, proof in rows:
         assert state in STATES, number
         assert state != "mitigated" or TEST.search(proof), number

@@ -52,7 +52,11 @@ def check(before: Look) -> None:
 
 
 def _own_processes() -> list[tuple[int, str]]:
-    """Return pid and command line of every process of this user; zombies count, since nobody reaps them."""
+    """Return pid and command line of every process of this user.
+
+    A zombie counts when its parent should have collected it. One that came to PID 1 is over, and some of those that
+    are PID 1 in a container or a small virtual machine take seconds to collect it.
+    """
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -61,8 +65,13 @@ def _own_processes() -> list[tuple[int, str]]:
             # Not the owner of the folder: that is root's for processes that are not dumpable (proc(5)).
             status = (folder / "status").read_text(encoding="utf-8", errors="replace")
             if re.search(rf"^Uid:\t{os.getuid()}\t", status, re.MULTILINE):
+                state = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+                zombie = state["State"].startswith(("Z", "X"))
+                if zombie and state["PPid"] == "1":
+                    continue
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append((int(folder.name), line[:200]))
+                words = f"{state['Name']} (a zombie of {state['PPid']})" if zombie else line[:200]
+                found.append((int(folder.name), words))
         except OSError:
             continue  # it ended while we looked
     return found

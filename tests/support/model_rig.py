@@ -62,8 +62,9 @@ class MemoryBooks:
         """Note a refusal."""
         self.refusals.append(row)
 
-    def spent(self, agent: str, since: float, until: float, run: str = "") -> Spent:
-        """Add up."""
+    def spent(self, agent: str, since: float, until: float, run: str = "", user: str = "") -> Spent:
+        """Add up; all rows are one user's."""
+        del user
         rows = [row for row in (*self.open.values(), *self.rows) if row.agent == agent and since <= row.time < until]
         rows = [row for row in rows if not run or row.run == run]
         tokens = [

@@ -1,20 +1,25 @@
 """`cloister doctor`: what this host can enforce and what it cannot, each with its remedy.
 
 Exit status 0 when agents can run in namespaces here, 69 when they cannot. The facts are taken by
-`host/probe.py` and judged by `runs/doctor.py`; here they are only asked for and shown.
+`host/probe.py` and judged by `runs/doctor.py`, ledger and keys looked at by `runs/doctor_models.py`; here they are
+only asked for and shown.
 """
 
 from __future__ import annotations
 
+import os
 import textwrap
 
 import msgspec
 
+from cloister.cli import records
 from cloister.cli.arguments import Parser
 from cloister.errors import UnsupportedError
+from cloister.host.owner import identify
 from cloister.host.probe import probe, probe_deep
 from cloister.plan.facts import HostFacts
 from cloister.runs.doctor import EVERY_RUN, Finding, can_run, judge
+from cloister.runs.doctor_models import model_findings
 
 WIDTH = 100
 
@@ -32,7 +37,10 @@ def parser() -> Parser:
     verb = Parser(
         "doctor",
         "Say what this host can enforce, and what to do about the rest.",
-        prose="Looks at the kernel, bubblewrap, cgroups and the rest, and tries what can only be known by trying.",
+        prose=(
+            "Looks at the kernel, bubblewrap, cgroups and the rest, and tries what can only be known by trying. Where "
+            "the policy has providers, the ledger is opened and each key read by its reference; no key is shown."
+        ),
         examples=(("cloister doctor", "can agents run here?"),),
         exits=(("69", "agents cannot run in namespaces here"),),
     )
@@ -49,7 +57,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = parser().read(argv)
     facts = probe() if arguments.quick else probe_deep()
-    findings = judge(facts)
+    places = records.places()
+    findings = judge(facts) + model_findings(places, identify(places.home), os.environ, quick=arguments.quick)
     works = can_run(findings)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(Report(works, findings, facts))).decode())

@@ -37,6 +37,7 @@ VERBS = {
     "policy": "reload the policy of running sandboxes; print its schema",
     "identity": "show, verify, revoke and rotate the keys and tokens of agents",
     "llm": "block an agent's model calls, or allow them again",
+    "metrics": "print the broker's numbers for Prometheus",
     "doctor": "say what this host can enforce, and what to do about the rest",
     "prove": "attack an agent's sandbox and report what stopped each attack",
     "gc": "remove old records, history of vanished projects, and leftovers",

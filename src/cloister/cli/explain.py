@@ -13,9 +13,11 @@ from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.cli.plan import kitchen
 from cloister.egress.decision import Target, decide
-from cloister.egress.hosts import HostError, parse_authority
+from cloister.egress.hosts import HostError, parse_authority, parse_host
 from cloister.errors import UsageError
 from cloister.host.agent_program import ProgramMissingError
+from cloister.isolation.namespace import MODEL_PORT
+from cloister.llm.upstreams import compile_upstream
 from cloister.policy.values import check_read_path
 from cloister.runs.approvals import Approvals
 from cloister.runs.credentials_plan import credentials_for
@@ -26,6 +28,7 @@ from cloister.runs.request import RunRequest
 
 _HTTP = 80
 _HTTPS = 443
+_SSH = 22
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +182,8 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
     target = Target("http" if plain else "connect", where, port, *(request_line if plain else ()))
     if bound:  # its requests are read
         target = Target("https", where, port, *request_line)
+    if served := _models_at(where.text, port, prepared):
+        return served
     verdict = decide(prepared.ruleset, prepared.guard, target)
     answered = kept.find(prepared.plan.agent, where.text, port) if verdict.action == "ask" else ""
     explanation = verdict.explanation
@@ -188,6 +193,8 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
             if answered
             else "you are asked, and a run without a terminal is refused"
         )
+    called, signed = _providers_at(where.text, port, prepared), _keys_for(where.text, port, prepared)
+    explanation = "; ".join(part for part in (explanation, *called, *signed) if part)
     return Answer(
         question=word,
         kind="host",
@@ -198,9 +205,35 @@ def about_host(word: str, request: tuple[str, str], prepared: Prepared, reasons:
         rule=verdict.rule,
         where=reasons.of_rule(verdict.rule, prepared.agent.egress),
         explanation=explanation,
-        remedy=verdict.remedy,
+        remedy="" if called else verdict.remedy,
         credentials=bound,
     )
+
+
+def _models_at(host: str, port: int, prepared: Prepared) -> Answer | None:
+    """Return the answer about the place inside where the run's own models are served."""
+    if not prepared.plan.models or host not in ("127.0.0.1", "localhost") or port != MODEL_PORT:
+        return None
+    return Answer(
+        question=f"{host}:{port}", kind="host", allowed=True, target=f"{host}:{port}", protocol="model calls",
+        reason="models-of-the-run", where=f"[agents.{prepared.plan.agent}.llm]",
+        explanation="; ".join(prepared.plan.models),
+    )  # fmt: skip
+
+
+def _providers_at(host: str, port: int, prepared: Prepared) -> list[str]:
+    """Return words about the providers there: the broker makes their calls, so no rule is needed."""
+    named = [(name, prepared.policy.providers[name]) for name in prepared.agent.llm.providers]
+    upstreams = [compile_upstream(name, provider) for name, provider in named]
+    found = [one.name for one in upstreams if (one.host, one.port) == (host, port)]
+    return [f"its model calls get there through the broker (provider {name}) and need no rule" for name in found]
+
+
+def _keys_for(host: str, port: int, prepared: Prepared) -> list[str]:
+    """Return words about the keys that log in there."""
+    named = prepared.agent.credentials.items()
+    places = {name: [parse_authority(one, _SSH) for one in key.hosts] for name, key in named if "ssh" in key.uses}
+    return [f"the key {name} logs in there" for name, hosts in places.items() if (parse_host(host), port) in hosts]
 
 
 def _page(answer: Answer) -> str:

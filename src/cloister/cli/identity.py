@@ -13,6 +13,7 @@ from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import DeniedError, UsageError
 from cloister.host.key_store import read_private
+from cloister.identity.tokens import TokenError
 from cloister.runs.identity_files import DIRECTORY
 from cloister.runs.identity_store import IdentityStore
 from cloister.services.identity_api import revoke
@@ -53,7 +54,7 @@ def parser() -> Parser:
     check.add_argument("--json", action="store_true", help="print JSON with the claims")
     gone = verbs.add_parser("revoke", help="make tokens void at once")
     gone.add_argument("kind", choices=("run", "agent", "key"), help="what to revoke")
-    gone.add_argument("id", metavar="ID", help="id of the run, name of the agent, or kid of the key")
+    gone.add_argument("id", metavar="ID", help="id of the run (or last), name of the agent, or kid of the key")
     gone.add_argument("--json", action="store_true", help="print JSON with the keys kind, revoked")
     turn = verbs.add_parser("rotate", help="give an agent a new key; the old one is published while tokens are out")
     which = turn.add_mutually_exclusive_group(required=True)
@@ -101,8 +102,9 @@ def main(argv: list[str]) -> int:
         case "verify":
             _verify(store, options)
         case "revoke":
-            revoke(store, options.kind, options.id)
-            _say(f"revoked {options.kind} {options.id}", {"kind": options.kind, "revoked": options.id}, options.json)
+            name = _meant(store, options.kind, options.id)
+            revoke(store, options.kind, name)
+            _say(f"revoked {options.kind} {name}", {"kind": options.kind, "revoked": name}, options.json)
         case "rotate":
             done = store.rotate("" if options.all else options.agent)
             _say(f"new keys: {', '.join(done) or 'none'}", {"rotated": done}, options.json)
@@ -152,11 +154,34 @@ def _verify(store: IdentityStore, options: object) -> None:
         agent=getattr(options, "agent", ""),
         digest=getattr(options, "require_digest", ""),
     )
-    claims = msgspec.structs.asdict(store.verify(token.strip(), demand))
+    try:
+        claims = msgspec.structs.asdict(store.verify(token.strip(), demand))
+    except TokenError as error:
+        if error.reference == "token-malformed":
+            error.remedy = "cloister identity verify - < FILE, with a FILE of $CLOISTER_IDENTITY_DIRECTORY"
+        raise
     if getattr(options, "json", False):
         output.print_json(claims)
         return
     print(output.pairs([(name, str(value)) for name, value in claims.items()]))
+
+
+def _meant(store: IdentityStore, kind: str, name: str) -> str:
+    """Return what is revoked: the run that an id begins, or the word itself, with a doubt where nothing bears it.
+
+    It is revoked all the same: a token of the service's may name a run or an agent that has no record here.
+    """
+    if kind == "run":
+        try:
+            return records.store().find(name)
+        except UsageError:
+            known, remedy = False, "cloister ps --all"
+    else:
+        keys = store.read().keys
+        known, remedy = any(name in (key.agent, key.kid) for key in keys), "cloister identity show"
+    if not known:
+        print(output.clean(f"cloister: no {kind} {name!r} is known here, see {remedy}"), file=sys.stderr)
+    return name
 
 
 def _new_key(path: str) -> str:

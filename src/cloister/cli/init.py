@@ -13,9 +13,9 @@ from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import StepError, UsageError
 from cloister.policy.load import load
-from cloister.policy.model import Preset
+from cloister.policy.model import Policy, Preset
 from cloister.policy.presets import all_presets
-from cloister.policy.starter import starter
+from cloister.policy.starter import how_to_store, starter
 
 
 def parser() -> Parser:
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     named = [name.strip() for name in options.agents.split(",")] if options.agents else None
     names = _known(named, presets) if named else _found(presets)
     text = starter(names, presets, variables=tuple(os.environ))
-    load(text, "cloister.toml", preset_names=tuple(presets))
+    policy = load(text, "cloister.toml", preset_names=tuple(presets))
     if options.show:
         sys.stdout.write(text)
         return 0
@@ -72,6 +72,8 @@ def main(argv: list[str]) -> int:
     print(f"wrote {output.clean(str(target))} for: {', '.join(agents)}")
     if backup:
         print(f"the old one is {output.clean(backup)}")
+    for line in _keys_to_store(policy):
+        print(line)
     print(f"next: cloister check, then cd into a project and cloister run {agents[0]}")
     return 0
 
@@ -99,6 +101,16 @@ def write_private(target: Path, text: str) -> str:
             os.link(target, backup)
     partial.rename(target)
     return backup
+
+
+def _keys_to_store(policy: Policy) -> list[str]:
+    """Return how to store the keys that the policy names and that are not there yet."""
+    found = []
+    for name, provider in policy.providers.items():
+        path = Path(provider.key.removeprefix("file:")).expanduser()
+        if not path.exists() and (command := how_to_store(name, tuple(os.environ))):
+            found.append(f"store the key of {name}: {command}")
+    return found
 
 
 def _presets(folder: str) -> Mapping[str, Preset]:

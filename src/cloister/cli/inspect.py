@@ -11,7 +11,7 @@ import msgspec
 
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
-from cloister.cli.receipt import page, section
+from cloister.cli.receipt import model_calls, page, section
 from cloister.errors import StepError
 from cloister.plan import render
 from cloister.plan.steps import Plan
@@ -96,7 +96,7 @@ def _everything(store: Store, run: str, *, as_json: bool) -> None:
         output.print_json(Inspection(run=row, plan=plan, receipt=receipt, plan_digest=digest, files=files))
         return
     if receipt:
-        print(page(receipt))
+        print(page(receipt, model_calls(receipt, plan)))
     else:
         print(_living(row, plan))
     print("\n" + section("files", tuple(f"{name:<9}  {path}" for name, path in files.items())))

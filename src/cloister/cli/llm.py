@@ -1,14 +1,18 @@
-"""`cloister llm`: the kill switch for an agent's model calls, and what recorded ones said."""
+"""`cloister llm`: the kill switch for model calls of an agent, and what recorded ones said."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import sys
 import time
 
 from cloister.cli import llm_recordings, output, records
 from cloister.cli.arguments import Parser
-from cloister.errors import StepError, UsageError
+from cloister.errors import PolicyError, StepError, UsageError
 from cloister.runs import model_blocks
+from cloister.runs.policies import PolicyFiles
 
 
 def parser() -> Parser:
@@ -18,7 +22,8 @@ def parser() -> Parser:
         "Block an agent's model calls, allow them again, show who is blocked, or show recorded calls.",
         prose=(
             "`block` counts at once and for every run of the agent, also after a restart: calls under way are ended, "
-            "new ones are refused with the reason agent-blocked. Runs go on; only their model does not answer. "
+            "new ones are refused with the reason agent-blocked. Runs go on; only their model does not answer. A name "
+            "that the policy does not have is blocked as well, and said. "
             "`recordings` lists the calls of a run whose policy has `llm = { record = true }`, or prints what one of "
             "them sent and got. They are encrypted with this user's key store (`cloister identity`), and are removed "
             "with the run."
@@ -76,6 +81,8 @@ def _switch(options: argparse.Namespace) -> int:
             model_blocks.write(path, agents)
         except OSError as error:
             raise StepError("state-unwritable", f"cannot be written: {error.strerror}", where=path) from error
+        if options.action == "block":
+            _doubt(options.subject)
         if records.living() is not None:
             ended = int(records.control({"verb": "llm-blocked"})["ended"])
     if options.json:
@@ -99,3 +106,15 @@ def _changed(agents: dict[str, str], action: str, agent: str, reason: str) -> di
     elif agents.pop(agent, None) is None:
         raise UsageError("agent-not-blocked", f"{agent!r} is not blocked", remedy="cloister llm status")
     return agents
+
+
+def _doubt(agent: str) -> None:
+    """Say that a name may be misspelt: it is blocked, and whoever was meant is not. A broken policy knows no names."""
+    try:
+        known = list(PolicyFiles(records.places(), os.getuid()).document().tables.get("agents", {}))
+    except PolicyError:
+        return
+    if agent not in known:
+        close = difflib.get_close_matches(agent, known, n=1)
+        shown = f"did you mean {close[0]}?" if close else f"its agents: {', '.join(sorted(known)) or 'none'}"
+        print(output.clean(f"cloister: the policy has no agent {agent!r}; {shown}"), file=sys.stderr)

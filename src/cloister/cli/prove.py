@@ -27,10 +27,10 @@ def parser() -> Parser:
             "Starts the sandbox as `cloister run` would, with the agent's own policy, and tries every known way out. "
             "Canaries (secret files, listeners, a process) and workspaces are made for it and removed afterwards; "
             "it uses a broker of its own, so running agents are not disturbed. What the policy allows by name is "
-            "reported as opted out, not as passed; what the policy does not have (credentials, models, logins) is counted "
-            "and left out. The agent's real secrets are read by their references, on this side, and looked for in "
-            "everything that comes out; bound hosts are asked for their head (`HEAD /`), providers of models for nothing. "
-            "Needs /usr/bin/python3 inside the sandbox."
+            "reported as opted out, not as passed; what the policy does not have (credentials, models, logins) is "
+            "counted and left out. The agent's real secrets are read by their references, on this side, and looked for "
+            "in everything that comes out; bound hosts are asked for their head (`HEAD /`), providers of models for "
+            "nothing. Needs /usr/bin/python3 inside the sandbox."
         ),
         examples=(
             ("cloister prove", "the whole battery against the agent `shell`"),

@@ -7,7 +7,8 @@ from typing import Any
 
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
-from cloister.errors import UsageError
+from cloister.errors import CloisterError, UsageError
+from cloister.plan.steps import Plan
 from cloister.runs.store import Receipt
 
 
@@ -19,7 +20,8 @@ def parser() -> Parser:
         prose=(
             "A receipt names the digests (SHA-256) of the policy and of the plan, the host's facts, what enforced each "
             "limit, every opt-out, and what was refused. It is written at the end of the run; a run whose broker was "
-            "killed gets one from the next broker, which says so."
+            "killed gets one from the next broker, which says so. What model calls used is read from the ledger (see "
+            "usage), and is on the page only."
         ),
         examples=(
             ("cloister receipt last", "the newest run"),
@@ -56,11 +58,23 @@ def main(argv: list[str]) -> int:
     if options.json:
         output.print_json(receipt)
     else:
-        print(page(receipt))
+        print(page(receipt, model_calls(receipt, store.plan(run))))
     return 0
 
 
-def page(receipt: Receipt) -> str:
+def model_calls(receipt: Receipt, plan: Plan | None) -> tuple[str, ...]:
+    """Return what a run's model calls used, by the ledger as it is now; nothing for a run without models."""
+    if plan is None or not plan.models:
+        return ()
+    from cloister.cli.usage import of_run
+
+    try:
+        return (of_run(receipt.id, receipt.agent, receipt.started, receipt.finished),)
+    except CloisterError as error:
+        return (f"the ledger cannot be read now: {error.message} (cloister usage)",)
+
+
+def page(receipt: Receipt, models: tuple[str, ...] = ()) -> str:
     """Return the receipt as people read it. Everything is cleaned: much of it came from the agent."""
     good = receipt.exit_code == 0 and receipt.reason == "exited"
     took = output.span(receipt.finished - receipt.started)
@@ -90,6 +104,7 @@ def page(receipt: Receipt) -> str:
         section("limits", receipt.limits or ("none",)),
         section("egress", (traffic,)),
         section("credentials", receipt.credentials),
+        section("model calls", models),
         section("denied", receipt.denied, "red"),
         section("notices", receipt.notices),
         section("warnings", receipt.warnings, "yellow"),

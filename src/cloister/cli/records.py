@@ -41,8 +41,18 @@ def store() -> Store:
 
 def living() -> frozenset[str] | None:
     """Return the ids of living runs by the broker's word; None when no broker runs, so nothing lives."""
-    answer = client.ask_running({"verb": "living"})
-    return None if answer is None else frozenset(_decode(answer)["runs"])
+    answer = ask_living({"verb": "living"})
+    return None if answer is None else frozenset(answer["runs"])
+
+
+def ask_living(fields: dict[str, str]) -> dict[str, Any] | None:
+    """Ask the broker where one runs, and start none; None when nobody is there.
+
+    Raises:
+        BrokerError: what the broker refused.
+    """
+    answer = client.ask_running(fields)
+    return None if answer is None else _decode(answer)
 
 
 def control(fields: dict[str, str]) -> dict[str, Any]:

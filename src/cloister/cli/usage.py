@@ -288,6 +288,20 @@ def _print_csv(found: Usage) -> None:
         writer.writerow([key, *(getattr(line, name) for name in _FIELDS)])
 
 
+def of_run(run: str, agent: str, started: float, finished: float) -> str:
+    """Return in one line what the calls of a run used, for its receipt.
+
+    Raises:
+        CloisterError: the policy is wrong, or the ledger cannot be read now.
+    """
+    found = _gather(Question(by="run", since=started - 1, until=finished + 1, agent=agent))
+    line = next((line for line in found.lines if line.key == run), Line(key=run))
+    given = line.input_tokens + line.cache_read_tokens + line.cache_write_tokens
+    sign = "≥" if line.unpriced else "~" if line.estimated else ""
+    calls = f"{line.requests:,} call{'' if line.requests == 1 else 's'}, {line.refused:,} refused"
+    return f"{calls}, {count(given)} tokens in, {count(line.output_tokens)} out, {sign}{dollars(line.cost_usd)}"
+
+
 def _gather(question: Question) -> Usage:
     places = records.places()
     try:

@@ -134,9 +134,11 @@ class Journal:
             raise RetryError(
                 "ledger-in-use",
                 "another process keeps these books, and there can be only one",
-                where=directory,
-                remedy="cloister usage reads them; stop the other broker to write them",
+                where=f"{directory}{_holder(f'{directory}/lock')}",
+                remedy="let that process serve the models, or end it; cloister usage reads meanwhile",
             ) from None
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, b"%d\n" % os.getpid())
         self._old: list[Segment] = []
         self._active: Segment | None = None
         self._descriptor = -1
@@ -248,6 +250,20 @@ class Journal:
             os.ftruncate(self._descriptor, active.size)
         except OSError:
             active.size = self._segment_bytes
+
+
+def _holder(path: str) -> str:
+    """Return who has a lock, as the end of a place; nothing where that cannot be known."""
+    try:
+        with open(path, "rb") as file:
+            pid = int(file.read(32))
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(4096).split(b"\0")
+    except (OSError, ValueError):
+        return ""
+    names = {b"cloister.services.broker": "the broker", b"cloister.services.inference": "the inference service"}
+    known = next((name for word, name in names.items() if word in words), "another program")
+    return f", by {known}, process {pid}"
 
 
 def _content(path: str) -> bytes:

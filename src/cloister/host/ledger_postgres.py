@@ -170,6 +170,12 @@ class PostgresLedger:
         """See `Ledger.prune`."""
         return self._shielded(lambda: self._connection.execute(_PRUNE, (before,)).rowcount)
 
+    def size(self) -> int:
+        """Return the bytes of the table with its indexes."""
+        query = "SELECT pg_total_relation_size('calls')"
+        row = self._shielded(lambda: self._connection.execute(query).fetchone())
+        return int(row[0]) if row else 0
+
     def newest(self) -> float:
         """See `Ledger.newest`."""
         row = self._shielded(lambda: self._connection.execute('SELECT max("time") FROM calls').fetchone())

@@ -8,6 +8,7 @@ link, since a link that an agent made in a writable place would turn any file of
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable
 
@@ -41,7 +42,7 @@ def read_private(path: str, uid: int, *, forbidden: Iterable[str] = ()) -> bytes
         raise UnavailableError("it lies where the agent may write", "move it out of the workspace")
     _check_directories(real, uid)
     target = os.path.join(real, name)
-    data, info = _read(target)
+    data, info = _read(target, f"(umask 077; cat > {shlex.quote(target)})")
     if info.st_uid not in (uid, 0):
         raise UnavailableError("it belongs to another user", f"chown {uid} {path}")
     if info.st_mode & 0o077:
@@ -67,11 +68,11 @@ def without_newline(data: bytes) -> bytes:
     return data[:-2] if data.endswith(b"\r\n") else data.removesuffix(b"\n")
 
 
-def _read(path: str) -> tuple[bytes, os.stat_result]:
+def _read(path: str, missing: str = "") -> tuple[bytes, os.stat_result]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise UnavailableError("there is no such file") from None
+        raise UnavailableError("there is no such file", missing) from None
     except OSError as error:
         if os.path.islink(path):
             raise UnavailableError("it is a link", f"name what it leads to: file:{os.path.realpath(path)}") from None

@@ -21,6 +21,15 @@ def keep_memory_private() -> None:
         OSError: the kernel refused.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_looking()
+
+
+def forbid_looking() -> None:
+    """Do so for this process only: limits are inherited by programs that it starts, this is not.
+
+    Raises:
+        OSError: the kernel refused.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

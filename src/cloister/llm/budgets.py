@@ -80,6 +80,17 @@ class Alert(NamedTuple):
     """Tokens or dollars."""
 
 
+class Unknown(NamedTuple):
+    """A span of which the books were not asked yet."""
+
+    key: Key
+    since: float
+    until: float
+    run: str
+    before: tuple[int, int]
+    """What was used and reserved in it when the question was made: the books have that too."""
+
+
 class _Tally:
     """What was used and is reserved in one span."""
 
@@ -142,6 +153,52 @@ class Account:
         """How many calls are under way."""
         return len(self._holds)
 
+    def unknown(self, run: str, now: float) -> list[Unknown]:
+        """Return the spans that count for a call and of which the books were not asked yet.
+
+        Whoever can wait asks first (`ask`, in any thread; then `learn`), so that `reserve` has nothing to ask.
+        """
+        if self.blocked:
+            return []
+        found = [] if self._tallies["minute", 0].loaded else [self._question(("minute", 0), now)]
+        keys = self._keys(run, now)
+        for limit in self.limits.limits:
+            key = keys[limit.place]
+            tally = self._tallies.get(key)
+            if (tally is None or not tally.loaded) and all(one.key != key for one in found):
+                found.append(self._question(key, now))
+        return found
+
+    def ask(self, one: Unknown) -> Spent:
+        """Return what the books have of a span. May wait for a database; any thread may.
+
+        Raises:
+            CloisterError: they cannot be asked.
+        """
+        return self._load(one.since, one.until, one.run)
+
+    def learn(self, one: Unknown, spent: Spent, tick: float) -> None:
+        """Take what the books have of a span; a second time changes nothing.
+
+        They count calls under way with their whole reservation, and what this process has used meanwhile; both are
+        in the tally already. What settled between question and answer may be in either, so the larger sum counts.
+        """
+        tally = self._tallied(one.key)
+        if tally.loaded:
+            return
+        tally.loaded = True
+        amounts = (spent.tokens, math.ceil(spent.cost_usd * _NANO))
+        if one.key[0] == "minute":
+            self._requests.extend([tick] * min(spent.requests, self.limits.requests))
+            if any(amounts):
+                self._recent.append((tick, *amounts))
+                tally.used = [used + amount for used, amount in zip(tally.used, amounts, strict=True)]
+            return
+        for measure, amount in enumerate(amounts):
+            earlier = max(0, amount - one.before[measure])
+            tally.used[measure] = max(tally.used[measure] + earlier, amount - tally.held[measure])
+        self._mark(one.key, tally)
+
     def reserve(  # noqa: PLR0913 - a call in numbers
         self, run: str, tokens: int, cost_usd: float, now: float, tick: float, *, counted: bool = True
     ) -> Hold | Refusal:
@@ -162,7 +219,8 @@ class Account:
             words = f"{limits.concurrency} requests are under way already (concurrency)"
             return Refusal(429, "concurrency", words, 1)
         if not self._tallies["minute", 0].loaded:
-            self._begin(now, tick)
+            minute = self._question(("minute", 0), now)
+            self.learn(minute, self.ask(minute), tick)
         self._forget(tick)
         if counted and len(self._requests) >= limits.requests:
             wait = math.ceil(self._requests[len(self._requests) - limits.requests] + MINUTE_S - tick)
@@ -258,30 +316,16 @@ class Account:
         return tally
 
     def _tally(self, key: Key, now: float) -> _Tally:
-        """Return a span's tally with what the books know of it.
-
-        The books count calls under way with their whole reservation, which is in `held` already.
-        """
+        """Return a span's tally with what the books know of it."""
         tally = self._tallied(key)
         if not tally.loaded:
-            tally.loaded = True
-            since, until, run = _bounds(key, now)
-            spent = self._load(since, until, run)
-            tally.used[0] = max(tally.used[0], spent.tokens - tally.held[0])
-            tally.used[1] = max(tally.used[1], math.ceil(spent.cost_usd * _NANO) - tally.held[1])
-            self._mark(key, tally)
+            one = self._question(key, now)
+            self.learn(one, self.ask(one), 0.0)
         return tally
 
-    def _begin(self, now: float, tick: float) -> None:
-        """Count the last minute before this process began, so that a restart gives nothing away."""
-        minute = self._tallies["minute", 0]
-        minute.loaded = True
-        spent = self._load(now - MINUTE_S, now + 1, "")
-        self._requests.extend([tick] * min(spent.requests, self.limits.requests))
-        if spent.tokens or spent.cost_usd:
-            used = (spent.tokens, math.ceil(spent.cost_usd * _NANO))
-            self._recent.append((tick, *used))
-            minute.used = [minute.used[0] + used[0], minute.used[1] + used[1]]
+    def _question(self, key: Key, now: float) -> Unknown:
+        tally = self._tallied(key)
+        return Unknown(key, *_bounds(key, now), (tally.used[0] + tally.held[0], tally.used[1] + tally.held[1]))
 
     def _forget(self, tick: float) -> None:
         """Let go of what is older than a minute."""
@@ -320,12 +364,16 @@ class Account:
         """Say which limit stands in the way, how far it is used, and when it helps to ask again."""
         measure = limit.measure
         used, held = _shown(measure, tally.used[measure]), _shown(measure, tally.held[measure])
+        again = limit.span == "minute" and amount[measure] <= most
+        name = limit.reason.replace("-", "_")
+        # "out of budget" is by what Pi 0.86.1 knows that asking again is of no use.
+        begin = f"the budget {name}" if again else f"out of budget: {name}"
         words = (
-            f"the budget {limit.reason.replace('-', '_')} does not hold this request: {_shown(measure, most)} allowed, "
+            f"{begin} does not hold this request: {_shown(measure, most)} allowed, "
             f"{used} used, {held} reserved by requests under way, up to {_shown(measure, amount[measure])} asked for"
         )
         wait = self._wait(limit, amount[measure], most, now, tick)
-        return Refusal(429, limit.reason, words, wait, again=limit.span == "minute" and amount[measure] <= most)
+        return Refusal(429, limit.reason, words, wait, again=again)
 
     def _wait(self, limit: Limit, amount: int, most: int, now: float, tick: float) -> int:
         """Return the seconds until the span has room, as far as it can be known."""
@@ -372,6 +420,8 @@ class Account:
 def _bounds(key: Key, now: float) -> tuple[float, float, str]:
     """Return since, until and run of a span."""
     kind, which = key
+    if kind == "minute":
+        return now - MINUTE_S, now + 1, ""
     if kind == "day" and isinstance(which, int):
         return float(which * _DAY_S), float((which + 1) * _DAY_S), ""
     if kind == "month" and isinstance(which, tuple):

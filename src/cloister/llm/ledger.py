@@ -88,8 +88,10 @@ class Books(Protocol):
         """Write down a call that never left."""
         ...
 
-    def spent(self, agent: str, since: float, until: float, run: str = "") -> Spent:
+    def spent(self, agent: str, since: float, until: float, run: str = "", user: str = "") -> Spent:
         """Return what an agent used of `since` <= time < `until`, in all runs or one; rows on their way included.
+
+        With `user` only that user's calls count, where several share a ledger. May wait for a database.
 
         Asked once per agent and span when a budget is first used, so that budgets survive a restart.
         """

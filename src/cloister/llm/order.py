@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from cloister.llm import estimate
 from cloister.llm.access import Access
-from cloister.llm.errors import Refusal
+from cloister.llm.errors import NO_MODEL, Refusal
 from cloister.llm.peek import BodyError, Edit, Peek, peek, put, put_usage, splice
 from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
 
+_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress"})
 _STATUS = {"feature-unmetered": 403}
 _OPENAI_OWN = ("api.openai.com", ".openai.azure.com")
 """Where newer models take no `max_tokens`; all compatible servers do."""
@@ -61,6 +63,23 @@ def read_order(body: bytes, route: Route, access: Access, cap: int | None, host:
     return Order(meant, peeked.stream, sent, hides, estimate.usage(body, inputs, outputs))
 
 
+def explained(refusal: Refusal, headers: Iterable[tuple[bytes, bytes]]) -> Refusal:
+    """Return a refusal of a body; where the body was compressed, with that as the reason.
+
+    Nothing is decompressed here. What another decoder would make of the same bytes (several members, a rest behind
+    the end) could be another request than the one that was judged, and a few bytes could be gigabytes.
+    """
+    coding = b",".join(value for name, value in headers if name.lower() == b"content-encoding").strip().lower()
+    if refusal.reason != "body-invalid" or coding in {b"", b"identity"}:
+        return refusal
+    name = coding.decode("ascii") if coding in _CODINGS else "a coding"
+    words = (
+        f"the body is compressed ({name}), and what cannot be read cannot be allowed: send it as it is "
+        "(Codex: -c features.enable_request_compression=false)"
+    )
+    return Refusal(415, "body-compressed", words, again=False)
+
+
 def _edits(  # noqa: PLR0913 - what the changes depend on
     body: bytes, peeked: Peek, route: Route, meant: str, cap: int | None, host: str
 ) -> list[Edit]:
@@ -88,4 +107,4 @@ def _cap(body: bytes, peeked: Peek, route: Route, cap: int, host: str) -> list[E
 
 def _not_allowed(model: str, access: Access) -> Refusal:
     words = f"the model {model[:100]!r} is not allowed here (llm.models); allowed: {access.describe()[:500]}"
-    return Refusal(403, "model-not-allowed", words, again=False)
+    return Refusal(403, NO_MODEL, words, again=False)

@@ -7,7 +7,7 @@ the body ends, who we are. Credentials of the client never leave, whatever heade
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,11 +28,14 @@ _OURS = frozenset(
         b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"te", b"trailer", b"upgrade",
         b"expect", b"http2-settings", b"accept-encoding", b"proxy-connection", b"proxy-authorization",
         b"proxy-authenticate", b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie", b"forwarded",
-        b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via",
+        b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"via", b"content-encoding",
     }
 )  # fmt: skip
-"""Fields of requests that are never passed on: framing, credentials, and who asked."""
+"""Fields of requests that are never passed on: framing, credentials, who asked, and a coding that the body, which was
+read as it stands, does not have."""
 _OURS_TOO = (b"x-amz-", b"x-cloister-")
+_LISTS = frozenset({"anthropic-beta"})
+"""Fields with a list of values: an agent's and a login's stand side by side."""
 _LOGIN = ("sk-ant-oat", "ya29.")
 """How access tokens of logins begin; they go into Authorization."""
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
@@ -51,6 +54,8 @@ class Upstream(NamedTuple):
     auth: Literal["auto"] | Auth
     region: str
     headers: tuple[tuple[str, str], ...]
+    added: tuple[tuple[str, str], ...]
+    """Fields that hold a list, such as `anthropic-beta`: what a login needs there beside what the agent sends."""
     deny_betas: frozenset[str]
     connect_timeout_s: float
     first_byte_timeout_s: float
@@ -76,10 +81,12 @@ class Upstream(NamedTuple):
         return self.base + path
 
 
-def compile_upstream(name: str, provider: Provider) -> Upstream:
-    """Return a provider's table as an upstream."""
+def compile_upstream(name: str, provider: Provider, login_headers: Mapping[str, str] | None = None) -> Upstream:
+    """Return a provider's table as an upstream; `login_headers` are what requests with its login need besides."""
     parts = urlsplit(provider.base_url or _PUBLIC[provider.protocol])
     scheme: Literal["http", "https"] = "http" if parts.scheme == "http" else "https"
+    login = provider.auth == "auto" and provider.key.startswith("login:")
+    headers, added = _joined(provider.headers, login_headers or {})
     return Upstream(
         name=name,
         protocol=provider.protocol,
@@ -87,15 +94,35 @@ def compile_upstream(name: str, provider: Provider) -> Upstream:
         host=parts.hostname or "",
         port=parts.port or (443 if scheme == "https" else 80),
         base=parts.path.rstrip("/"),
-        auth=provider.auth,
+        auth="bearer" if login else provider.auth,
         region=provider.region,
-        headers=tuple(provider.headers.items()),
+        headers=headers,
+        added=added,
         deny_betas=frozenset(provider.deny_betas),
         connect_timeout_s=parse_duration(provider.connect_timeout),
         first_byte_timeout_s=parse_duration(provider.first_byte_timeout),
         idle_timeout_s=parse_duration(provider.idle_timeout),
         retries=provider.retries,
     )
+
+
+def _joined(
+    own: Mapping[str, str], login: Mapping[str, str]
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """Return the fields that are sent as they are, and those that are added to the agent's.
+
+    Where the policy sets a field that a login needs too, its list gets the login's values.
+    """
+    fields, added = dict(own), []
+    spelled = {name.lower(): name for name in own}
+    for name, value in login.items():
+        if (mine := spelled.get(name.lower())) is not None:
+            fields[mine] = _with_values(fields[mine].encode("latin-1"), value).decode("latin-1")
+        elif name.lower() in _LISTS:
+            added.append((name.lower(), value))
+        else:
+            fields[name] = value
+    return tuple(fields.items()), tuple(added)
 
 
 def key_field(upstream: Upstream, key: str) -> tuple[str, str] | None:
@@ -131,6 +158,7 @@ def request_head(  # noqa: PLR0913 - the parts of a head
     """
     drop = dropped(upstream, headers)
     parts = [f"{method} {target} HTTP/1.1\r\n".encode("ascii"), own]
+    added = dict(upstream.added) if upstream.added else {}
     for name, value in headers:
         lower = name.lower()
         if lower in drop or lower.startswith(_OURS_TOO):
@@ -139,9 +167,19 @@ def request_head(  # noqa: PLR0913 - the parts of a head
             value = allowed_betas(value, upstream.deny_betas)  # noqa: PLW2901 - the same field, shorter
             if not value:
                 continue
+        if added and (more := added.pop(lower.decode("latin-1"), "")):
+            value = _with_values(value, more)  # noqa: PLW2901 - the same field, longer
         parts.append(b"%b: %b\r\n" % (name, value))
+    parts += [f"{name}: {value}\r\n".encode("ascii") for name, value in added.items()]
     parts.append(b"\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length)
     return b"".join(parts)
+
+
+def _with_values(value: bytes, more: str) -> bytes:
+    """Return a list with values that are not in it yet at its end; what was there stays byte for byte."""
+    there = {one.strip() for one in value.split(b",")}
+    missing = [one for one in more.encode("ascii").split(b",") if one.strip() not in there]
+    return b",".join([value, *missing]) if missing else value
 
 
 def own_lines(upstream: Upstream, fields: Iterable[tuple[str, str]]) -> bytes:

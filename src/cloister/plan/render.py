@@ -35,6 +35,7 @@ def as_text(plan: Plan) -> str:
     lines += ["", "environment", *(f"  {name}" for name in sorted(_names(plan)))]
     lines += _section("egress", plan.egress or ("nothing is reachable",))
     lines += _section("credentials", tuple(credential.describe() for credential in plan.credentials))
+    lines += _section("models", plan.models)
     lines += _section("limits", plan.limits or ("none",))
     lines += _section("opt-outs", plan.opt_outs)
     lines += _section("notices", plan.notices)

@@ -320,6 +320,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The egress rules in words, as `explain` shows them."""
     credentials: tuple[PlannedCredential, ...] = ()
     """Secrets the agent may use, by reference."""
+    models: tuple[str, ...] = ()
+    """Providers, models and budgets in words; keys by reference."""
     limits: tuple[str, ...] = ()
     """Which limit is enforced by what: `memory 4 GiB: cgroup`."""
     opt_outs: tuple[str, ...] = ()

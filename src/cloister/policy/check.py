@@ -8,6 +8,7 @@ compiler, and what a project file may change is for `tighten`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from itertools import combinations
 from typing import get_args
 
@@ -65,7 +66,9 @@ class _Check:
         known = sorted(known)
         for index, name in enumerate(names):
             if name not in known:
-                self.add((*path, index), f"there is no {what} of this name", _one_of(known, what))
+                close = get_close_matches(name, known, n=1)
+                remedy = f"did you mean {close[0]}?" if close else _one_of(known, what)
+                self.add((*path, index), f"there is no {what} of this name", remedy)
 
 
 def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[str] | None = None) -> None:
@@ -94,7 +97,9 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
     check.value(("audit", "retention"), parse_duration, policy.audit.retention)
     check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
     check.value(("ledger", "retention"), parse_duration, policy.ledger.retention)
-    check.optional(("ledger", "database"), values.check_reference, policy.ledger.database)
+    if policy.ledger.database:
+        remedy = 'put the address into a file with mode 0600 and write "file:~/.config/cloister/ledger.url"'
+        check.value(("ledger", "database"), values.check_reference, policy.ledger.database, remedy)
     check.each(("images", "trust"), values.check_public_key, policy.images.trust)
     mistakes.settle()
 
@@ -253,10 +258,11 @@ def _check_credential(check: _Check, at: Path, credential: Credential) -> None:
 
 
 def _check_keys(check: _Check, at: Path, credential: Credential) -> None:
-    check.each((*at, "keys"), values.check_key, credential.keys)
+    for index, key in enumerate(credential.keys):
+        check.value((*at, "keys", index), values.check_key, key, "ssh-add -l shows them, and gpg -K")
     for key in ("secret", "inject", "env"):
         if getattr(credential, key):
-            check.add((*at, key), "keys stay in your agent: they need neither secret, inject nor env")
+            check.add((*at, key), "keys stay in your agent: they need neither secret, inject nor env", f"remove {key}")
     if not credential.uses:
         check.add((*at, "uses"), "no use is named", 'uses = ["ssh"]')
     _check_kinds(check, at, credential)
@@ -291,7 +297,8 @@ def _check_injection(check: _Check, at: Path, inject: Injection) -> None:
         check.add((*at, "value"), "a header or query value has no line breaks or control characters")
     for scheme in ("header", "query"):
         if inject.scheme == scheme and not getattr(inject, scheme):
-            check.add(at, f"the scheme {scheme} needs the key {scheme}")
+            example = {"header": 'header = "Authorization"', "query": 'query = "api_key"'}[scheme]
+            check.add(at, f"the scheme {scheme} needs the key {scheme}", example)
     if inject.user and not (inject.user.isprintable() and ":" not in inject.user):
         check.add((*at, "user"), "a user name has no colon and no control characters")
 

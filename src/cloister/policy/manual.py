@@ -97,9 +97,16 @@ A project that allows less than its owner's policy, in
 _EXAMPLE = """\
 schema = 1
 
+[providers.anthropic]
+key = "file:~/.config/cloister/anthropic.key"
+
 [agents.claude]
 preset = "claude"
-pass_environment = ["ANTHROPIC_API_KEY"]
+
+[agents.claude.llm]
+providers = ["anthropic"]
+models = ["claude-*"]
+cost_per_day_usd = 20.0
 
 [agents.claude.workspace]
 roots = ["~/src"]

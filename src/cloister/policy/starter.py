@@ -7,6 +7,7 @@ always loads without a mistake (a test loads every combination).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from cloister.policy.model import Preset
 
@@ -17,22 +18,34 @@ _HEAD = """\
 schema = 1
 """
 
+_PROVIDER = """
+# Where models are. Only Cloister reads the key; what runs inside gets a placeholder. Store it, readable for you alone:
+#   {store}
+{mark}[providers.{name}]
+{mark}protocol = "{protocol}"
+{mark}key = "file:{file}"
+"""
+
 _KEYS = """
-# The model key. Everything in the sandbox can read this variable and could send it to any host
-# that is allowed below. Use a key with a spending limit, made for this agent alone.
+# Everything in the sandbox can read this variable and could send it to any host that is allowed below.
 pass_environment = [{names}]
 """
 
-_NO_KEYS = """
-# A model key reaches the agent by name of its variable. Everything in the sandbox can read it and
-# could send it to any host that is allowed below. Use a key with a spending limit.
-# pass_environment = ["{name}"]
+_LLM = """
+# Its models, reached through Cloister: the key stays outside, and each call is counted (cloister usage).{login}
+{mark}[agents.{agent}.llm]
+{mark}providers = [{names}]
+{models}
+# cost_per_day_usd = 20.0
 """
+
+_LOGIN = """
+# With a subscription instead of a key: cloister login {preset}"""
 
 _EGRESS = """
 [agents.{agent}.egress]
 # deny: only the hosts below{preset_hosts}. ask: you are asked on the terminal for others.
-mode = "deny"
+mode = "deny"{without}
 allow = [{hosts}]
 # Package registries are hosts like others, and a way out for data:
 # allow = ["npm.example.org", "packages.example.org", "*.packages.example.org"]
@@ -51,14 +64,31 @@ tasks_max = 1024
 runtime_max = "12h"
 """
 
-_HOSTS = {
-    "ANTHROPIC_API_KEY": "api.anthropic.com",
-    "ANTHROPIC_OAUTH_TOKEN": "api.anthropic.com",
-    "OPENAI_API_KEY": "api.openai.com",
-    "GEMINI_API_KEY": "generativelanguage.googleapis.com",
-    "OPENROUTER_API_KEY": "openrouter.ai",
-}
-"""The endpoint a key is for, where the product speaks to many and its preset names none."""
+
+class Upstream(NamedTuple):
+    """A provider of models, as a first policy names it."""
+
+    name: str
+    protocol: str
+    model: str
+    """One that a product which has to be told of models can begin with."""
+
+    @property
+    def file(self) -> str:
+        """Where its key is kept."""
+        return f"~/.config/cloister/{self.name}.key"
+
+
+_ANTHROPIC = Upstream("anthropic", "anthropic", "claude-sonnet-5-5")
+_OPENAI = Upstream("openai", "openai-responses", "gpt-6-sol")
+_UPSTREAMS = {"ANTHROPIC_API_KEY": _ANTHROPIC, "OPENAI_API_KEY": _OPENAI, "CODEX_API_KEY": _OPENAI}
+"""Whose key a variable holds."""
+
+_TOKENS = frozenset({"ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "CODEX_ACCESS_TOKEN"})
+"""Variables with tokens of a login, which `cloister login` keeps outside."""
+
+_HOSTS = {"GEMINI_API_KEY": "generativelanguage.googleapis.com", "OPENROUTER_API_KEY": "openrouter.ai"}
+"""The endpoint of a key that still goes inside."""
 
 
 def starter(found: Collection[str], presets: Mapping[str, Preset], *, variables: Collection[str] = ()) -> str:
@@ -70,27 +100,80 @@ def starter(found: Collection[str], presets: Mapping[str, Preset], *, variables:
         variables: names of the variables set in the caller's environment; values are not needed.
     """
     names = sorted(set(found) & set(presets)) or ["shell"]
-    return _HEAD + "".join(_agent(name, presets[name], variables) for name in names)
+    kept = {name: _upstreams(presets[name], variables) for name in names}
+    used = dict.fromkeys(one for upstreams in kept.values() for one in upstreams)
+    # What no agent has a key for yet is proposed behind a mark.
+    proposed = dict.fromkeys(one for name in names if not kept[name] for one in _known(presets[name])[:1])
+    providers = [_provider(one, variables, mark="") for one in used]
+    providers += [_provider(one, variables, mark="# ") for one in proposed if one not in used]
+    agents = [_agent(name, presets[name], kept[name], variables) for name in names]
+    return _HEAD + "".join([*providers, *agents])
 
 
-def _agent(name: str, preset: Preset, variables: Collection[str]) -> str:
-    keys = [key for key in preset.key_environment if key in variables]
+def how_to_store(name: str, variables: Collection[str]) -> str:
+    """Return the command that stores the key of a provider of the first policy; empty for any other provider."""
+    one = next((one for one in _UPSTREAMS.values() if one.name == name), None)
+    if one is None:
+        return ""
+    variable = next((key for key, value in _UPSTREAMS.items() if value == one and key in variables), "")
+    if variable:
+        return f"(umask 077; printenv {variable} > {one.file})"
+    return f"(umask 077; cat > {one.file})    and paste it, then Enter and Ctrl-D"
+
+
+def _known(preset: Preset) -> list[Upstream]:
+    """Return the providers that a product takes a key of and can be pointed at."""
+    spoken = {*preset.base_url, *preset.base_url_arguments, *preset.model_providers}
+    found = [_UPSTREAMS[key] for key in preset.key_environment if key in _UPSTREAMS]
+    return [one for one in dict.fromkeys(found) if one.protocol in spoken]
+
+
+def _upstreams(preset: Preset, variables: Collection[str]) -> list[Upstream]:
+    """Return those of them whose key the caller has."""
+    had = {_UPSTREAMS[key] for key in preset.key_environment if key in _UPSTREAMS and key in variables}
+    return [one for one in _known(preset) if one in had]
+
+
+def _provider(one: Upstream, variables: Collection[str], *, mark: str) -> str:
+    store = how_to_store(one.name, variables)
+    return _PROVIDER.format(mark=mark, name=one.name, protocol=one.protocol, file=one.file, store=store)
+
+
+def _agent(name: str, preset: Preset, upstreams: list[Upstream], variables: Collection[str]) -> str:
+    outside = {*_UPSTREAMS, *_TOKENS}
+    keys = [key for key in preset.key_environment if key in variables and key not in outside]
     hosts = [] if preset.hosts else sorted({_HOSTS[key] for key in keys if key in _HOSTS})
-    if keys:
-        key_text = _KEYS.format(names=_list(keys))
-    elif preset.key_environment:
-        key_text = _NO_KEYS.format(name=preset.key_environment[0])
-    else:
-        key_text = ""
-    known = f", and the preset's ({', '.join(preset.hosts)})" if preset.hosts else ""
+    known = f", and the preset's ({', '.join(preset.hosts)})" if preset.hosts and not upstreams else ""
+    without = "\npreset_hosts = false" if preset.hosts and upstreams else ""
     about = f"# {preset.description}\n" if preset.description.isprintable() else ""
     return "".join(
         [
             f'\n{about}[agents.{name}]\npreset = "{name}"\n',
-            key_text,
-            _EGRESS.format(agent=name, hosts=_list(hosts), preset_hosts=known),
+            _KEYS.format(names=_list(keys)) if keys else "",
+            _llm(name, preset, upstreams),
+            _EGRESS.format(agent=name, hosts=_list(hosts), preset_hosts=known, without=without),
             _REST.format(agent=name),
         ]
+    )
+
+
+def _llm(name: str, preset: Preset, upstreams: list[Upstream]) -> str:
+    """Return the table of its models; behind marks where the caller has no key for them."""
+    proposed = upstreams or _known(preset)[:1]
+    if not proposed:
+        return ""
+    mark = "" if upstreams else "# "
+    patterns = {"anthropic": "claude-*", "openai": "gpt-*"}
+    listed = [patterns[one.name] for one in proposed]
+    if preset.model_files:
+        listed = [word for one in proposed for word in (one.model, patterns[one.name])]
+    models = f"models = [{_list(listed)}]"
+    return _LLM.format(
+        mark=mark,
+        agent=name,
+        names=_list([one.name for one in proposed]),
+        models=f"{mark}{models}" if preset.model_files else f"# {models}",
+        login=_LOGIN.format(preset=name) if preset.login else "",
     )
 
 

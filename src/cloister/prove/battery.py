@@ -55,11 +55,16 @@ def prove(  # noqa: PLR0913  # the command line, as values
     with contextlib.ExitStack() as stack:
         place = Place(environ, agent, profile)
         stack.enter_context(place)
-        canaries = stack.enter_context(Canaries(place.base, place.owner.home, watched=(place.user_paths.policy,)))
+        watched = (place.user_paths.policy,)
+        canaries = stack.enter_context(Canaries(place.base, place.owner.home, watched, place.runtime))
         lifting = lifted(place.resolved.agent) | {word for word, opens in opened(place.resolved).items() if opens}
         battery = Battery(place, canaries, lifting, facts(place), on_result, here, held(place.resolved))
         _preflight(battery)
-        canaries.known = read(place)
+        if battery.held:
+            from cloister.host.secrets_memory import forbid_looking  # it loads the C library, as in policy_facts
+
+            forbid_looking()
+            canaries.known = read(place)
         battery.facts["unread_secrets"] = canaries.known.unread
         return battery.run(cases)
 

@@ -30,9 +30,13 @@ _ECHO = "import os\nwhile data := os.read(0, 1): os.write(1, data)"
 class Canaries:
     """Files, sockets and a process; use as a context manager."""
 
-    def __init__(self, base: str, home: str, watched: tuple[str, ...] = ()) -> None:
-        """Take the directory that is ours, the home of the user, and files of the user that must not change."""
+    def __init__(self, base: str, home: str, watched: tuple[str, ...] = (), sockets: str = "") -> None:
+        """Take the directory that is ours, the home of the user, and files of the user that must not change.
+
+        `sockets` is where a Unix socket goes, whose path must be short (unix(7)); else it is beside the files.
+        """
         self._watched = watched
+        self._sockets = sockets or f"{base}/outside"
         self._base = base
         self._home_file = f"{home}/.cloister-canary-{secrets.token_hex(6)}"
         self._tokens: dict[str, str] = {}
@@ -69,7 +73,7 @@ class Canaries:
             "host_pid": self._process.pid,
         }
         self.facts["shared_canaries"] = self._shared
-        self.facts |= self._listeners.start(f"{self._base}/outside/host.sock")
+        self.facts |= self._listeners.start(f"{self._sockets}/host.sock")
         self._before = self._look()
         return self
 

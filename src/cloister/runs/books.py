@@ -20,6 +20,7 @@ import errno
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from cloister.errors import RetryError
@@ -28,7 +29,7 @@ from cloister.host.ledger import Ledger, LedgerCorruptError, LedgerDownError, Pl
 from cloister.llm.ledger import Row, Spent
 from cloister.runs.books_rows import FINAL, OPENED, Entry, decode, encode, safe, tokens, unseen
 from cloister.runs.books_writer import Care, Writer
-from cloister.runs.metrics import Metrics
+from cloister.runs.metrics import Books, Metrics, Told
 
 MOST_WAITING = 100_000
 """Rows that may wait for the ledger, about 100 MB; then calls are refused until it is back."""
@@ -201,6 +202,12 @@ class BookKeeper:
         with self._lock:
             copy = self.metrics.copy()
         return render(copy, self.health(), budgets or {})
+
+    def tell(self, budgets: Mapping[tuple[str, str, str], float]) -> Told:
+        """Return the metrics as numbers, for a process that makes the text."""
+        health = self.health()
+        with self._lock:
+            return self.metrics.tell(Books(*health[1:]), budgets)
 
     def drained(self, timeout_s: float) -> bool:
         """Wait until every final row is in the ledger; for tests and a tidy end."""

@@ -24,6 +24,7 @@ from cloister.policy.presets import all_presets, builtin_presets
 from cloister.runs import login_files
 from cloister.runs.credentials_plan import planned
 from cloister.runs.credentials_warnings import warnings
+from cloister.runs.model_keys import login_warnings
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import MAX_BYTES, PROJECT_FILE, PolicyFiles, read_trusted
 from cloister.runs.signing_review import unreachable
@@ -106,6 +107,8 @@ class Checker:
         policy = load_document(document, preset_names=tuple(presets))
         for name in policy.agents:
             self._agent(resolve(document, name, presets=presets))
+        for name, what, remedy in login_warnings(policy.providers, self._logins):
+            self._warn(Finding(message=what, where=document.where(("providers", name)), remedy=remedy))
         return document
 
     def _agent(self, resolved: ResolvedAgent) -> None:

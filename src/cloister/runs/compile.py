@@ -120,6 +120,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Protocols of the model traffic that is served inside; none without `llm`."""
     models: tuple[str, ...] = ()
     """Models that the policy names exactly, aliases first."""
+    model_words: tuple[str, ...] = ()
+    """What the plan says of providers, models and budgets."""
     internet: Internet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -158,6 +160,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         asked=command,
         egress=egress,
         credentials=planned(agent),
+        models=facts.model_words,
         limits=limited.words,
         opt_outs=_opt_outs(agent, facts),
         notices=(*limited.notices, *_notices(agent, facts)),

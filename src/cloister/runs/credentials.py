@@ -221,7 +221,8 @@ class RunCredentials:
             if found == "placeholder":
                 if not fits:
                     why = "the credential is limited to other methods or paths"
-                    raise _refused("credential-not-for-this-request", why, name=binding.name)
+                    remedy = f"add them to methods or paths of the credential {binding.name}, if it shall have them"
+                    raise _refused("credential-not-for-this-request", why, remedy, name=binding.name)
                 wanted.append(binding)
                 taken.add(binding.place)
             elif found == "own":

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left
+from collections.abc import Mapping
 from typing import NamedTuple
+
+import msgspec
 
 from cloister.llm.ledger import Row
 
@@ -29,20 +32,40 @@ class Labels(NamedTuple):
     status: str
 
 
-class Series:
+class Series(msgspec.Struct):
     """The numbers of one combination of labels."""
 
-    __slots__ = ("cost_usd", "duration", "duration_s", "first_byte", "first_byte_s", "requests", "tokens")
+    requests: int = 0
+    tokens: list[int] = msgspec.field(default_factory=lambda: [0] * len(KINDS))
+    cost_usd: float = 0.0
+    first_byte: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    first_byte_s: float = 0.0
+    duration: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    duration_s: float = 0.0
 
-    def __init__(self) -> None:
-        """Start at zero."""
-        self.requests = 0
-        self.tokens = [0] * len(KINDS)
-        self.cost_usd = 0.0
-        self.first_byte = [0] * (len(BUCKETS_S) + 1)
-        self.first_byte_s = 0.0
-        self.duration = [0] * (len(BUCKETS_S) + 1)
-        self.duration_s = 0.0
+
+class Books(msgspec.Struct, frozen=True):
+    """How the books are."""
+
+    waiting: int
+    """Rows that are not in the ledger yet."""
+    journal_bytes: int
+    unwritten: int
+    """Rows in memory only."""
+    dropped: int
+    """Refusals that were left out."""
+    ledger_down: bool
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The numbers of one moment, as they go from one process to another."""
+
+    series: list[tuple[Labels, Series]]
+    refusals: list[tuple[str, str, int]]
+    in_flight: dict[str, int]
+    books: Books
+    budgets: list[tuple[str, str, str, float]]
+    """Agent, span, unit, and the part that is used."""
 
 
 class Metrics:
@@ -85,6 +108,23 @@ class Metrics:
         if key not in self.refusals and len(self.refusals) >= MOST_REASONS:
             key = (row.agent if any(agent == row.agent for agent, _ in self.refusals) else "other", "other")
         self.refusals[key] = self.refusals.get(key, 0) + 1
+
+    def tell(self, books: Books, budgets: Mapping[tuple[str, str, str], float]) -> Told:
+        """Return the numbers of this moment, for another process."""
+        return Told(
+            [(labels, copy.deepcopy(one)) for labels, one in self.series.items()],
+            [(agent, reason, count) for (agent, reason), count in self.refusals.items()],
+            dict(self.in_flight),
+            books,
+            [(*key, share) for key, share in budgets.items()],
+        )
+
+    def hear(self, told: Told) -> Metrics:
+        """Take the numbers of another process in place of one's own."""
+        self.series = dict(told.series)
+        self.refusals = {(agent, reason): count for agent, reason, count in told.refusals}
+        self.in_flight = dict(told.in_flight)
+        return self
 
     def copy(self) -> Metrics:
         """Return the numbers of this moment."""

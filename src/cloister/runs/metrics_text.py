@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
-from cloister.runs.metrics import BUCKETS_S, KINDS, Labels, Metrics, Series
+from cloister.runs.metrics import BUCKETS_S, KINDS, Labels, Metrics, Series, Told
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -61,6 +61,25 @@ def render(metrics: Metrics, health: Health, budgets: Mapping[tuple[str, str, st
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Once([*_calls(metrics), *_books(health), _budgets(budgets)]))
+    return generate_latest(registry)
+
+
+def render_broker(runs: int | None, told: Told | None) -> bytes:
+    """Return the text about a broker, which may not be there, and its model calls, if it had any.
+
+    Args:
+        runs: how many are alive; None where no broker is.
+        told: the numbers of its model calls; None where nothing has called a model.
+    """
+    families: list[Metric] = [
+        GaugeMetricFamily("cloister_broker_up", "1 when this user's broker runs.", value=int(runs is not None)),
+        GaugeMetricFamily("cloister_runs_alive", "Runs that are alive.", value=runs or 0),
+    ]
+    if told is not None:
+        budgets = {(agent, span, unit): share for agent, span, unit, share in told.budgets}
+        families += [*_calls(Metrics().hear(told)), *_books(told.books), _budgets(budgets)]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(families))
     return generate_latest(registry)
 
 

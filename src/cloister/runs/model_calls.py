@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cloister.errors import PolicyError, Problem
 from cloister.llm.access import Access
@@ -18,7 +18,6 @@ from cloister.llm.budgets import Account, Alert, compile_limits
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books
 from cloister.llm.redact import Wish, wish_of
-from cloister.llm.upstreams import compile_upstream
 from cloister.policy.model import Llm, Policy, Provider
 from cloister.relay.llm.service import Caller, Inference, Prices
 from cloister.relay.llm.supply import Supply
@@ -27,7 +26,7 @@ from cloister.runs.model_signers import signer_for
 from cloister.runs.redaction import Redaction
 
 if TYPE_CHECKING:
-    from cloister.host.secrets import SecretReader
+    from cloister.runs.model_keys import ProviderKey, ProviderKeys
 
 PORT = 11435
 """Where model traffic is served inside a sandbox, and by the service outside."""
@@ -42,41 +41,29 @@ class _Store(Protocol):
         ...
 
 
-class ProviderKey:
-    """The key of one provider, by its secret reference."""
+class _Kept(NamedTuple):
+    """A provider as it was opened, and what it was opened from."""
 
-    def __init__(self, reader: SecretReader, reference: str) -> None:
-        """Read nothing yet."""
-        self._reader, self._reference = reader, reference
-
-    async def read(self) -> str:
-        """Return the key as it is now.
-
-        Raises:
-            CloisterError: it cannot be had.
-        """
-        value = await self._reader.read(self._reference)
-        return value.decode("utf-8", "replace").strip()
-
-    def rejected(self) -> None:
-        """Forget what was kept of it."""
-        self._reader.refused(self._reference)
+    provider: Provider
+    login_headers: dict[str, str]
+    supply: Supply
+    key: ProviderKey | None
 
 
 class ModelCalls:
     """The model calls of one process."""
 
     def __init__(
-        self, store: _Store, prices: Callable[[], Prices], reader: Callable[[], SecretReader],
+        self, store: _Store, prices: Callable[[], Prices], keys: Callable[[], ProviderKeys],
         blocks: Callable[[], Mapping[str, str]] = dict,
     ) -> None:  # fmt: skip
         """Open nothing yet; the arguments say how. `blocks` gives the agents that may not call, each with a reason."""
-        self._store, self._prices, self._reader_of, self._blocks = store, prices, reader, blocks
-        self._reader: SecretReader | None = None
+        self._store, self._prices, self._keys_of, self._blocks = store, prices, keys, blocks
+        self._keys: ProviderKeys | None = None
         self._inference: Inference | None = None
         self._accounts: dict[str, Account] = {}
         self._wishes: dict[str, Wish] = {}
-        self._supplies: dict[str, tuple[Provider, Supply]] = {}
+        self._supplies: dict[str, _Kept] = {}
 
     @property
     def inference(self) -> Inference:
@@ -92,25 +79,37 @@ class ModelCalls:
         """Return the caller that a run is, with what its policy allows.
 
         Raises:
-            PolicyError: it names a provider that the policy does not have.
+            PolicyError: it names a provider that the policy does not have, or a login that is for other hosts.
+            CloisterError: it names a login that is not there.
         """
         supplies = self._supplies_of(agent, llm, policy.providers)
-        account = self._account(agent, llm)
+        account = self._account(agent, llm, user)
         caller = Caller(run, agent, user, Access(llm), supplies, account, token=token)
         if record is not None:
             caller.record = record
         self._apply(caller, llm)
         return caller
 
+    async def check_keys(self, llm: Llm) -> None:
+        """Read the keys of an agent's providers once; `caller` has opened them.
+
+        Raises:
+            CloisterError: one cannot be had; says which, and what to type.
+        """
+        for name in llm.providers:
+            key = self._supplies[name].key
+            if key is not None:
+                await key.check()
+
     def update(self, caller: Caller, llm: Llm, policy: Policy) -> None:
         """Put a new policy in force for a living run, its budgets included.
 
         Raises:
-            PolicyError: as `caller`; nothing is changed then.
+            CloisterError: as `caller`; nothing is changed then.
         """
         caller.supplies = self._supplies_of(caller.agent, llm, policy.providers)
         caller.access = Access(llm)
-        self._account(caller.agent, llm)
+        self._account(caller.agent, llm, caller.user)
         self._apply(caller, llm)
 
     def obey_blocks(self) -> int:
@@ -146,12 +145,12 @@ class ModelCalls:
         if self._inference is not None:
             await self._inference.close()
 
-    def _account(self, agent: str, llm: Llm) -> Account:
+    def _account(self, agent: str, llm: Llm, user: str) -> Account:
         account = self._accounts.get(agent)
         limits = compile_limits(llm)
         if account is None:
             books = self.inference.books
-            account = self._accounts[agent] = Account(limits, partial(books.spent, agent))
+            account = self._accounts[agent] = Account(limits, partial(books.spent, agent, user=user))
             account.blocked = reason_for(self._blocks(), agent)
         account.limits = limits
         return account
@@ -180,15 +179,18 @@ class ModelCalls:
         return tuple(self._supply(name, providers[name]) for name in llm.providers)
 
     def _supply(self, name: str, provider: Provider) -> Supply:
-        """Return a provider's supply, made anew when its table has changed."""
+        """Return a provider's supply, made anew when its table or its login has changed."""
+        if self._keys is None:
+            self._keys = self._keys_of()
+        login_headers = self._keys.login_headers(provider)
         kept = self._supplies.get(name)
-        if kept is None or kept[0] != provider:
-            if self._reader is None:
-                self._reader = self._reader_of()
-            key = ProviderKey(self._reader, provider.key) if provider.key else None
-            upstream = compile_upstream(name, provider)
-            kept = self._supplies[name] = (provider, Supply(upstream, key, signer_for(upstream, key)))
-        return kept[1]
+        if kept is None or (kept.provider, kept.login_headers) != (provider, login_headers):
+            upstream, key = self._keys.open(name, provider, login_headers)
+            supply = Supply(upstream, key, signer_for(upstream, key))
+            kept = self._supplies[name] = _Kept(provider, login_headers, supply, key)
+        elif kept.key is not None:
+            self._keys.refuse_host(name, provider, kept.supply.upstream)
+        return kept.supply
 
 
 def new_placeholder() -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
 
 from cloister.host.owner import Owner
-from cloister.host.secrets import SecretReader, Surroundings
 from cloister.policy.model import Ledger
 from cloister.relay.llm.service import Prices
 from cloister.runs.books import BookKeeper
 from cloister.runs.books_open import open_books
 from cloister.runs.model_blocks import blocked
 from cloister.runs.model_calls import ModelCalls
+from cloister.runs.model_keys import LoginOwner, ProviderKeys
 from cloister.runs.paths import Paths
 from cloister.runs.price_list import PriceFiles
 
@@ -28,20 +26,15 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def secret_reader(paths: Paths, owner: Owner, environment: Mapping[str, str]) -> SecretReader:
-    """Return who reads the keys of providers: the broker's own environment counts, and no run's."""
-    return SecretReader(Surroundings(paths.home, owner.uid, own=environment))
-
-
 class Store:
     """The books of one process, opened when they are first needed."""
 
-    def __init__(
-        self, paths: Paths, owner: Owner, settings: Callable[[], Ledger], alarm: Callable[[str], None] = say
-    ) -> None:
+    def __init__(self, paths: Paths, settings: Callable[[], Ledger], alarm: Callable[[str], None] = say) -> None:
         """Open nothing yet."""
-        self._paths, self._owner, self._settings, self._alarm = paths, owner, settings, alarm
+        self._paths, self._settings, self._alarm = paths, settings, alarm
         self.books: BookKeeper | None = None
+        self.database = ""
+        """The reference that the open books are kept by; empty for SQLite."""
 
     def __call__(self) -> BookKeeper:
         """Open them.
@@ -51,14 +44,9 @@ class Store:
         """
         if self.books is None:
             settings = self._settings()
-            address = partial(self._address, settings.database) if settings.database else None
-            self.books = open_books(self._paths.state, settings, alarm=self._alarm, address=address)
+            self.books = open_books(self._paths.state, settings, alarm=self._alarm)
+            self.database = settings.database
         return self.books
-
-    def _address(self, reference: str) -> str:
-        """Return the database's address as it is now; called from the thread that writes the ledger."""
-        reader = secret_reader(self._paths, self._owner, dict(os.environ))
-        return asyncio.run(reader.read(reference)).decode("utf-8", "replace")
 
     def close(self) -> None:
         """Write what waits, and close."""
@@ -79,15 +67,8 @@ def every_second(load: Callable[[], Prices]) -> Callable[[], Prices]:
     return current
 
 
-@contextlib.contextmanager
-def model_calls(
-    paths: Paths, owner: Owner, settings: Callable[[], Ledger] = Ledger
-) -> Iterator[tuple[ModelCalls, Store]]:
-    """Give the model calls of a process and their books, which are closed at the end."""
-    store = Store(paths, owner, settings)
+def calls_of(paths: Paths, owner: Owner, logins: LoginOwner, store: Store) -> ModelCalls:
+    """Return the model calls of a process, with nothing opened yet."""
     prices = PriceFiles(paths, owner.uid)
-    try:
-        reader = partial(secret_reader, paths, owner, dict(os.environ))
-        yield ModelCalls(store, every_second(prices.current), reader, partial(blocked, paths.blocked)), store
-    finally:
-        store.close()
+    keys = partial(ProviderKeys, paths, owner, dict(os.environ), logins)
+    return ModelCalls(store, every_second(prices.current), keys, partial(blocked, paths.blocked))

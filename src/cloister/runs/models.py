@@ -6,14 +6,15 @@ Nothing of the proxy, its books or its database is imported before the first run
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cloister.errors import RetryError
 from cloister.host.owner import Owner
 from cloister.policy.model import Ledger, Llm, Policy
 from cloister.runs.paths import Paths
+from cloister.runs.run_recordings import RunRecordings
 
 if TYPE_CHECKING:
     from cloister.llm.budgets import Alert
@@ -22,69 +23,83 @@ if TYPE_CHECKING:
     from cloister.relay.llm.service import Caller
     from cloister.runs.active import ActiveRun
     from cloister.runs.identity_store import IdentityStore
+    from cloister.runs.login_secrets import LoginSecrets
+    from cloister.runs.metrics import Told
     from cloister.runs.model_calls import ModelCalls
     from cloister.runs.model_store import Store
     from cloister.runs.prepare import Prepared
-    from cloister.runs.recordings import Recorder
-
-JOIN_S = 5.0
-"""How long the broker's end waits for what of a recording is not written yet."""
 
 
 class RunModels:
     """The callers among the runs of one broker."""
 
-    def __init__(self, paths: Paths, owner: Owner, identities: Callable[[], IdentityStore]) -> None:
-        """Open nothing yet; `identities` opens the key store, for runs whose calls are recorded."""
-        self._paths, self._owner, self._identities = paths, owner, identities
-        self._wrapping = b""
-        self._recorders: dict[str, Recorder] = {}
-        self._ended: list[Recorder] = []
+    def __init__(
+        self, paths: Paths, owner: Owner, logins: Callable[[], LoginSecrets], settings: Callable[[], Ledger],
+        identities: Callable[[], IdentityStore],
+    ) -> None:  # fmt: skip
+        """Open nothing yet.
+
+        Args:
+            paths: where things are.
+            owner: whose runs they are.
+            logins: returns who has the tokens of `login:` references; asked late.
+            settings: returns the `[ledger]` that counts now.
+            identities: opens the key store, for runs whose calls are recorded.
+        """
+        self._paths, self._owner, self._logins, self._settings = paths, owner, logins, settings
+        self._recordings = RunRecordings(identities)
         self._calls: ModelCalls | None = None
         self._store: Store | None = None
-        self._ledger = Ledger()
         self._callers: dict[str, Caller] = {}
+        self._secrets: dict[str, frozenset[str]] = {}
         self._placeholders: dict[str, dict[str, str]] = {}
         self._notices: dict[str, list[str]] = {}
 
-    def open(self, prepared: Prepared) -> None:
-        """Make sure that the calls of a run that has models can be served and written down, before it starts.
+    async def open(self, prepared: Prepared) -> None:
+        """Make sure that a run's calls can be served and written down, before anything of it starts.
 
         Raises:
-            CloisterError: a provider is missing, or the books or prices cannot be opened.
+            CloisterError: a provider or its key is missing, or the books or prices cannot be opened.
         """
-        if not prepared.placeholders:
-            return
-        self._ledger = prepared.policy.ledger
+        if prepared.agent.llm.record:
+            await asyncio.get_running_loop().run_in_executor(None, self._recordings.unlock)
+        await self._leave_old_ledger()
         if self._calls is None:
-            from cloister.runs.model_blocks import blocked
-            from cloister.runs.model_calls import ModelCalls
-            from cloister.runs.model_store import Store, every_second, secret_reader
-            from cloister.runs.price_list import PriceFiles
+            from cloister.runs.model_store import Store, calls_of
 
-            prices = PriceFiles(self._paths, self._owner.uid)
-            self._store = Store(self._paths, self._owner, lambda: self._ledger)
-            reader = partial(secret_reader, self._paths, self._owner, dict(os.environ))
-            blocks = partial(blocked, self._paths.blocked)
-            self._calls = ModelCalls(self._store, every_second(prices.current), reader, blocks)
-        run, agent = prepared.plan.run, prepared.plan.agent
+            self._store = Store(self._paths, self._settings)
+            self._calls = calls_of(self._paths, self._owner, self._logins(), self._store)
+        run, agent, llm = prepared.plan.run, prepared.plan.agent, prepared.agent.llm
         token = next(iter(prepared.placeholders.values()))
-        self._callers[run] = self._calls.caller(
-            run, agent, self._owner.name, prepared.agent.llm, prepared.policy, token=token
-        )
+        caller = self._calls.caller(run, agent, self._owner.name, llm, prepared.policy, token=token)
+        try:
+            await self._calls.check_keys(llm)
+        except BaseException:
+            self._calls.left(caller)
+            raise
+        self._callers[run] = caller
+        self._secrets[run] = _references(llm, prepared.policy)
         self._placeholders[run] = prepared.placeholders
         self._notices[run] = []
 
-    def unlock(self) -> None:
-        """Have the key ready with which recordings are sealed. May wait for the key store, so in a thread.
+    async def _leave_old_ledger(self) -> None:
+        """Close books that are kept elsewhere than `[ledger]` says now, so that they are opened there.
 
         Raises:
-            CloisterError: the key store cannot be opened.
+            RetryError: runs with models are alive, whose budgets stand in the old ones.
         """
-        if not self._wrapping:
-            from cloister.llm.recording import PURPOSE
-
-            self._wrapping = self._identities().derive(PURPOSE)
+        if self._store is None or self._store.books is None or self._store.database == self._settings().database:
+            return
+        if self._callers:
+            raise RetryError(
+                "ledger-changed", "the policy names another ledger since, and living runs are counted in the old one",
+                where=f".ledger.database; running: {', '.join(sorted(self._callers))}", remedy="cloister stop RUN",
+            )  # fmt: skip
+        calls, store = self._calls, self._store
+        self._calls = self._store = None
+        if calls is not None:
+            await calls.close()
+        await asyncio.get_running_loop().run_in_executor(None, store.close)
 
     def serve(self, run: ActiveRun, prepared: Prepared) -> Callable[[Exchange], None]:
         """Return what serves the model traffic of a run that was opened."""
@@ -96,9 +111,12 @@ class RunModels:
         caller.record = run.write_event
         caller.ask = partial(_ask, run)
         caller.account.listen(name, partial(self._alert, run))
-        if prepared.agent.llm.record:
-            self._record(run, caller)
+        self._recordings.obey(run, caller, wanted=prepared.agent.llm.record)
         return partial(handle, self._calls.inference, of_run(lambda: caller))
+
+    def uses(self, run: str, reference: str) -> bool:
+        """Say whether a run's providers have this secret as a key."""
+        return reference in self._secrets.get(run, ())
 
     def placeholders(self, run: str) -> dict[str, str]:
         """Return a run's key variables, for further commands in it."""
@@ -108,35 +126,34 @@ class RunModels:
         """Put a new policy in force for a living run.
 
         Raises:
-            CloisterError: it names a provider that is not there, or asks for a record that cannot be sealed; nothing
-                is changed then.
+            CloisterError: it names a provider or a login that is not there, or asks for a record that cannot be
+                sealed; nothing is changed then.
         """
         caller = self._callers.get(run.plan.run)
         if self._calls is None or caller is None:
             return
         if llm.record:
-            self.unlock()
+            self._recordings.unlock()
         self._calls.update(caller, llm, policy)
-        if not llm.record:
-            caller.recorder = None
-        elif caller.recorder is None:
-            self._record(run, caller)
+        self._secrets[run.plan.run] = _references(llm, policy)
+        self._recordings.obey(run, caller, wanted=llm.record)
 
     def left(self, run: str) -> tuple[str, ...]:
-        """A run is over: its placeholder opens nothing any more. Returns what its receipt says of budgets."""
+        """A run is over: its placeholder opens nothing any more. Returns what its receipt says."""
         caller = self._callers.pop(run, None)
         self._placeholders.pop(run, None)
+        self._secrets.pop(run, None)
         if caller is not None and self._calls is not None:
             self._calls.left(caller)
-        return (*self._notices.pop(run, ()), *self._end_recording(run))
+        refusals = caller.refusals.items() if caller is not None else ()
+        refused = (f"{count} model calls were refused: {reason} [model-refused]" for reason, count in refusals)
+        return (*self._notices.pop(run, ()), *refused, *self._recordings.left(run))
 
     async def close(self) -> None:
         """End calls under way, and the books."""
         if self._calls is not None:
             await self._calls.close()
-        for recorder in (*self._recorders.values(), *self._ended):
-            recorder.finish()
-            recorder.join(JOIN_S)
+        self._recordings.close()
         if self._store is not None:
             self._store.close()
 
@@ -144,27 +161,11 @@ class RunModels:
         """Obey the kill switch as it is now; return how many calls under way were ended."""
         return 0 if self._calls is None else self._calls.obey_blocks()
 
-    def _record(self, run: ActiveRun, caller: Caller) -> None:
-        """Write a run's calls down from now on; a record that the policy ended goes on in the same file."""
-        from cloister.runs.recordings import FILE, Recorder
-
-        name = run.plan.run
-        if name not in self._recorders:
-            path = f"{os.path.dirname(run.store.events_path(name))}/{FILE}"
-            soon = asyncio.get_running_loop().call_soon_threadsafe
-            self._recorders[name] = Recorder(path, name, self._wrapping, run.write_event, soon)
-        caller.recorder = self._recorders[name]
-        run.write_event("recording", {"file": FILE})
-
-    def _end_recording(self, run: str) -> tuple[str, ...]:
-        """Close a run's record behind its last call; return what its receipt says."""
-        recorder = self._recorders.pop(run, None)
-        if recorder is None:
-            return ()
-        recorder.finish()
-        self._ended = [one for one in self._ended if one.alive]
-        self._ended.append(recorder)
-        return recorder.summary()
+    def metrics(self) -> Told | None:
+        """Return the numbers of model calls; None where none was made."""
+        if self._calls is None or self._store is None or self._store.books is None:
+            return None
+        return self._store.books.tell(self._calls.budget_shares())
 
     def _alert(self, run: ActiveRun, alert: Alert) -> None:
         """Record that a share of a budget was passed, and say it in the receipt."""
@@ -175,6 +176,11 @@ class RunModels:
         used = f"{alert.used:.2f}" if unit == "USD" else f"{alert.used:.0f}"
         words = f"{alert.percent} % of {alert.reason.replace('-', '_')} used: {used} of {alert.limit:g} {unit}"
         self._notices.setdefault(run.plan.run, []).append(f"{words} [budget-alert]")
+
+
+def _references(llm: Llm, policy: Policy) -> frozenset[str]:
+    """Return the secret references of an agent's providers."""
+    return frozenset(policy.providers[name].key for name in llm.providers)
 
 
 async def _ask(run: ActiveRun, refusal: Refusal) -> bool:

@@ -88,9 +88,10 @@ def _refuse(path: str, what: str, remedy: str) -> PolicyError:
 class PolicyFiles:
     """The user's policy, presets and decisions, the system's policy, and a project's file, as one answer."""
 
-    def __init__(self, paths: Paths, uid: int) -> None:
-        """Read nothing yet."""
+    def __init__(self, paths: Paths, uid: int, *, policy: str = "") -> None:
+        """Read nothing yet; `policy` is a file to take in the place of the user's."""
         self._paths = paths
+        self._policy = policy or paths.policy
         self._uid = uid
         self._stamps: tuple[tuple[int, int, int], ...] = ()
         self._document: Document | None = None
@@ -152,16 +153,16 @@ class PolicyFiles:
 
     def _refresh(self) -> None:
         """Read everything again when any file has changed."""
-        paths = (self._paths.policy, SYSTEM_POLICY, self._paths.presets)
+        paths = (self._policy, SYSTEM_POLICY, self._paths.presets)
         stamps = tuple(stamp(path) for path in (*paths, *_preset_files(self._paths)))
         if stamps == self._stamps and self._document is not None:
             return
         self._document = None
-        user = read_trusted(self._paths.policy, self._uid)
+        user = read_trusted(self._policy, self._uid)
         system = read_trusted(SYSTEM_POLICY, 0)
         if user is None and system is None:
             raise PolicyError(
-                [Problem("there is no policy yet", self._paths.policy, "cloister init")], reference="policy-missing"
+                [Problem("there is no policy yet", self._policy, "cloister init")], reference="policy-missing"
             )
         presets = _preset_sources(self._paths, self._uid)
         self._presets = all_presets({_stem(source.path): source.text for source in presets})

@@ -40,6 +40,7 @@ from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
+from cloister.runs.model_plan import planned_models
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
@@ -139,6 +140,7 @@ class Kitchen:
         signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
+        facts = _with_model_words(facts, agent, resolved)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
             from cloister.runs.credentials_places import refuse_visible
@@ -382,15 +384,25 @@ def _models(llm: Llm) -> tuple[str, ...]:
     return Access(llm).names()
 
 
+def _with_model_words(facts: Facts, agent: Agent, resolved: ResolvedAgent) -> Facts:
+    """Add what the plan says of models."""
+    variables = _key_variables(facts.protocols, resolved.preset, agent)
+    words = planned_models(agent.llm, resolved.policy.providers, variables)
+    return msgspec.structs.replace(facts, model_words=words)
+
+
 def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
     """Return the key variables of a run that has models. What the policy itself sets there is the owner's word."""
     if not protocols:
         return {}
     from cloister.runs.model_calls import new_placeholder
 
-    token = new_placeholder()
+    return dict.fromkeys(_key_variables(protocols, preset, agent), new_placeholder())
+
+
+def _key_variables(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> tuple[str, ...]:
     names = [name for protocol in protocols for name in preset.placeholder.get(protocol, ())]
-    return {TOKEN_VARIABLE: token} | {name: token for name in names if name not in agent.environment}
+    return (TOKEN_VARIABLE, *(name for name in dict.fromkeys(names) if name not in agent.environment))
 
 
 def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:

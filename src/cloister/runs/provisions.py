@@ -16,7 +16,6 @@ import msgspec
 
 from cloister.host import apply as host_apply
 from cloister.host.apply import Applied
-from cloister.host.owner import Owner
 from cloister.plan.steps import Plan
 from cloister.relay.server import EgressServer
 from cloister.relay.session import UpstreamProxy
@@ -24,7 +23,6 @@ from cloister.runs.active import ActiveRun
 from cloister.runs.approvals import Approvals
 from cloister.runs.identity import Identities, RunTokens
 from cloister.runs.models import RunModels
-from cloister.runs.paths import Paths
 from cloister.runs.prepare import Kitchen, Prepared
 from cloister.runs.request import RunRequest
 from cloister.runs.signing import refuse_missing
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from cloister.runs.credentials import RunCredentials
     from cloister.runs.credentials_start import CredentialStarts
     from cloister.runs.logins import LoginEvent
+    from cloister.runs.metrics import Told
 
 
 class Provided(msgspec.Struct, frozen=True):
@@ -46,9 +45,10 @@ class Provisions:
     """Those of all runs of one broker."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, paths: Paths, owner: Owner, living: Callable[[], Iterable[ActiveRun]]
+        self, loop: asyncio.AbstractEventLoop, kitchen: Kitchen, living: Callable[[], Iterable[ActiveRun]]
     ) -> None:
         """Open nothing yet; `living` returns the runs that are alive."""
+        paths, owner = kitchen.paths, kitchen.owner
         self._loop = loop
         self._paths = paths
         self._living = living
@@ -56,7 +56,9 @@ class Provisions:
         self._identities = Identities(loop, paths.state)
         self._owner = owner
         self._credentials: CredentialStarts | None = None
-        self._models = RunModels(paths, owner, self._identities.store)
+        self._models = RunModels(
+            paths, owner, lambda: self._starts().logins, kitchen.policies.ledger, self._identities.store
+        )
 
     async def open(self, prepared: Prepared, request: RunRequest, since: float) -> Provided:
         """Look at everything a run needs, before anything is changed for it.
@@ -70,12 +72,14 @@ class Provisions:
             from cloister.runs.signing_gpg import wake
 
             await self._loop.run_in_executor(None, wake, prepared.sources, request.environment)
-        credentials = await self._starts().open(prepared, request) if plan.credentials else None
-        tokens = await self._identities.admit(plan, since)
         if prepared.placeholders:
-            if prepared.agent.llm.record:
-                await self._loop.run_in_executor(None, self._models.unlock)
-            self._models.open(prepared)
+            await self._models.open(prepared)
+        try:
+            credentials = await self._starts().open(prepared, request) if plan.credentials else None
+            tokens = await self._identities.admit(plan, since)
+        except BaseException:
+            self._models.left(plan.run)
+            raise
         return Provided(credentials, tokens)
 
     def apply(self, provided: Provided, plan: Plan) -> Applied:
@@ -136,6 +140,10 @@ class Provisions:
         """Obey the kill switch of model calls as it is now; return how many calls under way were ended."""
         return self._models.obey_blocks()
 
+    def metrics(self) -> Told | None:
+        """Return the numbers of model calls; None where none was made."""
+        return self._models.metrics()
+
     async def end(self, run: ActiveRun) -> tuple[str, ...]:
         """End what a run has but its egress; return what its receipt should say."""
         lost = await self._identities.end(run.plan.run)
@@ -168,6 +176,8 @@ class Provisions:
 
     def _login_event(self, event: LoginEvent) -> None:
         """Write down what happened to a login with every run that uses it."""
+        reference = f"login:{event.login}"
         for run in self._living():
-            if any(one.secret == f"login:{event.login}" for one in run.plan.credentials):
+            own = any(one.secret == reference for one in run.plan.credentials)
+            if own or self._models.uses(run.plan.run, reference):
                 run.write_event("login", msgspec.to_builtins(event))

@@ -24,6 +24,7 @@ from cloister.host import apply as host_apply
 from cloister.host import tripwires
 from cloister.host.frames import Frame, encode_list
 from cloister.host.owner import Owner
+from cloister.host.stranded import end_stranded
 from cloister.host.watch import Watch
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
@@ -69,7 +70,7 @@ class Supervisor:
         self._kitchen = Kitchen(paths, owner)
         self._store = Store(paths.runs)
         self._runs: dict[str, ActiveRun] = {}
-        self._provisions = Provisions(loop, paths, owner, self._runs.values)
+        self._provisions = Provisions(loop, self._kitchen, self._runs.values)
         self._protected: Watch | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
@@ -287,6 +288,8 @@ class Supervisor:
                 return {"run": run.plan.run, "stopping": True}
             case "llm-blocked":
                 return {"ended": self._provisions.obey_blocks()}
+            case "metrics":
+                return {"runs": len(self._runs), "models": msgspec.to_builtins(self._provisions.metrics())}
             case "reload":
                 return {"reloaded": self._reload()}
             case "living":
@@ -358,6 +361,9 @@ class Supervisor:
         if run.network:
             run.network.close()
         warnings = await self._provisions.end(run)
+        if not run.live.probe:  # its first process never spoke: it may wait for a bubblewrap that was killed
+            outer = run.outer_pid if outcome.reason == "client-died" else 0
+            await self._loop.run_in_executor(None, end_stranded, run.plan.run, run.plan.launch.argv, outer)
         try:
             if run.egress:
                 await asyncio.wait_for(run.egress.close(), CLOSE_EGRESS_S)
@@ -381,6 +387,7 @@ class Supervisor:
             if plan is None:
                 self._store.remove(run)  # killed before its plan was complete: nothing was applied
                 continue
+            end_stranded(plan.run, plan.launch.argv)
             host_apply.undo(plan, self._paths.state)
             self._provisions.recover(plan)
             self._close_record(plan, record)

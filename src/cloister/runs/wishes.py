@@ -78,6 +78,8 @@ def _remedy(one: proposal.Reason, agent: str) -> str:
         return f"add {one.line} to allow in {table}"
     if one.reason == "address-refused":
         return f"if you trust that machine: add its address to private in {table}"
+    if one.reason == "credential-not-for-this-request":
+        return f"add the method or path to inject in [agents.{agent}.{one.rule}], if it shall have it"
     if one.rule:
         return f"change the rule {one.rule}"
     return ""

@@ -434,7 +434,7 @@ def test_without_a_record_nothing_of_it_is_imported() -> None:
     """A run that has models and records nothing brings neither this nor cryptography for it."""
     code = (
         "import sys, cloister.relay.llm.entry, cloister.runs.models, cloister.runs.model_calls;"
-        "print(*[name for name in sys.modules if 'record' in name and name.startswith('cloister.')],"
+        "print(*[name for name in sys.modules if name.split('.')[-1] in ('recorded', 'recording', 'recordings')],"
         "'cryptography' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True,

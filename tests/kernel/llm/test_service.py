@@ -123,7 +123,7 @@ def test_a_reload_obeys_the_policy_as_it_is_now(service: Service) -> None:
 
 
 def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
-    """A service has no runs to keep recordings with: it does not start, nor does a reload switch `record` on in name."""
+    """A service has no runs to keep recordings with: it does not start, and a reload changes nothing."""
     with FakeModel() as model:
         running = Service(tmp_path, model)
         running.write(".config/cloister/cloister.toml", POLICY.format(url=model.url, more="record = true"))

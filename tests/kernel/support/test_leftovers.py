@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,32 @@ def test_a_process_in_its_own_session_is_seen() -> None:
     finally:
         process.kill()
         process.wait()
+
+    leftovers.check(before)
+
+
+def test_a_zombie_counts_for_whoever_should_collect_it() -> None:
+    """One whose parent lives and does not collect it is reported by its name; after that it is not."""
+    if os.getuid() == 0:
+        pytest.skip("root's processes are not ours alone; `make test` uses a user id of its own")
+    before = leftovers.take()
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        with pytest.raises(AssertionError, match=f"true .a zombie of {os.getpid()}."):
+            leftovers.check(before)
+    finally:
+        process.wait()
+
+    leftovers.check(before)
+
+
+def test_an_orphan_that_init_has_not_collected_is_over() -> None:
+    """Its parent is gone and it ended: whether init has looked yet or not, nothing of ours is left."""
+    before = leftovers.take()
+    for _ in range(10):
+        subprocess.run(["sh", "-c", "sleep 0.01 & exit"], check=True, timeout=20)
+    time.sleep(0.05)
 
     leftovers.check(before)
 

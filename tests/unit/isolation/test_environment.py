@@ -74,3 +74,17 @@ def test_the_note_names_what_is_reachable() -> None:
     assert "/w" in note
     assert "api.example.org" in note
     assert "nothing" in sandbox_note(workspace="/w", egress=(), mode="deny", overlay=False)
+
+
+def test_models_by_a_variable_for_the_address_and_one_for_the_socket() -> None:
+    """A product that knows both gets both, unless the policy points it elsewhere: the socket would win over that."""
+    preset = Preset(schema=1, base_url={"anthropic": "BASE"}, unix_socket="SOCKET")
+    served = msgspec.structs.replace(SITUATION, protocols=("anthropic",))
+    literal, _ = compose(Agent(), preset, served)
+    own, _ = compose(Agent(environment={"BASE": "https://models.example.org"}), preset, served)
+    without, _ = compose(Agent(), preset, SITUATION)
+
+    assert (literal["BASE"], literal["SOCKET"]) == ("http://127.0.0.1:11435", "/run/cloister/box/egress.sock")
+    assert own["BASE"] == "https://models.example.org"
+    assert not {"SOCKET"} & {*own, *without}
+    assert "BASE" not in without

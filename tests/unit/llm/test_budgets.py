@@ -214,3 +214,33 @@ def test_thousands_of_calls_a_second_are_remembered_in_little_memory():
     assert reserve(one, 1, tick=25.0).reason == "tokens-per-minute"
     assert reserve(one, 40_002, tick=70.0).reason == "tokens-per-minute"  # those of the last 15 seconds: 30,000 x 2
     assert isinstance(reserve(one, 100_000, tick=85.3), Hold)
+
+
+@pytest.mark.parametrize("seen", [600, 560])
+def test_what_settles_while_the_books_are_asked_counts_once(seen):
+    """The books have a call's reservation or its use, depending on the moment: never less is counted."""
+    one = account(Spent(0, seen, 0.0))
+    hold = reserve(one, 100)
+    assert isinstance(hold, Hold)
+    one.limits = compile_limits(Llm(requests_per_minute=1000, tokens_per_day=10_000))
+    (question,) = one.unknown("run-1", NOON)
+    spent = one.ask(question)
+    one.settle(hold, 60, 0.0, 1.0)
+    one.learn(question, spent, 2.0)
+    one.learn(question, spent, 3.0)
+
+    assert one.unknown("run-1", NOON) == []
+    assert 560 <= one.shares()["day", "tokens"] * 10_000 <= 600
+
+
+def test_an_account_that_knows_asks_nothing():
+    """Every span once; a blocked agent's calls ask for none."""
+    one = account(tokens_per_day=10, cost_per_month_usd=1.0, tokens_per_run=5)
+    asked = one.unknown("run-1", NOON)
+    assert [question.key[0] for question in asked] == ["minute", "run", "day", "month"]
+    for question in asked:
+        one.learn(question, one.ask(question), 0.0)
+    assert one.unknown("run-1", NOON) == []
+    assert [question.key for question in one.unknown("run-2", NOON)] == [("run", "run-2")]
+    one.blocked = "no"
+    assert one.unknown("run-3", NOON) == []

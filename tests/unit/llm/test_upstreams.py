@@ -117,3 +117,40 @@ def test_routes_are_matched_by_path_alone(method, target, name):
     """FINDINGS 2.2: the query does not matter; another spelling of a path is another path."""
     route = routes.find(method, target)
     assert (route.name if route else None) == name
+
+
+OAUTH = {"anthropic-beta": "oauth-2025-04-20"}
+
+
+def login_head(fields: list[tuple[bytes, bytes]], login_headers: dict[str, str] | None = None, **provider) -> bytes:
+    """Return the head that would be sent with a login."""
+    headers = OAUTH if login_headers is None else login_headers
+    upstream = compile_upstream("p", Provider(key="login:work", **provider), headers)
+    own = own_lines(upstream, [key_field(upstream, "at-token")])
+    return request_head(upstream, "POST", "/v1/messages", fields, own, 3)
+
+
+@pytest.mark.parametrize(("fields", "expected"), [
+    ([], [b"oauth-2025-04-20"]),
+    ([(b"anthropic-beta", b"a-1, b-2")], [b"a-1, b-2,oauth-2025-04-20"]),
+    ([(b"Anthropic-Beta", b"oauth-2025-04-20,a-1")], [b"oauth-2025-04-20,a-1"]),
+    ([(b"anthropic-beta", b"a"), (b"anthropic-beta", b"b")], [b"a,oauth-2025-04-20", b"b"]),
+])  # fmt: skip
+def test_what_a_login_needs_is_added_to_what_the_agent_sends(fields, expected):
+    """Beside the agent's betas and not in their place, and once; its token is a bearer, whatever that begins with."""
+    lines = login_head(fields).split(b"\r\n")
+    assert [line.partition(b": ")[2] for line in lines if line.lower().startswith(b"anthropic-beta")] == expected
+    assert b"Authorization: Bearer at-token" in lines
+    assert not [line for line in lines if line.lower().startswith(b"x-api-key")]
+
+
+def test_a_login_and_the_policy_share_a_field():
+    """Where the policy sets the list, the login's values join it; denied betas concern the agent's alone."""
+    sent = login_head([(b"anthropic-beta", b"mine")], headers={"Anthropic-Beta": "house-1"})
+    assert b"Anthropic-Beta: house-1,oauth-2025-04-20\r\n" in sent
+    assert b"mine" not in sent
+    denied = login_head([(b"anthropic-beta", b"mine, other")], deny_betas=("mine", "oauth-2025-04-20"))
+    assert b"other,oauth-2025-04-20" in denied
+    other = login_head([(b"x-login", b"agent's")], {"X-Login": "login's"})
+    assert b"X-Login: login's\r\n" in other
+    assert b"agent's" not in other

@@ -106,10 +106,41 @@ def test_the_starter_always_loads(found):
             assert set(agent.pass_environment) <= set(variables)
 
 
+def test_the_starter_keeps_model_keys_outside():
+    """A key that the caller has becomes a provider with a file and the command that fills it; no host is allowed."""
+    text = starter(
+        ["claude", "openclaw"], builtin_presets(), variables=["ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"]
+    )
+    policy = load(text, "cloister.toml", preset_names=BUILTIN)
+
+    assert "printenv ANTHROPIC_API_KEY > ~/.config/cloister/anthropic.key" in text
+    assert policy.providers["anthropic"].key == "file:~/.config/cloister/anthropic.key"
+    for agent in policy.agents.values():
+        assert agent.llm.providers == ("anthropic",)
+        assert not agent.pass_environment
+        assert not agent.egress.allow
+    assert not policy.agents["claude"].egress.preset_hosts
+    assert "*" not in policy.agents["openclaw"].llm.models[0]  # its default has to be one model
+
+
+def test_the_starter_proposes_models_behind_a_mark_without_a_key():
+    """Where no key is set nothing needs one; taking the marks away gives a policy that loads."""
+    text = starter(["codex", "pi"], builtin_presets())
+    policy = load(text, "cloister.toml", preset_names=BUILTIN)
+    marked = ("[providers.", "protocol =", "key =", "[agents.", "providers =")
+    lines = [line.removeprefix("# ") if line[2:].startswith(marked) else line for line in text.splitlines()]
+    unmarked = load("\n".join(lines), "cloister.toml", preset_names=BUILTIN)
+
+    assert not policy.providers
+    assert not any(agent.llm.providers for agent in policy.agents.values())
+    assert set(unmarked.providers) == {"anthropic", "openai"}
+    assert unmarked.agents["codex"].llm.providers == ("openai",)
+    assert "cloister login codex" in text
+
+
 def test_the_starter_says_what_a_key_in_the_sandbox_means():
-    """A model key inside is readable by everything inside, and the text says so where it is let in."""
-    text = starter(["pi"], builtin_presets(), variables=["ANTHROPIC_API_KEY"])
-    assert 'pass_environment = ["ANTHROPIC_API_KEY"]' in text
+    """A key that no provider takes is readable by everything inside, and the text says so where it is let in."""
+    text = starter(["pi"], builtin_presets(), variables=["GEMINI_API_KEY"])
+    assert 'pass_environment = ["GEMINI_API_KEY"]' in text
     assert "can read this variable" in text
-    assert 'allow = ["api.anthropic.com"]' in text
-    assert "can read it" in starter(["pi"], builtin_presets())
+    assert 'allow = ["generativelanguage.googleapis.com"]' in text

@@ -4,7 +4,7 @@ import base64
 import os
 from typing import Any
 
-from cloister.prove.inside.clients import must_be_refused, placeholders, secure, send
+from cloister.prove.inside.clients import must_be_refused, placeholders, plain_http, secure, send
 from cloister.prove.inside.support import Box
 
 ID = "cred-elsewhere"
@@ -33,7 +33,7 @@ def attack(box: Box) -> None:
             request = (
                 f"GET http://{host}:{port}/ HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {token}\r\n\r\n"
             )
-            box.proxy_refuses(f"{name} over plain HTTP to {host}:{port}", request.encode())
+            must_be_refused(box, f"{name} over plain HTTP to {host}:{port}", plain_http(request.encode()))
     if not placeholders(box):
         box.stopped("no credential has a variable, so there is no placeholder to send")
 

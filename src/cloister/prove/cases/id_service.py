@@ -4,6 +4,7 @@ import json
 import os
 import socket
 
+from cloister.prove.inside.clients import must_be_refused, plain_http
 from cloister.prove.inside.support import Box
 
 ID = "id-service"
@@ -33,7 +34,10 @@ def attack(box: Box) -> None:
     for host in (*NAMES, *own[:4]):
         place = f"{host}:{PORT}"
         head = f"Host: {place}\r\nAuthorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-        box.proxy_refuses(f"POST {place}", f"POST http://{place}/v1/tokens HTTP/1.1\r\n{head}".encode())
-        box.proxy_refuses(f"CONNECT {place}", f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
+        asked = plain_http(f"POST http://{place}/v1/tokens HTTP/1.1\r\n{head}".encode())
+        must_be_refused(box, f"POST {place}", asked)
+        must_be_refused(
+            box, f"CONNECT {place}", plain_http(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
+        )
     for path in (*map(str, box.fact("identity_sockets")), str(box.fact("broker_socket"))):
         box.connects(path, "ENOENT ENOTDIR EACCES", socket.AF_UNIX, socket.SOCK_STREAM, path)

@@ -35,26 +35,29 @@ CHANGES = {
 
 
 def attack(box: Box) -> None:
-    """Every change the protocol knows; then, with each key that is listed, data that is no login and no commit."""
+    """With each key that is listed, data that is no login and no commit; then every change that the protocol knows.
+
+    A filter may say no and pass a request on all the same, so the keys are listed again at the end.
+    """
     path = os.environ.get("SSH_AUTH_SOCK", "")
     if not path or not os.path.exists(path):
         box.stopped("no ssh-agent is in this sandbox")
         return
-    for what, message in CHANGES.items():
-        box.must(_ask(path, message)[:1] == FAILURE, what)
-    for what, bound in forged_bindings().items():
-        box.must(_ask(path, bound)[:1] == FAILURE, what)
+    listed = _ask(path, LIST)
     documents = {
         "sign any bytes": b"any bytes",
         "sign a login that is bound to no host": _text(bytes(32)) + b"\x32" + _text(b"root") + _text(b"ssh-connection"),
         "sign a file": b"SSHSIG" + _text(b"file") + _text(b"") + _text(b"sha512") + _text(bytes(64)),
     }
-    for key in _keys(_ask(path, LIST)):
+    for key in _keys(listed):
         for what, data in documents.items():
             request = b"\x0d" + _text(key) + _text(data) + bytes(4)
             box.must(_ask(path, request)[:1] == FAILURE, what)
             for how, bound in forged_bindings().items():
                 box.must(_ask(path, bound, request)[:1] == FAILURE, f"{what}, after {how}")
+    for what, message in (forged_bindings() | CHANGES).items():
+        box.must(_ask(path, message)[:1] == FAILURE, what)
+    box.must(_ask(path, LIST) == listed, "the keys are as they were")
 
 
 def forged_bindings() -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 import os
 
-from cloister.prove.inside.clients import Answer, model
+from cloister.prove.inside.clients import Answer, model, model_route
 from cloister.prove.inside.support import Box
 
 ID = "llm-keys"
@@ -39,11 +39,10 @@ def attack(box: Box) -> None:
 
 
 def _judge(box: Box, what: str, answer: Answer) -> None:
-    refused = answer.status == 401 and b"key" in answer.body
-    box.must(refused, f"{what}: {answer.status}" if refused else f"{what}: {answer.status} {answer.body[:100]!r}")
+    box.must(answer.reason == "key-invalid", f"{what}: {answer}")
 
 
 def twin(box: Box) -> None:
     """The run's own key is taken: a body that is none is refused as such, and no provider is asked for this."""
-    answer = model("POST", PATHS[0], {"x-api-key": os.environ[str(box.fact("model_key"))]}, b"{")
-    box.works(f"the own key: {answer.status} {answer.body[:100]!r}", answer.status == 400)
+    answer = model("POST", model_route(box), {"x-api-key": os.environ[str(box.fact("model_key"))]}, b"{")
+    box.works(f"the own key: {answer}", answer.status in (400, 429) and bool(answer.reason))

@@ -2,7 +2,7 @@
 
 import socket
 
-from cloister.prove.inside.clients import must_be_refused, tunnel
+from cloister.prove.inside.clients import must_be_refused, plain_http, tunnel
 from cloister.prove.inside.support import Box
 
 ID = "llm-provider"
@@ -25,7 +25,7 @@ def attack(box: Box) -> None:
         else:
             must_be_refused(box, f"CONNECT {host}:{port}", answer)
         head = f"GET http://{host}:{port}/v1/models HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"
-        box.proxy_refuses(f"GET http://{host}:{port}", head.encode())
+        must_be_refused(box, f"GET http://{host}:{port}", plain_http(head.encode()))
         if host.replace(".", "").isdigit():
             names = "ECONNREFUSED ENETUNREACH"
             box.connects(f"{host}:{port} directly", names, socket.AF_INET, socket.SOCK_STREAM, (host, int(port)))

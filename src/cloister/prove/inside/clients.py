@@ -65,6 +65,16 @@ def tunnel(host: str, port: int) -> tuple[socket.socket | None, Answer]:
     return None, answer
 
 
+def plain_http(request: bytes) -> Answer:
+    """Send a request to the proxy as it is, and return the answer; a closed connection is one of status 0."""
+    with socket.create_connection(PROXY, timeout=WAIT_S) as connection:
+        connection.sendall(request)
+        try:
+            return receive(connection)
+        except ConnectionError:
+            return Answer(0, "", b"")
+
+
 def secure(host: str, port: int, name: str = "") -> tuple[Any, Answer]:
     """Open a tunnel and TLS in it; return the connection, or None and the refusal.
 
@@ -102,6 +112,12 @@ def model(method: str, path: str, fields: dict[str, str], body: object = None) -
     data = json.dumps(body).encode() if body is not None and not isinstance(body, bytes) else body or b""
     connection = socket.create_connection(MODELS, timeout=WAIT_S)
     return send(connection, method, path, f"{MODELS[0]}:{MODELS[1]}", fields, data)
+
+
+def model_route(box: Box) -> str:
+    """Return a route that the agent's providers serve."""
+    spoken = {protocol for protocol, _, _ in box.fact("providers")}
+    return "/v1/messages" if "anthropic" in spoken else "/v1/chat/completions"
 
 
 def receive(connection: Any) -> Answer:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress.http1 import Body, Headers, HttpError
 from cloister.llm import errors, routes, upstreams
 from cloister.llm.errors import Refusal
-from cloister.llm.order import Order, read_order
+from cloister.llm.order import Order, explained, read_order
 from cloister.llm.routes import Route
 from cloister.relay.llm.answer import HEARTBEAT, Answer
 from cloister.relay.llm.held import Held, allowed_list, known_fields, passed_fields, seconds
@@ -85,7 +86,7 @@ class Call:
             host = self._supply.upstream.host
             order = read_order(body, self.route, self.caller.access, self.caller.max_tokens, host)
             if isinstance(order, Refusal):
-                self._refuse(order)
+                self._refuse(explained(order, self.exchange.headers))
                 return
             self._order = order
         self._reserve(self._order)
@@ -123,8 +124,11 @@ class Call:
 
     def _reserve(self, order: Order) -> None:
         """Reserve what the call may use, note it, and go on."""
-        supply = self._supply
+        supply, account = self._supply, self.caller.account
         assert supply is not None  # noqa: S101 - chosen before
+        if unknown := account.unknown(self.caller.run, self._tab.time):
+            self._spawn(self._when(order, partial(self.service.learner.learn, account, unknown)))
+            return
         refusal = self._tab.open(order, supply.upstream)
         if refusal is not None:
             self._exhausted(order, refusal)
@@ -134,20 +138,20 @@ class Call:
 
     def _exhausted(self, order: Order, refusal: Refusal) -> None:
         """A budget stands in the way: ask the person where the policy says so, else refuse."""
-        if not self.caller.asks or not refusal.reason.startswith(("tokens-", "cost-")):
+        if self.caller.asks and refusal.reason.startswith(("tokens-", "cost-")):
+            self._spawn(self._when(order, partial(self.caller.granted, refusal, self._tab.time)))
+        else:
             self._refuse(refusal)
-            return
 
-        async def ask() -> None:
-            granted = await self.caller.granted(refusal, self._tab.time)
-            if self._left or self._over:
-                self._over = True
-            elif granted:
-                self._reserve(order)
-            else:
-                self._refuse(refusal)
-
-        self._spawn(ask())
+    async def _when(self, order: Order, answer: Callable[[], Awaitable[Refusal | None]]) -> None:
+        """Reserve or refuse when an answer is there; the client may have left meanwhile."""
+        refusal = await answer()
+        if self._left or self._over:
+            self._over = True
+        elif refusal is not None:
+            self._refuse(refusal)
+        else:
+            self._reserve(order)
 
     # Sending.
 

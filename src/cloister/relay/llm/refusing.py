@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from cloister.llm import errors
@@ -17,5 +18,6 @@ def refuse(exchange: Exchange, shape: Shape, refusal: Refusal) -> None:
     if exchange.connection.transport is None:
         return
     close = not (exchange.keep_alive and exchange.ended)
-    answer = errors.response(shape, refusal, close=close, head_only=exchange.method == "HEAD")
-    exchange.respond_whole(refusal.status, answer)
+    head_only = exchange.method == "HEAD"
+    answer = errors.response(shape, refusal, close=close, head_only=head_only, now=time.time())
+    exchange.respond_whole(errors.status(shape, refusal), answer)

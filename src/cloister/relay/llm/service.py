@@ -16,6 +16,7 @@ from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books, Row
 from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
+from cloister.relay.llm.learning import Learner
 from cloister.relay.llm.supply import Supply
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Bounds:
     drain_bytes: int = 32 * 1024 * 1024
     heartbeat_s: float = 15.0
     """Silence in a stream after which a comment is sent, so that nothing between here and the client gives up."""
+    books_s: float = 10.0
+    """The longest wait for what the books know of the time before."""
     patience_s: float = 20.0
     """The longest wait before a retry; what asks for more is passed on."""
 
@@ -112,19 +115,20 @@ class Caller:
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody
     """Asks the person at the terminal whether a budget that is used up is granted once more."""
     record: Callable[[str, dict[str, object]], None] = _no_event
+    refusals: dict[str, int] = field(default_factory=dict)
+    """How many calls were refused, by reason: for the receipt of a run."""
     _routes: dict[Route, tuple[tuple[Supply, ...], list[Supply]]] = field(default_factory=dict, repr=False)
 
     _questions: dict[str, asyncio.Task[bool]] = field(default_factory=dict, repr=False)
 
-    async def granted(self, refusal: Refusal, now: float) -> bool:
-        """Ask whether a budget is granted once more; requests that wait for the same one share the question."""
-        standing = self._questions.get(refusal.reason)
-        if standing is not None:
-            return await asyncio.shield(standing)
-        question = asyncio.get_running_loop().create_task(self._ask_once(refusal, now))
-        self._questions[refusal.reason] = question
-        question.add_done_callback(lambda _: self._questions.pop(refusal.reason, None))
-        return await asyncio.shield(question)
+    async def granted(self, refusal: Refusal, now: float) -> Refusal | None:
+        """Ask whether a budget is granted once more; None when it is. Requests for the same one share the question."""
+        question = self._questions.get(refusal.reason)
+        if question is None:
+            question = asyncio.get_running_loop().create_task(self._ask_once(refusal, now))
+            self._questions[refusal.reason] = question
+            question.add_done_callback(lambda _: self._questions.pop(refusal.reason, None))
+        return None if await asyncio.shield(question) else refusal
 
     async def _ask_once(self, refusal: Refusal, now: float) -> bool:
         if not await self.ask(refusal):
@@ -150,6 +154,7 @@ class Inference:
         self.books, self.prices = books, prices
         self.bounds = bounds or Bounds()
         self.calls: set[Call] = set()
+        self.learner = Learner(self.bounds.books_s)
         self.buffered = 0
         """Bytes of request bodies in memory."""
         self._supplies: set[Supply] = set()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cloister.errors import CloisterError
 from cloister.llm.budgets import Hold
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Row, Source
@@ -115,6 +116,8 @@ class Tab:
         """Write down that nothing was sent."""
         self.id = self._service.new_id(self.time)
         self.status = refusal.status
+        refusals = self._caller.refusals
+        refusals[refusal.reason] = refusals.get(refusal.reason, 0) + 1
         self._service.note_refusal(self._row(NOTHING, 0.0, "provider", "refused", reason=refusal.reason))
 
     def _reserve(self, order: Order, upstream: Upstream, *, counted: bool) -> Refusal | None:
@@ -126,9 +129,12 @@ class Tab:
                 cost = price.cost(order.demand)
             elif caller.account.limits.priced:
                 return _no_price(order.model)
-        hold = caller.account.reserve(
-            caller.run, order.demand.total, cost, self.time, time.monotonic(), counted=counted
-        )
+        try:
+            hold = caller.account.reserve(
+                caller.run, order.demand.total, cost, self.time, time.monotonic(), counted=counted
+            )
+        except CloisterError as error:  # a limit that came while the call was under way
+            return Refusal(503, "ledger-unavailable", error.message, 5)
         if isinstance(hold, Refusal):
             return hold
         self._hold, self._reserved_usd = hold, cost
