@@ -21,7 +21,7 @@ from support.model_wire import Run, Say
 from support.secure_server import SecureServer, TestAuthority
 from support.terminal import Terminal
 
-pytestmark = pytest.mark.agents
+pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
 REAL_KEY = "made-up-upstream-key-2"
 KEY_FILE = ".config/cloister/model.key"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloister.plan import render
+from cloister.plan.steps import Plan
 from cloister.plan.workspace import Mount, Placeholder, WorkspaceLayout
 from cloister.policy.document import read
 from cloister.policy.merge import resolve
@@ -68,6 +69,44 @@ def test_the_text_shows_mounts_names_and_rules() -> None:
     assert "  ANTHROPIC_BASE_URL" in text.splitlines()
     assert "  api.example.org" in text.splitlines()
     assert "http://model.example.org" not in text
+
+
+def _of_preset(name: str, *words: str, **changes: object) -> Plan:
+    """Return the plan of an agent that is a preset and nothing else."""
+    document = read(f'schema = 1\n[agents.agent]\npreset = "{name}"\n'.encode(), "cloister.toml")
+    resolved = resolve(document, "agent", presets=builtin_presets())
+    return compile_run(resolved.agent, resolved.preset, (*resolved.agent.command, *words), (), _facts(**changes))
+
+
+def test_subcommands_of_a_product_get_no_flags() -> None:
+    """`pi install` would take the note for a package; a prompt comes with it."""
+    assert _of_preset("pi", "install", "npm:x").launch.command == ("/usr/bin/agent", "install", "npm:x")
+    assert "--append-system-prompt" in _of_preset("pi", "explain").launch.command
+
+
+@pytest.mark.parametrize("name", ["claude", "pi", "codex", "openclaw"])
+def test_presets_bring_a_product_to_the_models(name: str) -> None:
+    """With models each product is told of our endpoint in its own way, once, and of nothing without them."""
+    served = {"protocols": ("anthropic", "openai-responses", "openai"), "models": ("m",)}
+    plan, without = _of_preset(name, **served), _of_preset(name)
+    ways = {
+        "claude": plan.launch.environment.get("ANTHROPIC_UNIX_SOCKET") == "/run/cloister/box/egress.sock",
+        "pi": "/home/me/.pi/agent/models.json" in plan.launch.argv,
+        "codex": "openai_base_url=http://127.0.0.1:11435/v1" in plan.launch.command,
+        "openclaw": "/home/me/.openclaw/cloister-models.json" in plan.launch.argv,
+    }
+
+    assert ways[name]
+    assert "11435" in render.as_json(plan).decode()
+    assert "11435" not in render.as_json(without).decode()
+
+
+def test_the_plan_says_where_model_calls_go() -> None:
+    """They are no host of the allowlist, so they stand beside it, and the agent's own note is silent about them."""
+    plan = _of_preset("claude", protocols=("anthropic",), model_words=("models of a (anthropic): every model",))
+
+    assert "models of a (anthropic): every model" in render.as_text(plan)
+    assert "models of a" not in " ".join(plan.launch.command)
 
 
 def test_weakening_a_mount_changes_the_plan() -> None:

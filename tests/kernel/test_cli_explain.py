@@ -193,3 +193,17 @@ def test_explaining_leaves_nothing_and_starts_nothing(user: User, workspace: Pat
     assert sorted(str(path) for path in user.home.rglob("*")) == before
     assert os.listdir(user.runtime) == []
     assert user.broker_pid == 0
+
+
+def test_the_port_of_models_is_explained_where_there_are_models(user: User, workspace: Path) -> None:
+    """What is served in the sandbox needs no rule, so none is proposed; without `llm` nothing is there."""
+    table = '[providers.up]\nkey = "file:~/.config/cloister/up.key"\n[agents.shell.llm]\nproviders = ["up"]\n'
+    question = ("explain", "shell", "--json", "127.0.0.1:11435")
+    without = json.loads(user.run(*question, cwd=workspace).stdout)
+    policy = user.home / ".config/cloister/cloister.toml"
+    user.write_policy(policy.read_text() + table)
+    served = json.loads(user.run(*question, cwd=workspace).stdout)
+
+    assert (without["allowed"], without["protocol"]) == (False, "tunnel")
+    assert (served["allowed"], served["protocol"], served["remedy"]) == (True, "model calls", "")
+    assert "models of up (anthropic): every model" in served["rule"]

@@ -120,6 +120,22 @@ def test_init_writes_once_and_keeps_what_it_replaces(user: User, workspace: Path
     assert [row["name"] for row in json.loads(user.run("agents", "--json", cwd=workspace).stdout)] == ["shell"]
 
 
+def test_init_says_how_to_store_a_key(user: User, workspace: Path) -> None:
+    """The key that the caller has goes into a file by the command that is shown, and never into the policy."""
+    key = "made-up-key-of-the-caller"
+    first = user.run("init", "--force", "--agents", "claude", cwd=workspace, ANTHROPIC_API_KEY=key)
+    command = next(line for line in first.stdout.splitlines() if line.startswith("store the key of anthropic: "))
+    words = ["sh", "-c", command.partition(": ")[2]]
+    subprocess.run(words, env=user.environment | {"ANTHROPIC_API_KEY": key}, check=True, timeout=20)
+    stored = user.home / ".config/cloister/anthropic.key"
+    again = user.run("init", "--force", "--agents", "claude", cwd=workspace, ANTHROPIC_API_KEY=key)
+
+    assert (stored.read_text().strip(), stored.stat().st_mode & 0o777) == (key, 0o600)
+    assert key not in (user.home / ".config/cloister/cloister.toml").read_text() + first.stdout
+    assert "store the key" not in again.stdout
+    assert user.run("check", cwd=workspace).returncode == 0
+
+
 def test_init_printed_writes_nothing_and_bad_names_are_refused(user: User, workspace: Path) -> None:
     """--print only prints; an unknown preset names those there are."""
     policy = user.home / ".config/cloister/cloister.toml"

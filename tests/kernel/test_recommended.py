@@ -75,6 +75,19 @@ def test_explain_knows_the_way_to_models_and_keys(user: User, workspace: Path) -
     assert other.returncode == 1
 
 
+def test_limits_without_a_provider_are_warned_of(user: User, workspace: Path) -> None:
+    """`check` says that a budget without a provider bounds nothing, and says nothing where there is one."""
+    limits = "[agents.shell.llm]\ntokens_per_day = 5\n"
+    user.write_policy(BASE + limits)
+    without = user.run("check", cwd=workspace)
+    user.write_policy(f'{BASE}[providers.one]\nkey = "file:~/one.key"\n{limits}providers = ["one"]\n')
+    withal = user.run("check", cwd=workspace)
+
+    assert "has limits for models, and no provider" in without.stdout + without.stderr
+    assert "warning" not in withal.stdout + withal.stderr
+    assert without.returncode == withal.returncode == 0
+
+
 def test_the_example_of_a_model_on_this_machine(user: User, workspace: Path) -> None:
     """examples/policies/local-model.toml reaches the model without any key, and no other model or host."""
     text = (ROOT / "examples/policies/local-model.toml").read_text()

@@ -144,6 +144,8 @@ class Account:
         self._requests: deque[float] = deque()
         self._recent: deque[tuple[float, int, int]] = deque()
         self._merging_since = 0.0
+        self._told: tuple[float, Limits | None, set[str]] = (-1.0, None, set())
+        """Day, limits, and the runs for which nothing is unknown under them."""
         self._tallies: dict[Key, _Tally] = {("minute", 0): _Tally()}
         self._holds: set[Hold] = set()
         self._calendar = (-1, (("day", -1), ("month", (0, 0))))
@@ -158,7 +160,8 @@ class Account:
 
         Whoever can wait asks first (`ask`, in any thread; then `learn`), so that `reserve` has nothing to ask.
         """
-        if self.blocked:
+        day, limits, runs = self._told
+        if self.blocked or (run in runs and limits is self.limits and day == now // _DAY_S):
             return []
         found = [] if self._tallies["minute", 0].loaded else [self._question(("minute", 0), now)]
         keys = self._keys(run, now)
@@ -167,6 +170,9 @@ class Account:
             tally = self._tallies.get(key)
             if (tally is None or not tally.loaded) and all(one.key != key for one in found):
                 found.append(self._question(key, now))
+        if not found:
+            same = limits is self.limits and day == now // _DAY_S
+            self._told = (now // _DAY_S, self.limits, {*runs, run} if same else {run})
         return found
 
     def ask(self, one: Unknown) -> Spent:
@@ -288,6 +294,7 @@ class Account:
     def forget_run(self, run: str) -> None:
         """Drop what is known about a run that is over."""
         self._listeners.pop(run, None)
+        self._told[2].discard(run)
         if not any(("run", run) in hold.keys for hold in self._holds):
             self._tallies.pop(("run", run), None)
 
@@ -307,6 +314,7 @@ class Account:
         kept = {*self._calendar[1], *(key for hold in self._holds for key in hold.keys)}
         for key in [key for key in self._tallies if key[0] in {"day", "month"} and key not in kept]:
             del self._tallies[key]
+        self._told = (-1.0, None, set())
 
     def _tallied(self, key: Key) -> _Tally:
         """Return a span's tally; one that no limit asks for need not know what was before."""

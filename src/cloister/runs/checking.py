@@ -19,7 +19,7 @@ from cloister.errors import PolicyError, Problem
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_preset, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
-from cloister.policy.model import Preset
+from cloister.policy.model import Llm, Preset
 from cloister.policy.presets import all_presets, builtin_presets
 from cloister.runs import login_files
 from cloister.runs.credentials_plan import planned
@@ -125,6 +125,10 @@ class Checker:
             self._warn(Finding(message=warned.message, where=resolved.source(warned.at), remedy=warned.remedy))
         for name, what, remedy in login_files.warnings(resolved.agent, resolved.name, self._logins):
             self._warn(Finding(message=what, where=resolved.source(("credentials", name)), remedy=remedy))
+        if resolved.agent.llm != Llm() and not resolved.agent.llm.providers:
+            what = f"the agent {resolved.name!r} has limits for models, and no provider: it reaches none of them"
+            where = resolved.source(("llm",))
+            self._warn(Finding(message=what, where=where, remedy='add providers = ["NAME"], and [providers.NAME]'))
         keys = list(unenforced_keys(resolved.agent))
         if resolved.agent.isolation != "namespace":
             keys.append("isolation")

@@ -244,3 +244,19 @@ def test_an_account_that_knows_asks_nothing():
     assert [question.key for question in one.unknown("run-2", NOON)] == [("run", "run-2")]
     one.blocked = "no"
     assert one.unknown("run-3", NOON) == []
+
+
+def test_what_is_known_is_known_for_its_day_run_and_limits():
+    """The next day, another limit and a run that came again are asked for anew."""
+    one = account(tokens_per_day=10, tokens_per_run=5)
+    for question in one.unknown("r", NOON):
+        one.learn(question, one.ask(question), 0.0)
+    assert one.unknown("r", NOON) == one.unknown("r", NOON) == []
+    one.limits = compile_limits(Llm(tokens_per_day=10, tokens_per_month=10))
+    assert [question.key[0] for question in one.unknown("r", NOON)] == ["month"]
+    assert [question.key[0] for question in one.unknown("r", NOON + DAY)] == ["day", "month"]
+    assert [question.key[0] for question in one.unknown("r", NOON)] == ["day", "month"]  # the clock stepped back
+    one.limits = compile_limits(Llm(tokens_per_run=5))
+    one.unknown("r", NOON)
+    one.forget_run("r")
+    assert [question.key[0] for question in one.unknown("r", NOON)] == ["run"]

@@ -4,13 +4,14 @@ import json
 
 from cloister.llm import errors
 from cloister.llm.errors import Refusal
+from cloister.llm.routes import Shape
 
 SPENT = Refusal(429, "tokens-per-day", "out of budget", 3600, again=False)
 BUSY = Refusal(429, "requests-per-minute", "too many", 7)
 NO_MODEL = Refusal(403, errors.NO_MODEL, "not here", again=False)
 
 
-def parts(shape: errors.Shape, refusal: Refusal) -> tuple[int, bytes, dict[str, object]]:
+def parts(shape: Shape, refusal: Refusal) -> tuple[int, bytes, dict[str, object]]:
     """Return status, head and error of a response at the wall time 1000."""
     head, _, body = errors.response(shape, refusal, now=1000.5).partition(b"\r\n\r\n")
     return int(head.split()[1]), head, json.loads(body)["error"]
@@ -29,7 +30,7 @@ def test_codex_is_told_when_a_budget_begins_anew() -> None:
 
 def test_what_may_be_tried_again_says_so() -> None:
     """The twin: a limit that frees itself in seconds is no end, in any protocol."""
-    shapes: tuple[errors.Shape, ...] = ("anthropic", "chat", "responses")
+    shapes: tuple[Shape, ...] = ("anthropic", "chat", "responses")
     for shape in shapes:
         status, head, error = parts(shape, BUSY)
         assert (status, error["type"]) == (429, "rate_limit_error")

@@ -56,7 +56,7 @@ def test_a_name_stays_a_name(name: str) -> None:
 
 @pytest.mark.parametrize("preset", ["pi", "openclaw"])
 def test_presets_make_files_that_parse(preset: str) -> None:
-    """For every set of protocols the files are JSON, name our endpoint only, and hold no key but by a variable."""
+    """For every set of protocols the files are JSON, name our endpoint only, and hold no key."""
     for protocols in (("anthropic",), ("openai",), ("openai-responses", "openai"), ("openai", "anthropic")):
         for path, text in model_files(builtin_presets()[preset], protocols, ("m",)):
             parsed = json.loads(text)
