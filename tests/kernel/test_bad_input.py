@@ -79,7 +79,6 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
         ("not toml at all [", "policy-unreadable"),
         ("schema = 1\n[agents.shell]\npreset = 'shell'\nisolation = 'unit'\n", "isolation-unavailable"),
         ("schema = 1\n[agents.shell]\npreset = 'shell'\nservice = { enable = true }\n", "policy-not-enforceable"),
-        ("schema = 1\n[agents.shell]\npreset = 'shell'\nllm = { record = true }\n", "policy-not-enforceable"),
         ("schema = 1\n[agents.shell]\npreset = 'shell'\nfilesystem = { read = ['/nonexistent/x'] }\n", "path-missing"),
         (
             "schema = 1\n[agents.shell]\npreset = 'shell'\nworkspace = { roots = ['~/other'] }\n",

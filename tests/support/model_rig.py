@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 from cloister.llm.access import Access
 from cloister.llm.budgets import Account, compile_limits
 from cloister.llm.ledger import Row, Spent
-from cloister.llm.redact import compile_redactor
+from cloister.llm.redact import wish_of
 from cloister.llm.tokens import Usage
 from cloister.llm.upstreams import compile_upstream
 from cloister.policy.model import Llm, Provider
@@ -27,6 +27,7 @@ from cloister.relay.llm.service import Bounds, Caller, Inference
 from cloister.relay.llm.supply import Supply
 from cloister.relay.session import Limits
 from cloister.runs.model_signers import signer_for
+from cloister.runs.redaction import Redaction
 
 KEY = "made-up-real-key"
 PLACEHOLDER = "cloister-placeholder-1"
@@ -267,7 +268,9 @@ class Rig:
         self.account = Account(compile_limits(self.llm), lambda *span: self.books.spent("agent", *span))
         self.caller = Caller("run-1", "agent", "someone", Access(self.llm), self.supplies, self.account)
         self.caller.max_tokens, self.caller.fallback = self.llm.max_tokens, self.llm.fallback
-        self.caller.redactor, self.caller.asks = compile_redactor(self.llm), self.llm.on_exhausted == "ask"
+        wish = wish_of(self.llm)
+        self.caller.redactor = Redaction(wish) if wish else None
+        self.caller.asks = self.llm.on_exhausted == "ask"
         self.server = ModelServer(self.service, lambda tokens: self.caller if PLACEHOLDER in tokens else None, Limits())
         self.port = 0
 
@@ -280,6 +283,8 @@ class Rig:
         """End; nothing that was opened stays open."""
         await self.server.close()
         await self.service.close()
+        if self.caller.redactor is not None:
+            self.caller.redactor.close()
         await asyncio.sleep(0.02)
         assert not self.books.open, "a call was opened and never closed"
         assert self.account.active == 0

@@ -112,6 +112,7 @@ def _living(row: Row, plan: Plan | None) -> str:
             ("started", f"{output.moment(row.started)}, {output.ago(row.started, time.time())}"),
             ("status", row.status + (", detached" if row.detached else "")),
             ("denied", str(row.denials)),
+            ("budget", row.budget and f"{row.budget} passed"),
             ("policy", f"sha256 {plan.policy_digest}" if plan else ""),
             ("plan", f"sha256 {plan.digest()}" if plan else ""),
         )

@@ -1,13 +1,14 @@
-"""`cloister llm`: the kill switch for an agent's model calls."""
+"""`cloister llm`: the kill switch for model calls of an agent, and what recorded ones said."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import sys
 import time
 
-from cloister.cli import output, records
+from cloister.cli import llm_recordings, output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import PolicyError, StepError, UsageError
 from cloister.runs import model_blocks
@@ -18,22 +19,34 @@ def parser() -> Parser:
     """Describe the verb."""
     verb = Parser(
         "llm",
-        "Block an agent's model calls, allow them again, or show who is blocked.",
+        "Block an agent's model calls, allow them again, show who is blocked, or show recorded calls.",
         prose=(
             "`block` counts at once and for every run of the agent, also after a restart: calls under way are ended, "
             "new ones are refused with the reason agent-blocked. Runs go on; only their model does not answer. A name "
-            "that the policy does not have is blocked as well, and said."
+            "that the policy does not have is blocked as well, and said. "
+            "`recordings` lists the calls of a run whose policy has `llm = { record = true }`, or prints what one of "
+            "them sent and got. They are encrypted with this user's key store (`cloister identity`), and are removed "
+            "with the run."
         ),
         examples=(
             ("cloister llm block claude", "stop it from spending, now"),
             ("cloister llm unblock claude", "let it go on"),
             ("cloister llm status", "list who is blocked"),
+            ("cloister llm recordings last", "list the recorded calls of the newest run"),
+            ("cloister llm recordings last 3", "print the third of them: its request and its answer"),
         ),
     )
-    verb.add_argument("action", choices=("block", "unblock", "status"), help="what to do")
-    verb.add_argument("agent", metavar="AGENT", nargs="?", default="", help="the agent; `status` takes none")
+    verb.add_argument("action", choices=("block", "unblock", "status", "recordings"), help="what to do")
+    verb.add_argument(
+        "subject", metavar="AGENT|RUN", nargs="?", default="", help="the agent, or the run's id or `last`"
+    )
+    verb.add_argument("call", metavar="CALL", nargs="?", default="", help="number or id of a recorded call")
     verb.add_argument("--reason", metavar="TEXT", default="", help="told to the agent with each refusal")
-    verb.json_option("blocked (agents with their reasons), ended")
+    verb.json_option(
+        "blocked (agents with their reasons), ended; for recordings: run, closed, damaged, calls (id, time, model, "
+        "provider, route, stream, status, outcome, whole, request_bytes, request_kept, request_fields, answer_bytes, "
+        "answer_kept, answers); with CALL: one such call, and bodies (what, text or base64)"
+    )
     return verb
 
 
@@ -41,23 +54,35 @@ def main(argv: list[str]) -> int:
     """Do it.
 
     Raises:
-        UsageError: no agent, or one that is not blocked.
+        UsageError: no agent or run, one that is not blocked, or nothing was recorded.
+        DeniedError: a recording was changed, or its key is missing.
         StepError: the state directory cannot be written.
     """
     options = parser().read(argv)
+    if options.action == "recordings":
+        if not options.subject:
+            raise UsageError("run-missing", "name the run", remedy="cloister llm recordings last")
+        return llm_recordings.show(options.subject, options.call, json=options.json)
+    if options.call:
+        raise UsageError("usage", f"`{options.action}` takes one agent", remedy="cloister help llm")
+    return _switch(options)
+
+
+def _switch(options: argparse.Namespace) -> int:
+    """Block, allow or list agents."""
     path = records.places().blocked
     agents = model_blocks.blocked(path)
     ended = 0
     if options.action != "status":
-        if not options.agent:
+        if not options.subject:
             raise UsageError("agent-missing", "name the agent", remedy=f"cloister llm {options.action} AGENT")
-        agents = _changed(dict(agents), options.action, options.agent, options.reason)
+        agents = _changed(dict(agents), options.action, options.subject, options.reason)
         try:
             model_blocks.write(path, agents)
         except OSError as error:
             raise StepError("state-unwritable", f"cannot be written: {error.strerror}", where=path) from error
         if options.action == "block":
-            _doubt(options.agent)
+            _doubt(options.subject)
         if records.living() is not None:
             ended = int(records.control({"verb": "llm-blocked"})["ended"])
     if options.json:

@@ -18,14 +18,15 @@ def parser() -> Parser:
         "List runs.",
         prose=(
             "Without options only living runs are listed. A run whose broker was killed shows as `died`: the next "
-            "start of any run undoes what it left and closes its record."
+            "start of any run undoes what it left and closes its record. BUDGET, where there is one, is the share of a "
+            "budget of model calls that was passed last (`alerts`)."
         ),
         examples=(("cloister ps", "what runs now"), ("cloister ps --all --json", "everything on record, for programs")),
     )
     verb.add_argument("-a", "--all", action="store_true", help="finished runs too, with exit code and reason")
     verb.add_argument("-q", "--quiet", action="store_true", help="print only ids")
     verb.json_option(
-        "id, agent, status, workspace, command, started, finished, exit_code, reason, denials, detached, mode"
+        "id, agent, status, workspace, command, started, finished, exit_code, reason, denials, detached, mode, budget"
     )
     return verb
 
@@ -49,12 +50,17 @@ def main(argv: list[str]) -> int:
 def _table(rows: list[Row], *, everything: bool) -> str:
     now = time.time()
     heads = ["RUN", "AGENT", "STATUS", "STARTED", "DENIED", "WORKSPACE", "COMMAND"]
+    budgets = any(row.budget for row in rows)
+    if budgets:
+        heads.insert(5, "BUDGET")
     if everything:
         heads.insert(3, "EXIT")
     shown = []
     for row in rows:
         cells = [row.id, row.agent, row.status, output.ago(row.started, now), str(row.denials), place(row.workspace)]
         cells.append(shlex.join(row.command))
+        if budgets:
+            cells.insert(5, row.budget or "-")
         if everything:
             cells.insert(3, _exit(row))
         shown.append(cells)

@@ -34,6 +34,18 @@ _PLACEHOLDER = r"cloister(?:-[a-z0-9-]{1,32}-)?[a-z2-7]{32}"
 _SHORTEST = 4
 
 
+class Wish(msgspec.Struct, frozen=True):
+    """What is taken out for one caller. Its `repr` shows no key."""
+
+    patterns: tuple[str, ...]
+    """Of the policy. They may backtrack without end, so they never run in an event loop."""
+    secrets: bool
+    key: str
+
+    def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override: Python 3.12
+        return f"Wish({self.patterns!r}, {self.secrets!r})"
+
+
 class Redactor:
     """The patterns of one agent."""
 
@@ -92,11 +104,11 @@ class Redactor:
         return spans
 
 
-def compile_redactor(llm: Llm, key: str = "") -> Redactor | None:
+def wish_of(llm: Llm, key: str = "") -> Wish | None:
     """Return what an agent's table asks for, or None; `key` is what the caller presents."""
     if not llm.redact and not llm.redact_secrets:
         return None
-    return Redactor(llm.redact, secrets=llm.redact_secrets, key=key)
+    return Wish(llm.redact, llm.redact_secrets, key)
 
 
 def _text(inner: bytes) -> str | None:

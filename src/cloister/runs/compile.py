@@ -438,6 +438,8 @@ def _opt_outs(agent: Agent, facts: Facts) -> tuple[str, ...]:
         if one.secret in carried
     ]
     words += [f"filesystem.write: {path}" for path in facts.write]
+    if agent.llm.record:
+        words.append("llm.record: prompts and answers are kept, encrypted, beside the run's records")
     words += facts.signing.opt_outs
     return tuple(words)
 

@@ -7,7 +7,7 @@ as `died`; the next broker undoes what it left and closes the record.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,6 +32,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Connections and requests refused so far."""
     detached: bool
     mode: str
+    budget: str = ""
+    """The share of a budget that was passed last, such as `80 % of tokens_per_day`; empty where none was."""
 
 
 def list_runs(store: Store, living: frozenset[str] | None, *, everything: bool) -> list[Row]:
@@ -70,6 +72,7 @@ def row_of(store: Store, record: Record, living: frozenset[str] | None) -> Row:
         denials=count_denials(store, record.id),
         detached=record.detached,
         mode=record.mode,
+        budget=last_alert(store, record.id),
     )
 
 
@@ -80,3 +83,14 @@ def count_denials(store: Store, run: str) -> int:
             return sum(1 for line in file if b'"event":"egress"' in line and b'"verdict":"allow"' not in line)
     except FileNotFoundError:
         return 0
+
+
+def last_alert(store: Store, run: str) -> str:
+    """Return which share of a budget a run passed last, as far as it is recorded: `80 % of tokens_per_day`."""
+    try:
+        with Path(store.events_path(run)).open("rb") as file:
+            lines = [line for line in file if line.startswith(b'{"event":"budget-alert"')]
+        event = msgspec.json.decode(lines[-1], type=dict[str, Any]) if lines else {}
+    except (FileNotFoundError, msgspec.DecodeError):
+        return ""
+    return f"{event['percent']} % of {str(event['reason']).replace('-', '_')}" if event else ""

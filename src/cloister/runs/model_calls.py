@@ -17,12 +17,13 @@ from cloister.llm.access import Access
 from cloister.llm.budgets import Account, Alert, compile_limits
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books
-from cloister.llm.redact import compile_redactor
+from cloister.llm.redact import Wish, wish_of
 from cloister.policy.model import Llm, Policy, Provider
 from cloister.relay.llm.service import Caller, Inference, Prices
 from cloister.relay.llm.supply import Supply
 from cloister.runs.model_blocks import reason_for
 from cloister.runs.model_signers import signer_for
+from cloister.runs.redaction import Redaction
 
 if TYPE_CHECKING:
     from cloister.runs.model_keys import ProviderKey, ProviderKeys
@@ -61,6 +62,7 @@ class ModelCalls:
         self._keys: ProviderKeys | None = None
         self._inference: Inference | None = None
         self._accounts: dict[str, Account] = {}
+        self._wishes: dict[str, Wish] = {}
         self._supplies: dict[str, _Kept] = {}
 
     @property
@@ -124,6 +126,7 @@ class ModelCalls:
     def left(self, caller: Caller) -> None:
         """A run is over."""
         caller.account.forget_run(caller.run)
+        self._end_redaction(caller)
 
     def budget_shares(self) -> dict[tuple[str, str, str], float]:
         """Return the used part of every agent's budgets, by agent, span and unit."""
@@ -156,7 +159,17 @@ class ModelCalls:
         """Set what is neither upstream nor model nor budget."""
         caller.max_tokens, caller.fallback = llm.max_tokens, llm.fallback
         caller.asks = llm.on_exhausted == "ask"
-        caller.redactor = compile_redactor(llm, caller.token)
+        wish = wish_of(llm, caller.token)
+        if self._wishes.get(caller.run) != wish:
+            self._end_redaction(caller)
+        if wish is not None and caller.redactor is None:
+            caller.redactor, self._wishes[caller.run] = Redaction(wish), wish
+
+    def _end_redaction(self, caller: Caller) -> None:
+        self._wishes.pop(caller.run, None)
+        if caller.redactor is not None:
+            caller.redactor.close()
+            caller.redactor = None
 
     def _supplies_of(self, agent: str, llm: Llm, providers: Mapping[str, Provider]) -> tuple[Supply, ...]:
         missing = [name for name in llm.providers if name not in providers]

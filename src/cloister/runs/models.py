@@ -14,6 +14,7 @@ from cloister.errors import RetryError
 from cloister.host.owner import Owner
 from cloister.policy.model import Ledger, Llm, Policy
 from cloister.runs.paths import Paths
+from cloister.runs.run_recordings import RunRecordings
 
 if TYPE_CHECKING:
     from cloister.llm.budgets import Alert
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
     from cloister.relay.llm.service import Caller
     from cloister.runs.active import ActiveRun
+    from cloister.runs.identity_store import IdentityStore
     from cloister.runs.login_secrets import LoginSecrets
     from cloister.runs.metrics import Told
     from cloister.runs.model_calls import ModelCalls
@@ -32,8 +34,9 @@ class RunModels:
     """The callers among the runs of one broker."""
 
     def __init__(
-        self, paths: Paths, owner: Owner, logins: Callable[[], LoginSecrets], settings: Callable[[], Ledger]
-    ) -> None:
+        self, paths: Paths, owner: Owner, logins: Callable[[], LoginSecrets], settings: Callable[[], Ledger],
+        identities: Callable[[], IdentityStore],
+    ) -> None:  # fmt: skip
         """Open nothing yet.
 
         Args:
@@ -41,8 +44,10 @@ class RunModels:
             owner: whose runs they are.
             logins: returns who has the tokens of `login:` references; asked late.
             settings: returns the `[ledger]` that counts now.
+            identities: opens the key store, for runs whose calls are recorded.
         """
         self._paths, self._owner, self._logins, self._settings = paths, owner, logins, settings
+        self._recordings = RunRecordings(identities)
         self._calls: ModelCalls | None = None
         self._store: Store | None = None
         self._callers: dict[str, Caller] = {}
@@ -56,6 +61,8 @@ class RunModels:
         Raises:
             CloisterError: a provider or its key is missing, or the books or prices cannot be opened.
         """
+        if prepared.agent.llm.record:
+            await asyncio.get_running_loop().run_in_executor(None, self._recordings.unlock)
         await self._leave_old_ledger()
         if self._calls is None:
             from cloister.runs.model_store import Store, calls_of
@@ -104,6 +111,7 @@ class RunModels:
         caller.record = run.write_event
         caller.ask = partial(_ask, run)
         caller.account.listen(name, partial(self._alert, run))
+        self._recordings.obey(run, caller, wanted=prepared.agent.llm.record)
         return partial(handle, self._calls.inference, of_run(lambda: caller))
 
     def uses(self, run: str, reference: str) -> bool:
@@ -114,15 +122,21 @@ class RunModels:
         """Return a run's key variables, for further commands in it."""
         return self._placeholders.get(run, {})
 
-    def reload(self, run: str, llm: Llm, policy: Policy) -> None:
+    def reload(self, run: ActiveRun, llm: Llm, policy: Policy) -> None:
         """Put a new policy in force for a living run.
 
         Raises:
-            CloisterError: it names a provider or a login that is not there; nothing is changed then.
+            CloisterError: it names a provider or a login that is not there, or asks for a record that cannot be
+                sealed; nothing is changed then.
         """
-        if self._calls is not None and run in self._callers:
-            self._calls.update(self._callers[run], llm, policy)
-            self._secrets[run] = _references(llm, policy)
+        caller = self._callers.get(run.plan.run)
+        if self._calls is None or caller is None:
+            return
+        if llm.record:
+            self._recordings.unlock()
+        self._calls.update(caller, llm, policy)
+        self._secrets[run.plan.run] = _references(llm, policy)
+        self._recordings.obey(run, caller, wanted=llm.record)
 
     def left(self, run: str) -> tuple[str, ...]:
         """A run is over: its placeholder opens nothing any more. Returns what its receipt says."""
@@ -133,12 +147,13 @@ class RunModels:
             self._calls.left(caller)
         refusals = caller.refusals.items() if caller is not None else ()
         refused = (f"{count} model calls were refused: {reason} [model-refused]" for reason, count in refusals)
-        return (*self._notices.pop(run, ()), *refused)
+        return (*self._notices.pop(run, ()), *refused, *self._recordings.left(run))
 
     async def close(self) -> None:
         """End calls under way, and the books."""
         if self._calls is not None:
             await self._calls.close()
+        self._recordings.close()
         if self._store is not None:
             self._store.close()
 

@@ -56,7 +56,9 @@ class Provisions:
         self._identities = Identities(loop, paths.state)
         self._owner = owner
         self._credentials: CredentialStarts | None = None
-        self._models = RunModels(paths, owner, lambda: self._starts().logins, kitchen.policies.ledger)
+        self._models = RunModels(
+            paths, owner, lambda: self._starts().logins, kitchen.policies.ledger, self._identities.store
+        )
 
     async def open(self, prepared: Prepared, request: RunRequest, since: float) -> Provided:
         """Look at everything a run needs, before anything is changed for it.
@@ -129,7 +131,7 @@ class Provisions:
             CloisterError: the policy is broken, or something could not be brought to it.
         """
         agent, rules = kitchen.now_for(run.plan)
-        self._models.reload(run.plan.run, *kitchen.models_of(run.plan))
+        self._models.reload(run, *kitchen.models_of(run.plan))
         revoked = run.obey(agent, *rules)
         self._identities.narrow(run.plan.run, agent.identity, kitchen.policies.digest)
         return revoked

@@ -30,7 +30,6 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='isolation = "namespace"',
         )
     for key, asked in (
-        ("llm.record", agent.llm.record),
         ("service", agent.service != Service()),
         ("microvm", agent.microvm != MicroVm()),
     ):
@@ -65,5 +64,4 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    inner = ("llm.record",) if agent.llm.record else ()
-    return inner + tuple(key for key in ("service", "microvm") if given[key] != defaults[key])
+    return tuple(key for key in ("service", "microvm") if given[key] != defaults[key])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cloister.errors import CloisterError, PolicyError, Problem
+from cloister.errors import CloisterError, PolicyError, Problem, UnsupportedError
 from cloister.llm.errors import Refusal
 from cloister.policy.model import Llm, Policy
 from cloister.relay.llm.service import Caller
@@ -99,6 +99,7 @@ class Callers:
         for agent, key in keys.agents if keys else ():
             self._files.admit(self._user, agent)
             resolved = self._files.resolve(agent)
+            _refuse_record(agent, resolved.agent.llm)
             known[key] = self._agent(agent, resolved.agent.llm, resolved.policy)
         self._known = known
         for run, caller in list(self._runs.items()):
@@ -186,8 +187,22 @@ class Callers:
         if plan is None or plan.agent != agent:
             return None
         resolved = self._files.resolve(agent, plan.profile, workspace=plan.project)
+        _refuse_record(agent, resolved.agent.llm)
         return (resolved.agent.llm, resolved.policy) if resolved.agent.llm.providers else None
 
     def _forget(self, run: str) -> None:
         self._calls.left(self._runs.pop(run))
         self._issued.pop(run, None)
+
+
+def _refuse_record(agent: str, llm: Llm) -> None:
+    """Let nobody in whose calls have to be recorded: a call that went this way would be missing in the record.
+
+    Raises:
+        UnsupportedError: says what to do.
+    """
+    if llm.record:
+        raise UnsupportedError(
+            "policy-not-enforceable", "this service keeps no recordings, so an agent with `llm.record` cannot call it",
+            where=f".agents.{agent}.llm.record", remedy="remove `record`, or let its runs call by their own sockets",
+        )  # fmt: skip

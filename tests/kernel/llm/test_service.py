@@ -120,3 +120,21 @@ def test_a_reload_obeys_the_policy_as_it_is_now(service: Service) -> None:
             break
     assert status == 403
     assert "not allowed" in text
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    """A service has no runs to keep recordings with: it does not start, and a reload changes nothing."""
+    with FakeModel() as model:
+        running = Service(tmp_path, model)
+        running.write(".config/cloister/cloister.toml", POLICY.format(url=model.url, more="record = true"))
+        running.process.send_signal(signal.SIGHUP)
+        assert running.ask()[0] == 200
+        assert running.end() == 0
+        done = subprocess.run(
+            [*running.process.args, "--policy", str(tmp_path / ".config/cloister/cloister.toml")],
+            env={**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}, capture_output=True, text=True,
+            timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode == 69
+        assert "policy-not-enforceable" in done.stderr
+        assert "llm.record" in done.stderr

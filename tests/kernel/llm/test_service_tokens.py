@@ -252,3 +252,20 @@ def test_a_token_gives_what_profile_and_project_leave(user: User, workspace: Pat
             time.sleep(0.05)
         assert status == 403
     user.close()
+
+
+def test_a_run_that_is_recorded_cannot_go_round_its_record(user: User, workspace: Path, model: Scripted) -> None:
+    """This service keeps no recordings: where the policy asks for one a token opens nothing, also after a reload."""
+    run = start(user, workspace)
+    token = token_of(user, workspace, run)
+    with Service(user, model.port, "record = true") as service:
+        assert service.ask(token)[0] == 401
+        service.write(model.port, "")
+        service.process.send_signal(signal.SIGHUP)
+        assert service.ask(token)[0] in {200, 401}
+        assert service.ask(token)[0] == 200
+        service.write(model.port, "record = true")
+        service.process.send_signal(signal.SIGHUP)
+        assert refused_at_last(service, token)
+    user.run("stop", run, cwd=workspace)
+    user.close()

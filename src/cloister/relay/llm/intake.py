@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from cloister.egress.http1 import Headers
@@ -13,13 +14,13 @@ from cloister.relay.llm.tab import Tab
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
-    from cloister.relay.llm.service import Caller, Inference
+    from cloister.relay.llm.service import Caller, Inference, Redacts
 
 
 class Intake:
     """The sink of one request, whose caller is known."""
 
-    __slots__ = ("_call", "_caller", "_exchange", "_over", "_parts", "_route", "_service", "_size")
+    __slots__ = ("_call", "_caller", "_exchange", "_over", "_parts", "_route", "_service", "_size", "_task")
 
     def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route) -> None:
         """Take a request; `start` begins to read it."""
@@ -28,6 +29,8 @@ class Intake:
         self._size = 0
         self._over = False
         self._call: Call | None = None
+        self._task: asyncio.Task[None] | None = None
+        """Redacts, where that is not done at once."""
 
     def start(self) -> None:
         """Read, unless it is known to be too much."""
@@ -61,22 +64,51 @@ class Intake:
         self._over = True
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
-        if self._caller.redactor is not None:
-            body, count = self._caller.redactor.redact(body)
-            if count:
-                self._caller.record("redacted", {"matches": count, "route": self._route.name})
-        self._call = Call(self._service, self._caller, self._exchange, self._route, self._size)
-        self._call.start(body)
+        redactor = self._caller.redactor
+        if redactor is None:
+            self._go_on(body)
+        elif (redacted := redactor.at_once(body)) is not None:
+            self._go_on(*redacted)
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._redact(redactor, body))
 
     def abandon(self) -> None:
         """The client is gone."""
         if self._call is not None:
             self._call.abandon()
+        elif self._task is not None:
+            self._task.cancel()  # ends the process with it: nobody needs its answer
+            self._drop()
         elif not self._over:
             self._over = True
             self._drop()
 
     # Inside.
+
+    async def _redact(self, redactor: Redacts, body: bytes) -> None:
+        """Wait for a body without what is taken out; where that fails nothing is sent."""
+        found = await redactor.aside(body)
+        self._task = None
+        if isinstance(found, Refusal):
+            self._drop()
+            self._refuse(found)
+        else:
+            self._go_on(*found)
+
+    def _go_on(self, body: bytes, count: int = 0) -> None:
+        """Begin the call."""
+        if count:
+            self._caller.record("redacted", {"matches": count, "route": self._route.name})
+        self._call = self._make_call()
+        self._call.start(body)
+
+    def _make_call(self) -> Call:
+        parts = (self._service, self._caller, self._exchange, self._route, self._size)
+        if self._caller.recorder is None:
+            return Call(*parts)
+        from cloister.relay.llm.recorded import RecordedCall
+
+        return RecordedCall(*parts, self._caller.recorder)
 
     def _drop(self) -> None:
         self._service.buffered -= self._size

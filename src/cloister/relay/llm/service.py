@@ -14,7 +14,6 @@ from cloister.llm.access import Access
 from cloister.llm.budgets import Account
 from cloister.llm.errors import Refusal
 from cloister.llm.ledger import Books, Row
-from cloister.llm.redact import Redactor
 from cloister.llm.routes import Route
 from cloister.llm.tokens import Usage
 from cloister.relay.llm.learning import Learner
@@ -22,6 +21,7 @@ from cloister.relay.llm.supply import Supply
 
 if TYPE_CHECKING:
     from cloister.relay.llm.call import Call
+    from cloister.relay.llm.recorded import Recorder
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [one + two for one in _ALPHABET for two in _ALPHABET]
@@ -45,6 +45,22 @@ class Prices(Protocol):
 
     def find(self, protocol: str, model: str, provider: str = "") -> Price | None:
         """Return the price of a model, or None."""
+        ...
+
+
+class Redacts(Protocol):
+    """Takes out of bodies what an agent's table names (`runs/redaction.py`)."""
+
+    def at_once(self, body: bytes) -> tuple[bytes, int] | None:
+        """Return a body without what is taken out, and how many matches; None where that may take its time."""
+        ...
+
+    async def aside(self, body: bytes) -> tuple[bytes, int] | Refusal:
+        """Return the same, worked out elsewhere, or why it was not."""
+        ...
+
+    def close(self) -> None:
+        """End what was started."""
         ...
 
 
@@ -91,7 +107,9 @@ class Caller:
     """The placeholder that the run's programs present; empty where the caller is known otherwise."""
     max_tokens: int | None = None
     fallback: bool = False
-    redactor: Redactor | None = None
+    redactor: Redacts | None = None
+    recorder: Recorder | None = None
+    """Writes down what calls say, where the policy asks for it."""
     asks: bool = False
     """Whether somebody may be asked when a budget is used up."""
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody

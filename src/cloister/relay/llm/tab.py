@@ -30,8 +30,8 @@ class Tab:
     """The accounting of one call."""
 
     __slots__ = (
-        "_caller", "_charged", "_hold", "_id", "_order", "_price", "_provider", "_reserved_usd", "_route", "_service",
-        "attempts", "begun", "first_byte", "opened", "request_id", "status", "time",
+        "_caller", "_charged", "_hold", "_order", "_price", "_provider", "_reserved_usd", "_route", "_service",
+        "attempts", "begun", "first_byte", "id", "opened", "request_id", "status", "time",
     )  # fmt: skip
 
     def __init__(self, service: Inference, caller: Caller, route: Route) -> None:
@@ -43,7 +43,8 @@ class Tab:
         self.attempts = self.status = 0
         self.request_id = ""
         self.opened = False
-        self._id = ""
+        self.id = ""
+        """Of the row; empty until there is one."""
         self._order: Order | None = None
         self._provider = ""
         self._price: Price | None = None
@@ -60,7 +61,7 @@ class Tab:
         refusal = self._reserve(order, upstream, counted=True)
         if refusal is not None:
             return refusal
-        self._id = self._service.new_id(self.time)
+        self.id = self._service.new_id(self.time)
         try:
             self._service.books.opened(self._row(order.demand, self._reserved_usd, "estimated", "unknown"))
         except OSError as error:
@@ -113,7 +114,7 @@ class Tab:
 
     def refuse(self, refusal: Refusal) -> None:
         """Write down that nothing was sent."""
-        self._id = self._service.new_id(self.time)
+        self.id = self._service.new_id(self.time)
         self.status = refusal.status
         refusals = self._caller.refusals
         refusals[refusal.reason] = refusals.get(refusal.reason, 0) + 1
@@ -154,7 +155,7 @@ class Tab:
     ) -> Row:  # fmt: skip
         caller, order = self._caller, self._order
         return Row(
-            id=self._id, time=self.time, run=caller.run, agent=caller.agent, user=caller.user,
+            id=self.id, time=self.time, run=caller.run, agent=caller.agent, user=caller.user,
             provider=self._provider, route=self._route.name, model=model or (order.model if order else ""),
             input_tokens=usage.input_tokens, cache_read_tokens=usage.cache_read_tokens,
             cache_write_5m_tokens=usage.cache_write_5m_tokens, cache_write_1h_tokens=usage.cache_write_1h_tokens,
