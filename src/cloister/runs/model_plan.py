@@ -36,7 +36,7 @@ def _lines(llm: Llm, providers: Mapping[str, Provider]) -> Iterator[str]:
     if llm.requests_per_minute is None:
         limits.insert(0, "requests_per_minute 60")
     yield f"limits: {', '.join(limits)}"
-    switches = [name for name in ("fallback", "redact", "redact_secrets") if getattr(llm, name)]
+    switches = [name for name in ("fallback", "redact", "redact_secrets", "record") if getattr(llm, name)]
     if llm.on_exhausted == "ask":
         switches.append("a used-up budget is asked about")
     if switches:
