@@ -108,7 +108,7 @@ class Intake:
             return Call(*parts)
         from cloister.relay.llm.recorded import RecordedCall
 
-        return RecordedCall(*parts, self._caller.recorder)
+        return RecordedCall(*parts, recorder=self._caller.recorder)
 
     def _drop(self) -> None:
         self._service.buffered -= self._size

@@ -7,17 +7,12 @@ further call is made. Of head fields only the names are kept: values can be keys
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from cloister.egress.http1 import Body, Headers
 from cloister.llm.errors import Refusal
 from cloister.llm.order import Order
-from cloister.llm.routes import Route
 from cloister.relay.llm.call import Call
-
-if TYPE_CHECKING:
-    from cloister.relay.exchange import Exchange
-    from cloister.relay.llm.service import Caller, Inference
 
 _MODEL = 200
 """Characters of a model's name that are kept outside the body."""
@@ -51,11 +46,9 @@ class Recorder(Protocol):
 class RecordedCall(Call):
     """One call, and who writes it down."""
 
-    def __init__(  # noqa: PLR0913 - as `Call`, and who records
-        self, service: Inference, caller: Caller, exchange: Exchange, route: Route, size: int, recorder: Recorder
-    ) -> None:
-        """Take a request that was read whole."""
-        super().__init__(service, caller, exchange, route, size)
+    def __init__(self, *parts: Any, recorder: Recorder) -> None:
+        """Take what a `Call` takes, and who writes it down."""
+        super().__init__(*parts)
         self._recorder = recorder
         self._recorded = ""
         """The call's id, from the moment in which its request was kept."""
@@ -103,13 +96,13 @@ class RecordedCall(Call):
         words = f"this run's calls have to be recorded, and cannot be: {self._recorder.failed}"
         return Refusal(503, "recording-failed", words, again=False)
 
-    def _settle(self, outcome: str, *, lost: bool = False, reason: str = "") -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
+    def _settle(self, outcome: str, **rest: Any) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """Close the record with the call."""
         first = not self._over
-        super()._settle(outcome, lost=lost, reason=reason)
+        super()._settle(outcome, **rest)
         if first and self._recorded:
-            about = {"time": time.time(), "outcome": outcome, "status": self._tab.status, "reason": reason}
-            self._recorder.end(self._recorded, about)
+            about = {"time": time.time(), "outcome": outcome, "status": self._tab.status}
+            self._recorder.end(self._recorded, {**about, "reason": rest.get("reason", "")})
 
 
 def _names(headers: Headers) -> list[str]:
