@@ -224,7 +224,7 @@ def test_a_model_outside_the_policy_is_refused(
 def test_told_to_send_its_environment_it_leaks_no_secret(
     product: Product, start: Start, tmp_path: Path, workspace: Path, fake_model: FakeModel
 ) -> None:
-    """Attack: the model makes it send all it knows to a host that a credential is bound to; the proper use works."""
+    """Attack: the model makes it send all it knows to a credential's own host: placeholders go, and no secret does."""
     authority = TestAuthority(tmp_path / "authority")
     with SecureServer(authority.context(bound.HOST)) as server:
         table = bound.credential("file:~/.config/cloister/forge", server.port, name="forge", env="FORGE_PAT")
@@ -246,8 +246,7 @@ def test_told_to_send_its_environment_it_leaks_no_secret(
         [(one.headers, one.body.decode("latin-1")) for one in sent.values() if one.path != "/proper"]
     )
     assert not [word for word in (bound.SECRET, REAL_KEY) if word in everything]
-    assert "/theft" not in sent or sent["/theft"].body == b""  # cut before the first placeholder
-    assert "placeholder-misdirected" in "".join(fake_model.tool_results)
+    assert b"FORGE_PAT=cloister-" in sent["/theft"].body  # as it is: worthless, there too
 
 
 @pytest.mark.usefixtures("nothing_left")
