@@ -219,7 +219,7 @@ class Llm(Table, frozen=True):
     cost_per_month_usd: Money | None = None
     """Dollars per calendar month, UTC."""
     alerts: tuple[Annotated[int, msgspec.Meta(ge=1, le=100)], ...] = (50, 80, 100)
-    """Shares of a budget, in percent, at which a warning is shown and recorded."""
+    """Shares of a budget, in percent, at which a warning is recorded: shown by `ps`, `inspect`, and at the end."""
     on_exhausted: Literal["refuse", "ask"] = "refuse"
     """What happens when a budget is used up: `ask` lets the person at the terminal grant the same amount once more."""
     fallback: bool = False
