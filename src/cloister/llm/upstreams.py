@@ -129,6 +129,11 @@ def request_head(  # noqa: PLR0913 - the parts of a head
         own: lines of ours, complete (`own_lines`): key, Host and what the policy adds.
         length: of the body; None when there is none.
     """
+    return request_fields(upstream, method, target, headers, own) + length_field(length)
+
+
+def request_fields(upstream: Upstream, method: str, target: str, headers: Headers, own: bytes) -> bytes:
+    """Write a request head but for its end; the arguments are those of `request_head`."""
     drop = dropped(upstream, headers)
     parts = [f"{method} {target} HTTP/1.1\r\n".encode("ascii"), own]
     for name, value in headers:
@@ -140,8 +145,12 @@ def request_head(  # noqa: PLR0913 - the parts of a head
             if not value:
                 continue
         parts.append(b"%b: %b\r\n" % (name, value))
-    parts.append(b"\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length)
     return b"".join(parts)
+
+
+def length_field(length: int | None) -> bytes:
+    """Return the end of a request head: the length of the body, None when there is none."""
+    return b"\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length
 
 
 def own_lines(upstream: Upstream, fields: Iterable[tuple[str, str]]) -> bytes:

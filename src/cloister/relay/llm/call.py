@@ -13,15 +13,18 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress.http1 import Body, Headers, HttpError
-from cloister.llm import errors, routes, upstreams
+from cloister.llm import errors, routes
 from cloister.llm.errors import Refusal
 from cloister.llm.order import Order, read_order
 from cloister.llm.routes import Route
+from cloister.llm.usage import Metered, read_answer
 from cloister.relay.llm.answer import HEARTBEAT, Answer
-from cloister.relay.llm.held import Held, allowed_list, known_fields, passed_fields, seconds
+from cloister.relay.llm.heads import Heads
+from cloister.relay.llm.held import NOT_PASSED, Held, allowed_list, known_fields, passed_fields, seconds
 from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.supply import Supply, SupplyError
 from cloister.relay.llm.tab import NOTHING, Tab
+from cloister.relay.whole_answer import WholeAnswer, written
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
@@ -39,8 +42,11 @@ _TOGETHER = 128 * 1024
 class Call:
     """One request that may cost something."""
 
-    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route, size: int) -> None:
+    def __init__(  # noqa: PLR0913 - what a call is made of
+        self, service: Inference, caller: Caller, exchange: Exchange, route: Route, size: int, heads: Heads
+    ) -> None:
         """Take a request that was read whole; `size` bytes of it are in memory until the call is over."""
+        self._heads = heads
         self.service, self.caller, self.exchange, self.route = service, caller, exchange, route
         self._size = size
         self._order: Order | None = None
@@ -185,9 +191,7 @@ class Call:
         assert order is not None and supply is not None  # noqa: S101, PT018 - asked before
         body = order.body
         length = len(body) if exchange.method == "POST" else None
-        head = upstreams.request_head(
-            supply.upstream, exchange.method, self._target(supply), exchange.headers, lines, length
-        )
+        head = self._heads.head(supply, exchange.method, self._target(supply), exchange.headers, lines, length)
         self._upstream = connection
         self._unsure = False
         self._tab.attempts += 1
@@ -195,7 +199,9 @@ class Call:
         self._moved = time.monotonic()
         exchange.bytes_up += len(head) + len(body)
         together = len(body) < _TOGETHER
-        connection.begin(self, exchange.method, head + body if together else head, Body("length", len(body)))
+        whole = None if self.route.name == "models" else self._take_whole
+        framing = Body("length", len(body))
+        connection.begin(self, exchange.method, head + body if together else head, framing, whole=whole)
         if not together:
             connection.write_body(body)
         connection.end_body([])
@@ -203,6 +209,27 @@ class Call:
             exchange.connection.on_pressure(self._press)
 
     # The upstream's receiver.
+
+    def _take_whole(self, answer: WholeAnswer) -> None:
+        """Pass on an ordinary answer that came in one read, and settle: what `on_response` and its like do in steps."""
+        exchange, supply, named = self.exchange, self._supply, answer.named
+        kind = named.get(b"content-type", b"").lower()
+        if self._left or not exchange.keep_alive or b"event-stream" in kind or b"content-encoding" in named:
+            self.on_response(answer.status, answer.phrase, answer.headers, Body("length", len(answer.content)))
+            self.on_response_body(answer.content)
+            self.on_response_end([])
+            return
+        assert supply is not None and self._upstream is not None  # noqa: S101, PT018 - a call under way
+        exchange.respond_all(answer.status, written(answer, NOT_PASSED))
+        supply.judge(failed=False)
+        supply.give(self._upstream)
+        self._upstream = None
+        tab = self._tab
+        tab.status, tab.first_byte = answer.status, time.monotonic()
+        identity = named.get(b"request-id") or named.get(b"x-request-id") or b""
+        tab.request_id = identity[:200].decode("latin-1")
+        self._settle("complete", metered=read_answer(answer.content, self.route.shape) if self.route.metered else None)
+        exchange.respond_end([])
 
     def on_interim(self, status: int, phrase: bytes, headers: Headers) -> None:
         """Ignore it: the request is on its way as a whole."""
@@ -391,15 +418,15 @@ class Call:
 
     # Ending.
 
-    def _settle(self, outcome: str, *, lost: bool = False, reason: str = "") -> None:
+    def _settle(self, outcome: str, *, metered: Metered | None = None, lost: bool = False, reason: str = "") -> None:
         """Close the tab, once: with what the answer told, or with the whole reservation where nobody knows."""
         if self._over:
             return
         self._over = True
         self.service.buffered -= self._size
         self.service.end(self)
-        counts = self._answer is not None and self._tab.status < _BAD_REQUEST and self.route.metered
-        metered = self._answer.finish() if self._answer is not None and counts else None
+        if self._answer is not None and self._tab.status < _BAD_REQUEST and self.route.metered:
+            metered = self._answer.finish()
         self._tab.close(outcome, metered, lost=lost and self.route.metered, reason=reason)
 
     def _give(self, held: Held) -> None:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 _ERROR = 400
 _NO_LIST = frozenset({404, 405, 501})
-_NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
-_HIDDEN_LENGTHS = frozenset(map(len, _NOT_PASSED))
+NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
+"""Fields of an answer that a client does not get: connections to an upstream are shared, cookies are not."""
+_HIDDEN_LENGTHS = frozenset(map(len, NOT_PASSED))
 _READ = frozenset({b"request-id", b"x-request-id", b"content-type", b"content-encoding", b"retry-after"})
 _LENGTHS = frozenset(map(len, _READ))
 """A look at the length of a name spares its copy in lower case."""
@@ -76,8 +77,8 @@ def known_fields(headers: Headers) -> dict[bytes, bytes]:
 
 
 def passed_fields(headers: Headers) -> Headers:
-    """Return the fields of an answer that a client gets: connections to an upstream are shared, cookies are not."""
-    return [field for field in headers if len(field[0]) not in _HIDDEN_LENGTHS or field[0].lower() not in _NOT_PASSED]
+    """Return the fields of an answer that a client gets."""
+    return [field for field in headers if len(field[0]) not in _HIDDEN_LENGTHS or field[0].lower() not in NOT_PASSED]
 
 
 def seconds(value: bytes | None) -> float | None:

@@ -8,6 +8,7 @@ from cloister.egress.http1 import Headers
 from cloister.llm.errors import Refusal
 from cloister.llm.routes import Route
 from cloister.relay.llm.call import Call
+from cloister.relay.llm.heads import Heads
 from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.tab import Tab
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 class Intake:
     """The sink of one request, whose caller is known."""
 
-    __slots__ = ("_call", "_caller", "_exchange", "_over", "_parts", "_route", "_service", "_size")
+    __slots__ = ("_call", "_caller", "_exchange", "_heads", "_over", "_parts", "_route", "_service", "_size")
 
-    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route) -> None:
+    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route, heads: Heads) -> None:
         """Take a request; `start` begins to read it."""
         self._service, self._caller, self._exchange, self._route = service, caller, exchange, route
+        self._heads = heads
         self._parts: list[bytes] = []
         self._size = 0
         self._over = False
@@ -36,6 +38,10 @@ class Intake:
             self._too_large()
         elif self._service.buffered > bounds.all_bodies_bytes:
             self._refuse(Refusal(503, "too-busy", "too many large requests are under way", 5))
+        elif (body := exchange.take_whole(self)) is not None:
+            self._size = len(body)
+            self._service.buffered += self._size
+            self._hand_over(body)
         else:
             if exchange.body.framing != "none" and not exchange.ended and _expects(exchange.headers):
                 exchange.interim(100, b"Continue", [])
@@ -58,15 +64,9 @@ class Intake:
         """Hand the whole over."""
         if self._over:
             return
-        self._over = True
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
-        if self._caller.redactor is not None:
-            body, count = self._caller.redactor.redact(body)
-            if count:
-                self._caller.record("redacted", {"matches": count, "route": self._route.name})
-        self._call = Call(self._service, self._caller, self._exchange, self._route, self._size)
-        self._call.start(body)
+        self._hand_over(body)
 
     def abandon(self) -> None:
         """The client is gone."""
@@ -77,6 +77,16 @@ class Intake:
             self._drop()
 
     # Inside.
+
+    def _hand_over(self, body: bytes) -> None:
+        """Begin the call."""
+        self._over = True
+        if self._caller.redactor is not None:
+            body, count = self._caller.redactor.redact(body)
+            if count:
+                self._caller.record("redacted", {"matches": count, "route": self._route.name})
+        self._call = call = Call(self._service, self._caller, self._exchange, self._route, self._size, self._heads)
+        call.start(body)
 
     def _drop(self) -> None:
         self._service.buffered -= self._size
