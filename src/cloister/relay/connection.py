@@ -183,6 +183,8 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not self.current:
             return
         self.current, self._pressed, self._done = None, None, exchange
+        if exchange.ended:
+            exchange.detach()  # exchange and sink know each other: memory would wait for the collector
         if not exchange.keep_alive or self._closing:
             self._linger(drain=not exchange.ended)
             return

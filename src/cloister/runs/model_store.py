@@ -53,6 +53,8 @@ class Store:
             settings = self._settings()
             address = partial(self._address, settings.database) if settings.database else None
             self.books = open_books(self._paths.state, settings, alarm=self._alarm, address=address)
+            with contextlib.suppress(RuntimeError):  # no loop yet: whoever begins one says so
+                self.books.gather(asyncio.get_running_loop().call_soon)
         return self.books
 
     def _address(self, reference: str) -> str:

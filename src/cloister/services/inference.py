@@ -117,6 +117,8 @@ class Service:
             loop.add_signal_handler(number, over.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         server = ModelServer(self._calls.inference, self.identify, other=self.show_metrics)
+        if self._store.books is not None:
+            self._store.books.gather(loop.call_soon)
         ready(await server.start(self._setting.host, self._setting.port))
         gc.freeze()  # what is loaded now stays: nothing of it needs to be looked through again
         gc.set_threshold(20_000, 20, 50)
