@@ -61,7 +61,7 @@ class Tab:
             return refusal
         self._id = self._service.new_id(self.time)
         try:
-            self._service.books.opened(self._row(order.demand, self._reserved_usd, "estimated", "unknown"))
+            self._service.books.opened(self._opening(order))
         except OSError as error:
             assert self._hold is not None  # noqa: S101 - reserved above
             self._caller.account.release(self._hold)
@@ -141,6 +141,17 @@ class Tab:
         if self._price is None:
             return 0.0, ""
         return self._price.cost(usage), self._price.label
+
+    def _opening(self, order: Order) -> Row:
+        """Return the row of a call that is about to be sent; what it does not say is not known yet."""
+        caller, demand = self._caller, order.demand
+        return Row(
+            id=self._id, time=self.time, run=caller.run, agent=caller.agent, user=caller.user,
+            provider=self._provider, route=self._route.name, model=order.model,
+            input_tokens=demand.input_tokens, cache_write_5m_tokens=demand.cache_write_5m_tokens,
+            cache_write_1h_tokens=demand.cache_write_1h_tokens, output_tokens=demand.output_tokens,
+            cost_usd=self._reserved_usd, source="estimated", outcome="unknown", stream=order.stream, attempts=0,
+        )  # fmt: skip
 
     def _row(  # noqa: PLR0913 - the parts of a row that change
         self, usage: Usage, cost: float, source: Source, outcome: str, model: str = "", price: str = "",
