@@ -59,7 +59,7 @@ class HttpUpstream(asyncio.Protocol):
         self.reusable = True
         self.used = False
         self._feeding = self._full = False
-        self._stopped: bool | None = None
+        self._stopped = False
         self._whole: Callable[[WholeAnswer], None] | None = None
         self._receiver: Receiver | None = None
         self._parser: httptools.HttpResponseParser | None = None
@@ -98,7 +98,8 @@ class HttpUpstream(asyncio.Protocol):
         self._chunked = body.framing == "chunked"
         self._sending = True  # until end_body
         self._begin_response()
-        self.pause(False)
+        if self._stopped:
+            self.pause(False)
         receiver.on_pressure(paused=self._full)
         self.write(head)
 

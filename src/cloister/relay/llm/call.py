@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress.http1 import Body, Headers, HttpError
-from cloister.llm import errors, routes
+from cloister.llm import errors, routes, upstreams
 from cloister.llm.errors import Refusal
 from cloister.llm.order import Order, read_order
 from cloister.llm.routes import Route
@@ -191,7 +191,10 @@ class Call:
         assert order is not None and supply is not None  # noqa: S101, PT018 - asked before
         body = order.body
         length = len(body) if exchange.method == "POST" else None
-        head = self._heads.head(supply, exchange.method, self._target(supply), exchange.headers, lines, length)
+        head = self._heads.known(supply, lines) or self._heads.make(
+            supply, exchange.method, self._target(supply), exchange.headers, lines
+        )
+        head += upstreams.length_field(length)
         self._upstream = connection
         self._unsure = False
         self._tab.attempts += 1

@@ -21,11 +21,12 @@ class Heads:
         self._supply: Supply | None = None
         self._lines = self._made = b""
 
-    def head(  # noqa: PLR0913 - the parts of a head
-        self, supply: Supply, method: str, target: str, headers: Headers, lines: bytes, length: int | None
-    ) -> bytes:
-        """Return the whole head for a request with so long a body; see `upstreams.request_head`."""
-        if self._supply is not supply or self._lines is not lines:
-            self._made = upstreams.request_fields(supply.upstream, method, target, headers, lines)
-            self._supply, self._lines = supply, lines
-        return self._made + upstreams.length_field(length)
+    def known(self, supply: Supply, lines: bytes) -> bytes:
+        """Return the head but for its end, or nothing where it has to be written first."""
+        return self._made if self._lines is lines and self._supply is supply else b""
+
+    def make(self, supply: Supply, method: str, target: str, headers: Headers, lines: bytes) -> bytes:
+        """Write the head but for its end; see `upstreams.request_fields`."""
+        self._made = upstreams.request_fields(supply.upstream, method, target, headers, lines)
+        self._supply, self._lines = supply, lines
+        return self._made
