@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from cloister.llm.routes import Route
+from cloister.llm.routes import Route, query_of
 from cloister.policy.model import Protocol, Provider
 from cloister.policy.units import parse_duration
 
@@ -74,6 +74,10 @@ class Upstream(NamedTuple):
         if self.base.endswith("/v1"):
             path = path.removeprefix("/v1")
         return self.base + path
+
+    def target(self, route: Route, url: bytes) -> str:
+        """Return the request target of a route here, with the query of the client's own."""
+        return self.path(route) + query_of(url)
 
 
 def compile_upstream(name: str, provider: Provider) -> Upstream:

@@ -184,7 +184,9 @@ class Meter:
         self._sent += len(block)
         self.events += block.count(b"\n\n")
         if not self.finished:
-            self.finished = any(word in block for word in _LAST_WORDS[self._shape])
+            for word in _LAST_WORDS[self._shape]:  # as a loop: this runs with every piece of every stream
+                if word in block:
+                    self.finished = True
         if b'"usage"' not in block and b'"timings"' not in block:
             return
         for event in block.split(b"\n\n"):

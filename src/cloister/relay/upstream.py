@@ -22,6 +22,8 @@ from cloister.relay.tunnel import as_transport
 from cloister.relay.whole_answer import WholeAnswer, read_whole
 
 _MAX_HEAD, _MAX_PHRASE = 256 * 1024, 8192
+_TOGETHER = 128 * 1024
+"""Bodies below this are copied behind their head, which saves a write."""
 _SWITCHING, _FIRST_FINAL = 101, 200
 
 
@@ -102,6 +104,18 @@ class HttpUpstream(asyncio.Protocol):
             self.pause(False)
         receiver.on_pressure(paused=self._full)
         self.write(head)
+
+    def ask(
+        self, receiver: Receiver, method: str, head: bytes, content: bytes,
+        whole: Callable[[WholeAnswer], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Send a whole request, in one write where it is short, and read the response to it; see `begin`."""
+        together = len(content) < _TOGETHER
+        start = head + content if together else head
+        self.begin(receiver, method, start, Body("length", len(content)), whole=whole)
+        if not together:
+            self.write_body(content)
+        self.end_body([])
 
     def write(self, data: bytes) -> None:
         """Write to the server, if it is still there."""

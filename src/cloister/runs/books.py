@@ -1,6 +1,7 @@
 """The books of one process: calls are noted in the journal, then written to the ledger by a thread of their own.
 
-This is `llm.ledger.Books`. A call is one write(2) when it opens, and what has closed goes along; no call waits for a database.
+This is `llm.ledger.Books`. A call is one write(2) when it opens, and what has closed goes along; none waits for the
+database.
 Every row that is not in the ledger yet is in memory and in the journal, so sums are right at any moment and a crash
 loses none:
 

@@ -10,10 +10,15 @@ from cloister.egress.http1 import Body, Headers
 from cloister.llm.access import Access, filter_list, own_list
 from cloister.llm.errors import Refusal
 from cloister.llm.routes import Shape
+from cloister.relay.llm.refusing import refuse
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
 
+AGAIN = frozenset({429, 500, 502, 503, 504, 529})
+"""Where another attempt may help."""
+MAYBE_BILLED = frozenset({502, 504, 524})
+"""A gateway gave up; what stands behind it may have worked on."""
 _ERROR = 400
 _NO_LIST = frozenset({404, 405, 501})
 NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
@@ -65,6 +70,15 @@ def allowed_list(held: Held, access: Access, shape: Shape) -> Held | Refusal:
     if held.status in _NO_LIST and names:
         return Held.of_json(own_list(names, shape))
     return held
+
+
+def give_list(held: Held, access: Access, shape: Shape, exchange: Exchange) -> None:
+    """Give a client the models that are allowed, in its own protocol."""
+    listed = allowed_list(held, access, shape)
+    if isinstance(listed, Refusal):
+        refuse(exchange, shape, listed)
+    else:
+        listed.give(exchange)
 
 
 def known_fields(headers: Headers) -> dict[bytes, bytes]:

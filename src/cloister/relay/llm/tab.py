@@ -6,6 +6,7 @@ Opened before anything is sent, closed exactly once. It knows nothing of connect
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -69,6 +70,16 @@ class Tab:
             return Refusal(503, "ledger-unavailable", words, 5)
         self.opened = True
         return None
+
+    def begin_attempt(self) -> None:
+        """Count a request that is sent upstream."""
+        self.attempts, self.status = self.attempts + 1, 0
+
+    def answered(self, status: int, fields: Mapping[bytes, bytes]) -> None:
+        """Note what the head of the upstream's answer says."""
+        self.status = status
+        identity = fields.get(b"request-id") or fields.get(b"x-request-id") or b""
+        self.request_id = identity[:200].decode("latin-1")
 
     def renew(self, upstream: Upstream, *, maybe_billed: bool) -> bool:
         """Reserve for another attempt; False when a budget has no room for it.
