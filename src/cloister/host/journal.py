@@ -1,4 +1,4 @@
-"""An append-only journal of small records in one directory: one write(2) per record, read again after a crash.
+"""An append-only journal of small records in one directory: one write(2) per record or more, read again after a crash.
 
 What is promised, and by whom:
 
@@ -164,10 +164,17 @@ class Journal:
         """
         if len(payload) > MAX_PAYLOAD:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        return self.append_frames(frame(kind, payload))
+
+    def append_frames(self, data: bytes) -> Segment:
+        """Write records that `frame` made, one behind the other, in one write(2); all of them or none.
+
+        Raises:
+            OSError: none was written, and nothing of them stays.
+        """
         active = self._active
         if active is None or active.size >= self._segment_bytes:
             active = self._begin()
-        data = frame(kind, payload)
         try:
             written = os.write(self._descriptor, data)
         except OSError:

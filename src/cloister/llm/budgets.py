@@ -104,6 +104,9 @@ class _Tally:
         self.loaded = False
 
 
+_Spans = tuple[tuple[Key, ...], list[_Tally]]
+
+
 class Hold:
     """A reservation. It ends with `Account.settle` or `Account.release`, whichever comes first."""
 
@@ -147,6 +150,7 @@ class Account:
         self._told: tuple[float, Limits | None, set[str]] = (-1.0, None, set())
         """Day, limits, and the runs for which nothing is unknown under them."""
         self._tallies: dict[Key, _Tally] = {("minute", 0): _Tally()}
+        self._known: dict[str, _Spans] = {}
         self._holds: set[Hold] = set()
         self._calendar = (-1, (("day", -1), ("month", (0, 0))))
 
@@ -232,22 +236,21 @@ class Account:
             wait = math.ceil(self._requests[len(self._requests) - limits.requests] + MINUTE_S - tick)
             words = f"{limits.requests} requests per minute are used up (requests_per_minute)"
             return Refusal(429, "requests-per-minute", words, max(1, wait))
-        amount = (tokens, math.ceil(cost_usd * _NANO))
-        keys = self._keys(run, now)
+        nanos = math.ceil(cost_usd * _NANO)
+        amount = (tokens, nanos)
+        keys, tallies = self._spans(run, now)
         for limit in limits.limits:
-            key = keys[limit.place]
-            tally = self._tallies.get(key)
-            if tally is None or not tally.loaded:
-                tally = self._tally(key, now)
-            most = limit.amount * (1 + tally.granted[limit.measure])
-            if tally.used[limit.measure] + tally.held[limit.measure] + amount[limit.measure] > most:
+            measure, tally = limit.measure, tallies[limit.place]
+            if not tally.loaded:
+                self._tally(keys[limit.place], now)
+            most = limit.amount * (1 + tally.granted[measure])
+            if tally.used[measure] + tally.held[measure] + amount[measure] > most:
                 return self._exhausted(limit, tally, amount, most, now, tick)
-        tallies = [self._tallies.get(key) or self._tallied(key) for key in keys]
         hold = Hold(amount, keys, tallies)
         for tally in tallies:
             held = tally.held
-            held[0] += amount[0]
-            held[1] += amount[1]
+            held[0] += tokens
+            held[1] += nanos
         if counted:
             self._requests.append(tick)
         self._holds.add(hold)
@@ -297,10 +300,11 @@ class Account:
         self._told[2].discard(run)
         if not any(("run", run) in hold.keys for hold in self._holds):
             self._tallies.pop(("run", run), None)
+            self._known.pop(run, None)
 
     # Inside.
 
-    def _keys(self, run: str, now: float) -> tuple[Key, Key, Key, Key]:
+    def _keys(self, run: str, now: float) -> tuple[Key, ...]:
         """Return the spans that a call belongs to, in the order of `_SPANS`."""
         day = int(now // _DAY_S)
         if self._calendar[0] != day:
@@ -309,8 +313,19 @@ class Account:
             self._prune()
         return (("minute", 0), ("run", run), *self._calendar[1])
 
+    def _spans(self, run: str, now: float) -> _Spans:
+        """Return the spans that a call belongs to, and their tallies; the same ones for all calls of a run and day."""
+        kept = self._known.get(run)
+        if kept is None or int(now // _DAY_S) != self._calendar[0]:
+            keys = self._keys(run, now)
+            if len(self._known) >= _EXACT:  # runs come and go
+                self._known.clear()
+            kept = self._known[run] = (keys, [self._tallied(key) for key in keys])
+        return kept
+
     def _prune(self) -> None:
         """Drop days and months that are over; the books know them, should the clock step back."""
+        self._known.clear()
         kept = {*self._calendar[1], *(key for hold in self._holds for key in hold.keys)}
         for key in [key for key in self._tallies if key[0] in {"day", "month"} and key not in kept]:
             del self._tallies[key]
@@ -337,9 +352,9 @@ class Account:
 
     def _forget(self, tick: float) -> None:
         """Let go of what is older than a minute."""
-        since = tick - MINUTE_S
-        while self._requests and self._requests[0] <= since:
-            self._requests.popleft()
+        since, requests = tick - MINUTE_S, self._requests
+        while requests and requests[0] <= since:
+            requests.popleft()
         recent, used = self._recent, self._tallies["minute", 0].used
         while recent and recent[0][0] <= since:
             _, tokens, cost = recent.popleft()

@@ -91,6 +91,11 @@ def members(text: bytes) -> tuple[int, dict[str, Member]]:
     Raises:
         BodyError: it is no JSON object, or one of its keys stands there twice.
     """
+    return _places(text, _values(text))
+
+
+def _values(text: bytes) -> dict[str, msgspec.Raw]:
+    """Return the members of a JSON object, the last of each name, by their bytes."""
     try:
         if not text.isascii():
             text.decode("utf-8")  # overlong forms could spell a key that only some readers see
@@ -99,6 +104,14 @@ def members(text: bytes) -> tuple[int, dict[str, Member]]:
         raise BodyError("body-invalid", f"the body is no JSON object: {error}") from None
     if len(values) > _MOST_MEMBERS:
         raise BodyError("body-invalid", f"the object has more than {_MOST_MEMBERS} members")
+    return values
+
+
+def _places(text: bytes, values: dict[str, msgspec.Raw]) -> tuple[int, dict[str, Member]]:
+    """Return where the inside of an object begins and where its members stand, if there are no others than these."""
+    compact = _compact(text, values)
+    if compact is not None:
+        return 1, compact
     opening = _OPEN.match(text)
     if opening is None:
         raise BodyError("body-invalid", "the body is no JSON object")
@@ -120,17 +133,37 @@ def members(text: bytes) -> tuple[int, dict[str, Member]]:
     return inside, found
 
 
+def _compact(text: bytes, values: dict[str, msgspec.Raw]) -> dict[str, Member] | None:
+    """Return the members of an object that is written without spaces, as by most clients; None for any other.
+
+    If the members, put together again, are the text, there is no other one in it: no key twice, none spelled with
+    escapes, nothing around them.
+    """
+    parts = [b'{"']
+    found: dict[str, Member] = {}
+    place = 0
+    for name, value in values.items():
+        key, raw = name.encode(), bytes(value)
+        start = place + len(key) + 4  # its quotes and its colon, and the brace or comma before it
+        place = start + len(raw)
+        found[name] = (start, place)
+        parts += (key, b'":', raw, b',"')
+    parts[-1] = b"}"
+    return found if b"".join(parts) == text else None
+
+
 def peek(text: bytes, route: Route) -> Peek:
     """Return what a request asks for.
 
     Raises:
         BodyError: it cannot be read in one way only, names no model, or uses what escapes the meter.
     """
-    inside, found = members(text)
+    values = _values(text)
+    inside, found = _places(text, values)
     told: dict[str, Any] = {}
-    for name, place in found.items():
+    for name, raw in values.items():
         if name in _KINDS:
-            told[name] = _value(text, place, name)
+            told[name] = _value(raw, name)
         elif not (name.isascii() and name.islower()) and name.casefold() in _KINDS:
             raise BodyError("body-ambiguous", f"{name!r} and {name.casefold()!r} are one key to some readers")
     get = told.get
@@ -141,7 +174,7 @@ def peek(text: bytes, route: Route) -> Peek:
         raise BodyError("feature-unmetered", "an answer made in the background would not be counted: leave it out")
     limits: list[int] = [bound for key in route.limits if (bound := get(key)) is not None]
     further = get("models") or ()
-    if not all(isinstance(one, str) for one in further):
+    if further and not all(isinstance(one, str) for one in further):
         raise BodyError("body-invalid", "`models` holds names")
     return Peek(
         model=model,
@@ -204,9 +237,9 @@ def _asks_usage(text: bytes, found: dict[str, Member]) -> bool:
     return asked is not None and part[asked[0] : asked[1]] == b"true"
 
 
-def _value(text: bytes, place: Member, name: str) -> Any:
+def _value(raw: msgspec.Raw, name: str) -> Any:
     """Return a member's value, which is null or of its kind."""
-    value = _any(text[place[0] : place[1]])
+    value = _any(raw)
     kind = _KINDS[name]
     if value is None or kind is None:
         return value

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from cloister.llm.routes import Route
+from cloister.llm.routes import Route, query_of
 from cloister.policy.model import Protocol, Provider
 from cloister.policy.units import parse_duration
 
@@ -79,6 +79,10 @@ class Upstream(NamedTuple):
         if self.base.endswith("/v1"):
             path = path.removeprefix("/v1")
         return self.base + path
+
+    def target(self, route: Route, url: bytes) -> str:
+        """Return the request target of a route here, with the query of the client's own."""
+        return self.path(route) + query_of(url)
 
 
 def compile_upstream(name: str, provider: Provider, login_headers: Mapping[str, str] | None = None) -> Upstream:
@@ -156,6 +160,11 @@ def request_head(  # noqa: PLR0913 - the parts of a head
         own: lines of ours, complete (`own_lines`): key, Host and what the policy adds.
         length: of the body; None when there is none.
     """
+    return request_fields(upstream, method, target, headers, own) + length_field(length)
+
+
+def request_fields(upstream: Upstream, method: str, target: str, headers: Headers, own: bytes) -> bytes:
+    """Write a request head but for its end; the arguments are those of `request_head`."""
     drop = dropped(upstream, headers)
     parts = [f"{method} {target} HTTP/1.1\r\n".encode("ascii"), own]
     added = dict(upstream.added) if upstream.added else {}
@@ -171,8 +180,12 @@ def request_head(  # noqa: PLR0913 - the parts of a head
             value = _with_values(value, more)  # noqa: PLW2901 - the same field, longer
         parts.append(b"%b: %b\r\n" % (name, value))
     parts += [f"{name}: {value}\r\n".encode("ascii") for name, value in added.items()]
-    parts.append(b"\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length)
     return b"".join(parts)
+
+
+def length_field(length: int | None) -> bytes:
+    """Return the end of a request head: the length of the body, None when there is none."""
+    return b"\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length
 
 
 def _with_values(value: bytes, more: str) -> bytes:

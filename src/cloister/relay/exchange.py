@@ -15,9 +15,11 @@ from cloister.egress.http1 import Body, Headers, ResponseHead
 
 if TYPE_CHECKING:
     from cloister.relay.connection import HttpConnection
+    from cloister.relay.known_head import KnownHead
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 SMALL = 4096
+_READ = Body("length")
 """Below this, a chunk is copied into one buffer; above, its frame is written separately."""
 
 
@@ -37,19 +39,26 @@ class Sink(Protocol):
 class Exchange:
     """One request and its response."""
 
-    def __init__(self, connection: HttpConnection, method: str, url: bytes, headers: Headers, version: str) -> None:
-        """Check the head.
+    def __init__(  # noqa: PLR0913 - the parts of a head
+        self, connection: HttpConnection, method: str, url: bytes, headers: Headers, version: str,
+        known: KnownHead | None = None,
+    ) -> None:  # fmt: skip
+        """Check the head, unless it is known; such a request is complete, and `take_whole` gives its body.
 
         Raises:
             HttpError: when it must not be passed on.
         """
-        http1.check_headers(headers)
         self.connection = connection
         self.method, self.url, self.headers, self.version = method, url, headers, version
-        self.body = Body("none") if method == "CONNECT" else http1.request_body(headers, version)
-        self.websocket = http1.wants_websocket(headers)
+        self.known = known
+        if known is None:
+            http1.check_headers(headers)
+            self.body = Body("none") if method == "CONNECT" else http1.request_body(headers, version)
+            self.websocket = http1.wants_websocket(headers)
+            self.ended = self.body.framing == "none" or self.body == Body("length", 0)
+        else:
+            self.body, self.websocket, self.ended = _READ, False, True
         self.keep_alive = True
-        self.ended = self.body.framing == "none" or self.body == Body("length", 0)
         self.started = False
         self.status = 0
         self.bytes_up = self.bytes_down = 0
@@ -61,6 +70,14 @@ class Exchange:
         self.upload_paused = False
         self.on_abandon: Callable[[], object] | None = None
         """For the handler: what to do when the client goes before there is a sink."""
+
+    @classmethod
+    def again(cls, connection: HttpConnection, known: KnownHead, headers: Headers, body: bytes) -> Exchange:
+        """Return a request whose head is known, and whose body is here."""
+        exchange = cls(connection, known.method, known.url, headers, "1.1", known)
+        exchange.body = Body("length", len(body))
+        exchange._early.append(body)
+        return exchange
 
     # What the parser calls.
 
@@ -92,6 +109,18 @@ class Exchange:
         if self.ended:
             sink.end_body(self._trailers)
         self.connection.update_reading()
+
+    def take_whole(self, sink: Sink) -> bytes | None:
+        """Return the body where it is here as a whole already, and `sink` hears of nothing but a client that leaves.
+
+        None where it is not, or is empty: then `attach` gives it, piece by piece.
+        """
+        if not self.ended or len(self._early) != 1:
+            return None
+        body = self._early.pop()
+        self.bytes_up += len(body)
+        self._sink = sink
+        return body
 
     def detach(self) -> None:
         """Take the sink away, so that a request without a body can be sent again."""
@@ -155,6 +184,12 @@ class Exchange:
         self.connection.write(response)
         self.keep_alive = self.keep_alive and self.ended
         self.connection.finished(self)
+
+    def respond_all(self, status: int, response: bytes) -> None:
+        """Write a complete response that came from elsewhere; `respond_end` follows when all is done."""
+        self.started, self.status = True, status
+        self.bytes_down += len(response)
+        self.connection.write(response)
 
     def respond_message(self, status: int, headers: Headers, body: bytes) -> None:
         """Write a complete response of our own from its parts; the length is ours to say."""

@@ -8,6 +8,7 @@ it may be talked to, is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 import httptools
@@ -18,8 +19,11 @@ from cloister.relay.connection import callback_error
 from cloister.relay.exchange import SMALL
 from cloister.relay.override import override
 from cloister.relay.tunnel import as_transport
+from cloister.relay.whole_answer import WholeAnswer, read_whole
 
 _MAX_HEAD, _MAX_PHRASE = 256 * 1024, 8192
+_TOGETHER = 128 * 1024
+"""Bodies below this are copied behind their head, which saves a write."""
 _SWITCHING, _FIRST_FINAL = 101, 200
 
 
@@ -57,6 +61,8 @@ class HttpUpstream(asyncio.Protocol):
         self.reusable = True
         self.used = False
         self._feeding = self._full = False
+        self._stopped = False
+        self._whole: Callable[[WholeAnswer], None] | None = None
         self._receiver: Receiver | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._phrase = bytearray()
@@ -75,15 +81,41 @@ class HttpUpstream(asyncio.Protocol):
         usable = self.transport is not None and not self.transport.is_closing()
         return usable and self.reusable and self._receiver is None and not self._feeding
 
-    def begin(self, receiver: Receiver, method: str, head: bytes, body: Body, *, websocket: bool = False) -> None:
-        """Send a request head and read the response to it."""
+    def begin(  # noqa: PLR0913 - a request, and how its answer is taken
+        self, receiver: Receiver, method: str, head: bytes, body: Body, *, websocket: bool = False,
+        whole: Callable[[WholeAnswer], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Send a request head and read the response to it.
+
+        Args:
+            receiver: takes the response in pieces.
+            method: the request's.
+            head: as it goes over the wire, with the body behind it where that is short.
+            body: how the rest of the body is framed.
+            websocket: whether the server may switch to WebSocket.
+            whole: takes an ordinary response that came in one read, in place of the receiver.
+        """
         self._receiver, self._method, self._websocket = receiver, method, websocket
+        self._whole = whole
         self._chunked = body.framing == "chunked"
         self._sending = True  # until end_body
         self._begin_response()
-        self.pause(False)
+        if self._stopped:
+            self.pause(False)
         receiver.on_pressure(paused=self._full)
         self.write(head)
+
+    def ask(
+        self, receiver: Receiver, method: str, head: bytes, content: bytes,
+        whole: Callable[[WholeAnswer], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Send a whole request, in one write where it is short, and read the response to it; see `begin`."""
+        together = len(content) < _TOGETHER
+        start = head + content if together else head
+        self.begin(receiver, method, start, Body("length", len(content)), whole=whole)
+        if not together:
+            self.write_body(content)
+        self.end_body([])
 
     def write(self, data: bytes) -> None:
         """Write to the server, if it is still there."""
@@ -115,7 +147,8 @@ class HttpUpstream(asyncio.Protocol):
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading the response."""
-        if self.transport is not None and not self.transport.is_closing():
+        if paused is not self._stopped and self.transport is not None and not self.transport.is_closing():
+            self._stopped = paused
             if paused:
                 self.transport.pause_reading()
             else:
@@ -136,11 +169,20 @@ class HttpUpstream(asyncio.Protocol):
     @override
     def data_received(self, data: bytes) -> None:
         """Parse; a server that speaks out of turn is cut off."""
-        if self._receiver is None or self._parser is None:
+        if self._receiver is None:
             self.close()
             return
+        if self._whole is not None:
+            whole, self._whole = self._whole, None
+            if not self._sending and self._method != "HEAD" and (answer := read_whole(data)) is not None:
+                self._receiver = None
+                self.used = True
+                whole(answer)
+                return
         self._feeding = True
         self._silent += len(data)
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
             self._pass_on()
@@ -249,8 +291,8 @@ class HttpUpstream(asyncio.Protocol):
     # Inside.
 
     def _begin_response(self) -> None:
-        """Begin with a fresh parser."""
-        self._parser = httptools.HttpResponseParser(self)
+        """Begin with a fresh parser, made with the first bytes that need it."""
+        self._parser = None
         self._phrase.clear()
         self._fields, self._field_bytes, self._body = [], 0, None
         self._interim = self._surplus = False

@@ -1,12 +1,15 @@
 """The books of one process: calls are noted in the journal, then written to the ledger by a thread of their own.
 
-This is `llm.ledger.Books`. A call is one write(2) when it opens and one when it closes; no call waits for a database.
+This is `llm.ledger.Books`. A call is one write(2) when it opens, and what has closed goes along; none waits for the
+database.
 Every row that is not in the ledger yet is in memory and in the journal, so sums are right at any moment and a crash
 loses none:
 
     opened ── journal ── memory                      after a crash: a row with the reservation, `unknown`
-    closed ── journal ── memory ── queue ── ledger   after a crash: the row, as closed
-    refused ─ journal ── memory ── queue ── ledger
+    closed ── memory ── journal ── queue ── ledger   after a crash: the row, as closed
+    refused ─ memory ── journal ── queue ── ledger
+
+Between memory and journal is at most the rest of the event loop's turn, where `gather` was called.
 
 Rows have ids of their own, and the id is the key of the ledger: writing one again changes nothing. When the disk is
 full, `opened` raises and the call is refused; a row that closes then is kept in memory, and its reservation in the
@@ -20,11 +23,11 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cloister.errors import RetryError
-from cloister.host.journal import SEGMENT_BYTES, Journal, Segment
+from cloister.host.journal import SEGMENT_BYTES, Journal, Segment, frame
 from cloister.host.ledger import Ledger, LedgerCorruptError, LedgerDownError, Place, Question, Sum
 from cloister.llm.ledger import Row, Spent
 from cloister.runs.books_rows import FINAL, OPENED, Entry, decode, encode, safe, tokens, unseen
@@ -84,6 +87,9 @@ class BookKeeper:
         self._entries: dict[str, Entry] = {}
         self._unwritten: dict[str, bytes] = {}
         self._queue: deque[Entry] = deque()
+        self._late: list[Entry] = []
+        """Final rows that are not in the journal yet: for the rest of a turn of the loop, see `gather`."""
+        self._soon: Callable[[Callable[[], None]], object] | None = None
         self._under_way = self._dropped = 0
         self._closed = False
         self._journal = Journal(directory, segment_bytes=segment_bytes)
@@ -106,7 +112,7 @@ class BookKeeper:
             OSError: it cannot be noted: the disk is full, or the ledger has been away for too long.
         """
         row = safe(row)
-        payload = encode(row)
+        data = frame(OPENED, encode(row))
         with self._lock:
             if self._closed or row.id in self._entries:
                 raise OSError(errno.EINVAL, "the books are closed, or this call is in them")
@@ -114,7 +120,7 @@ class BookKeeper:
                 raise OSError(errno.ENOBUFS, "too many rows wait for the ledger")
             if self._unwritten:
                 self._write_again()
-            segment = self._journal.append(OPENED, payload)
+            segment = self._journal.append_frames(data) if not self._late else self._with_late(data)
             segment.pins += 1
             self._entries[row.id] = Entry(row, final=False, opened=segment)
             self._under_way += 1
@@ -135,6 +141,16 @@ class BookKeeper:
                 self.metrics.left(row)
             self._finish(entry)
             self.metrics.closed(row)
+
+    def gather(self, soon: Callable[[Callable[[], None]], object]) -> None:
+        """From now on write closed rows together with the next call that opens, or when `soon` runs what it is given.
+
+        That is `call_soon` of the event loop whose thread these books belong to: at the end of its turn. A process
+        that is killed within this turn has counted the reservation of such a call instead of its use. With a disk
+        that is full, rows are kept as ever.
+        """
+        with self._lock:
+            self._soon = soon
 
     def refused(self, row: Row) -> None:
         """See `Books.refused`."""
@@ -223,7 +239,9 @@ class BookKeeper:
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what can be written, and let go. What is left is in the journal for the next start."""
         with self._lock:
-            self._closed = True
+            self._closed, self._soon = True, None
+            if self._late:
+                self._write_late()
         self._writer.stop(timeout_s)
         with self._reading:
             if self._reader is not None:
@@ -271,14 +289,48 @@ class BookKeeper:
     # Within.
 
     def _finish(self, entry: Entry) -> None:
+        """Write a final row, now or soon; it waits for the ledger from then on."""
+        self._late.append(entry)
+        if self._soon is None:
+            self._write_late()
+        elif len(self._late) == 1:
+            try:
+                self._soon(self._turn_ends)
+            except RuntimeError:  # the loop is over
+                self._write_late()
+
+    def _turn_ends(self) -> None:
+        with self._lock:
+            if self._late:
+                self._write_late()
+
+    def _write_late(self) -> None:
+        """Write the rows that are late; what the journal cannot take is kept in memory."""
         try:
             if self._unwritten:
                 self._write_again()
-            entry.finished = self._journal.append(FINAL, encode(entry.row))
-            entry.finished.pins += 1
+            self._with_late(b"")
         except OSError:
-            self._unwritten[entry.row.id] = encode(entry.row)
-        self._queue.append(entry)
+            self._queue_late(None)
+
+    def _with_late(self, data: bytes) -> Segment:
+        """Write the rows that are late and further records behind them; raises OSError when it cannot, and none is."""
+        segment = self._journal.append_frames(
+            b"".join([*[frame(FINAL, encode(entry.row)) for entry in self._late], data])
+        )
+        self._queue_late(segment)
+        return segment
+
+    def _queue_late(self, segment: Segment | None) -> None:
+        """Let the rows that were late wait for the ledger; None where the journal does not hold them."""
+        late, self._late = self._late, []
+        for entry in late:
+            if segment is None:
+                self._unwritten[entry.row.id] = encode(entry.row)
+            else:
+                entry.finished = segment
+                segment.pins += 1
+        self._queue.extend(late)
         self._writer.wake()
 
     def _write_again(self) -> None:

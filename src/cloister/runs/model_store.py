@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -46,6 +48,8 @@ class Store:
             settings = self._settings()
             self.books = open_books(self._paths.state, settings, alarm=self._alarm)
             self.database = settings.database
+            with contextlib.suppress(RuntimeError):  # no loop yet: whoever begins one says so
+                self.books.gather(asyncio.get_running_loop().call_soon)
         return self.books
 
     def close(self) -> None:

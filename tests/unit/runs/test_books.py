@@ -6,16 +6,19 @@ import errno
 import math
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
 
 from cloister.errors import RetryError
-from cloister.host import ledger
+from cloister.host import journal, ledger
 from cloister.host.journal import Journal
 from cloister.llm.ledger import Row, Spent
 from cloister.runs.books import BookKeeper
+from cloister.runs.books_rows import FINAL, OPENED, decode
 from support.books import MIDNIGHT, ended, noted, open_books, refusal, stored
 
 ALL = (0.0, float("inf"))
@@ -314,3 +317,70 @@ def test_the_ledger_is_the_owners_alone(tmp_path: Path) -> None:
 
     assert "ledger.db" in modes
     assert not any(modes.values())
+
+
+def _records(directory: Path) -> list[tuple[int, str]]:
+    """Return kind and id of each record of the journal."""
+    found = []
+    for record in journal.read(str(directory)).records:
+        row = decode(record.payload)
+        assert row is not None
+        found.append((record.kind, row.id))
+    return found
+
+
+def test_what_closes_is_written_with_the_next_call_or_at_the_end_of_the_turn(tmp_path: Path) -> None:
+    """Rows that closed in a turn of the loop go into the journal with one write; sums are right meanwhile."""
+    books, turn = open_books(tmp_path), list[Callable[[], None]]()
+    books.gather(turn.append)
+    for number in (1, 2, 3):
+        books.opened(noted(number))
+    books.closed(ended(noted(1)))
+    books.closed(ended(noted(2)))
+    assert books.spent("claude", *ALL) == Spent(3, 2 * 120 + 1100, 2 * 0.001 + 0.0255)
+    with mock.patch("os.write", wraps=os.write) as write:
+        books.opened(noted(4))
+    assert write.call_count == 1
+    assert _records(tmp_path)[3:] == [(FINAL, noted(1).id), (FINAL, noted(2).id), (OPENED, noted(4).id)]
+
+    books.closed(ended(noted(3)))
+    assert len(turn) == 2
+    for end in turn:
+        end()
+    books.closed(ended(noted(4)))
+    books.close()  # the turn never ends
+    assert set(stored(tmp_path)) == {noted(number).id for number in (1, 2, 3, 4)}
+    assert all(row.outcome == "complete" for row in stored(tmp_path).values())
+
+
+def test_killed_within_the_turn_a_call_counts_with_its_reservation(tmp_path: Path) -> None:
+    """A call that closed in the turn in which the process was killed is there as noted; one before it, as closed."""
+    books, turn = open_books(tmp_path), list[Callable[[], None]]()
+    books.gather(turn.append)
+    books.opened(noted(1))
+    books.opened(noted(2))
+    books.closed(ended(noted(1)))
+    turn.pop()()
+    books.closed(ended(noted(2)))
+    _crash(books)
+
+    again = open_books(tmp_path)
+    assert again.drained(5)
+    again.close()
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1)), noted(2).id: noted(2)}
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_turn_loses_no_close(tmp_path: Path) -> None:
+    """The row is kept, the next call is refused, and both are right when there is space again."""
+    books, turn = open_books(tmp_path), list[Callable[[], None]]()
+    books.gather(turn.append)
+    books.opened(noted(1))
+    books.closed(ended(noted(1)))
+    with mock.patch("os.write", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(OSError, match="No space"):
+            books.opened(noted(2))
+        turn.pop()()
+    books.opened(noted(2))
+    books.closed(ended(noted(2)))
+    books.close()
+    assert stored(tmp_path) == {noted(1).id: ended(noted(1)), noted(2).id: ended(noted(2))}

@@ -82,7 +82,9 @@ class Answer:
             self._inflate(data)
         if self._hide:
             data = self._without_usage(data)
-        if data:
+        if data.endswith(b"\n\n"):
+            self._line_end = b"\n\n"
+        elif data:
             tail = data[-4:].replace(b"\r", b"")
             self._line_end = tail[-2:] if len(tail) > 1 else self._line_end[-1:] + tail
         return data

@@ -14,15 +14,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress.http1 import Body, Headers, HttpError
-from cloister.llm import errors, routes, upstreams
+from cloister.llm import errors, upstreams
 from cloister.llm.errors import Refusal
 from cloister.llm.order import Order, explained, read_order
 from cloister.llm.routes import Route
+from cloister.llm.usage import Metered, read_answer
 from cloister.relay.llm.answer import HEARTBEAT, Answer
-from cloister.relay.llm.held import Held, allowed_list, known_fields, passed_fields, seconds
-from cloister.relay.llm.refusing import refuse
+from cloister.relay.llm.heads import Heads
+from cloister.relay.llm.held import (
+    AGAIN,
+    MAYBE_BILLED,
+    NOT_PASSED,
+    Held,
+    give_list,
+    known_fields,
+    passed_fields,
+    seconds,
+)
+from cloister.relay.llm.refusing import no_provider, refuse
 from cloister.relay.llm.supply import Supply, SupplyError
 from cloister.relay.llm.tab import NOTHING, Tab
+from cloister.relay.whole_answer import WholeAnswer, written
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
@@ -30,20 +42,17 @@ if TYPE_CHECKING:
     from cloister.relay.upstream import HttpUpstream
 
 _OK, _UNAUTHORIZED, _BAD_REQUEST = 200, 401, 400
-_AGAIN = frozenset({429, 500, 502, 503, 504, 529})
-_MAYBE_BILLED = frozenset({502, 504, 524})
-"""A gateway gave up; what stands behind it may have worked on."""
-_TOGETHER = 128 * 1024
-"""Bodies below this are copied behind their head, which saves a write."""
 
 
 class Call:
     """One request that may cost something."""
 
-    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route, size: int) -> None:
+    def __init__(  # noqa: PLR0913 - what a call is made of
+        self, service: Inference, caller: Caller, exchange: Exchange, route: Route, size: int, heads: Heads
+    ) -> None:
         """Take a request that was read whole; `size` bytes of it are in memory until the call is over."""
         self.service, self.caller, self.exchange, self.route = service, caller, exchange, route
-        self._size = size
+        self._size, self._heads = size, heads
         self._order: Order | None = None
         self._supplies: list[Supply] = []
         self._supply: Supply | None = None
@@ -53,31 +62,26 @@ class Call:
         self._task: asyncio.Task[None] | None = None
         self._held: Held | None = None
         self._head: tuple[int, bytes, Headers, Body] | None = None
-        self._pieces: list[bytes] = []
-        self._scheduled = False
         self._framing = ""
-        self._moved = self._beat = 0.0
+        self._moved = self._beat = self._drain_until = 0.0
         self._unsure = False
         """The last attempt may have been billed, and is not charged yet."""
         self._over = self._left = self._rekeyed = self._paused = False
-        self._drain_until = 0.0
         self._pause_s: float | None = None
 
     @property
     def shortest_s(self) -> float:
         """The shortest time limit that counts for this call."""
-        upstream = self._supply.upstream if self._supply else None
-        if upstream is None:
+        if self._supply is None:
             return 4.0
+        upstream = self._supply.upstream
         return min(upstream.first_byte_timeout_s, upstream.idle_timeout_s, self.service.bounds.heartbeat_s)
 
     def start(self, body: bytes) -> None:
         """Decide about a request that is complete, and send it."""
         self._supplies = self.caller.serving(self.route)
         if not self._supplies:
-            names = " or ".join(self.route.protocols)
-            words = f"no provider of this agent speaks {names} (llm.providers)"
-            self._refuse(Refusal(404, "no-provider", words, again=False))
+            self._refuse(no_provider(self.route))
             return
         self._supply = self._supplies.pop(0)
         if self.route.name == "models":
@@ -175,38 +179,50 @@ class Call:
         if supply.signer is not None:
             assert self._order is not None  # noqa: S101 - decided before
             exchange = self.exchange
-            lines += await supply.signature(exchange.method, self._target(supply), exchange.headers, self._order.body)
+            target = supply.upstream.target(self.route, exchange.url)
+            lines += await supply.signature(exchange.method, target, exchange.headers, self._order.body)
         connection = supply.take() or await supply.dial()
         self.service.keep(supply)
         self._transmit(connection, lines)
-
-    def _target(self, supply: Supply) -> str:
-        return supply.upstream.path(self.route) + routes.query_of(self.exchange.url)
 
     def _transmit(self, connection: HttpUpstream, lines: bytes) -> None:
         """Write the request."""
         order, supply, exchange = self._order, self._supply, self.exchange
         assert order is not None and supply is not None  # noqa: S101, PT018 - asked before
         body = order.body
-        length = len(body) if exchange.method == "POST" else None
-        head = upstreams.request_head(
-            supply.upstream, exchange.method, self._target(supply), exchange.headers, lines, length
+        head = self._heads.known(supply, lines) or self._heads.make(
+            supply, exchange.method, supply.upstream.target(self.route, exchange.url), exchange.headers, lines
         )
-        self._upstream = connection
-        self._unsure = False
-        self._tab.attempts += 1
-        self._tab.status = 0
+        head += upstreams.length_field(len(body) if exchange.method == "POST" else None)
+        self._upstream, self._unsure = connection, False
+        self._tab.begin_attempt()
         self._moved = time.monotonic()
         exchange.bytes_up += len(head) + len(body)
-        together = len(body) < _TOGETHER
-        connection.begin(self, exchange.method, head + body if together else head, Body("length", len(body)))
-        if not together:
-            connection.write_body(body)
-        connection.end_body([])
+        whole = None if self.route.name == "models" else self._take_whole
+        connection.ask(self, exchange.method, head, body, whole)
         if not self._left:
             exchange.connection.on_pressure(self._press)
 
     # The upstream's receiver.
+
+    def _take_whole(self, answer: WholeAnswer) -> None:
+        """Pass on an ordinary answer that came in one read, and settle: what `on_response` and its like do in steps."""
+        exchange, supply, named = self.exchange, self._supply, answer.named
+        kind = named.get(b"content-type", b"").lower()
+        if self._left or not exchange.keep_alive or b"event-stream" in kind or b"content-encoding" in named:
+            self.on_response(answer.status, answer.phrase, answer.headers, Body("length", len(answer.content)))
+            self.on_response_body(answer.content)
+            self.on_response_end([])
+            return
+        assert supply is not None and self._upstream is not None  # noqa: S101, PT018 - a call under way
+        exchange.respond_all(answer.status, written(answer, NOT_PASSED))
+        supply.judge(failed=False)
+        supply.give(self._upstream)
+        self._upstream = None
+        self._tab.answered(answer.status, named)
+        self._tab.first_byte = time.monotonic()
+        self._settle("complete", metered=read_answer(answer.content, self.route.shape) if self.route.metered else None)
+        exchange.respond_end([])
 
     def on_interim(self, status: int, phrase: bytes, headers: Headers) -> None:
         """Ignore it: the request is on its way as a whole."""
@@ -215,11 +231,10 @@ class Call:
         """Pass the head on, or hold the answer back where another attempt may follow."""
         order, supply = self._order, self._supply
         assert order is not None and supply is not None  # noqa: S101, PT018 - chosen before
-        self._tab.status, self._framing, self._moved = status, body.framing, time.monotonic()
+        self._framing, self._moved = body.framing, time.monotonic()
         fields = known_fields(headers)
-        identity = fields.get(b"request-id") or fields.get(b"x-request-id") or b""
-        self._tab.request_id = identity[:200].decode("latin-1")
-        supply.judge(failed=status in _AGAIN)
+        self._tab.answered(status, fields)
+        supply.judge(failed=status in AGAIN)
         if self.route.name == "models" or (not self._left and self._may_try_again(status, fields)):
             self._held = Held(status, phrase, headers, self.service.bounds.list_bytes)
             return
@@ -230,13 +245,12 @@ class Call:
         if not self._left:
             framing = Body("chunked") if (hide and stream) or body.framing == "close" else body
             self._head = (status, phrase, passed_fields(headers), framing)
-            self._flush_soon()
+            self.exchange.connection.loop.call_soon(self._flush)  # alone, unless more is at hand already
 
     def on_response_body(self, data: bytes) -> None:
-        """Take a piece; pieces that came in one read go on in one write, which costs more than all of our work."""
+        """Take what came in one read: it goes on in one write, with the head where that has not left yet."""
         if self._answer is not None:
-            self._pieces.append(data)
-            self._flush_soon()
+            self._flush(data)
         elif self._held is not None and not self._held.take(data):
             self._drop_upstream()
             self._again()
@@ -283,23 +297,15 @@ class Call:
     def on_pressure(self, *, paused: bool) -> None:
         """The upstream reads slowly; the body is in memory already."""
 
-    def _flush_soon(self) -> None:
-        """Pass on what there is when the upstream's bytes at hand have been read."""
-        if not self._scheduled:
-            self._scheduled = True
-            self.exchange.connection.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
+    def _flush(self, data: bytes = b"") -> None:
         """Count what came, and pass it on behind the head, where that has not left yet."""
-        self._scheduled = False
-        answer, pieces, data = self._answer, self._pieces, b""
+        answer = self._answer
         if answer is None or self._over:
             return
-        if pieces:
+        if data:
             self._moved = self._beat = time.monotonic()
             self._tab.first_byte = self._tab.first_byte or self._moved
-            data = answer.take(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            pieces.clear()
+            data = answer.take(data)
         head, self._head = self._head, None
         if self._left:
             if answer.bytes > self.service.bounds.drain_bytes and self._upstream is not None:
@@ -324,7 +330,7 @@ class Call:
         assert supply is not None  # noqa: S101 - chosen before
         if status == _UNAUTHORIZED and supply.upstream.auth != "none":
             return not self._rekeyed
-        if status not in _AGAIN:
+        if status not in AGAIN:
             return False
         self._pause_s = seconds(fields.get(b"retry-after"))
         patient = self._pause_s is None or self._pause_s <= self.service.bounds.patience_s
@@ -339,7 +345,7 @@ class Call:
         elif self.route.name == "models":
             self._give_list(held)
         else:
-            self._unsure = held.status in _MAYBE_BILLED
+            self._unsure = held.status in MAYBE_BILLED
             self._spawn(self._retry(supply, held))
 
     async def _retry(self, supply: Supply, held: Held) -> None:
@@ -349,7 +355,7 @@ class Call:
             if not await supply.refresh(rejected=True):
                 self._give(held)
                 return
-        elif not await self._next(supply, maybe_billed=held.status in _MAYBE_BILLED):
+        elif not await self._next(supply, maybe_billed=held.status in MAYBE_BILLED):
             self._give(held)
             return
         self._held = None
@@ -395,31 +401,27 @@ class Call:
 
     # Ending.
 
-    def _settle(self, outcome: str, *, lost: bool = False, reason: str = "") -> None:
+    def _settle(self, outcome: str, *, metered: Metered | None = None, lost: bool = False, reason: str = "") -> None:
         """Close the tab, once: with what the answer told, or with the whole reservation where nobody knows."""
         if self._over:
             return
         self._over = True
         self.service.buffered -= self._size
         self.service.end(self)
-        counts = self._answer is not None and self._tab.status < _BAD_REQUEST and self.route.metered
-        metered = self._answer.finish() if self._answer is not None and counts else None
+        if self._answer is not None and self._tab.status < _BAD_REQUEST and self.route.metered:
+            metered = self._answer.finish()
         self._tab.close(outcome, metered, lost=lost and self.route.metered, reason=reason)
 
     def _give(self, held: Held) -> None:
         """Give the client an answer that was held back."""
-        self._settle("complete", lost=held.status in _MAYBE_BILLED)
+        self._settle("complete", lost=held.status in MAYBE_BILLED)
         if not self._left:
             held.give(self.exchange)
 
     def _give_list(self, held: Held) -> None:
         """Give the client the models that are allowed, in its own protocol."""
         self._settle("complete")
-        listed = allowed_list(held, self.caller.access, self.route.shape)
-        if isinstance(listed, Refusal):
-            refuse(self.exchange, self.route.shape, listed)
-        else:
-            listed.give(self.exchange)
+        give_list(held, self.caller.access, self.route.shape, self.exchange)
 
     def _truncated(self, why: str) -> None:
         """Break the answer off so that the client knows: an error as the last event, and no clean end."""

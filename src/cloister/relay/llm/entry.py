@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cloister.egress.http1 import Headers
 from cloister.llm import routes
 from cloister.llm.errors import Refusal
+from cloister.llm.routes import Route
 from cloister.relay.exchange import Exchange
+from cloister.relay.llm.heads import Heads
 from cloister.relay.llm.intake import Intake
 from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.service import Caller, Inference
@@ -30,8 +33,23 @@ def of_run(caller: Callable[[], Caller]) -> Identify:
     return identify
 
 
+class Asked(NamedTuple):
+    """What a head that is known says: all that can be told of a request before its caller and its body."""
+
+    route: Route
+    tokens: list[str]
+    heads: Heads
+
+
 def handle(service: Inference, identify: Identify, exchange: Exchange) -> None:
     """Serve one request."""
+    known = exchange.known
+    asked = known.note if known is not None else None
+    if isinstance(asked, Asked):
+        caller = identify(asked.tokens)  # with every request: keys are taken away and runs end
+        if caller is not None:
+            Intake(service, caller, exchange, asked.route, asked.heads).start()
+            return
     route = routes.find(exchange.method, exchange.url)
     if route is None or exchange.websocket:
         refuse(exchange, routes.shape_of(exchange.url), _no_route(exchange))
@@ -49,7 +67,10 @@ def handle(service: Inference, identify: Identify, exchange: Exchange) -> None:
         return
     if route.name == "models":
         route = routes.list_of("anthropic" if _speaks_anthropic(exchange.headers) else "chat")
-    Intake(service, caller, exchange, route).start()
+    heads = Heads()
+    if known is not None:
+        known.note = Asked(route, tokens, heads)
+    Intake(service, caller, exchange, route, heads).start()
 
 
 def presented(headers: Headers) -> list[str]:

@@ -10,14 +10,20 @@ from cloister.egress.http1 import Body, Headers
 from cloister.llm.access import Access, filter_list, own_list
 from cloister.llm.errors import Refusal
 from cloister.llm.routes import Shape
+from cloister.relay.llm.refusing import refuse
 
 if TYPE_CHECKING:
     from cloister.relay.exchange import Exchange
 
+AGAIN = frozenset({429, 500, 502, 503, 504, 529})
+"""Where another attempt may help."""
+MAYBE_BILLED = frozenset({502, 504, 524})
+"""A gateway gave up; what stands behind it may have worked on."""
 _ERROR = 400
 _NO_LIST = frozenset({404, 405, 501})
-_NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
-_HIDDEN_LENGTHS = frozenset(map(len, _NOT_PASSED))
+NOT_PASSED = frozenset({b"set-cookie", b"alt-svc", b"strict-transport-security"})
+"""Fields of an answer that a client does not get: connections to an upstream are shared, cookies are not."""
+_HIDDEN_LENGTHS = frozenset(map(len, NOT_PASSED))
 _READ = frozenset({b"request-id", b"x-request-id", b"content-type", b"content-encoding", b"retry-after"})
 _LENGTHS = frozenset(map(len, _READ))
 """A look at the length of a name spares its copy in lower case."""
@@ -66,6 +72,15 @@ def allowed_list(held: Held, access: Access, shape: Shape) -> Held | Refusal:
     return held
 
 
+def give_list(held: Held, access: Access, shape: Shape, exchange: Exchange) -> None:
+    """Give a client the models that are allowed, in its own protocol."""
+    listed = allowed_list(held, access, shape)
+    if isinstance(listed, Refusal):
+        refuse(exchange, shape, listed)
+    else:
+        listed.give(exchange)
+
+
 def known_fields(headers: Headers) -> dict[bytes, bytes]:
     """Return the fields of an answer that are read here, by their names in lower case."""
     found = {}
@@ -76,8 +91,8 @@ def known_fields(headers: Headers) -> dict[bytes, bytes]:
 
 
 def passed_fields(headers: Headers) -> Headers:
-    """Return the fields of an answer that a client gets: connections to an upstream are shared, cookies are not."""
-    return [field for field in headers if len(field[0]) not in _HIDDEN_LENGTHS or field[0].lower() not in _NOT_PASSED]
+    """Return the fields of an answer that a client gets."""
+    return [field for field in headers if len(field[0]) not in _HIDDEN_LENGTHS or field[0].lower() not in NOT_PASSED]
 
 
 def seconds(value: bytes | None) -> float | None:

@@ -9,6 +9,7 @@ from cloister.egress.http1 import Headers
 from cloister.llm.errors import Refusal
 from cloister.llm.routes import Route
 from cloister.relay.llm.call import Call
+from cloister.relay.llm.heads import Heads
 from cloister.relay.llm.refusing import refuse
 from cloister.relay.llm.tab import Tab
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 class Intake:
     """The sink of one request, whose caller is known."""
 
-    __slots__ = ("_call", "_caller", "_exchange", "_over", "_parts", "_route", "_service", "_size", "_task")
+    __slots__ = ("_call", "_caller", "_exchange", "_heads", "_over", "_parts", "_route", "_service", "_size", "_task")
 
-    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route) -> None:
+    def __init__(self, service: Inference, caller: Caller, exchange: Exchange, route: Route, heads: Heads) -> None:
         """Take a request; `start` begins to read it."""
         self._service, self._caller, self._exchange, self._route = service, caller, exchange, route
+        self._heads = heads
         self._parts: list[bytes] = []
         self._size = 0
         self._over = False
@@ -39,6 +41,10 @@ class Intake:
             self._too_large()
         elif self._service.buffered > bounds.all_bodies_bytes:
             self._refuse(Refusal(503, "too-busy", "too many large requests are under way", 5))
+        elif (body := exchange.take_whole(self)) is not None:
+            self._size = len(body)
+            self._service.buffered += self._size
+            self._hand_over(body)
         else:
             if exchange.body.framing != "none" and not exchange.ended and _expects(exchange.headers):
                 exchange.interim(100, b"Continue", [])
@@ -61,16 +67,9 @@ class Intake:
         """Hand the whole over."""
         if self._over:
             return
-        self._over = True
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
-        redactor = self._caller.redactor
-        if redactor is None:
-            self._go_on(body)
-        elif (redacted := redactor.at_once(body)) is not None:
-            self._go_on(*redacted)
-        else:
-            self._task = asyncio.get_running_loop().create_task(self._redact(redactor, body))
+        self._hand_over(body)
 
     def abandon(self) -> None:
         """The client is gone."""
@@ -84,6 +83,17 @@ class Intake:
             self._drop()
 
     # Inside.
+
+    def _hand_over(self, body: bytes) -> None:
+        """Go on with a body that is whole."""
+        self._over = True
+        redactor = self._caller.redactor
+        if redactor is None:
+            self._go_on(body)
+        elif (redacted := redactor.at_once(body)) is not None:
+            self._go_on(*redacted)
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._redact(redactor, body))
 
     async def _redact(self, redactor: Redacts, body: bytes) -> None:
         """Wait for a body without what is taken out; where that fails nothing is sent."""
@@ -103,7 +113,7 @@ class Intake:
         self._call.start(body)
 
     def _make_call(self) -> Call:
-        parts = (self._service, self._caller, self._exchange, self._route, self._size)
+        parts = (self._service, self._caller, self._exchange, self._route, self._size, self._heads)
         if self._caller.recorder is None:
             return Call(*parts)
         from cloister.relay.llm.recorded import RecordedCall

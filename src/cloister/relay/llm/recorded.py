@@ -13,6 +13,7 @@ from cloister.egress.http1 import Body, Headers
 from cloister.llm.errors import Refusal
 from cloister.llm.order import Order
 from cloister.relay.llm.call import Call
+from cloister.relay.whole_answer import WholeAnswer
 
 _MODEL = 200
 """Characters of a model's name that are kept outside the body."""
@@ -95,6 +96,12 @@ class RecordedCall(Call):
     def _unrecorded(self) -> Refusal:
         words = f"this run's calls have to be recorded, and cannot be: {self._recorder.failed}"
         return Refusal(503, "recording-failed", words, again=False)
+
+    def _take_whole(self, answer: WholeAnswer) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
+        """Take an answer that came in one read by its steps, which are what is recorded."""
+        self.on_response(answer.status, answer.phrase, answer.headers, Body("length", len(answer.content)))
+        self.on_response_body(answer.content)
+        self.on_response_end([])
 
     def _settle(self, outcome: str, **rest: Any) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """Close the record with the call."""

@@ -162,11 +162,17 @@ class Inference:
         self._sweeper: asyncio.TimerHandle | None = None
         self._count = itertools.count(int.from_bytes(os.urandom(6), "big"))
         self._process = int.from_bytes(os.urandom(4), "big")
+        self._millisecond = self._thousand = -1
+        self._time = self._middle = ""
 
     def new_id(self, now: float) -> str:
         """Return an id for a call: 26 characters that sort by time (as ULID: 48 bits of time, 80 of other)."""
-        number = int(now * 1000) << 80 | self._process << 48 | (next(self._count) & 0xFFFF_FFFF_FFFF)
-        return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+        milliseconds, count = int(now * 1000), next(self._count) & 0xFFFF_FFFF_FFFF
+        if milliseconds != self._millisecond:
+            self._millisecond, self._time = milliseconds, _spelled(milliseconds, 5)
+        if count >> 10 != self._thousand:
+            self._thousand, self._middle = count >> 10, _spelled((self._process << 48 | count) >> 10, 7)
+        return self._time + self._middle + _PAIRS[count & 1023]
 
     def begin(self, call: Call) -> None:
         """Watch a call's time limits."""
@@ -216,3 +222,8 @@ class Inference:
         self._sweeper = None
         if self.calls or any(supply.busy for supply in self._supplies):
             self._sweeper = asyncio.get_running_loop().call_later(self._pause(), self._sweep)
+
+
+def _spelled(number: int, pairs: int) -> str:
+    """Return the last so many pairs of digits of a number to the base of 32."""
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(10 * (pairs - 1), -1, -10)])

@@ -6,6 +6,7 @@ Opened before anything is sent, closed exactly once. It knows nothing of connect
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -63,7 +64,7 @@ class Tab:
             return refusal
         self.id = self._service.new_id(self.time)
         try:
-            self._service.books.opened(self._row(order.demand, self._reserved_usd, "estimated", "unknown"))
+            self._service.books.opened(self._opening(order))
         except OSError as error:
             assert self._hold is not None  # noqa: S101 - reserved above
             self._caller.account.release(self._hold)
@@ -71,6 +72,16 @@ class Tab:
             return Refusal(503, "ledger-unavailable", words, 5)
         self.opened = True
         return None
+
+    def begin_attempt(self) -> None:
+        """Count a request that is sent upstream."""
+        self.attempts, self.status = self.attempts + 1, 0
+
+    def answered(self, status: int, fields: Mapping[bytes, bytes]) -> None:
+        """Note what the head of the upstream's answer says."""
+        self.status = status
+        identity = fields.get(b"request-id") or fields.get(b"x-request-id") or b""
+        self.request_id = identity[:200].decode("latin-1")
 
     def renew(self, upstream: Upstream, *, maybe_billed: bool) -> bool:
         """Reserve for another attempt; False when a budget has no room for it.
@@ -148,6 +159,17 @@ class Tab:
         if self._price is None:
             return 0.0, ""
         return self._price.cost(usage), self._price.label
+
+    def _opening(self, order: Order) -> Row:
+        """Return the row of a call that is about to be sent; what it does not say is not known yet."""
+        caller, demand = self._caller, order.demand
+        return Row(
+            id=self.id, time=self.time, run=caller.run, agent=caller.agent, user=caller.user,
+            provider=self._provider, route=self._route.name, model=order.model,
+            input_tokens=demand.input_tokens, cache_write_5m_tokens=demand.cache_write_5m_tokens,
+            cache_write_1h_tokens=demand.cache_write_1h_tokens, output_tokens=demand.output_tokens,
+            cost_usd=self._reserved_usd, source="estimated", outcome="unknown", stream=order.stream, attempts=0,
+        )  # fmt: skip
 
     def _row(  # noqa: PLR0913 - the parts of a row that change
         self, usage: Usage, cost: float, source: Source, outcome: str, model: str = "", price: str = "",
