@@ -75,7 +75,7 @@ class Service:
         Raises:
             CloisterError: one of them is missing, wrong or not to be trusted.
         """
-        self._setting, self._calls, self._store, self._page = setting, calls, books, MetricsPage(books, calls)
+        self._setting, self._calls, self._books, self._page = setting, calls, books, MetricsPage(books, calls)
         identity = partial(_identity_store, setting.paths, setting.environment)
         store = Store(setting.paths.runs)
         self._callers = Callers(files, store, calls, setting.owner.name, identity=identity, say=say)
@@ -97,8 +97,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         server = ModelServer(self._calls.inference, self._callers.identify, other=self._page.serve)
         await self._callers.check_keys()
-        if self._store.books is not None:
-            self._store.books.gather(loop.call_soon)
+        self._books.gather(loop.call_soon)
         ready(await server.start(self._setting.host, self._setting.port))
         gc.freeze()  # what is loaded now stays: nothing of it needs to be looked through again
         gc.set_threshold(20_000, 20, 50)
