@@ -21,16 +21,7 @@ from cloister.llm.routes import Route
 from cloister.llm.usage import Metered, read_answer
 from cloister.relay.llm.answer import HEARTBEAT, Answer
 from cloister.relay.llm.heads import Heads
-from cloister.relay.llm.held import (
-    AGAIN,
-    MAYBE_BILLED,
-    NOT_PASSED,
-    Held,
-    give_list,
-    known_fields,
-    passed_fields,
-    seconds,
-)
+from cloister.relay.llm.held import AGAIN, MAYBE_BILLED, NOT_PASSED, Held, delay, give_list, known_fields, passed_fields
 from cloister.relay.llm.refusing import no_provider, refuse
 from cloister.relay.llm.supply import Supply, SupplyError
 from cloister.relay.llm.tab import NOTHING, Tab
@@ -332,7 +323,7 @@ class Call:
             return not self._rekeyed
         if status not in AGAIN:
             return False
-        self._pause_s = seconds(fields.get(b"retry-after"))
+        self._pause_s = delay(fields.get(b"retry-after"))
         patient = self._pause_s is None or self._pause_s <= self.service.bounds.patience_s
         return bool(self._supplies) or (self._tab.attempts <= supply.upstream.retries and patient)
 

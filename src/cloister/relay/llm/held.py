@@ -95,7 +95,7 @@ def passed_fields(headers: Headers) -> Headers:
     return [field for field in headers if len(field[0]) not in _HIDDEN_LENGTHS or field[0].lower() not in NOT_PASSED]
 
 
-def seconds(value: bytes | None) -> float | None:
+def delay(value: bytes | None) -> float | None:
     """Return the delay that Retry-After asks for (RFC 9110, section 10.2.3), or None."""
     if value is None:
         return None
