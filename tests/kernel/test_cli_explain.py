@@ -206,4 +206,5 @@ def test_the_port_of_models_is_explained_where_there_are_models(user: User, work
 
     assert (without["allowed"], without["protocol"]) == (False, "tunnel")
     assert (served["allowed"], served["protocol"], served["remedy"]) == (True, "model calls", "")
-    assert "models of up (anthropic): every model" in served["rule"]
+    assert served["where"] == "[agents.shell.llm]"
+    assert "up: anthropic at" in served["explanation"]
