@@ -14,7 +14,7 @@ import msgspec
 
 from cloister.cli import records
 from cloister.cli.arguments import Parser
-from cloister.errors import UnsupportedError
+from cloister.errors import CloisterError, UnsupportedError
 from cloister.host.owner import identify
 from cloister.host.probe import probe, probe_deep
 from cloister.plan.facts import HostFacts
@@ -57,14 +57,22 @@ def main(argv: list[str]) -> int:
     """
     arguments = parser().read(argv)
     facts = probe() if arguments.quick else probe_deep()
-    places = records.places()
-    findings = judge(facts) + model_findings(places, identify(places.home), os.environ, quick=arguments.quick)
+    findings = judge(facts) + _of_models(quick=arguments.quick)
     works = can_run(findings)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(Report(works, findings, facts))).decode())
     else:
         print(render(findings))
     return 0 if works else UnsupportedError.exit_code
+
+
+def _of_models(*, quick: bool) -> tuple[Finding, ...]:
+    """Return what is found about the models of this user's policy; nothing for a user without a home."""
+    try:
+        places = records.places()
+    except CloisterError:
+        return ()  # no policy can be theirs, and the host is judged all the same
+    return model_findings(places, identify(places.home), os.environ, quick=quick)
 
 
 def render(findings: tuple[Finding, ...]) -> str:
