@@ -150,9 +150,9 @@ def thousand_targets(measured: Results, cells: Sequence[Cell]) -> list[Target]:
     targets = []
     for cell in cells:
         found = measured.get(cell, {}).get(OURS)
-        share = found and found.good / cell.connections
+        share = found and 100 * found.good / cell.connections
         pace = "50/s" if cell.kind == "paced" else "10/s"
-        targets.append(least(f"{cell.connections} open streams at {pace} all complete", share, 1.0, "of them"))
+        targets.append(least(f"{cell.connections} open streams at {pace} all complete", share, 100.0, "% of them"))
     return targets
 
 
