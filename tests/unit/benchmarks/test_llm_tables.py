@@ -69,7 +69,7 @@ def test_paced_streams_must_be_whole_quick_and_cheap() -> None:
         "Met: 0.9 ms.", "Missed by 7 %: 1.6 x.",
     ]  # fmt: skip
     assert tables.thousand_targets(measured, [PACED]) == [
-        Target("128 open streams at 50/s all complete", "Missed by 1 %: 0.992 of them.")
+        Target("128 open streams at 50/s all complete", "Missed by 1 %: 99.2 % of them.")
     ]
 
 
