@@ -146,7 +146,7 @@ class RunModels:
         if caller is not None and self._calls is not None:
             self._calls.left(caller)
         refusals = caller.refusals.items() if caller is not None else ()
-        refused = (f"{count} model calls were refused: {reason} [model-refused]" for reason, count in refusals)
+        refused = (f"model calls, {count} refused: {reason} [model-refused]" for reason, count in refusals)
         return (*self._notices.pop(run, ()), *refused, *self._recordings.left(run))
 
     async def close(self) -> None:
