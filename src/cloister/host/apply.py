@@ -62,9 +62,9 @@ class Applied:
     def listen(self, step: Listen | ListenAgent) -> None:
         """Open a step's socket."""
         if isinstance(step, Listen):
-            self.listener = _listen(step.path)
+            self.listener = _listen(step.path, step.mode)
         else:
-            self.agents[step.kind] = _listen(step.path)
+            self.agents[step.kind] = _listen(step.path, step.mode)
 
     def close(self) -> None:
         """Close every socket."""
@@ -153,9 +153,8 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
 
 
 def _write(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> None:
-    mode = step.mode if isinstance(step, WriteFile | WriteBytes) else 0o600
     data = _content(step, applied)
-    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, step.mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
 
@@ -173,7 +172,7 @@ def _content(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, appli
     return text.encode("utf-8", "surrogateescape")
 
 
-def _listen(path: str) -> socket.socket:
+def _listen(path: str, mode: int) -> socket.socket:
     if len(os.fsencode(path)) > _SUN_PATH_BYTES:
         raise StepError(
             "socket-path-too-long", f"a Unix socket's path holds {_SUN_PATH_BYTES} bytes", where=path,
@@ -182,7 +181,7 @@ def _listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
-        os.chmod(path, 0o600)
+        os.chmod(path, mode)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
     except OSError:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from cloister.plan.unit import UnitLaunch
 from cloister.plan.workspace import Placeholder
 
 
@@ -62,6 +63,7 @@ class TrustBundle(Step, frozen=True, tag="trust-bundle"):
     path: str
     roots: str = ""
     """The system's bundle; empty where it has none that is known here."""
+    mode: int = 0o600
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -74,6 +76,7 @@ class PlaceholderFile(Step, frozen=True, tag="placeholder-file"):
     path: str
     text: str
     credential: str
+    mode: int = 0o600
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -84,6 +87,8 @@ class Listen(Step, frozen=True, tag="listen"):
     """Open the Unix socket on which the run's egress is served. The socket is the run's identity."""
 
     path: str
+    mode: int = 0o600
+    """0666 where the agent has another uid; the directory above is nobody else's."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -97,6 +102,7 @@ class ListenAgent(Step, frozen=True, tag="listen-agent"):
     kind: Literal["ssh", "gpg"]
     words: tuple[str, ...] = ()
     """Which keys may do what, for people."""
+    mode: int = 0o600
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -251,6 +257,8 @@ class Launch(Step, frozen=True, tag="launch"):
     """Path of nft."""
     pasta: tuple[str, ...] = ()
     runtime_s: float | None = None
+    unit: UnitLaunch | None = None
+    """With `isolation = "unit"`; `argv` is that of the unit's first process, the inner half of the shim."""
 
     def describe(self) -> str:
         """Return one line for people."""

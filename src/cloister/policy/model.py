@@ -286,6 +286,23 @@ class Service(Table, frozen=True):
     """When it is started again after it ended."""
 
 
+class Unit(Table, frozen=True):
+    """`[agents.NAME.unit]`: the system user and its unit, where `isolation = "unit"`; in the system's policy only."""
+
+    ownership: Literal["auto", "idmap", "group"] = "auto"
+    """How files of the agent become the user's: idmapped mount or `project_group`; `auto` takes what there is."""
+    project_group: str = ""
+    """A group that owns the workspace, with setgid directories that it may write."""
+    block: tuple[str, ...] = ()
+    """More networks (CIDR) that the packet filter refuses to this agent."""
+    firewall: tuple[str, ...] = ()
+    """More statements of nft(8) for this agent's packets, such as `tcp dport 22 counter reject`; never for others'."""
+    io_weight: Annotated[int, msgspec.Meta(ge=1, le=10000)] | None = None
+    """Share of the disks' time, against 100 of everything else."""
+    oom: Literal["stop", "continue", "kill"] = "kill"
+    """What happens to the others when one process is killed for lack of memory (systemd.service(5), OOMPolicy=)."""
+
+
 class MicroVm(Table, frozen=True):
     """`[agents.NAME.microvm]`: the guest, where `isolation = "microvm"`."""
 
@@ -342,6 +359,8 @@ class Agent(Table, frozen=True):
     """The sandbox that the agent itself brings."""
     service: Service = Service()
     """Whether it runs as an always-on service."""
+    unit: Unit = Unit()
+    """The system user and its unit, where `isolation = "unit"`."""
     microvm: MicroVm = MicroVm()
     """The guest, where `isolation = "microvm"`."""
 

@@ -54,6 +54,7 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     model.Hardening,
     model.AgentSandbox,
     model.Service,
+    model.Unit,
     model.MicroVm,
     model.Provider,
     model.User,

@@ -29,6 +29,7 @@ from cloister.policy.model import (
     Llm,
     MicroVm,
     Service,
+    Unit,
     Workspace,
 )
 from cloister.policy.scanner import Path
@@ -264,6 +265,7 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
     },
     AgentSandbox: {"managed": _fixed, "deny_read": _more},
     Service: {"enable": _only(value=False), "port": _fixed, "restart": _fixed},
+    Unit: dict.fromkeys(Unit.__struct_fields__, _fixed),
     MicroVm: {
         "image": _fixed,
         "memory": _lower(parse_size),

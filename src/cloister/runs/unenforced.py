@@ -10,7 +10,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
-from cloister.policy.model import Agent, MicroVm, Service
+from cloister.policy.model import Agent, MicroVm, Service, Unit
 
 _OBEYED_AUDIT = ("retention",)
 """Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
@@ -31,6 +31,7 @@ def refuse_unenforced(agent: Agent) -> None:
         )
     for key, asked in (
         ("service", agent.service != Service()),
+        ("unit", agent.unit != Unit()),
         ("microvm", agent.microvm != MicroVm()),
     ):
         if asked:
@@ -64,4 +65,4 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    return tuple(key for key in ("service", "microvm") if given[key] != defaults[key])
+    return tuple(key for key in ("service", "unit", "microvm") if given[key] != defaults[key])

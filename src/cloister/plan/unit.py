@@ -1,0 +1,108 @@
+"""How a run with `isolation = "unit"` is started, as data: what the system's broker asks of `cloister-hostd`.
+
+Everything root does for a run stands here, so that one floor (`host/unit_floor.py`) can refuse it as a whole.
+Paths of people and agents never stand here: what lies in the workspace is named relative to a descriptor that
+came with the request, what lies elsewhere by a base of ours. It holds no secret.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+ETC = "/etc/cloister"
+STATE = "/var/lib/cloister"
+RUNTIME = "/run/cloister"
+HOSTD_SOCKET = f"{RUNTIME}/hostd.sock"
+PROXYD_SOCKET = f"{RUNTIME}/proxyd.sock"
+PROXY_USER = "cloister-proxy"
+PROXY_STATE = f"{STATE}/proxy"
+PROXY_RUNTIME = f"{RUNTIME}/proxy"
+"""Made by systemd for the system's broker (RuntimeDirectory=), mode 0700: no other uid gets to a run's socket."""
+AGENTS = f"{STATE}/agents"
+"""ACCOUNT/PROJECT below it is an agent's own state for a project, the account's; the levels above are root's."""
+SKELETON = f"{RUNTIME}/root"
+"""The empty tree that units have as their root directory: what they see is mounted onto it, nothing else is there."""
+SYSTEM_FILE = f"{STATE}/system.json"
+UNIT_PREFIX = "cloister-run-"
+SERVICE_PREFIX = "cloister-service-"
+ACCOUNT_PREFIX = "cl-"
+SLICE = "cloister.slice"
+FIRST_UID = 1_900_000_000
+UID_COUNT = 65_536
+"""1879048192 to 2147352575 are used by nobody (systemd, UIDS-GIDS): above its containers, below its foreign range."""
+
+Base = Literal["workspace", "state", "box", "carry", "host", "none"]
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One uid of ours: an agent for one user, or an instance of a service (user empty). Its group has that number."""
+
+    name: str
+    uid: int
+    agent: str
+    user: str = ""
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That a user may start an agent below these directories (`~` is the user's home), as which account."""
+
+    user: str
+    agent: str
+    account: str
+    roots: tuple[str, ...]
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `cloister apply` has written down for `cloister-hostd`: `SYSTEM_FILE`, root's, readable by all."""
+
+    version: Literal[1] = 1
+    policy_digest: str = ""
+    accounts: tuple[Account, ...] = ()
+    """Also those that are not granted any more: a uid is never given to somebody else while files may have it."""
+    grants: tuple[Grant, ...] = ()
+
+
+class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One mount of a unit, made by descriptor in its mount namespace before its go.
+
+    `workspace`: below the descriptor of the workspace's root, ids mapped. `state`: below AGENTS/ACCOUNT/PROJECT.
+    `box`: the run's directory of the system's broker. `carry`: what came with the request, unpacked. `host`: an
+    absolute path that root owns on every level. `none`: nothing (tmpfs, masks).
+    """
+
+    kind: Literal["rw", "ro", "tmpfs", "mask-file", "mask-directory"]
+    target: str
+    base: Base = "none"
+    source: str = ""
+    """Relative to the base, without `..`; absolute for `host`; empty for the base itself."""
+    optional: bool = False
+    """Left out where the source does not exist."""
+    size_bytes: int | None = None
+    """Of a tmpfs."""
+    private: bool = False
+    """A tmpfs that belongs to the account, mode 0700; else root's, 0755."""
+
+
+class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The unit of one run."""
+
+    unit: str
+    """Name, with `.service`."""
+    account: str
+    uid: int
+    properties: tuple[tuple[str, str], ...]
+    """As for `systemd-run -p`, in order: some names stand several times, and add up."""
+    mounts: tuple[UnitMount, ...]
+    """In the order in which they are made."""
+    state: tuple[str, ...] = ()
+    """Directories to make below AGENTS/ACCOUNT/PROJECT, for the account."""
+    project: str = ""
+    """PROJECT, 16 hexadecimal digits."""
+    ownership: Literal["idmap", "group", "none"] = "idmap"
+    """How what the agent makes in the workspace becomes the user's."""
+    workspace: str = ""
+    """Where the workspace is mounted: its own absolute path."""
+    firewall: bool = False
+    """The unit shares the host's network, and starts only where the packet filter of its uid is loaded."""
