@@ -1,0 +1,26 @@
+"""What the user's own broker says of a run under systemd: the part that is the user's to decide.
+
+It crosses `cloister-hostd` unread and is judged by the system's broker. By lying here a user harms the own
+workspace only: every path below is either relative to the workspace's descriptor, or a name.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloister.plan.workspace import WorkspaceLayout
+
+
+class UserPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The user's part of a request."""
+
+    layout: WorkspaceLayout
+    """The workspace as it was looked at, with what is protected; `root` is where the workspace's descriptor leads."""
+    project: str
+    """16 hexadecimal digits that name the project (`runs.prepare.project_id`): worktrees of one repository share them."""
+    project_policy: str = ""
+    """The text of `.cloister.toml` in the workspace, which may only tighten."""
+    git: tuple[tuple[str, str], ...] = ()
+    """The user's git identity and safe directories."""
+    carried: tuple[tuple[str, str], ...] = ()
+    """Names in the carried tar that are mounted over the home, each with `file` or `directory`."""
