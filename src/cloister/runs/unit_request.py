@@ -17,7 +17,7 @@ class UserPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     layout: WorkspaceLayout
     """The workspace as it was looked at, with what is protected; `root` is where the workspace's descriptor leads."""
     project: str
-    """16 hexadecimal digits that name the project (`runs.prepare.project_id`): worktrees of one repository share them."""
+    """16 hexadecimal digits (`runs.prepare.project_id`): worktrees of one repository share them."""
     project_policy: str = ""
     """The text of `.cloister.toml` in the workspace, which may only tighten."""
     git: tuple[tuple[str, str], ...] = ()
