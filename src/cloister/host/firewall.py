@@ -8,11 +8,13 @@ rule, a missing element, a second chain or a dormant table all show. Root only. 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cloister.errors import CloisterError, StepError, UnsupportedError
@@ -47,16 +49,17 @@ def install(text: str, places: Places = Places()) -> None:  # noqa: B008  # immu
         OSError: the file cannot be written.
     """
     wanted = _apart(text.encode())
-    before = private_files.read(places.file, _MAX_BYTES)
-    private_files.replace(places.file, text.encode())
-    try:
-        _load(text.encode(), wanted, places)
-    except CloisterError:
-        if before is None:
-            os.unlink(places.file)
-        else:
-            private_files.replace(places.file, before)
-        raise
+    with _turn(places):
+        before = private_files.read(places.file, _MAX_BYTES)
+        private_files.replace(places.file, text.encode())
+        try:
+            _load(text.encode(), wanted, places)
+        except CloisterError:
+            if before is None:
+                os.unlink(places.file)
+            else:
+                private_files.replace(places.file, before)
+            raise
 
 
 def load(places: Places = Places()) -> None:  # noqa: B008  # immutable
@@ -66,30 +69,35 @@ def load(places: Places = Places()) -> None:  # noqa: B008  # immutable
         StepError: there is no such file of root's alone, or the kernel has something else afterwards.
         UnsupportedError: there is no nft that can be trusted.
     """
-    text = _text(places)
-    _load(text, _expected(text, places), places)
+    with _turn(places):
+        text = _text(places)
+        _load(text, _expected(text, places), places)
 
 
 def remove(places: Places = Places()) -> None:  # noqa: B008  # immutable
-    """Take the table and its file away. From then on nothing holds the accounts back: stop their units first.
+    """Take the table and its file away. Nothing holds the accounts back then: stop their units and the watchdog first.
 
     Raises:
         StepError: the kernel refuses.
         OSError: the file cannot be removed.
     """
-    _run(_DELETE.encode())
-    for path in (places.file, places.expected):
-        if os.path.lexists(path):
-            os.unlink(path)
+    with _turn(places):
+        _run(_DELETE.encode())
+        for path in (places.file, places.expected):
+            if os.path.lexists(path):
+                os.unlink(path)
 
 
 def trouble(places: Places = Places()) -> str:  # noqa: B008  # immutable
     """Return in one sentence what is wrong with the kernel's table; empty when it is what the file says."""
     try:
-        text = _text(places)
-        wanted, found = _expected(text, places), digest(listing())
+        with _turn(places):
+            text = _text(places)
+            wanted, found = _expected(text, places), digest(listing())
     except CloisterError as error:
         return str(error)
+    except OSError as error:
+        return f"the packet filter cannot be looked at: {error}"
     return "" if wanted == found else "the packet filter in the kernel is not what Cloister has loaded"
 
 
@@ -107,8 +115,22 @@ def expect(places: Places = Places()) -> None:  # noqa: B008  # immutable
     Raises:
         StepError: there is no file, or nft does not take it.
         UnsupportedError: there is no nft that can be trusted.
+        OSError: it cannot be noted.
     """
-    _expected(_text(places), places)
+    with _turn(places):
+        _expected(_text(places), places)
+
+
+def expected(places: Places = Places()) -> bool:  # noqa: B008  # immutable
+    """Say whether it is noted what a listing must look like: by the nft of now, for the file of now.
+
+    Raises:
+        StepError: there is no file.
+        UnsupportedError: there is no nft that can be trusted.
+        OSError: it cannot be looked at.
+    """
+    with _turn(places):
+        return _noted(_text(places), places) is not None
 
 
 def listing() -> bytes:
@@ -168,20 +190,31 @@ def _load(text: bytes, wanted: str, places: Places) -> None:
 
 
 def _expected(text: bytes, places: Places) -> str:
-    """Return the digest that a listing of this text must have: as noted, if it was noted for this text and this nft."""
-    noted = (private_files.read(places.expected) or b"").decode("ascii", "replace").split()
-    if noted[:-1] == [_key(text)]:
-        return noted[-1]
-    wanted = _apart(text)
-    _note(text, wanted, places)
+    """Return the digest that a listing of this text must have."""
+    wanted = _noted(text, places)
+    if wanted is None:
+        wanted = _apart(text)
+        _note(text, wanted, places)
     return wanted
 
 
+def _noted(text: bytes, places: Places) -> str | None:
+    """Return what was noted for this text and this nft."""
+    noted = (private_files.read(places.expected) or b"").decode("ascii", "replace").split()
+    return noted[-1] if noted[:-1] == [_key(text)] else None
+
+
 def _note(text: bytes, wanted: str, places: Places) -> None:
-    descriptor = os.open(os.path.dirname(places.expected), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    private_files.replace(places.expected, f"{_key(text)} {wanted}\n".encode())
+
+
+@contextlib.contextmanager
+def _turn(places: Places) -> Iterator[None]:
+    """Keep others from looking while the file and the kernel's table differ, as they do while one is loaded."""
+    descriptor = os.open(os.path.dirname(places.file), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        private_files.replace(places.expected, f"{_key(text)} {wanted}\n".encode())
+        yield
     finally:
         os.close(descriptor)
 

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
+_NETFILTER = 12  # NETLINK_NETFILTER
 _GROUP = 7  # NFNLGRP_NFTABLES
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES, in the upper byte of a message's type
 _GENERATION = {15, 16}  # NFT_MSG_NEWGEN, NFT_MSG_GETGEN: end of a transaction, without a table
@@ -32,7 +33,7 @@ class Changes:
         Raises:
             OSError: the kernel does not let us.
         """
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_NETFILTER)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
             self._socket.bind((0, 1 << (_GROUP - 1)))

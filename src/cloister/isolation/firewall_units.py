@@ -82,7 +82,7 @@ def watchdog_unit(python: str) -> str:
     """Return `cloister-watchdog.service`, run by this interpreter.
 
     What a listing must look like is found out before it starts, with all of root's rights, in a network namespace of
-    its own (`+`); the watchdog itself can make none.
+    its own (`+`); the watchdog itself can make none, and asks for a reload when nft has become another.
     """
     return f"""\
 # Made by cloister apply; changes here are overwritten.
@@ -98,9 +98,10 @@ Type=notify
 NotifyAccess=main
 ExecStartPre=+{python} -I -m cloister.services.watchdog --expect
 ExecStart={python} -I -m cloister.services.watchdog
+ExecReload=+{python} -I -m cloister.services.watchdog --expect
 Restart=always
 RestartSec=2
-WatchdogSec=20
+WatchdogSec=30
 TimeoutStartSec=60
 TimeoutStopSec=5
 StandardInput=null
