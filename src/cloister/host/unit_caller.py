@@ -52,7 +52,9 @@ def identify_caller(sock: socket.socket) -> Caller:
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        raise DeniedError("caller-unknown", "the password database does not know who asks", where=f"uid {uid}") from None
+        raise DeniedError(
+            "caller-unknown", "the password database does not know who asks", where=f"uid {uid}"
+        ) from None
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     return Caller(uid, entry.pw_gid, pid, entry.pw_name, entry.pw_dir, groups)
 

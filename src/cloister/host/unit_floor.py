@@ -127,7 +127,9 @@ _NEVER_WHOLE = ("/", "/var", "/var/lib", "/mnt", "/media", "/srv", "/tmp", "/var
 class Bounds:
     """What of the request and the host a plan is held against. `shim` are the paths of our own helper."""
 
-    def __init__(self, account: Account, workspace: str, shim: tuple[str, ...], filtered: Callable[[int], bool]) -> None:
+    def __init__(
+        self, account: Account, workspace: str, shim: tuple[str, ...], filtered: Callable[[int], bool]
+    ) -> None:
         """Keep the four; `filtered` says whether the packet filter of a uid is loaded."""
         self.account = account
         self.workspace = workspace

@@ -54,15 +54,21 @@ def read_system(path: str = SYSTEM_FILE) -> System:
             status = os.fstat(file.fileno())
             data = file.read(_LARGEST_SYSTEM_FILE + 1)
     except FileNotFoundError:
-        raise UnsupportedError("system-not-set-up", "nobody was granted anything yet", where=path, remedy=remedy) from None
+        raise UnsupportedError(
+            "system-not-set-up", "nobody was granted anything yet", where=path, remedy=remedy
+        ) from None
     except OSError as error:
         raise UnsupportedError("system-file-unsafe", f"cannot be read: {error.strerror}", where=path) from error
     if not stat.S_ISREG(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
-        raise UnsupportedError("system-file-unsafe", "must be a file that only root can write", where=path, remedy=remedy)
+        raise UnsupportedError(
+            "system-file-unsafe", "must be a file that only root can write", where=path, remedy=remedy
+        )
     try:
         return msgspec.json.decode(data, type=System)
     except (msgspec.DecodeError, ValueError) as error:
-        raise UnsupportedError("system-file-unsafe", f"is not understood: {error}", where=path, remedy=remedy) from error
+        raise UnsupportedError(
+            "system-file-unsafe", f"is not understood: {error}", where=path, remedy=remedy
+        ) from error
 
 
 def find_grant(system: System, caller: Caller, agent: str) -> tuple[Grant, Account]:
@@ -159,7 +165,9 @@ def _open_same(base: int, name: str, sent: int, path: str) -> int:
         found = open_below(base, name, _DIRECTORY)
     except OSError as error:
         raise DeniedError(
-            "workspace-not-reached", f"no way without symbolic links leads to the directory: {error.strerror}", where=path
+            "workspace-not-reached",
+            f"no way without symbolic links leads to the directory: {error.strerror}",
+            where=path,
         ) from error
     if _identity(found) != _identity(sent):
         os.close(found)

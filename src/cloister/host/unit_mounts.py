@@ -301,7 +301,9 @@ def _step(holder: int, name: str, as_file: bool, own: dict[int, bool], account: 
             raise
     with acting_as(account.uid, account.uid) if by_account else contextlib.nullcontext():
         if as_file:
-            made = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=holder)
+            made = os.open(
+                name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=holder
+            )
             os.close(made)
         else:
             os.mkdir(name, 0o700 if by_account else 0o755, dir_fd=holder)

@@ -143,4 +143,8 @@ def recover(manager: unit_start.Manager, living: frozenset[str] | None = None, d
 
 
 def _active(manager: unit_start.Manager, unit: str) -> bool:
-    return unit_start.show(manager, unit, ("ActiveState",)).get("ActiveState") in {"active", "activating", "deactivating"}
+    return unit_start.show(manager, unit, ("ActiveState",)).get("ActiveState") in {
+        "active",
+        "activating",
+        "deactivating",
+    }

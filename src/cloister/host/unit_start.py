@@ -29,7 +29,16 @@ _ECHOED = (
     *("Slice", "CapabilityBoundingSet", "AmbientCapabilities", "ProtectProc", "KillMode", "OOMPolicy"),
 )
 """Properties that the manager shows as they were given; of the rest those that are yes or no."""
-_ENDED = ("LoadState", "ActiveState", "Result", "ExecMainCode", "ExecMainStatus", "MemoryPeak", "CPUUsageNSec", "InvocationID")
+_ENDED = (
+    "LoadState",
+    "ActiveState",
+    "Result",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "MemoryPeak",
+    "CPUUsageNSec",
+    "InvocationID",
+)
 
 
 class Manager(NamedTuple):
@@ -148,8 +157,10 @@ def _verify(manager: Manager, unit: UnitLaunch) -> Started:
     shown = show(manager, unit.unit, (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment"))
     pid = int(shown.get("MainPID", "0") or 0)
     if shown.get("ActiveState") not in {"active", "activating"} or pid == 0:
-        raise StepError("unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}")
-    # Names without a property of their own (PrivateUsersEx= and its kind) are not shown, and are tried by the shim's probes.
+        raise StepError(
+            "unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
+        )
+    # Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
     for name in names:
         if name in shown and shown[name] != asked[name]:
             raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")

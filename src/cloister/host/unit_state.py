@@ -86,7 +86,7 @@ def make_run_directory(run: str, units: str = UNITS) -> int:
     finally:
         os.close(base)
     os.mkdir(CARRY, 0o755, dir_fd=made)
-    os.chmod(CARRY, 0o755, dir_fd=made)
+    os.chmod(CARRY, 0o755, dir_fd=made)  # noqa: S103  what is carried is the agent's to read
     os.mkdir(MASKED_DIRECTORY, 0, dir_fd=made)
     os.close(os.open(MASKED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0, dir_fd=made))
     return made

@@ -2,8 +2,9 @@
 
 systemd listens for it (sd_listen_fds(3)) and starts it with the first request; it ends when nobody asked for a
 while. Every request is served by a process of its own, forked from this one, which is warm and has one
-thread: a hostile caller can trouble only that. This file is the process: listening, forking, counting, reaping. What a request
-means is in `hostd_request`. It imports `host`, `plan` and `errors` alone, so that no code that reads policies runs as root.
+thread: a hostile caller can trouble only that. This file is the process: listening, forking, counting,
+reaping. What a request means is in `hostd_request`. It imports `host`, `plan` and `errors` alone, so that
+no code that reads policies runs as root.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Daemon:
 
     @staticmethod
     def _share(uid: int) -> int:
-        """How many requests of one uid are served at once: the system's own are what ends runs, and are never turned away."""
+        """How many requests of one uid are served at once. The system's own end runs: they are not turned away."""
         return IN_ALL if uid == 0 or uid < _FIRST_PERSON else PER_CALLER
 
     def _fork(self, uid: int, sock: socket.socket | None) -> None:
@@ -128,7 +129,7 @@ class Daemon:
                 hostd_request.serve(sock, self._manager)
             code = 0
         except CloisterError as error:
-            print(render(error), file=sys.stderr)
+            sys.stderr.write(render(error) + "\n")
         except BaseException:  # noqa: BLE001  whatever it was: the journal shall have it, and the parent must know
             traceback.print_exc()
         finally:
@@ -174,7 +175,9 @@ def _listener(path: str) -> socket.socket:
         return sock
     activated = os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
     if not activated or not stat.S_ISSOCK(os.fstat(_FIRST_LISTENER).st_mode):
-        raise RetryError("hostd-no-socket", "hostd is started by its socket", remedy="systemctl start cloister-hostd.socket")
+        raise RetryError(
+            "hostd-no-socket", "hostd is started by its socket", remedy="systemctl start cloister-hostd.socket"
+        )
     os.set_inheritable(_FIRST_LISTENER, False)
     return socket.socket(fileno=_FIRST_LISTENER)
 
@@ -189,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         daemon = Daemon(_listener(options.socket), unit_start.find_manager(), options.idle_s)
     except CloisterError as error:
-        print(render(error), file=sys.stderr)
+        sys.stderr.write(render(error) + "\n")
         return error.exit_code
     gc.collect()
     gc.freeze()  # children share these pages

@@ -19,9 +19,9 @@ import msgspec
 import cloister
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
 from cloister.host import unit_carry, unit_mounts, unit_records, unit_start, unit_state
+from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
-from cloister.host.unit_filter import uid_filtered
 from cloister.host.unit_floor import Bounds, check_plan
 from cloister.host.unit_grants import FIRST_ORDINARY_GID, Place, find_grant, open_place, read_system
 from cloister.host.unit_wire import Request, Wire, read_control, read_request
@@ -139,7 +139,9 @@ def _connect_broker() -> Wire:
         sock.connect(PROXYD_SOCKET)
         # By socket activation it is systemd that listens, as root, until the broker is there.
         if peer_uid(sock) not in {0, pwd.getpwnam(PROXY_USER).pw_uid}:
-            raise DeniedError("broker-not-the-systems", "somebody else answers as the system's broker", where=PROXYD_SOCKET)
+            raise DeniedError(
+                "broker-not-the-systems", "somebody else answers as the system's broker", where=PROXYD_SOCKET
+            )
     except (OSError, KeyError) as error:
         sock.close()
         raise RetryError("broker-not-there", f"the system's broker does not answer: {error}", where=PROXYD_SOCKET,
@@ -218,7 +220,9 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
         lock.release(remove=True)
 
 
-def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, manager: unit_start.Manager) -> None:
+def _stand_up(
+    broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, manager: unit_start.Manager
+) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources = _open_sources(unit, record.run, asked, stack)
@@ -234,7 +238,11 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
         shim = Wire(socket.socket(fileno=os.dup(ours.fileno())))
         shim.send("B")  # the mounts are made: it may look at its walls
         shim.close()
-        verified = (f"{len(unit.properties)} properties", f"{count} mounts", "ids, powers, filter and namespaces of the first process")
+        verified = (
+            f"{len(unit.properties)} properties",
+            f"{count} mounts",
+            "ids, powers, filter and namespaces of the first process",
+        )
         said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified)
         ours.setblocking(True)
         broker.allow(PLAN_S)
@@ -267,5 +275,10 @@ def _check_groups(unit: UnitLaunch, asked: _Asked) -> None:
             wanted = grp.getgrnam(value).gr_gid
         except KeyError:
             wanted = -1
-        if unit.ownership != "group" or wanted != number or number not in asked.caller.groups or number < FIRST_ORDINARY_GID:
+        if (
+            unit.ownership != "group"
+            or wanted != number
+            or number not in asked.caller.groups
+            or number < FIRST_ORDINARY_GID
+        ):
             raise StepError("below-the-floor", "refused by the host: a group that is not the workspace's", where=value)
