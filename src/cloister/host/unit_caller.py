@@ -46,7 +46,7 @@ def identify_caller(sock: socket.socket) -> Caller:
     Raises:
         DeniedError: one of our own accounts, or a uid that the password database does not know.
     """
-    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if is_ours(uid):
         raise DeniedError("caller-is-agent", "an agent's account starts nothing", where=f"uid {uid}")
     try:
