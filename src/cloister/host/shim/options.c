@@ -78,10 +78,17 @@ static bool add_word(struct words *words, const char *word, int most)
     return true;
 }
 
+/* 0 is standard input, which is the channel in a unit; inner.c checks that it is one. */
+static bool parse_channel(struct options *options, const char *text)
+{
+    options->ctl = strcmp(text, "0") == 0 ? 0 : sys_parse_descriptor(text);
+    return options->ctl >= 0;
+}
+
 static bool parse_valued(struct options *options, const char *name, const char *value, int most)
 {
     if (strcmp(name, "--ctl") == 0)
-        return (options->ctl = sys_parse_descriptor(value)) >= 0;
+        return parse_channel(options, value);
     if (strcmp(name, "--egress") == 0)
         return (options->egress = value) != NULL;
     if (strcmp(name, "--listen") == 0)
@@ -108,6 +115,8 @@ bool options_parse(struct options *options, int count, char **arguments)
     for (int i = 0; i < count; i++) {
         if (strcmp(arguments[i], "--mdwe") == 0) {
             options->mdwe = true;
+        } else if (strcmp(arguments[i], "--unit") == 0) {
+            options->unit = true;
         } else if (strcmp(arguments[i], "--nested") == 0) {
             options->nested = true;
         } else {
@@ -116,5 +125,5 @@ bool options_parse(struct options *options, int count, char **arguments)
             i++;
         }
     }
-    return options->ctl >= 0 && options->egress;
+    return options->egress != NULL;
 }

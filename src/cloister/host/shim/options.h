@@ -24,7 +24,8 @@ struct limit {
 enum { LIMITS_MAX = 16 };
 
 struct options {
-    int ctl;
+    int ctl; /* -1: none */
+    bool unit; /* under systemd: perhaps not PID 1, mounts still to come */
     const char *egress;
     struct words listen; /* none: no forwarder */
     struct words probe_write, probe_connect;
@@ -36,7 +37,7 @@ struct options {
     size_t limit_count;
 };
 
-/* False when an option is unknown, misses its value, or a needed one is absent. */
+/* False when an option is unknown or misses its value, or `--egress` is absent. */
 bool options_parse(struct options *options, int count, char **arguments);
 
 #endif
