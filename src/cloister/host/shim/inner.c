@@ -422,6 +422,8 @@ static int prepare(void)
 {
     if (self.options.ctl == 0 && (!self.options.unit || move_channel() < 0))
         return -1;
+    if (self.options.command || self.options.publish.count > 0)
+        return -1; /* a service's */
     if (self.options.ctl < 0 || reaper_shut_in(self.options.ctl, &self.files) < 0)
         return -1;
     if (self.options.unit && reaper_adopt() < 0)

@@ -1,6 +1,6 @@
 /*
- * What it is: the command line of the inner half. What it is not: anything the agent may
- * influence; argv comes from the plan, the agent's own words come in frame `G`.
+ * What it is: the command line of the inner half and of a service. What it is not: anything the agent may
+ * influence; argv comes from the plan, the agent's own words come in frame `G` or behind `--`.
  */
 #define _GNU_SOURCE
 #include "options.h"
@@ -93,6 +93,8 @@ static bool parse_valued(struct options *options, const char *name, const char *
         return (options->egress = value) != NULL;
     if (strcmp(name, "--listen") == 0)
         return add_word(&options->listen, value, most);
+    if (strcmp(name, "--publish") == 0)
+        return add_word(&options->publish, value, most);
     if (strcmp(name, "--probe-write") == 0)
         return add_word(&options->probe_write, value, most);
     if (strcmp(name, "--probe-connect") == 0)
@@ -119,6 +121,9 @@ bool options_parse(struct options *options, int count, char **arguments)
             options->unit = true;
         } else if (strcmp(arguments[i], "--nested") == 0) {
             options->nested = true;
+        } else if (strcmp(arguments[i], "--") == 0) {
+            options->command = arguments + i + 1;
+            break;
         } else {
             if (i + 1 == count || !parse_valued(options, arguments[i], arguments[i + 1], count))
                 return false;

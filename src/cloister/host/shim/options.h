@@ -1,6 +1,6 @@
 /*
- * What it is: the command line of the inner half. What it is not: anything the agent may
- * influence; argv comes from the plan, the agent's own words come in frame `G`.
+ * What it is: the command line of the inner half and of a service. What it is not: anything the agent may
+ * influence; argv comes from the plan, the agent's own words come in frame `G` or behind `--`.
  */
 #ifndef CLOISTER_OPTIONS_H
 #define CLOISTER_OPTIONS_H
@@ -28,6 +28,8 @@ struct options {
     bool unit; /* under systemd: perhaps not PID 1, mounts still to come */
     const char *egress;
     struct words listen; /* none: no forwarder */
+    struct words publish; /* of a service */
+    char **command; /* what stands behind `--`: of a service */
     struct words probe_write, probe_connect;
     struct words landlock_rw, landlock_ro;
     enum landlock_demand landlock;

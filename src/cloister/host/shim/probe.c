@@ -55,6 +55,23 @@ void probe_tell(struct channel *broker, struct writer *findings)
     memset(findings, 0, sizeof *findings);
 }
 
+void probe_list(const struct writer *findings, char *text, size_t size)
+{
+    size_t used = 0;
+    for (size_t at = 4; !findings->bad && at + 4 <= findings->length;) {
+        const uint8_t *item = findings->data + at;
+        size_t length = (size_t)item[0] | (size_t)item[1] << 8;
+        if (used + length + 2 > size)
+            break;
+        if (used > 0)
+            text[used++] = ' ';
+        memcpy(text + used, item + 4, length);
+        used += length;
+        at += 4 + length;
+    }
+    text[used] = 0;
+}
+
 /* An error number as a result: the refusals a wall gives are `denied`. 0 is `allowed`. */
 static const char *result_name(int error)
 {
