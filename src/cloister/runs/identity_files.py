@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from cloister.isolation.namespace import BOX
+from cloister.isolation.inner import BOX
 from cloister.plan.steps import IdentityTokens
 from cloister.policy.model import Identity
 from cloister.policy.units import parse_duration
