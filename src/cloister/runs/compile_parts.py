@@ -7,7 +7,7 @@ sandbox is built.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -199,7 +199,7 @@ def box_steps(start: Start, files: Files, launch: Launch, *, shared: bool = Fals
         yield ListenAgent(path=f"{box}/{agent.socket}", kind=agent.kind, words=agent.words)
 
 
-def carry_points(preset: Preset, over: list[tuple[str, str]]) -> tuple[CarryPoint, ...]:
+def carry_points(preset: Preset, over: Sequence[tuple[str, str]]) -> tuple[CarryPoint, ...]:
     """Return the places in the agent's own state onto which files and directories are mounted."""
     return tuple(
         CarryPoint(name, "directory" if kind == "directory" else "file")
