@@ -190,7 +190,6 @@ class Applier:
 
     def _change(self, step: _OnDisk, place: str) -> None:
         if isinstance(step, InstallFile):
-            os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
             self._replace(place, step.text.encode(), step.mode, step.uid, step.gid)
         elif isinstance(step, MakeDirectory):
             self._make_directory(step, place)
@@ -273,7 +272,6 @@ class Applier:
             os.fchown(descriptor, uid, gid)
 
     def _make_directory(self, step: MakeDirectory, place: str) -> None:
-        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkdir(place, 0o700)
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -301,9 +299,7 @@ class Applier:
 
         systemd-sysusers takes another number, without a word, where ours is not free.
         """
-        lines = [f'u {step.daemon} - "Cloister: egress and models of the system" / /usr/sbin/nologin'] * bool(
-            step.daemon
-        )
+        lines = [f'u {step.daemon} - "Cloister egress and models" / /usr/sbin/nologin'] * bool(step.daemon)
         lines += [f'u {one.name} {one.uid} "Cloister" /nonexistent /usr/sbin/nologin' for one in step.accounts]
         complaint = self._command(["systemd-sysusers", "-"], ("\n".join(lines) + "\n").encode())
         if complaint:

@@ -25,6 +25,7 @@ from cloister.plan.system_facts import KeyFile, SystemFacts
 from cloister.plan.unit import SERVICE_PREFIX, UNIT_PREFIX
 
 LISTS = ("/etc/cron.allow", "/etc/cron.deny", "/etc/at.allow", "/etc/at.deny")
+_INSTALLATION = (sys.executable, sys.prefix, str(Path(__file__).parent.parent), str(SHIM))
 _TIMEOUT_S = 20.0
 _MAX_BYTES = 4 << 20
 _ENVIRONMENT = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin", "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0"}
@@ -46,7 +47,8 @@ def take_facts(users: Iterable[str] = (), keys: Iterable[str] = (), proxyd: str 
         systemd_version=_version(),
         pid1=host.pid1,
         python=sys.executable,
-        changeable=changeable((sys.executable, sys.prefix, str(Path(__file__).parent.parent), str(SHIM))),
+        shim=host.shim.path,
+        changeable=changeable(filter(os.path.lexists, _INSTALLATION)),
         nft=host.nft.path,
         sysusers=_maker(),
         root_links=host.root_links,

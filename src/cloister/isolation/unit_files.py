@@ -240,10 +240,10 @@ WantedBy=multi-user.target
 
 def sysusers(accounts: Iterable[Account]) -> str:
     """Return sysusers.d(5): no home, no shell, no password; each group has the number of its user."""
-    lines = [f'u {PROXY_USER} - "Cloister: egress and models of the system" / /usr/sbin/nologin']
+    lines = [f'u {PROXY_USER} - "Cloister egress and models" / /usr/sbin/nologin']
     for account in accounts:
         whose = f"service {account.service}" if account.service else f"{account.agent} of {account.user}"
-        lines.append(f'u {account.name} {account.uid} "Cloister: {whose}" /nonexistent /usr/sbin/nologin')
+        lines.append(f'u {account.name} {account.uid} "Cloister {whose}" /nonexistent /usr/sbin/nologin')
     return HEAD + "\n".join(lines) + "\n"
 
 

@@ -29,6 +29,8 @@ class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
     pid1: str = ""
     python: str = ""
     """The interpreter we run in."""
+    shim: str = ""
+    """Our helper; empty when it was not built with this installation."""
     changeable: str = ""
     """A path of this installation that others than root could change; empty: there is none."""
     nft: str = ""

@@ -20,6 +20,7 @@ from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import ACCOUNT_PREFIX, PROXY_USER, SYSTEM_FILE, Account, Grant, System, delivered_name
 from cloister.policy.model import Agent, Policy
+from cloister.runs import remedies
 
 OLDEST_SYSTEMD = 252
 """Debian 12; below it properties are missing that runs need."""
@@ -69,7 +70,7 @@ def refuse_host(facts: SystemFacts) -> None:
     """Refuse a host on which nothing can be installed.
 
     Raises:
-        UnsupportedError: `no-systemd`, `systemd-too-old`, `installation-changeable`, `no-sysusers`.
+        UnsupportedError: `no-systemd`, `systemd-too-old`, `installation-changeable`, `no-helper`, `no-sysusers`.
     """
     if not facts.systemd_booted:
         message = f"the service manager is {facts.pid1 or 'unknown'}, not systemd: there are no units here"
@@ -85,6 +86,9 @@ def refuse_host(facts: SystemFacts) -> None:
             where=facts.changeable,
             remedy="sudo make install (into /opt/cloister), then sudo /usr/local/bin/cloister setup",
         )
+    if not facts.shim:
+        message = "cloister-shim, the first process of each unit, was not built with this installation"
+        raise UnsupportedError("no-helper", message, remedy=remedies.REINSTALL)
     if not facts.sysusers:
         message = "neither systemd-sysusers nor useradd is installed"
         raise UnsupportedError("no-sysusers", message, remedy="apt install passwd")

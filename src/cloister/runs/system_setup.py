@@ -15,7 +15,7 @@ from cloister.errors import DeniedError, PolicyError, Problem, StepError
 from cloister.host.system_apply import RECORD, Applier, Record, read_record
 from cloister.host.system_probe import changeable, living_units, look, take_facts
 from cloister.isolation import unit_files
-from cloister.plan.system import InstallFile, RemoveAccounts, RemoveTree, SystemPlan
+from cloister.plan.system import InstallFile, MakeDirectory, RemoveAccounts, RemoveTree, SystemPlan
 from cloister.plan.system_diff import Desired, Found, Made, difference, made
 from cloister.plan.unit import AGENTS, ETC, PROXY_STATE, PROXY_USER, RUNTIME, STATE, SYSTEM_FILE, Account, System
 from cloister.policy.load import load
@@ -98,8 +98,10 @@ def prepare_setup() -> Prepared:
     policy = load(STARTER, SYSTEM_POLICY)
     source = policies.Source(SYSTEM_POLICY, STARTER.encode())
     prepared = _prepare(policy, policies.digest([source, *_preset_sources()]))
-    first = InstallFile(path=SYSTEM_POLICY, text=STARTER)
-    plan = msgspec.structs.replace(prepared.plan, steps=(first, *prepared.plan.steps))
+    steps = list(prepared.plan.steps)
+    after = max((place for place, step in enumerate(steps, 1) if isinstance(step, MakeDirectory)), default=0)
+    steps.insert(after, InstallFile(path=SYSTEM_POLICY, text=STARTER))
+    plan = msgspec.structs.replace(prepared.plan, steps=tuple(steps))
     return msgspec.structs.replace(prepared, plan=plan)
 
 
@@ -123,7 +125,7 @@ def prepare_uninstall(*, purge: bool) -> Prepared:
     """
     record = _recorded()
     facts = take_facts()
-    refuse_host(msgspec.structs.replace(facts, changeable=""))
+    refuse_host(msgspec.structs.replace(facts, changeable="", shim="unneeded"))
     if record == Record():
         raise StepError("not-installed", "Cloister is not installed in this system", where=RECORD)
     stop = tuple((unit, "Cloister is uninstalled") for unit in living_units() if unit not in record.made.units)
