@@ -14,7 +14,7 @@ from typing import Any
 
 from cloister.policy import values
 from cloister.policy.document import Mistakes
-from cloister.policy.model import Agent, Policy
+from cloister.policy.model import Agent, Policy, Provider
 from cloister.policy.scanner import Path
 from cloister.policy.service_instances import Gateway, service_gateways
 from cloister.policy.services import DEFAULT_MODEL, Instance, Skill
@@ -103,7 +103,7 @@ def check_services(policy: Policy, mistakes: Mistakes) -> None:
                 f"a service needs a system user of its own, and the agent has isolation = {agent.isolation!r}",
                 f'[agents.{gateway.settings.agent}] isolation = "unit"',
             )
-        _check_gateway(noted, gateway, agent)
+        _check_gateway(noted, gateway, agent, policy.providers)
     _check_ports(noted, policy, found)
     for joined, count in Counter(gateway.joined for gateway in found).items():
         if count > 1:
@@ -134,13 +134,13 @@ def _is_product(policy: Policy, gateway: Gateway) -> bool:
     return agent is not None and agent.preset == PRODUCT
 
 
-def _check_gateway(noted: Noted, gateway: Gateway, agent: Agent) -> None:
+def _check_gateway(noted: Noted, gateway: Gateway, agent: Agent, providers: Mapping[str, Provider]) -> None:
     at, settings = gateway.path, gateway.settings
     for name, reference in settings.secrets.items():
         _named(noted, (*at, "secrets", name), name)
         noted.reference((*at, "secrets", name), reference)
     if agent.preset == PRODUCT:
-        _check_model(noted, at, settings, agent)
+        _check_model(noted, at, settings, agent, providers)
         _check_auth(noted, at, settings)
         _check_telegram(noted, at, settings)
         _check_free(noted, at, settings)
@@ -155,7 +155,7 @@ def _check_gateway(noted: Noted, gateway: Gateway, agent: Agent) -> None:
     _check_documents(noted, at, settings)
 
 
-def _check_model(noted: Noted, at: Path, settings: Instance, agent: Agent) -> None:
+def _check_model(noted: Noted, at: Path, settings: Instance, agent: Agent, providers: Mapping[str, Provider]) -> None:
     """Providers are optional (somebody may have a subscription of another kind), but a named one must be there."""
     provider, _, model = settings.model.primary.partition("/")
     path = (*at, "model", "primary")
@@ -166,9 +166,14 @@ def _check_model(noted: Noted, at: Path, settings: Instance, agent: Agent) -> No
         values.check_model(model)
     except ValueError as error:
         noted.add(path, str(error))
-    known = agent.llm.providers
-    if known and provider not in known:
-        noted.add(path, f"the agent may not use a provider {provider[:40]!r}", f'primary = "{known[0]}/MODEL"')
+    usable = [name for name in agent.llm.providers if name in providers]
+    if usable and provider not in usable:
+        noted.add(path, f"the agent may not use a provider {provider[:40]!r}", f'primary = "{usable[0]}/MODEL"')
+    elif usable:
+        first = next(name for name in usable if providers[name].protocol == providers[provider].protocol)
+        if first != provider:
+            message = f"calls go to {first}, the agent's first provider of that protocol, not to {provider}"
+            noted.add(path, message, f'primary = "{first}/MODEL"')
 
 
 def _check_auth(noted: Noted, at: Path, settings: Instance) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from cloister.policy.table import Port, Table
 
-Thinking = Literal["off", "minimal", "low", "medium", "high"]
+Thinking = Literal["off", "minimal", "low", "medium", "high", "xhigh", "adaptive", "max", "ultra"]
 QueueMode = Literal["interrupt", "queue", "steer", "followup", "collect"]
 
 DEFAULT_PORT = 18789
