@@ -10,7 +10,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
-from cloister.policy.model import Agent, MicroVm, Service, Unit
+from cloister.policy.model import Agent, MicroVm, Unit
 
 _OBEYED_AUDIT = ("retention",)
 """Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
@@ -30,7 +30,6 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='isolation = "namespace"',
         )
     for key, asked in (
-        ("service", agent.service != Service()),
         ("unit", agent.unit != Unit()),
         ("microvm", agent.microvm != MicroVm()),
     ):
@@ -65,4 +64,4 @@ def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
     defaults = msgspec.structs.asdict(Agent())
     given = msgspec.structs.asdict(agent)
-    return tuple(key for key in ("service", "unit", "microvm") if given[key] != defaults[key])
+    return tuple(key for key in ("unit", "microvm") if given[key] != defaults[key])
