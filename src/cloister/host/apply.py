@@ -34,6 +34,7 @@ from cloister.plan.steps import (
     Listen,
     ListenAgent,
     MakeDirectory,
+    MakeLink,
     PlaceholderFile,
     Placeholders,
     Plan,
@@ -111,8 +112,8 @@ def undo(plan: Plan, state: str) -> None:
 
 def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
-        case MakeDirectory(path=path, mode=mode):
-            os.makedirs(path, mode=mode, exist_ok=True)
+        case MakeDirectory() | MakeLink():
+            _make(step)
         case WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile():
             _write(step, applied)
         case Listen() | ListenAgent():
@@ -144,18 +145,29 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile() | IdentityTokens():
+        case MakeDirectory() | WriteFile() | WriteBytes() | MakeLink() | TrustBundle() | PlaceholderFile():
             return  # inside a directory that goes as a whole
-        case CarryPoints() | SeedFile() | Launch():
+        case CarryPoints() | SeedFile() | IdentityTokens() | Launch():
             return  # kept on purpose, or gone by itself
         case _:
             assert_never(step)
+
+
+def _make(step: MakeDirectory | MakeLink) -> None:
+    if isinstance(step, MakeLink):
+        os.symlink(step.target, step.path)
+        return
+    os.makedirs(step.path, mode=step.mode, exist_ok=True)
+    if step.mode & 0o077:  # for another uid, whatever our umask is
+        os.chmod(step.path, step.mode)
 
 
 def _write(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> None:
     data = _content(step, applied)
     descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, step.mode)
     with os.fdopen(descriptor, "wb") as file:
+        if step.mode & 0o077:  # for another uid, whatever our umask is
+            os.fchmod(descriptor, step.mode)
         file.write(data)
 
 

@@ -57,6 +57,17 @@ class WriteBytes(Step, frozen=True, tag="write-bytes"):
         return f"write {len(self.data)} bytes to {self.path}"
 
 
+class MakeLink(Step, frozen=True, tag="make-link"):
+    """Make a symbolic link of ours, such as a program's name on the agent's PATH; it leads somewhere inside."""
+
+    path: str
+    target: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"link {self.path} to {self.target}"
+
+
 class TrustBundle(Step, frozen=True, tag="trust-bundle"):
     """Write the certificates that programs in the sandbox trust: the system's, and that of this user's authority."""
 
@@ -160,6 +171,8 @@ class IdentityTokens(Step, frozen=True, tag="identity-tokens"):
     audiences: tuple[str, ...]
     """Third parties there is a token for, besides our own services."""
     lifetime_s: int
+    mode: int = 0o400
+    """0444 where the agent has another uid."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -293,6 +306,7 @@ AnyStep = (
     MakeDirectory
     | WriteFile
     | WriteBytes
+    | MakeLink
     | TrustBundle
     | PlaceholderFile
     | Listen

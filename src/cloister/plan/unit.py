@@ -70,6 +70,10 @@ class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `workspace`: below the descriptor of the workspace's root, ids mapped. `state`: below AGENTS/ACCOUNT/PROJECT.
     `box`: the run's directory of the system's broker. `carry`: what came with the request, unpacked. `host`: an
     absolute path that root owns on every level. `none`: nothing (tmpfs, masks).
+
+    A mount point that is missing is made where we made the file system below it: on a tmpfs of ours (below a
+    private one what is made belongs to the account), in the skeleton's top, or by the account itself in its state
+    (`UnitLaunch.points`). In the workspace it must be there: the user's own broker makes placeholders.
     """
 
     kind: Literal["rw", "ro", "tmpfs", "mask-file", "mask-directory"]
@@ -98,6 +102,10 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """In the order in which they are made."""
     state: tuple[str, ...] = ()
     """Directories to make below AGENTS/ACCOUNT/PROJECT, for the account."""
+    seeds: tuple[tuple[str, str], ...] = ()
+    """Files below the state, relative, and their content: written by the account, where there is nothing yet."""
+    points: tuple[tuple[str, Literal["file", "directory"]], ...] = ()
+    """Mount points to make below the state, by the account, where there is nothing yet."""
     project: str = ""
     """PROJECT, 16 hexadecimal digits."""
     ownership: Literal["idmap", "group", "none"] = "idmap"
