@@ -8,18 +8,18 @@ Nothing is changed on the host here, except that the assembled `/etc` may be ren
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
+from typing import NamedTuple
 
 import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
 from cloister.errors import CloisterError, PolicyError, Problem, StepError, UsageError
-from cloister.host import etc, workspace_probe
+from cloister.host import etc
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
 from cloister.host.carry import Carried, find_carried
@@ -27,14 +27,12 @@ from cloister.host.gpg_keys import GpgKeys
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
 from cloister.host.trust_roots import system_bundle
-from cloister.isolation import workspace as workspace_layout
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
-from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
-from cloister.policy.protected import effective_names
 from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
@@ -48,6 +46,7 @@ from cloister.runs.signing import look_up_keys
 from cloister.runs.signing_model import Situation as SigningSituation
 from cloister.runs.signing_model import Sources
 from cloister.runs.store import new_id
+from cloister.runs.workspaces import Workspaces, expand, project_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
 
@@ -76,6 +75,19 @@ class Prepared(msgspec.Struct, frozen=True):
     """Variables with the key that opens the run's own way to the models: for the launch only, never stored."""
     sources: Sources = Sources()
     """Where the person's own agents are; for the launch only, never stored."""
+    user: str = ""
+    """Whose run it is, where that is not whoever the broker runs as."""
+
+
+class Looked(NamedTuple):
+    """What a request means, before anything of the host but its workspace was looked at."""
+
+    project: str
+    """The top of the work tree, where the project's own policy file is looked for."""
+    resolved: ResolvedAgent
+    agent: Agent
+    """Narrowed by the project's file, with the variables named on the command line."""
+    layout: WorkspaceLayout
 
 
 class Kitchen:
@@ -92,9 +104,7 @@ class Kitchen:
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
         self._holds: bool | None = None
-        self._layout: (
-            tuple[tuple[WorkspaceFacts, list[Protected], workspace_layout.Options], WorkspaceLayout] | None
-        ) = None
+        self._workspaces = Workspaces(paths, owner)
         self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...], tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
@@ -110,19 +120,33 @@ class Kitchen:
             self._holds = can_hold(SHIM)
         return self._holds
 
-    def prepare(self, request: RunRequest, run: str = "") -> Prepared:
-        """Return everything a start needs.
+    def git(self) -> tuple[tuple[str, str], ...]:
+        """Return the user's git identity, and directories that git may trust."""
+        return self._git.read()
+
+    def look(self, request: RunRequest) -> Looked:
+        """Return which agent a request means, and its workspace as it is now.
+
+        Raises:
+            CloisterError: the policy does not allow it, or there is no fit workspace.
+        """
+        project = self._workspaces.project(request.directory)
+        self.policies.refuse_ignored()
+        admitted = self.policies.admit(self.owner.name, request.agent)
+        resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
+        agent = with_extra_names(resolved.agent, request.extra_names)
+        layout = self._workspaces.lay_out(agent, resolved.name, request.directory, project, admitted)
+        return Looked(project, resolved, agent, layout)
+
+    def prepare(self, request: RunRequest, run: str = "", looked: Looked | None = None) -> Prepared:
+        """Return everything a start needs; `looked` is what `look` has said of the request.
 
         Raises:
             CloisterError: in all its kinds, before anything was changed.
         """
         paths = self.paths
-        project = self._workspace_root(request.directory)
-        self.policies.refuse_ignored()
-        admitted = self.policies.admit(self.owner.name, request.agent)
-        resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
-        agent = _with_extra_names(resolved.agent, request.extra_names)
-        root, layout = self._workspace(agent, resolved, request.directory, project, admitted)
+        project, resolved, agent, layout = looked or self.look(request)
+        root = layout.root
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
@@ -171,56 +195,6 @@ class Kitchen:
             gpg_keys=self._gpg_keys,
         )
 
-    def _workspace_root(self, directory: str) -> str:
-        """Return the project that `directory` is in: the top of the git work tree, else the directory."""
-        real = os.path.realpath(directory)
-        if not os.path.isdir(real):
-            raise UsageError(
-                "directory-unusable", "cannot start there: no such directory", where=directory, remedy="cd to a project"
-            )
-        return workspace_probe.find_project(real, home=self.paths.home)
-
-    def _workspace(
-        self, agent: Agent, resolved: ResolvedAgent, directory: str, project: str, admitted: tuple[str, ...]
-    ) -> tuple[str, WorkspaceLayout]:
-        """Choose the root, look at it, and lay it out. It must satisfy the agent's roots and those of `[users]`."""
-        real, home = os.path.realpath(directory), self.paths.home
-        choices = [
-            choose_root(roots, real, project, home, resolved.name) for roots in (agent.workspace.roots, admitted)
-        ]
-        root = max(choices, key=len)  # each holds the directory, so one holds the other
-        protected = _protected(agent)
-        options = workspace_layout.Options(
-            uid=self.owner.uid,
-            home=self.paths.home,
-            reserved=(self.paths.config, self.paths.state, self.paths.runtime),
-            hide=tuple(path for path in agent.filesystem.hide if not path.startswith(("/", "~"))),
-            unprotected=agent.workspace.unprotected,
-            overlay=agent.workspace.mode == "overlay",
-        )
-        configs = (
-            f"{self.paths.home}/.gitconfig",
-            f"{os.path.dirname(self.paths.config)}/git/config",
-            "/etc/gitconfig",
-        )
-        found = workspace_probe.probe_workspace(
-            root,
-            workspace_layout.wanted(protected, options),
-            uid=self.owner.uid,
-            home=self.paths.home,
-            git_configs=configs,
-        )
-        return root, self._layout_of(found, protected, options)
-
-    def _layout_of(
-        self, found: WorkspaceFacts, protected: list[Protected], options: workspace_layout.Options
-    ) -> WorkspaceLayout:
-        """Return the layout that follows from what was found; the last one where nothing has changed (0.4 ms)."""
-        key = (found, protected, options)
-        if self._layout is None or self._layout[0] != key:
-            self._layout = (key, workspace_layout.layout(found, protected, options))
-        return self._layout[1]
-
     def _facts_for(  # noqa: PLR0913  # what `prepare` has at hand
         self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,
         program: Program | None, root: str, direct: Internet | None,
@@ -234,7 +208,7 @@ class Kitchen:
             (f"{paths.home}/{name}", kind)
             for name, kind in _existing_below(paths.home, resolved.preset.secrets, carried)
         ]
-        masks += [(path, _kind(path)) for path in _expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
+        masks += [(path, _kind(path)) for path in expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
         return Facts(
             run=run,
             agent_name=resolved.name,
@@ -243,7 +217,7 @@ class Kitchen:
             gid=owner.gid,
             user=owner.name,
             home=paths.home,
-            state=f"{paths.agents}/{resolved.name}/{project_id(layout, root)}",
+            state=f"{paths.agents}/{resolved.name}/{project_id(layout)}",
             run_state=paths.run_state(run),
             run_runtime=paths.run_runtime(run),
             shim=SHIM,
@@ -257,8 +231,8 @@ class Kitchen:
             program_binds=program.binds if program else (),
             program_names=program.names if program else (),
             carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in carried),
-            read=_showable(_expand(agent.filesystem.read, paths.home), "read", paths),
-            write=_showable(_expand(agent.filesystem.write, paths.home), "write", paths),
+            read=_showable(expand(agent.filesystem.read, paths.home), "read", paths),
+            write=_showable(expand(agent.filesystem.write, paths.home), "write", paths),
             hide=tuple(masks),
             git=self._git.read() if agent.git_identity else (),
             limit_means=means(host),
@@ -339,36 +313,6 @@ class Kitchen:
             return True
 
 
-def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
-    """Return the workspace: the project directory, or the longest configured root that holds `directory`.
-
-    With roots, the project is the workspace when it lies in one of them; else the root itself is.
-
-    Raises:
-        PolicyError: no root holds the directory; lists the roots, and which of them are missing.
-    """
-    if not roots:
-        return project
-    expanded = [(_expand((root,), home, relative_to=home)[0], root) for root in roots]
-    existing = [path for path, _ in expanded if os.path.isdir(path) and not os.path.islink(path)]
-    for path in sorted(existing, key=len, reverse=True):
-        if directory == path or directory.startswith(path.rstrip("/") + "/"):
-            return project if project.startswith(path.rstrip("/") + "/") or project == path else path
-    missing = [root for path, root in expanded if path not in existing]
-    shown = "allowed: " + ", ".join(existing or ["none"]) + (f"; missing: {', '.join(missing)}" if missing else "")
-    message = f"{directory} is outside the workspaces of {agent!r} ({shown})"
-    raise PolicyError(
-        [Problem(message, f".agents.{agent}.workspace.roots", "cd into one of them, or add the directory to roots")],
-        reference="workspace-outside-roots",
-    )
-
-
-def project_id(layout: WorkspaceLayout, root: str) -> str:
-    """Name an agent's state for a project: worktrees of one repository share it, clones do not."""
-    anchor = layout.git_dirs[0] if layout.git_dirs else root
-    return hashlib.sha256(anchor.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
 def _protocols(agent: Agent, policy: Policy) -> tuple[str, ...]:
     """Return the protocols of an agent's providers; whoever serves Responses serves the rest of OpenAI as well."""
     named = [policy.providers[name].protocol for name in agent.llm.providers if name in policy.providers]
@@ -405,7 +349,12 @@ def _key_variables(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> 
     return (TOKEN_VARIABLE, *(name for name in dict.fromkeys(names) if name not in agent.environment))
 
 
-def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
+def with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
+    """Return the agent with variables carried in that were named on the command line.
+
+    Raises:
+        UsageError: one of them may never be carried in, or holds a placeholder here.
+    """
     if not names:
         return agent
     taken = {variable for one in agent.credentials.values() for variable in variables(one)}
@@ -421,11 +370,6 @@ def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
     return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
 
 
-def _protected(agent: Agent) -> list[Protected]:
-    names = effective_names(agent.workspace.protect, agent.workspace.unprotected)
-    return [Protected(entry.name, entry.kind, entry.when, entry.content, entry.why) for entry in names]
-
-
 def _outside(name: str, root: str) -> bool:
     """Tell whether the program must be found on the host: a path in the workspace is the agent's own."""
     return not (name.startswith(("./", "../", root + "/")) or ("/" in name and not name.startswith("/")))
@@ -433,12 +377,6 @@ def _outside(name: str, root: str) -> bool:
 
 def _relative(names: tuple[str, ...], home: str) -> tuple[str, ...]:
     return tuple(name.removeprefix("~/").removeprefix(home + "/") for name in names)
-
-
-def _expand(names: tuple[str, ...], home: str, relative_to: str = "") -> tuple[str, ...]:
-    base = relative_to or home
-    expanded = (home + name[1:] if name == "~" or name.startswith("~/") else name for name in names)
-    return tuple(os.path.normpath(name if name.startswith("/") else f"{base}/{name}") for name in expanded)
 
 
 def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]:

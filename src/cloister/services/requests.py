@@ -132,7 +132,7 @@ class Requests:
         try:
             if verb == "run":
                 request = decode(pending.fields, pending.words, environment)
-                await self._supervisor.start(request, connection, pending.descriptors[1], self._forget)
+                await self._supervisor.start(request, connection, pending.descriptors[:3], self._forget)
             else:
                 self._supervisor.execute(
                     pending.fields, pending.words, environment, connection, pending.descriptors, self._forget
