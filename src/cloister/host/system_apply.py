@@ -19,13 +19,15 @@ from pathlib import Path
 import msgspec
 
 from cloister.errors import RetryError, StepError
-from cloister.host import programs
+from cloister.host import firewall, programs
+from cloister.plan.firewall import FILE
 from cloister.plan.system import (
     AnySystemStep,
     DisableUnit,
     EditLines,
     EnableUnit,
     InstallFile,
+    LoadFirewall,
     MakeAccounts,
     MakeDirectory,
     MakeLink,
@@ -41,6 +43,7 @@ from cloister.plan.system import (
     StopUnit,
     SystemPlan,
     UnitStep,
+    UnloadFirewall,
     undo,
 )
 from cloister.plan.system_diff import Made, both
@@ -177,6 +180,8 @@ class Applier:
         """
         if isinstance(step, UnitStep | ReloadManager):
             self._tell_manager(step)
+        elif isinstance(step, LoadFirewall | UnloadFirewall):
+            self._load(step)
         elif isinstance(step, MakeAccounts):
             self._make_accounts(step)
         elif isinstance(step, RemoveAccounts):
@@ -320,6 +325,13 @@ class Applier:
             complaint = self._command(["userdel", name], b"")
             if complaint and not self._root and name in dict(_passwd()):
                 raise StepError("step-failed", f"the user {name} was not removed: {complaint}", where="userdel")
+
+    def _load(self, step: LoadFirewall | UnloadFirewall) -> None:
+        with _in_words(FILE):
+            if isinstance(step, LoadFirewall):
+                firewall.install(step.text)
+            else:
+                firewall.remove()
 
     def _tell_manager(self, step: UnitStep | ReloadManager) -> None:
         words, what = ["daemon-reload"], "systemd"

@@ -18,8 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cloister.errors import StepError
-from cloister.host import programs
+from cloister.host import firewall, programs
+from cloister.host.addresses import attached_networks
 from cloister.host.probe import SHIM, probe
+from cloister.plan.firewall import FILE
 from cloister.plan.system_diff import Desired, Found, FoundFile, FoundUnit, Made
 from cloister.plan.system_facts import KeyFile, SystemFacts
 from cloister.plan.unit import SERVICE_PREFIX, UNIT_PREFIX
@@ -50,6 +52,7 @@ def take_facts(users: Iterable[str] = (), keys: Iterable[str] = (), proxyd: str 
         shim=host.shim.path,
         changeable=changeable(filter(os.path.lexists, _INSTALLATION)),
         nft=host.nft.path,
+        attached=attached_networks(),
         sysusers=_maker(),
         root_links=host.root_links,
         root_directories=host.root_directories,
@@ -83,6 +86,7 @@ def look(desired: Desired, made: Made) -> Found:
     files = _each("file", (*(file.path for file in desired.files), *made.files))
     directories = _each("directory", (*(one.path for one in desired.directories), *made.directories))
     links = _each("link", (*(link.path for link in desired.links), *made.links))
+    filter_there = os.path.lexists(FILE)
     units = dict.fromkeys((*(wanted.unit for wanted in desired.units), *made.units))
     return Found(
         files={path: FoundFile(text=_content(path), **_owner(info)) for path, info in files.items() if info},
@@ -94,6 +98,8 @@ def look(desired: Desired, made: Made) -> Found:
         names=tuple(name for name, _ in _entries("/etc/passwd")),
         lines={path: tuple(_text(path).splitlines()) for path in LISTS if os.path.isfile(path)},
         units=unit_states(units),
+        firewall=_content(FILE) if filter_there else None,
+        firewall_trouble=firewall.trouble() if filter_there else "",
     )
 
 

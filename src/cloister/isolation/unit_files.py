@@ -122,7 +122,7 @@ UMask=0077
 CapabilityBoundingSet={names}
 AmbientCapabilities=
 NoNewPrivileges=yes
-RestrictNamespaces=mnt user
+RestrictNamespaces=mnt net user
 RestrictAddressFamilies=AF_UNIX AF_NETLINK
 IPAddressDeny=any
 SystemCallFilter=@system-service @mount
@@ -279,7 +279,7 @@ def fixed_directories() -> tuple[Directory, ...]:
         Directory(path=KEYS, mode=0o700),
         Directory(path=STATE),
         Directory(path=AGENTS, mode=0o711),
-        Directory(path=SERVICES, mode=0o711),
+        Directory(path=SERVICES),
     )
 
 

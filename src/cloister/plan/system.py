@@ -191,6 +191,37 @@ class EditLines(SystemStep, frozen=True, tag="edit-lines"):
         return EditLines(path=self.path, add=self.remove, remove=self.add)
 
 
+class LoadFirewall(SystemStep, frozen=True, tag="load-firewall"):
+    """Check the packet filter of our accounts, put it where it is loaded from at boot, and load it."""
+
+    text: str
+    before: str | None = None
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return "load the packet filter of the accounts"
+
+    def inverse(self) -> LoadFirewall | UnloadFirewall:
+        """Return what takes it back."""
+        if self.before is None:
+            return UnloadFirewall(before=self.text)
+        return LoadFirewall(text=self.before, before=self.text)
+
+
+class UnloadFirewall(SystemStep, frozen=True, tag="unload-firewall"):
+    """Take our packet filter away, from the kernel and from the disk."""
+
+    before: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return "take the packet filter of the accounts away (table inet cloister)"
+
+    def inverse(self) -> LoadFirewall:
+        """Return what takes it back."""
+        return LoadFirewall(text=self.before)
+
+
 class UnitStep(SystemStep, frozen=True):
     """What steps about units share."""
 
@@ -300,6 +331,8 @@ AnySystemStep = (
     | MakeAccounts
     | RemoveAccounts
     | EditLines
+    | LoadFirewall
+    | UnloadFirewall
     | EnableUnit
     | DisableUnit
     | StartUnit
@@ -310,7 +343,7 @@ AnySystemStep = (
 )
 _THINGS = (
     InstallFile, RemoveFile, MakeDirectory, RemoveDirectory, MakeLink, RemoveLink, MakeAccounts, RemoveAccounts,
-    EditLines,
+    EditLines, LoadFirewall, UnloadFirewall,
 )  # fmt: skip
 _BEGUN = (StartUnit, EnableUnit)
 _ENDED = (StopUnit, DisableUnit, RestartUnit, ReloadUnit)

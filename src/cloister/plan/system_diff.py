@@ -18,6 +18,7 @@ from cloister.plan.system import (
     EditLines,
     EnableUnit,
     InstallFile,
+    LoadFirewall,
     MakeAccounts,
     MakeDirectory,
     MakeLink,
@@ -30,6 +31,7 @@ from cloister.plan.system import (
     StartUnit,
     StopUnit,
     SystemPlan,
+    UnloadFirewall,
 )
 from cloister.plan.unit import Account
 
@@ -91,6 +93,8 @@ class Desired(Value, frozen=True):
     files: tuple[File, ...] = ()
     denied: tuple[str, ...] = ()
     """Accounts that may use neither cron(8) nor at(1)."""
+    firewall: str | None = None
+    """The packet filter of the accounts; None: none."""
     units: tuple[Wanted, ...] = ()
     """In the order in which they are started."""
     stop: tuple[tuple[str, str], ...] = ()
@@ -127,6 +131,10 @@ class Found(Value, frozen=True):
     lines: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """Of the files by which cron and at are denied or allowed, where these exist."""
     units: dict[str, FoundUnit] = msgspec.field(default_factory=dict)
+    firewall: str | None = None
+    """The file of the packet filter."""
+    firewall_trouble: str = ""
+    """Why the kernel's is not what that file says."""
 
 
 class Made(Value, frozen=True):
@@ -200,6 +208,7 @@ def difference(desired: Desired, found: Found, before: Made, unfinished: tuple[A
         *_files(desired, found),
         *_gone(desired, found, before),
         *_lines(desired, found, before),
+        *_firewall(desired, found),
     ]
     changed = {step.path for step in things if isinstance(step, InstallFile | RemoveFile)}
     changed |= {step.path for step in unfinished if isinstance(step, InstallFile | RemoveFile)}
@@ -293,6 +302,14 @@ def _gone(desired: Desired, found: Found, before: Made) -> list[AnySystemStep]:
     return steps
 
 
+def _firewall(desired: Desired, found: Found) -> list[AnySystemStep]:
+    if desired.firewall is None:
+        return [] if found.firewall is None else [UnloadFirewall(before=found.firewall)]
+    if desired.firewall == found.firewall and not found.firewall_trouble:
+        return []
+    return [LoadFirewall(text=desired.firewall, before=found.firewall)]
+
+
 def _lines(desired: Desired, found: Found, before: Made) -> list[AnySystemStep]:
     """Deny our accounts cron and at where the host has such lists; a list of those allowed is shorter still."""
     steps: list[AnySystemStep] = []
@@ -359,4 +376,6 @@ def _by_hand(desired: Desired, found: Found, before: Made) -> tuple[str, ...]:
             notices.append(f"{file.path} was changed by hand")
         elif (there.mode, there.uid, there.gid) != (file.mode, 0, file.gid):
             notices.append(f"{file.path} was given other rights by hand")
+    if found.firewall is not None and found.firewall_trouble:
+        notices.append(found.firewall_trouble)
     return tuple(notices)

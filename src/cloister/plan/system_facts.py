@@ -34,6 +34,8 @@ class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
     changeable: str = ""
     """A path of this installation that others than root could change; empty: there is none."""
     nft: str = ""
+    attached: tuple[str, ...] = ()
+    """Networks that the host has an address in."""
     sysusers: str = ""
     """Path of systemd-sysusers or useradd."""
     root_links: dict[str, str] = msgspec.field(default_factory=dict)

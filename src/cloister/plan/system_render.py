@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cloister.plan.firewall import FILE
 from cloister.plan.system import (
     AnySystemStep,
     InstallFile,
+    LoadFirewall,
     MakeDirectory,
     MakeLink,
     RemoveDirectory,
     RemoveFile,
     RemoveLink,
     SystemPlan,
+    UnloadFirewall,
 )
 from cloister.plan.textdiff import printable, unified
 
@@ -32,16 +35,19 @@ def as_text(plan: SystemPlan) -> str:
     """Return the page that `setup`, `apply` and `uninstall` show before they ask."""
     if not plan.steps and not plan.notices:
         return "the system is as its policy says: nothing to do\n"
-    shown = [_difference(step) for step in plan.steps if isinstance(step, InstallFile | RemoveFile)]
+    shown = [text for step in plan.steps if (text := _difference(step))]
     lines = [*shown, *(["steps"] if plan.steps else []), *(f"  {line}" for line in _lines(plan.steps))]
     lines += ["", *(printable(notice) for notice in plan.notices)] if plan.notices else []
     return "\n".join(lines) + "\n"
 
 
-def _difference(step: InstallFile | RemoveFile) -> str:
+def _difference(step: AnySystemStep) -> str:
+    if not isinstance(step, InstallFile | RemoveFile | LoadFirewall | UnloadFirewall):
+        return ""
+    path = step.path if isinstance(step, InstallFile | RemoveFile) else FILE
     before = None if step.before is None else step.before.encode()
-    after = step.text.encode() if isinstance(step, InstallFile) else None
-    return unified(step.path.lstrip("/"), before, after)
+    after = step.text.encode() if isinstance(step, InstallFile | LoadFirewall) else None
+    return unified(path.lstrip("/"), before, after)
 
 
 def _lines(steps: Sequence[AnySystemStep]) -> list[str]:

@@ -12,15 +12,19 @@ from difflib import get_close_matches
 
 import msgspec
 
+from cloister.egress.addresses import parse_network
 from cloister.errors import PolicyError, Problem, UnsupportedError
 from cloister.identity.accounts import Entry, Owner, assign, find
 from cloister.isolation import unit_files
+from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
 from cloister.isolation.unit_files import DaemonFacts
+from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
 from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import ACCOUNT_PREFIX, PROXY_USER, SYSTEM_FILE, Account, Grant, System, delivered_name
 from cloister.policy.model import Agent, Policy
 from cloister.runs import remedies
+from cloister.runs.firewall_compile import compile_firewall
 
 OLDEST_SYSTEMD = 252
 """Debian 12; below it properties are missing that runs need."""
@@ -33,19 +37,28 @@ class Reference(msgspec.Struct, frozen=True):
     text: str
 
 
-def compile_system(policy: Policy, digest: str, facts: SystemFacts, recorded: Iterable[Account]) -> Desired:
+class SystemPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """The system's policy, read and checked."""
+
+    policy: Policy
+    agents: dict[str, Agent]
+    """Those that run as system users, presets folded in."""
+    digest: str
+
+
+def compile_system(source: SystemPolicy, facts: SystemFacts, recorded: Iterable[Account]) -> Desired:
     """Return the system that a policy wants.
 
     Args:
-        policy: the system's, checked.
-        digest: of its files.
+        source: the system's policy.
         facts: of this host.
         recorded: accounts that were written down before, also those that nobody uses.
 
     Raises:
         UnsupportedError: this host cannot have it: no systemd, an installation that others could change.
-        PolicyError: `system-policy-invalid`, with every mistake found.
+        PolicyError: `system-policy-invalid` or `firewall-invalid`, with every mistake found.
     """
+    policy = source.policy
     refuse_host(facts)
     problems = _problems(policy, facts)
     if problems:
@@ -62,8 +75,8 @@ def compile_system(policy: Policy, digest: str, facts: SystemFacts, recorded: It
         Grant(user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots)
         for user, agent, roots in granted
     )
-    system = System(policy_digest=digest, accounts=accounts, grants=grants)
-    return _desired(policy, system, facts)
+    system = System(policy_digest=source.digest, accounts=accounts, grants=grants)
+    return _desired(source, system, facts)
 
 
 def refuse_host(facts: SystemFacts) -> None:
@@ -122,11 +135,21 @@ def key_paths(policy: Policy) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for scheme, _, path in targets if scheme == "file"))
 
 
-def _desired(policy: Policy, system: System, facts: SystemFacts) -> Desired:
+def _firewall(source: SystemPolicy, accounts: tuple[Account, ...], facts: SystemFacts) -> str | None:
+    """Return the packet filter; none where there is no account yet."""
+    if not accounts:
+        return None
+    if not facts.nft:
+        message = "nft is not installed: nothing would hold the agents' accounts back outside of their units"
+        raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
+    return compile_firewall(accounts, source.agents, tuple(parse_network(text) for text in facts.attached))
+
+
+def _desired(source: SystemPolicy, system: System, facts: SystemFacts) -> Desired:
     daemons = DaemonFacts(python=facts.python, root_links=facts.root_links, root_directories=facts.root_directories)
     real, links = unit_files.skeleton(daemons)
     runtime = (*unit_files.runtime_directories(), *real)
-    credentials, renewed = _credentials(policy, facts)
+    credentials, renewed = _credentials(source.policy, facts)
     units = unit_files.daemon_units(daemons, credentials)
     granted = {grant.account for grant in system.grants}
     accounts = tuple(account for account in system.accounts if account.name in granted or _known(account, facts))
@@ -136,6 +159,10 @@ def _desired(policy: Policy, system: System, facts: SystemFacts) -> Desired:
         SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
         **units,
     }
+    filtered = _firewall(source, system.accounts, facts)
+    if filtered is not None:
+        files[f"{unit_files.UNITS}/{FIREWALL_UNIT}"] = firewall_unit(facts.nft)
+        files[f"{unit_files.UNITS}/{WATCHDOG_UNIT}"] = watchdog_unit(facts.python)
     hostd, proxyd = f"{unit_files.UNITS}/{unit_files.HOSTD}", f"{unit_files.UNITS}/{unit_files.PROXYD}"
     return Desired(
         accounts=accounts,
@@ -144,7 +171,9 @@ def _desired(policy: Policy, system: System, facts: SystemFacts) -> Desired:
         links=links,
         files=tuple(File(path=path, text=text) for path, text in files.items()),
         denied=tuple(account.name for account in system.accounts),
+        firewall=filtered,
         units=(
+            *_filter_units(filtered),
             Wanted(unit=f"{unit_files.PROXYD}.socket", restart_for=(f"{proxyd}.socket",)),
             Wanted(
                 unit=f"{unit_files.PROXYD}.service",
@@ -161,6 +190,13 @@ def _desired(policy: Policy, system: System, facts: SystemFacts) -> Desired:
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
     )
+
+
+def _filter_units(filtered: str | None) -> tuple[Wanted, ...]:
+    if filtered is None:
+        return ()
+    paths = {unit: f"{unit_files.UNITS}/{unit}" for unit in (FIREWALL_UNIT, WATCHDOG_UNIT)}
+    return tuple(Wanted(unit=unit, restart_for=(path,)) for unit, path in paths.items())
 
 
 def _known(account: Account, facts: SystemFacts) -> bool:

@@ -18,12 +18,14 @@ from cloister.isolation import unit_files
 from cloister.plan.system import InstallFile, MakeDirectory, RemoveAccounts, RemoveTree, SystemPlan
 from cloister.plan.system_diff import Desired, Found, Made, difference, made
 from cloister.plan.unit import AGENTS, ETC, PROXY_STATE, PROXY_USER, RUNTIME, STATE, SYSTEM_FILE, Account, System
-from cloister.policy.load import load
-from cloister.policy.model import Policy, Preset
+from cloister.policy.document import read
+from cloister.policy.load import load_document
+from cloister.policy.merge import resolve
+from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets
 from cloister.runs import policies
 from cloister.runs.paths import SYSTEM_POLICY
-from cloister.runs.system_compile import compile_system, key_paths, refuse_host
+from cloister.runs.system_compile import SystemPolicy, compile_system, key_paths, refuse_host, unit_agents
 
 PRESETS = f"{ETC}/presets"
 
@@ -70,8 +72,8 @@ def require_root(verb: str, uid: int) -> None:
         raise DeniedError("not-root", message, remedy=f"sudo cloister {verb}")
 
 
-def read_policy() -> tuple[Policy, str]:
-    """Return the system's policy and the digest of its files.
+def read_policy() -> SystemPolicy:
+    """Return the system's policy.
 
     Raises:
         PolicyError: it is wrong, missing (`policy-missing`), or others could change it (`policy-untrusted`).
@@ -82,9 +84,7 @@ def read_policy() -> tuple[Policy, str]:
         problem = Problem("the system has no policy yet", SYSTEM_POLICY, "sudo cloister setup")
         raise PolicyError([problem], reference="policy-missing")
     sources = _preset_sources()
-    names = tuple(_presets(sources))
-    policy = load(source.text, source.path, preset_names=names)
-    return policy, policies.digest([source, *sources])
+    return _understand(source, sources)
 
 
 def prepare_setup() -> Prepared:
@@ -95,9 +95,8 @@ def prepare_setup() -> Prepared:
     """
     if os.path.lexists(SYSTEM_POLICY):
         return prepare_apply()
-    policy = load(STARTER, SYSTEM_POLICY)
     source = policies.Source(SYSTEM_POLICY, STARTER.encode())
-    prepared = _prepare(policy, policies.digest([source, *_preset_sources()]))
+    prepared = _prepare(_understand(source, _preset_sources()))
     steps = list(prepared.plan.steps)
     after = max((place for place, step in enumerate(steps, 1) if isinstance(step, MakeDirectory)), default=0)
     steps.insert(after, InstallFile(path=SYSTEM_POLICY, text=STARTER))
@@ -113,7 +112,7 @@ def prepare_apply() -> Prepared:
         UnsupportedError: this host cannot have it.
         StepError: something that is not ours stands in the way.
     """
-    return _prepare(*read_policy())
+    return _prepare(read_policy())
 
 
 def prepare_uninstall(*, purge: bool) -> Prepared:
@@ -161,10 +160,19 @@ def carry_out(prepared: Prepared, applier: Applier | None = None) -> None:
         applier.apply(prepared.plan, prepared.record, prepared.after)
 
 
-def _prepare(policy: Policy, policy_digest: str) -> Prepared:
+def _understand(source: policies.Source, others: list[policies.Source]) -> SystemPolicy:
+    presets = _presets(others)
+    document = read(source.text, source.path)
+    policy = load_document(document, preset_names=tuple(presets))
+    agents = {name: resolve(document, name, presets=presets, policy=policy).agent for name in unit_agents(policy)}
+    return SystemPolicy(policy=policy, agents=agents, digest=policies.digest([source, *others]))
+
+
+def _prepare(source: SystemPolicy) -> Prepared:
+    policy = source.policy
     record = _recorded()
     facts = take_facts(policy.users, key_paths(policy), f"{unit_files.PROXYD}.service")
-    desired = compile_system(policy, policy_digest, facts, record.accounts)
+    desired = compile_system(source, facts, record.accounts)
     found = look(desired, record.made)
     plan = difference(desired, found, record.made, record.unfinished)
     accounts = _accounts_of(desired)
