@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from itertools import combinations
 from typing import get_args
 
 from cloister.policy import values
@@ -31,11 +30,9 @@ from cloister.policy.model import (
     Provider,
 )
 from cloister.policy.scanner import Path
+from cloister.policy.service_check import check_services
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.policy.variables import KEY_VARIABLES, collisions
-
-GATEWAY_DISTANCE = 120
-"""OpenClaw derives ports +2 to +110 from its own: two gateways need this much between them."""
 
 PROTOCOLS = frozenset(get_args(Protocol))
 
@@ -92,7 +89,7 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
     for name, agent in policy.agents.items():
         if not agent.preset and not agent.command:
             check.add(("agents", name), "neither preset nor command says what to run", 'command = ["PROGRAM"]')
-    _check_services(check, policy)
+    check_services(policy, mistakes)
     _check_users(check, policy)
     check.value(("audit", "retention"), parse_duration, policy.audit.retention)
     check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
@@ -317,19 +314,6 @@ def _check_bound_hosts(check: _Check, at: Path, inject: Injection) -> None:
         parse_rule(EgressRule(host="example.org", port=inject.port, methods=inject.methods, paths=inject.paths))
     except ValueError as error:
         check.add(at, str(error))
-
-
-def _check_services(check: _Check, policy: Policy) -> None:
-    """Refuse two services on one port, and two gateways whose derived ports would meet."""
-    serving = [(name, agent) for name, agent in policy.agents.items() if agent.service.port is not None]
-    for (first, one), (second, two) in combinations(serving, 2):
-        distance = abs((one.service.port or 0) - (two.service.port or 0))
-        gateways = one.preset == two.preset == "openclaw"
-        if distance == 0 or (gateways and distance < GATEWAY_DISTANCE):
-            what = "the port" if distance == 0 else f"ports within {GATEWAY_DISTANCE}"
-            free = (one.service.port or 0) + (GATEWAY_DISTANCE if gateways else 1)
-            path = ("agents", second, "service", "port")
-            check.add(path, f"{what} of the agent {first}", f"port = {free}")
 
 
 def _check_users(check: _Check, policy: Policy) -> None:

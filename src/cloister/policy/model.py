@@ -20,19 +20,14 @@ from typing import Annotated, Literal
 import msgspec
 
 from cloister.policy.login import Login
+from cloister.policy.services import Service
+from cloister.policy.table import Count, Money, Port, Table
 
 SCHEMA = 1
 
 Isolation = Literal["namespace", "unit", "microvm"]
 EgressMode = Literal["deny", "ask", "learn", "internet"]
 Protocol = Literal["anthropic", "openai", "openai-responses"]
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Money = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What all tables share: frozen values, and unknown keys are mistakes."""
 
 
 class Provider(Table, frozen=True):
@@ -275,17 +270,6 @@ class AgentSandbox(Table, frozen=True):
     """More paths for its `denyRead` list."""
 
 
-class Service(Table, frozen=True):
-    """`[agents.NAME.service]`: run as an always-on service (gateway)."""
-
-    enable: bool = False
-    """Whether the agent is started with the host and kept running."""
-    port: Port | None = None
-    """The loopback port it serves; services of OpenClaw need 120 ports of distance."""
-    restart: Literal["always", "on-failure", "no"] = "always"
-    """When it is started again after it ended."""
-
-
 class Unit(Table, frozen=True):
     """`[agents.NAME.unit]`: the system user and its unit, where `isolation = "unit"`; in the system's policy only."""
 
@@ -357,8 +341,6 @@ class Agent(Table, frozen=True):
     """Layers and named opt-outs."""
     agent_sandbox: AgentSandbox = AgentSandbox()
     """The sandbox that the agent itself brings."""
-    service: Service = Service()
-    """Whether it runs as an always-on service."""
     unit: Unit = Unit()
     """The system user and its unit, where `isolation = "unit"`."""
     microvm: MicroVm = MicroVm()
@@ -421,6 +403,8 @@ class Policy(Table, frozen=True):
     """`[profiles.NAME]`: keys laid over an agent's by `cloister run --profile NAME AGENT`."""
     users: dict[str, User] = msgspec.field(default_factory=dict)
     """System policy only: who may start what."""
+    services: dict[str, Service] = msgspec.field(default_factory=dict)
+    """System policy only: agents that run for months, as gateways."""
     images: Images = Images()
     """Which guest images are trusted."""
     audit: Audit = Audit()

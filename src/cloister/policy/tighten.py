@@ -28,7 +28,6 @@ from cloister.policy.model import (
     Limits,
     Llm,
     MicroVm,
-    Service,
     Unit,
     Workspace,
 )
@@ -264,7 +263,6 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "ptrace": _only(value=False),
     },
     AgentSandbox: {"managed": _fixed, "deny_read": _more},
-    Service: {"enable": _only(value=False), "port": _fixed, "restart": _fixed},
     Unit: dict.fromkeys(Unit.__struct_fields__, _fixed),
     MicroVm: {
         "image": _fixed,
