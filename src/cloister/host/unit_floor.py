@@ -22,6 +22,7 @@ ETC_COPIES = "/run/cloister/etc/"
 _RUN = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _PROJECT = re.compile(r"[0-9a-f]{16}")
 _LARGEST = {"properties": 256, "mounts": 4096, "state": 256, "argv": 4096}
+_LARGEST_SEED = 1 << 20
 _LONGEST_VALUE = 64 << 10
 
 # systemd.exec(5), systemd.service(5), systemd.resource-control(5), systemd.kill(5), systemd.unit(5).
@@ -110,7 +111,7 @@ _PATTERNS = {name: re.compile(pattern) for name, pattern in _ALLOWED.items()}
 _REQUIRED = (
     *("User", "Group", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities", "ProtectSystem"),
     *("RootDirectory", "PrivateDevices", "DevicePolicy", "PrivateIPC", "PrivateTmp", "ProtectKernelModules"),
-    *("ProtectKernelLogs", "ProtectClock", "ProtectControlGroups", "ProtectHostname", "RestrictRealtime"),
+    *("ProtectClock", "ProtectControlGroups", "ProtectHostname", "RestrictRealtime"),
     *("RestrictSUIDSGID", "LockPersonality", "RestrictAddressFamilies", "SystemCallFilter", "SystemCallErrorNumber"),
     *("SystemCallArchitectures", "KeyringMode", "UMask", "Slice", "Delegate", "LimitCORE", "KillMode"),
 )
@@ -121,7 +122,7 @@ _NEVER_TARGETS = (
     *("/boot", "/.cloister", "/run/systemd", "/run/dbus", "/run/host"),
 )
 _NEVER_SOURCES = ("/proc", "/sys", "/dev", "/run", "/home", "/root", "/boot", "/var/lib/cloister", "/etc/cloister")
-_NEVER_WHOLE = ("/", "/var", "/var/lib", "/mnt", "/media", "/srv", "/tmp", "/var/tmp")
+_NEVER_WHOLE = ("/", "/var", "/var/lib", "/mnt", "/media", "/srv", "/tmp", "/var/tmp")  # noqa: S108  refused
 
 
 class Bounds:
@@ -242,11 +243,14 @@ def _check_bind(value: str, bounds: Bounds) -> None:
 def _check_state(unit: UnitLaunch) -> None:
     if not _PROJECT.fullmatch(unit.project):
         raise _refused("a project's name is 16 hexadecimal digits", unit.project)
-    if len(unit.state) > _LARGEST["state"]:
+    if max(len(unit.state), len(unit.points), len(unit.seeds)) > _LARGEST["state"]:
         raise _refused("too many directories of state", str(len(unit.state)))
-    for name in unit.state:
+    names = (*unit.state, *(name for name, _ in unit.points), *(name for name, _ in unit.seeds))
+    for name in names:
         if not _plain(name):
             raise _refused("a directory of state leaves its place", name)
+    if sum(len(text) for _, text in unit.seeds) > _LARGEST_SEED:
+        raise _refused("too much is written into the state", unit.project)
 
 
 def _check_mount(mount: UnitMount, bounds: Bounds) -> None:

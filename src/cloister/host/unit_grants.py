@@ -86,7 +86,7 @@ def find_grant(system: System, caller: Caller, agent: str) -> tuple[Grant, Accou
             return grant, account
     raise DeniedError(
         "user-not-allowed", f"User {caller.name!r} is not allowed to use {agent}",
-        remedy=f'the owner of this system allows it in /etc/cloister/cloister.toml: [users.{caller.name}] agents = ["{agent}"]',
+        remedy=f'the owner of this system adds [users.{caller.name}] agents = ["{agent}"] to /etc/cloister/cloister.toml',
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def open_place(caller: Caller, grant: Grant, workspace: int, directory: int) -> 
     Raises:
         DeniedError: no root holds it, it is not the caller's, or the directory is not below it.
     """
-    path, inside_path = os.readlink(f"/proc/self/fd/{workspace}"), os.readlink(f"/proc/self/fd/{directory}")
+    path = os.readlink(f"/proc/self/fd/{workspace}")
     roots = sorted({expand_root(root, caller.home) for root in grant.roots}, key=len, reverse=True)
     with acting_as(caller.uid, caller.gid, caller.groups):
         opened, tried = _try_roots(roots, path, workspace)
@@ -123,15 +123,21 @@ def open_place(caller: Caller, grant: Grant, workspace: int, directory: int) -> 
     root, found = opened
     try:
         _check_owner(found, caller, path)
-        inside = _relative(inside_path, path)
-        if inside is None:
-            raise DeniedError("directory-outside", "the directory is not below the workspace", where=inside_path)
-        with acting_as(caller.uid, caller.gid, caller.groups):
-            below = _open_same(found, inside, directory, inside_path)
+        inside, below = _open_inside(caller, found, path, directory)
     except BaseException:
         os.close(found)
         raise
     return Place(root, path, found, below, inside)
+
+
+def _open_inside(caller: Caller, workspace: int, path: str, directory: int) -> tuple[str, int]:
+    """Walk from the workspace to the directory; return its relative name too."""
+    inside_path = os.readlink(f"/proc/self/fd/{directory}")
+    inside = _relative(inside_path, path)
+    if inside is None:
+        raise DeniedError("directory-outside", "the directory is not below the workspace", where=inside_path)
+    with acting_as(caller.uid, caller.gid, caller.groups):
+        return inside, _open_same(workspace, inside, directory, inside_path)
 
 
 def _try_roots(roots: list[str], path: str, workspace: int) -> tuple[tuple[str, int] | None, _Tried]:
@@ -182,8 +188,10 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 def _relative(path: str, base: str) -> str | None:
     """Return `path` relative to `base`, both absolute and plain; None when it does not lie there."""
-    if path == base or base == "/":
-        return path[1:] if base == "/" else ""
+    if base == "/":
+        return path[1:]
+    if path == base:
+        return ""
     return path[len(base) + 1 :] if path.startswith(base + "/") else None
 
 

@@ -2,8 +2,8 @@
 
 Every source is opened and cloned on the host's side, where its base is a descriptor; then a child enters the unit's
 mount namespace, opens every mount's place without following a link, and moves the mount there. No path is
-looked up twice, and what came of it is looked at through `/proc/PID/root` by the ids of the mounts. Which mounts there are,
-and that they are above the floor, was decided before.
+looked up twice, and what came of it is looked at through `/proc/PID/root` by the ids of the mounts. Which
+mounts there are, and that they are above the floor, was decided before.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def check(pid: int, made: list[tuple[UnitMount, int]]) -> None:
 def _map(owners: Owners) -> int:
     """Return a user namespace in which the owner's files are the account's.
 
-    Groups other than the two stay what they are: an agent has none of them, and a file with a group that is not mapped could
-    not be written by its owner (fs/namei.c, HAS_UNMAPPED_ID). Users other than the owner stay unmapped.
+    Groups other than the two stay what they are: an agent has none of them, and a file with a group that is not
+    mapped could not be written by its owner (fs/namei.c, HAS_UNMAPPED_ID). Users other than the owner stay unmapped.
     """
     account = owners.account
     lower, upper = sorted((owners.gid, account.uid))
@@ -149,8 +149,8 @@ def _map(owners: Owners) -> int:
 def _no_mapping(error: OSError) -> UnsupportedError:
     return UnsupportedError(
         "workspace-ownership", f"the workspace's files cannot be shown as the agent's own: {error.strerror}",
-        remedy='a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12), or [agents.X.unit] ownership = "group"'
-        " with a group that you share",
+        remedy="a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12), or a group that you share:"
+        ' [agents.X.unit] ownership = "group"',
     )  # fmt: skip
 
 

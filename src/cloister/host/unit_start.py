@@ -169,11 +169,13 @@ def _verify(manager: Manager, unit: UnitLaunch) -> Started:
     pidfd = os.pidfd_open(pid)
     try:
         check_process(pid, unit, shown.get("ControlGroup", ""))
-        if show(manager, unit.unit, ("MainPID",)).get("MainPID") != str(pid):
-            raise _deviates(unit, "its first process has changed")
+        unchanged = show(manager, unit.unit, ("MainPID",)).get("MainPID") == str(pid)
     except BaseException:
         os.close(pidfd)
         raise
+    if not unchanged:
+        os.close(pidfd)
+        raise _deviates(unit, "its first process has changed")
     return Started(pid, pidfd, shown.get("InvocationID", ""))
 
 

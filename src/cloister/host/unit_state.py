@@ -13,7 +13,7 @@ import stat
 
 from cloister.errors import StepError
 from cloister.host.unit_syscalls import PATH_ONLY, acting_as, open_absolute, open_below
-from cloister.plan.unit import AGENTS, PROXY_RUNTIME, RUNTIME, Account
+from cloister.plan.unit import AGENTS, PROXY_RUNTIME, RUNTIME, SKELETON, Account, UnitLaunch
 
 UNITS = f"{RUNTIME}/units"
 CARRY, MASKED_FILE, MASKED_DIRECTORY = "carry", "masked-file", "masked-directory"
@@ -21,8 +21,8 @@ _DIRECTORY = PATH_ONLY | os.O_DIRECTORY
 _READ_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def open_project(account: Account, project: str, names: tuple[str, ...], agents: str = AGENTS) -> int:
-    """Return the directory of an account's state for a project, after making it and `names` below it.
+def open_project(account: Account, project: str, agents: str = AGENTS) -> int:
+    """Return the directory of an account's state for a project, after making it.
 
     Raises:
         StepError: something else stands where a directory of the account must be.
@@ -33,43 +33,48 @@ def open_project(account: Account, project: str, names: tuple[str, ...], agents:
         with acting_as(0, 0):
             upper = open_below(base, account.name, _DIRECTORY)
         try:
-            found = _account_directory(upper, project, account)
+            return _account_directory(upper, project, account)
         finally:
             os.close(upper)
     finally:
         os.close(base)
-    try:
-        for name in names:
-            make_directory(found, name, account)
-    except BaseException:
-        os.close(found)
-        raise
-    return found
 
 
-def make_directory(base: int, name: str, account: Account) -> None:
-    """Make a directory below a directory of the account, with the account's own rights.
+def fill_project(project: int, unit: UnitLaunch, account: Account) -> None:
+    """Make an account's directories, mount points and first files below its state, with the account's own rights.
 
     Raises:
-        StepError: a link or a file is in the way.
+        StepError: a link, or something of another kind, is in the way.
     """
-    done: list[str] = []
+    wanted: list[tuple[str, str | None]] = [(name, None) for name in unit.state]
+    wanted += [(name, None if kind == "directory" else "") for name, kind in unit.points]
+    wanted += list(unit.seeds)
+    for name, text in wanted:
+        try:
+            with acting_as(account.uid, account.uid):
+                _make_below(project, name, text)
+        except OSError as error:
+            kind = "directory" if text is None else "file"
+            raise StepError(
+                "state-replaced", f"the agent's state has something else where a {kind} must be: {error.strerror}",
+                where=f"{account.name}: {name}", remedy="cloister gc removes an agent's state, or remove what is there",
+            ) from error  # fmt: skip
+
+
+def make_tops(unit: UnitLaunch, skeleton: str = SKELETON) -> None:
+    """Make what is missing in the tree that is every unit's root, so that a file system of ours can be mounted there.
+
+    Raises:
+        OSError: the tree is not there, or has something else.
+    """
+    base = open_absolute(skeleton, _DIRECTORY)
     try:
-        with acting_as(account.uid, account.uid):
-            for part in name.split("/"):
-                holder = open_below(base, "/".join(done), _DIRECTORY)
-                try:
-                    _make(part, holder, 0o700)
-                finally:
-                    os.close(holder)
-                done.append(part)
-            os.close(open_below(base, name, _DIRECTORY))
-    except OSError as error:
-        where = "/".join([*done, name.split("/")[min(len(done), name.count("/"))]])
-        raise StepError(
-            "state-replaced", f"the agent's state has something else where a directory must be: {error.strerror}",
-            where=f"{account.name}: {where}", remedy="cloister gc removes an agent's state, or remove what is there",
-        ) from error  # fmt: skip
+        for mount in unit.mounts:
+            parts = mount.target[1:].split("/")
+            if mount.kind == "tmpfs" and len(parts) <= (2 if parts[0] in {"var", "run"} else 1):
+                _make_path(base, parts, 0o755)
+    finally:
+        os.close(base)
 
 
 def make_run_directory(run: str, units: str = UNITS) -> int:
@@ -140,6 +145,44 @@ def _account_directory(base: int, name: str, account: Account) -> int:
         os.close(found)
         raise StepError("state-replaced", "a project's state belongs to somebody else", where=f"{account.name}/{name}")
     return found
+
+
+def _make_below(base: int, name: str, text: str | None) -> None:
+    """Make a directory (no text) or a file with a text, unless there is one, and the directories above it."""
+    *above, last = name.split("/")
+    holder = _make_path(base, above, 0o700, keep=True)
+    try:
+        if text is None:
+            _make(last, holder, 0o700)
+            os.close(open_below(holder, last, _DIRECTORY))
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            made = os.open(last, flags, 0o600, dir_fd=holder)
+        except FileExistsError:
+            if not stat.S_ISREG(os.stat(last, dir_fd=holder, follow_symlinks=False).st_mode):
+                raise
+            return
+        with os.fdopen(made, "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(holder)
+
+
+def _make_path(base: int, parts: list[str], mode: int, *, keep: bool = False) -> int:
+    """Make directories one below the other; with `keep` return the last one's descriptor."""
+    holder = open_below(base, "", _DIRECTORY)
+    for part in parts:
+        try:
+            _make(part, holder, mode)
+            below = open_below(holder, part, _DIRECTORY)
+        finally:
+            os.close(holder)
+        holder = below
+    if keep:
+        return holder
+    os.close(holder)
+    return -1
 
 
 def _make(name: str, base: int, mode: int) -> bool:

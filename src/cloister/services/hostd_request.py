@@ -12,6 +12,7 @@ import grp
 import os
 import pwd
 import socket
+import sys
 from typing import NamedTuple
 
 import msgspec
@@ -29,7 +30,11 @@ from cloister.plan.steps import Plan
 from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
 
 PLAN_S = 60.0
-SHIM = os.path.join(os.path.dirname(os.path.abspath(cloister.__file__)), "host", "shim", "cloister-shim")
+SHIMS = (
+    os.path.join(os.path.dirname(os.path.abspath(cloister.__file__)), "host", "shim", "cloister-shim"),
+    os.path.join(sys.prefix, "bin", "cloister"),
+)
+"""Where our helper lies on the host: one program, by two names."""
 _PLANS = msgspec.json.Decoder(Plan)
 
 
@@ -197,7 +202,7 @@ class _PassedError(Exception):
 def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
-    unit = check_plan(plan, Bounds(account, place.path, (SHIM,), uid_filtered))
+    unit = check_plan(plan, Bounds(account, place.path, SHIMS, uid_filtered))
     _check_groups(unit, asked)
     lock = unit_records.Lock(plan.run)
     done = False
@@ -260,7 +265,9 @@ def _open_sources(unit: UnitLaunch, run: str, asked: _Asked, stack: contextlib.E
     carry = kept(os.open(unit_state.CARRY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=own))
     if asked.request.carry >= 0:
         unit_carry.unpack(asked.request.carry, carry)
-    state = kept(unit_state.open_project(asked.account, unit.project, unit.state))
+    state = kept(unit_state.open_project(asked.account, unit.project))
+    unit_state.fill_project(state, unit, asked.account)
+    unit_state.make_tops(unit)
     box = kept(unit_state.open_box(run, pwd.getpwnam(PROXY_USER).pw_uid))
     return unit_mounts.Sources(asked.place.workspace, state, box, carry, own)
 
