@@ -30,7 +30,7 @@ _YES = "yes|true|1"
 _NUMBER = "[0-9]{1,18}[KMGT]?|infinity"
 _SECONDS = r"[0-9.]{1,18}(us|ms|s|min|h|d)?|infinity"
 _FAMILIES = "(none|AF_(UNIX|INET|INET6|NETLINK)( AF_(UNIX|INET|INET6|NETLINK))*)"
-_CALLS = r"~?[@a-z0-9_:A-Z]+( [@a-z0-9_:A-Z]+)*"
+_CALLS = r"~?[@a-z0-9_:A-Z-]+( [@a-z0-9_:A-Z-]+)*"
 _ALLOWED: dict[str, str] = {
     **dict.fromkeys(
         (
