@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 from cloister.errors import UnsupportedError
-from cloister.isolation import inner, unit
+from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
-from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan
+from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan, WriteBytes
 from cloister.plan.unit import UNIT_PREFIX, Account, UnitLaunch, UnitMount
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
@@ -37,6 +37,7 @@ from cloister.runs.unenforced import refuse_unenforced_unit
 
 CONTROL_FD = 0
 """The shim's channel is the unit's standard input."""
+_FILTER = "seccomp.bpf"
 _GRACE_S = 30
 """The broker ends a run after its time with exit code 124; the service manager is there for when it does not."""
 _OWN_TMPFS = ("/home", "/tmp", "/var/tmp")  # noqa: S108  # the unit's own
@@ -59,6 +60,8 @@ class UnitFacts(Start, frozen=True, kw_only=True):
     """The uid of who started the run: for identity tokens."""
     systemd: int
     """Major version of the host's service manager."""
+    machine: str
+    """As `uname -m` has it: which system calls there are."""
     project_id: str
     """16 hexadecimal digits."""
     carried: tuple[tuple[str, Kind], ...] = ()
@@ -139,6 +142,11 @@ def _preparations(facts: UnitFacts, files: Files, launch: Launch, identity: Iden
         yield MakeDirectory(path=f"{box}/bin", mode=0o755)
         for name, path in facts.program_names:
             yield MakeLink(path=f"{box}/bin/{name}", target=path)
+    words = launch.seccomp.split(",")
+    filtered = seccomp.assemble(
+        facts.machine, nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+    )
+    yield WriteBytes(path=f"{box}/{_FILTER}", data=filtered, mode=0o644)
     yield from box_steps(facts, files, launch, shared=True)
 
 
@@ -189,6 +197,7 @@ def _inner(agent: Agent, facts: UnitFacts, mounts: tuple[UnitMount, ...]) -> inn
     return inner.Inner(
         control=CONTROL_FD,
         unit=True,
+        seccomp=f"{inner.BOX}/{_FILTER}",
         models=bool(facts.protocols),
         nested=is_nested(agent),
         landlock=agent.hardening.landlock,
