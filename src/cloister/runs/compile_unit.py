@@ -40,7 +40,7 @@ CONTROL_FD = 0
 _FILTER = "seccomp.bpf"
 _GRACE_S = 30
 """The broker ends a run after its time with exit code 124; the service manager is there for when it does not."""
-_OWN_TMPFS = ("/home", "/tmp", "/var/tmp")  # noqa: S108  # the unit's own
+_OWN_TMPFS = ("/home", "/run", "/tmp", "/var/tmp")  # noqa: S108  # the unit's own
 _IN_PLACE = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")
 _REACHED = ("file:", "systemd:", "command:")
 """Secrets that the system's broker can read. The others are a person's, whose session it has nothing to do with."""
@@ -166,6 +166,7 @@ def _unit(agent: Agent, preset: Preset, facts: UnitFacts, files: Files, mounts: 
         nested=is_nested(agent),
         netlink=agent.hardening.netlink,
         write_execute=_write_execute(agent, preset),
+        tmpfs_bytes=_disk(agent),
         groups=(group,) if ownership == "group" else (),
         limits=unit.UnitLimits(
             memory_bytes=parse_size(limits.memory_max) if limits.memory_max else None,
@@ -209,8 +210,10 @@ def _inner(agent: Agent, facts: UnitFacts, mounts: tuple[UnitMount, ...]) -> inn
 
 def _mounts(agent: Agent, preset: Preset, facts: UnitFacts, files: Files) -> Iterator[UnitMount]:
     """Yield the mounts, parents first: file systems of our own, what is ours, the workspace, what is hidden."""
-    size = parse_size(agent.limits.disk_max) if agent.limits.disk_max else None
+    size = _disk(agent)
     shown = [path for path in (*facts.program_binds, *facts.extra_system, *facts.read) if not _in_place(path)]
+    yield UnitMount(kind="mask-directory", target="/sys")  # hardware and control groups: names of all units
+    yield UnitMount(kind="tmpfs", target="/run")  # systemd 252 leaves one that all may write, without a bound
     for top in _tops([facts.layout.root, *shown]):
         yield UnitMount(kind="tmpfs", target=top)
     for place in ("/tmp", "/var/tmp", facts.home):  # noqa: S108  # the unit's own
@@ -235,14 +238,14 @@ def _tops(places: list[str]) -> tuple[str, ...]:
     """Return where file systems of our own must be, so that these places can be mount points.
 
     The skeleton has nothing but the directories that every unit needs; what lies elsewhere gets the first directory
-    of its path, and below `/var` and `/run` the second.
+    of its path, and below `/var` the second. `/run` is one already.
     """
     tops = ["/home"]
     for place in places:
         if any(f"{place}/".startswith(f"{own}/") for own in _OWN_TMPFS):
             continue
         parts = place.split("/")
-        tops.append("/".join(parts[: 3 if parts[1] in {"var", "run"} else 2]))
+        tops.append("/".join(parts[: 3 if parts[1] == "var" else 2]))
     return tuple(dict.fromkeys(tops))
 
 
@@ -276,6 +279,10 @@ def _below(path: str, root: str) -> str | None:
     if path == root:
         return ""
     return path[len(root) + 1 :] if path.startswith(f"{root}/") else None
+
+
+def _disk(agent: Agent) -> int | None:
+    return parse_size(agent.limits.disk_max) if agent.limits.disk_max else None
 
 
 def _write_execute(agent: Agent, preset: Preset) -> bool:
