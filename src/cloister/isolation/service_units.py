@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from cloister.isolation.namespace import BIN, BOX, EGRESS_SOCKET, MODEL_PORT, PROXY_PORT
+from cloister.isolation.inner import BOX, EGRESS_SOCKET, MODEL_PORT, PROXY_PORT
+from cloister.isolation.namespace import BIN
 from cloister.plan.unit import RUNTIME, SERVICE_PREFIX, STATE
 
 SERVICES = f"{STATE}/services"
@@ -28,10 +29,12 @@ PUBLISH = "/run/cloister/publish"
 """Where the shim makes the gateway's port a Unix socket, in the sandbox."""
 SOCKET_PROXY = "/usr/lib/systemd/systemd-socket-proxyd"
 PROXYD = "cloister-proxyd.service"
+MOUNT_POINTS = "mount-points.conf"
+"""In `Owned.tree`: what `tmpfiles_text` returns."""
 CARRIED_ETC = (
     "alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies", "fonts", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "localtime", "locale.alias", "mime.types", "os-release", "pki", "protocols", "services",
-    "ssl", "terminfo", "timezone",
+    "ld.so.conf", "ld.so.conf.d", "localtime", "locale.alias", "mime.types", "os-release", "pki", "protocols",
+    "services", "ssl", "terminfo", "timezone",
 )  # fmt: skip
 """Of the host's /etc, where it exists. Keys in /etc/ssl/private are root's, and hidden besides."""
 _REPLACED = frozenset({
@@ -202,7 +205,7 @@ def _mounts(unit: ServiceUnit) -> Iterator[str]:
 def _commands(unit: ServiceUnit) -> Iterator[str]:
     at = unit.places
     # As root and outside of the sandbox: mount points that the gateway cannot move, before anything is mounted.
-    yield f"ExecStartPre=+{unit.systemd_tmpfiles} --create {at.tree}/tmpfiles.conf"
+    yield f"ExecStartPre=+{unit.systemd_tmpfiles} --create {at.tree}/{MOUNT_POINTS}"
     for name in unit.checked:
         yield f"ExecStartPre=/usr/bin/test -s %d/{name}"
     shim = [SHIM, "service", "--egress", EGRESS_SOCKET]
@@ -291,7 +294,7 @@ RELAY_HARDENING = (
 
 
 def tmpfiles_text(unit: ServiceUnit) -> str:
-    """Return what must be there before the gateway's sandbox is mounted, for systemd-tmpfiles(8), which follows no links.
+    """Return what must be there before the sandbox is mounted, for systemd-tmpfiles(8), which follows no links.
 
     Documents and skills are mounted over files and a directory of root's in a sticky directory: the gateway can
     neither remove nor rename those.
