@@ -238,7 +238,7 @@ def _user_problems(policy: Policy, facts: SystemFacts) -> list[Problem]:
     for name in policy.users:
         where = f".users.{name}"
         if name not in facts.users:
-            close = get_close_matches(name, facts.users, n=1)
+            close = get_close_matches(name, [entry for entry, _ in facts.entries], n=1)
             remedy = f"did you mean {close[0]}?" if close else f"useradd {name}, or delete the table"
             problems.append(Problem(f"there is no user {name} on this host", where, remedy))
         elif name.startswith(ACCOUNT_PREFIX) or name == PROXY_USER:
