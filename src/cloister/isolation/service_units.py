@@ -186,6 +186,7 @@ def service_text(unit: ServiceUnit) -> str:
 
 
 def _life(unit: ServiceUnit) -> Iterator[str]:
+    yield "IPAddressAllow=localhost"  # its own, in its own network namespace: proxy and port
     yield f"Restart={unit.restart}"
     yield "RestartSec=5"
     yield "TimeoutStopSec=330"
