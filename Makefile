@@ -16,7 +16,7 @@ test: setup ## All tests but the slow ones, as an ordinary user, against the bui
 	@tools/test -m 'not slow' --durations=15 $(ARGS)
 
 test-quick: setup ## The same without the real agents from npm
-	@CLOISTER_TESTS=quick tools/test -m 'not slow and not agents' $(ARGS)
+	@CLOISTER_TESTS=quick tools/test -m 'not slow and not agents and not systemd' $(ARGS)
 
 test-all: setup ## All tests, the slow ones too, some of them in a virtual machine
 	@tools/packages vm

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -44,4 +45,6 @@ class ShimHook(BuildHookInterface):
         subprocess.run([compiler, *FLAGS, "-o", str(partial), *sources], check=True)
         partial.replace(target)
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        # Not for one Python: the helper is static, and nothing links against an interpreter. One wheel serves all.
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"

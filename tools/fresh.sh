@@ -36,7 +36,8 @@ in_fresh() {
         HOME="$fresh/home" USER=cloister-test LOGNAME=cloister-test SHELL=/bin/bash LANG=C.UTF-8 TERM="${TERM:-dumb}" \
         XDG_RUNTIME_DIR="$fresh/run" TMPDIR="$fresh/tmp" PATH="$fresh/venv/bin:$environment/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
         CI="${CI:-}" CLOISTER_TEST_AGENTS="${agents:-}" CLOISTER_TEST_PASS="${CLOISTER_TEST_PASS:-}" \
-        CLOISTER_TEST_VM="${vm:-}" CLOISTER_SOAK_S="${CLOISTER_SOAK_S:-}" CLOISTER_TEST_WHEEL="$fresh/wheel" \
+        CLOISTER_TEST_VM="${vm:-}" CLOISTER_TEST_SYSTEMD="${systemd:-}" CLOISTER_TEST_WHEEL="$fresh/wheel" \
+        CLOISTER_SOAK_S="${CLOISTER_SOAK_S:-}" \
         HYPOTHESIS_PROFILE="${HYPOTHESIS_PROFILE:-steady}" PYTHONDONTWRITEBYTECODE=1 \
         env -C "$source_dir" "$@"
 }

@@ -103,10 +103,10 @@ def ruleset(
     embedding = lifted_embedding(guard)
     if embedding:
         raise ValueError(f"{embedding[0]} embeds IPv4 addresses and cannot be lifted here")
-    denied = "".join(f"\t\t{line}\n" for line in _denied(deny))
+    lines = "".join(f"\t\t{line}\n" for line in denied(deny))
     sets = "".join(_set(f"refused{number}", version, guard) for number, version in ((4, 4), (6, 6)))
     family = "ip" if resolver.version == 4 else "ip6"  # noqa: PLR2004  # the version of IP
-    chains = _CHAINS.format(denied=denied, family=family, resolver=resolver, source4=sources[0], source6=sources[1])
+    chains = _CHAINS.format(denied=lines, family=family, resolver=resolver, source4=sources[0], source6=sources[1])
     return _HEAD.format(table=TABLE) + sets + chains
 
 
@@ -159,17 +159,18 @@ def _rule_counts(items: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
                 yield rule["comment"], part["counter"]["packets"]
 
 
-def _denied(deny: Iterable[tuple[Network, Rule]]) -> Iterator[str]:
+def denied(deny: Iterable[tuple[Network, Rule]]) -> Iterator[str]:
+    """Yield one statement for each rule about addresses; it goes to the chain `refuse`."""
     for network, rule in deny:
         family = "ip" if network.version == 4 else "ip6"  # noqa: PLR2004  # the version of IP
         port = "" if rule.port is None else f" meta l4proto {{ tcp, udp }} th dport {rule.port}"
-        yield f"{family} daddr {network}{port} counter goto refuse comment {_quoted('deny ' + rule.text)}"
+        yield f"{family} daddr {network}{port} counter goto refuse comment {quoted('deny ' + rule.text)}"
 
 
 def _set(name: str, version: int, guard: Guard) -> str:
     """Return one interval set, every element with its own counter."""
     elements = [
-        f"\t\t\t{_shown(first, last, version)} counter comment {_quoted(why)}"
+        f"\t\t\t{shown_range(first, last, version)} counter comment {quoted(why)}"
         for first, last, why in refused_ranges(guard, version)
     ]
     kind = "ipv4_addr" if version == 4 else "ipv6_addr"  # noqa: PLR2004  # the version of IP
@@ -231,7 +232,7 @@ def _without(network: Network, lifted: tuple[Network, ...]) -> Iterator[tuple[in
         yield at, end
 
 
-def _shown(first: int, last: int, version: int) -> str:
+def shown_range(first: int, last: int, version: int) -> str:
     """Write a range as a prefix where it is one."""
     if version == 4:  # noqa: PLR2004  # the version of IP
         low, high = IPv4Address(first), IPv4Address(last)
@@ -242,7 +243,7 @@ def _shown(first: int, last: int, version: int) -> str:
     return prefixes[0] if len(prefixes) == 1 else f"{low6}-{high6}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Quote a comment: nft has no escapes, so what could end the string is replaced."""
     safe = "".join(char if " " <= char <= "~" and char not in '"\\' else "?" for char in text)
     return f'"{safe[:MAX_COMMENT]}"'

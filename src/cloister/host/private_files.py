@@ -15,8 +15,11 @@ from collections.abc import Iterator
 _MAX_BYTES = 1 << 20
 
 
-def read(path: str) -> bytes | None:
-    """Return the content; None when there is no such file, or others than this user could have read or written it."""
+def read(path: str, limit: int = _MAX_BYTES) -> bytes | None:
+    """Return the content, `limit` bytes at most; None when others than this user could have read or written the file.
+
+    None as well when there is no such file.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -24,7 +27,7 @@ def read(path: str) -> bytes | None:
     with os.fdopen(descriptor, "rb", closefd=True) as file:
         info = os.fstat(file.fileno())
         safe = stat.S_ISREG(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077
-        return file.read(_MAX_BYTES) if safe else None
+        return file.read(limit) if safe else None
 
 
 def replace(path: str, data: bytes) -> None:

@@ -19,6 +19,7 @@ import msgspec
 from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
 from cloister.egress.rules import Ruleset
+from cloister.host import unit_cgroup
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.limits import reached
 from cloister.host.mount_check import check_mounts
@@ -269,7 +270,9 @@ class ActiveRun:
 
     def count_limits(self) -> None:
         """Keep which limits were reached, while their cgroup is there to say so: systemd removes an empty one."""
-        if self.cgroup:
+        if unit := self.plan.launch.unit:
+            self.limits_reached = unit_cgroup.limits_reached(unit.unit) or self.limits_reached
+        elif self.cgroup:
             self.limits_reached = reached(self.cgroup) or self.limits_reached
 
     def mounts_wrong(self) -> list[str]:

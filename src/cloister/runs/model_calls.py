@@ -1,8 +1,8 @@
 """Model calls of a user's runs: from the policy's words to callers, upstreams and budgets that live in the broker.
 
-One `ModelCalls` per process. It opens the books with the first run that needs them, keeps one account per agent and user,
-so that all runs of an agent share its budgets, and one supply per provider, so that they share connections. A reload
-gives living runs new limits; what was used stays used.
+One `ModelCalls` per process. It opens the books with the first run that needs them, keeps one account per agent and
+user, so that all runs of an agent share its budgets, and one supply per provider, so that they share connections. A
+reload gives living runs new limits; what was used stays used.
 """
 
 from __future__ import annotations

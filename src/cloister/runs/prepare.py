@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -36,6 +36,7 @@ from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
 from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
+from cloister.runs.compile_parts import Start
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.model_plan import planned_models
@@ -50,6 +51,7 @@ from cloister.runs.workspaces import Workspaces, expand, project_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
 
+F = TypeVar("F", bound=Start)
 TOKEN_VARIABLE = "CLOISTER_MODEL_KEY"  # noqa: S105 - a name, not a key
 """Holds the placeholder in every run that has models, whatever the product calls its own."""
 
@@ -164,7 +166,7 @@ class Kitchen:
         signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
-        facts = _with_model_words(facts, agent, resolved)
+        facts = with_model_words(facts, agent, resolved)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
             from cloister.runs.credentials_places import refuse_visible
@@ -177,7 +179,7 @@ class Kitchen:
         carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
         keys = resolved.preset.key_environment
         values |= launch.environment
-        placeholders = _placeholders(facts.protocols, resolved.preset, agent)
+        placeholders = new_placeholders(facts.protocols, resolved.preset, agent)
         values |= placeholders
         return Prepared(
             plan, agent, ruleset, guard, values, carried, keys, self.host(), layout,
@@ -241,8 +243,8 @@ class Kitchen:
             trust_roots=system_bundle() if agent.credentials else "",
             own_command=not request.replaced,
             pty=request.pty,
-            protocols=_protocols(agent, resolved.policy),
-            models=_models(agent.llm),
+            protocols=protocols_of(agent, resolved.policy),
+            models=model_names(agent.llm),
             internet=direct,
         )
 
@@ -313,13 +315,13 @@ class Kitchen:
             return True
 
 
-def _protocols(agent: Agent, policy: Policy) -> tuple[str, ...]:
+def protocols_of(agent: Agent, policy: Policy) -> tuple[str, ...]:
     """Return the protocols of an agent's providers; whoever serves Responses serves the rest of OpenAI as well."""
     named = [policy.providers[name].protocol for name in agent.llm.providers if name in policy.providers]
     return tuple(dict.fromkeys([*named, *(["openai"] if "openai-responses" in named else [])]))
 
 
-def _models(llm: Llm) -> tuple[str, ...]:
+def model_names(llm: Llm) -> tuple[str, ...]:
     """Return the models that a policy names exactly, for products that have to be told."""
     if not llm.providers:
         return ()
@@ -328,14 +330,14 @@ def _models(llm: Llm) -> tuple[str, ...]:
     return Access(llm).names()
 
 
-def _with_model_words(facts: Facts, agent: Agent, resolved: ResolvedAgent) -> Facts:
+def with_model_words(facts: F, agent: Agent, resolved: ResolvedAgent) -> F:
     """Add what the plan says of models."""
     variables = _key_variables(facts.protocols, resolved.preset, agent)
     words = planned_models(agent.llm, resolved.policy.providers, variables)
     return msgspec.structs.replace(facts, model_words=words)
 
 
-def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
+def new_placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
     """Return the key variables of a run that has models. What the policy itself sets there is the owner's word."""
     if not protocols:
         return {}

@@ -52,7 +52,7 @@ class Supervisor(Supervision):
         self._filters: dict[str, bytes] = {}
 
     @property
-    def busy(self) -> bool:
+    def busy(self) -> bool:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """Whether any run is alive."""
         return bool(self._runs) or self._units.busy
 
@@ -146,7 +146,7 @@ class Supervisor(Supervision):
 
     # --- further commands, control ------------------------------------------------------------
 
-    def execute(  # noqa: PLR0913  # a request's parts, as they came
+    def execute(  # type: ignore[explicit-override]  # noqa: PLR0913  # a request's parts, as they came
         self, fields: dict[str, str], words: list[bytes], environment: list[bytes], link: Any,
         descriptors: tuple[int, ...], on_close: Callable[[Any], None],
     ) -> None:  # fmt: skip
@@ -162,10 +162,10 @@ class Supervisor(Supervision):
             return
         super().execute({**fields, "run": name}, words, environment, link, descriptors, on_close)
 
-    def _names(self) -> Iterable[str]:
+    def _names(self) -> Iterable[str]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         return (*self._runs, *self._units.names())
 
-    def _stop(self, name: str, grace_s: float) -> None:
+    def _stop(self, name: str, grace_s: float) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         if unit := self._units.find(name):
             unit.stop(grace_s)
         else:
@@ -187,7 +187,7 @@ class Supervisor(Supervision):
         elif unit := self._units.find(name):
             unit.protection_touched()
 
-    async def _leave(self, run: ActiveRun, outcome: Outcome) -> Outcome:
+    async def _leave(self, run: ActiveRun, outcome: Outcome) -> Outcome:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         self._protections.remove(run.plan.run)
         if run.network:
             run.network.close()
@@ -196,19 +196,19 @@ class Supervisor(Supervision):
             await self._loop.run_in_executor(None, end_stranded, run.plan.run, run.plan.launch.argv, outer)
         return outcome
 
-    async def _look_after(self, run: ActiveRun) -> tuple[str, ...]:
+    async def _look_after(self, run: ActiveRun) -> tuple[str, ...]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         if run.record.mode == "overlay" or run.layout is None:
             return ()  # overlays are reviewed anyway
         return await self._loop.run_in_executor(None, look_after, run.layout, run.record.started)
 
-    def _undo_left(self, plan: Plan) -> None:
+    def _undo_left(self, plan: Plan) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         if plan.launch.unit:
             self._units.wait_and_undo(plan)
             return
         end_stranded(plan.run, plan.launch.argv)
         super()._undo_left(plan)
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """End every run, politely for two seconds; what is asked for a login comes to its end."""
         self._units.stop_all()
         await super().close()

@@ -38,7 +38,7 @@ _LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class UnitRuns:
     """The runs of one user that are units of the system."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # made in one place
         self, loop: asyncio.AbstractEventLoop, kitchen: Kitchen, connect: Connect, protections: Protections,
         on_ended: Callable[[], None], hostd: str = HOSTD_SOCKET,
     ) -> None:  # fmt: skip
@@ -111,11 +111,9 @@ class UnitRuns:
             opened.append(os.open(looked.layout.root, _LOOK))
             opened.append(os.open(os.path.realpath(request.directory), _LOOK))
             run.lease = self._connect(lease, run.on_frame, run.on_close)
-            fields = _fields(request, run.plan.run)
+            fields = [os.fsencode(f"{key}={value}") for key, value in _fields(request, run.plan.run).items()]
             descriptors = (outer.lend(), *stdio[:3], *opened)
-            run.lease.send(
-                "L", encode_list([os.fsencode(f"{key}={value}") for key, value in fields.items()]), descriptors
-            )
+            run.lease.send("L", encode_list(fields), descriptors)
             run.lease.send("U", part)
             run.lease.send("V", encode_list([os.fsencode(word) for word in request.words]))
             run.lease.send("N", encode_list(mapping(carried_environment(looked, request))))

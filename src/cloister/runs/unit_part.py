@@ -60,7 +60,7 @@ def part_of(looked: Looked, request: RunRequest, policies: PolicyFiles, git: tup
 
 
 def first_plan(run: str, request: RunRequest, looked: Looked, digest: str) -> Plan:
-    """Return what is undone from if this broker is killed: the user's own steps, before the system's broker has answered."""
+    """Return what is undone from if this broker is killed: the user's own steps, before the system's has answered."""
     agent, layout = looked.agent, looked.layout
     command = request.words if request.replaced else (*agent.command, *request.words)
     unit = UnitLaunch(unit=unit_of(run), account="", uid=0, properties=(), mounts=())

@@ -22,7 +22,7 @@ import msgspec
 from cloister.errors import RetryError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host.frames import Frame, FrameError, encode_list
-from cloister.host.unit_alive import is_alive
+from cloister.host.unit_cgroup import is_alive
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.runs.active import Starter
@@ -104,7 +104,8 @@ class UnitRun:
     def _refused(self, payload: bytes) -> None:
         """Nothing was started: the caller gets the words as they came."""
         if self._status == "asked":
-            self._say(payload[:1] or b"\x7d", payload[1:])
+            code = payload[:1] if payload[:1] in (b"\x7e", b"\x7f") else b"\x7d"  # 126 and 127 tell of the command
+            self._say(code, payload[1:].rstrip(b"\n") + b"\n")
             self.withdraw()
 
     def withdraw(self) -> None:
@@ -191,7 +192,7 @@ class UnitRun:
         """No receipt will come: wait until nothing of the unit lives, then undo."""
         text = f"cloister: {_LOST} [unit-broker-gone]\n  try: again; sudo journalctl -u cloister-proxyd\n"
         self._say(b"\x7d", text.encode())
-        warnings = (_LOST,)
+        warnings: tuple[str, ...] = (_LOST,)
         if await gone(self.plan.run):
             host_apply.undo(self.plan, self._state)
         else:

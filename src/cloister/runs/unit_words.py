@@ -23,7 +23,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One of them."""
 
     run: Plan | None = None
-    """The unit is there; from now on the caller's connection is the system broker's. What was decided, without secrets."""
+    """The unit is there, and this is what was decided; from now on the system's broker talks with the caller."""
     running: bool = False
     """The agent has control."""
     event: dict[str, Any] | None = None

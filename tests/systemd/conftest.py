@@ -1,0 +1,66 @@
+"""Fixtures of the tests in a real systemd: a `machine` for each suite, and `fresh_machine` for what breaks one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import machines
+from support.machines import Machine
+
+Layers = Callable[[str], list[Path]]
+MakeMachine = Callable[..., Machine]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of this folder need root, and boot machines."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.root)
+            item.add_marker(pytest.mark.systemd)
+
+
+@pytest.fixture(scope="session")
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Layers:
+    """Return the file systems of a suite, the wheel installed; made when first asked for."""
+    wheel = cache(lambda: machines.wheel(tmp_path_factory.mktemp("built")))
+
+    @cache
+    def of(suite: str) -> list[Path]:
+        base = machines.image(suite) / "root"
+        return [machines.install(base, wheel(), tmp_path_factory.mktemp(f"layer-{suite}")), base]
+
+    return of
+
+
+@pytest.fixture(scope="session", params=machines.SUITES)
+def suite(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for it, or for a machine, runs on Debian 12 and 13."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def machine(suite: str, layers: Layers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine that all tests share: use unit names, accounts and folders of your own, and clean up."""
+    with Machine(suite, layers(suite), tmp_path_factory.mktemp(f"machine-{suite}")) as machine:
+        yield machine
+
+
+@pytest.fixture
+def fresh_machine(
+    suite: str, layers: Layers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Machine]]:
+    """Return a function that boots a machine of the test's own, for tests that reboot or break it."""
+    made: list[Machine] = []
+
+    def make(**options: Any) -> Machine:
+        made.append(Machine(suite, layers(suite), tmp_path_factory.mktemp(f"fresh-{suite}"), **options))
+        return made[-1]
+
+    yield make
+    for machine in made:
+        machine.close()
