@@ -19,7 +19,7 @@ import msgspec
 
 import cloister
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
-from cloister.host import unit_carry, unit_mounts, unit_records, unit_start, unit_state
+from cloister.host import unit_carry, unit_etc, unit_mounts, unit_records, unit_start, unit_state
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
@@ -230,6 +230,7 @@ def _stand_up(
 ) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
+        unit_etc.make_etc(unit, asked.account)
         sources = _open_sources(unit, record.run, asked, stack)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
