@@ -251,6 +251,7 @@ def test_processes_of_others_are_not_seen(units: Units) -> None:
     """Another user's is invisible, and so is the host's PID 1; from 257 on PID 1 is the unit's own first process."""
     other = units.machine.popen(["sleep", "60"], user="alice")
     try:
+        units.machine.wait_for("pgrep -u alice -x sleep")
         number = units.machine.run(["pgrep", "-u", "alice", "-x", "sleep"]).stdout.split()[0]
 
         assert units.attempt([("User", ACCOUNT)], "process", number) == "allowed"
