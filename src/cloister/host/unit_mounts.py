@@ -252,9 +252,11 @@ def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
 def _child(namespace: int, say: int, prepared: list[_Prepared], account: Account) -> None:
     failure = _Failure()
     try:
+        run_of_host = os.stat("/run").st_dev
         enter_mount_namespace(namespace)
         os.umask(0o022)
         root = os.open("/", PATH_ONLY | os.O_DIRECTORY)
+        _furnish_run(root, run_of_host, prepared, account)
         own: dict[int, bool] = {}
         for made in prepared:
             failure.target = made.mount.target
@@ -268,6 +270,22 @@ def _child(namespace: int, say: int, prepared: list[_Prepared], account: Account
         with contextlib.suppress(OSError):
             os.write(say, msgspec.json.encode(failure))
         os._exit(1)
+
+
+def _furnish_run(root: int, run_of_host: int, prepared: list[_Prepared], account: Account) -> None:
+    """Make the places of mounts below `/run`, where systemd gave the unit an empty one, which it sees read-only."""
+    wanted = [made for made in prepared if made.mount.target.startswith("/run/")]
+    run = open_below(root, "run", _WALK_DIRECTORY)
+    if not wanted or os.fstat(run).st_dev == run_of_host:
+        return
+    clone = clone_mount(run)
+    set_mount(clone, NOSUID | NODEV, writable=True)
+    for made in wanted:
+        *above, last = made.mount.target.split("/")[2:]
+        holder = open_below(clone, "", _WALK_DIRECTORY)
+        for part in above:
+            holder = _step(holder, part, False, {mount_id(clone): False}, account)
+        os.close(_step(holder, last, not made.directory, {mount_id(clone): False}, account))
 
 
 def _put(root: int, made: _Prepared, own: dict[int, bool], account: Account) -> None:

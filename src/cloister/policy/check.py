@@ -28,9 +28,11 @@ from cloister.policy.model import (
     Project,
     Protocol,
     Provider,
+    User,
 )
 from cloister.policy.scanner import Path
 from cloister.policy.service_check import check_services
+from cloister.policy.settings_check import mistakes_of
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.policy.variables import KEY_VARIABLES, collisions
 
@@ -124,7 +126,8 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
             check.value((key, path), values.check_plain_value, content)
     _check_endpoints(check, preset)
     check.optional(("unix_socket",), values.check_variable, preset.unix_socket)
-    check.optional(("note_file",), values.check_inner_path, preset.note_file)
+    for key in ("note_file", "settings", "environment_file"):
+        check.optional((key,), values.check_inner_path, getattr(preset, key))
     if preset.note and not any("{note}" in argument for argument in preset.note):
         check.add(("note",), "no argument holds {note}")
     _check_environment(check, (), preset.environment)
@@ -155,6 +158,9 @@ def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
         check.value((*at, "command", index), values.check_plain_value, argument)
     _check_environment(check, at, agent.environment)
     check.each((*at, "pass_environment"), values.check_variable, agent.pass_environment)
+    check.each((*at, "environment_files"), values.check_file_path, agent.environment_files)
+    for path, why in mistakes_of(agent.settings, (*at, "settings")):
+        check.add(path, why, "keep it out of the policy, or use credentials")
     check.each((*at, "carry"), values.check_home_path, agent.carry)
     check.each((*at, "workspace", "roots"), values.check_host_path, agent.workspace.roots)
     check.each((*at, "workspace", "protect"), values.check_inner_path, agent.workspace.protect)
@@ -326,7 +332,17 @@ def _check_users(check: _Check, policy: Policy) -> None:
             check.add(at, "the user has no directory to start an agent in", 'roots = ["~/src"]')
         check.known((*at, "agents"), user.agents, policy.agents, "agent")
         check.each((*at, "roots"), values.check_host_path, user.roots)
-        check.optional((*at, "config"), values.check_home_path, user.config)
+        _check_config(check, (*at, "config"), user)
+
+
+def _check_config(check: _Check, at: Path, user: User) -> None:
+    if isinstance(user.config, str):
+        check.optional(at, values.check_home_path, user.config)
+        return
+    for agent, directory in user.config.items():
+        check.value((*at, agent), values.check_home_path, directory)
+        if agent not in user.agents:
+            check.add((*at, agent), "the user may not start this agent", _one_of(sorted(user.agents), "agent"))
 
 
 def _one_of(known: list[str], what: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cloister.policy import login, model, services
+from cloister.policy import login, model, model_llm, services
 
 
 class KeyText(NamedTuple):
@@ -101,7 +101,9 @@ def tables() -> tuple[TableText, ...]:
 def docstrings() -> Mapping[str, Mapping[str, str]]:
     """Return the docstring of every attribute of the model, by class and name, each on one line."""
     found: dict[str, dict[str, str]] = {}
-    for node in (node for source in (services, login, model) for node in ast.parse(inspect.getsource(source)).body):
+    for node in (
+        node for source in (services, login, model_llm, model) for node in ast.parse(inspect.getsource(source)).body
+    ):
         if not isinstance(node, ast.ClassDef):
             continue
         texts = found.setdefault(node.name, {})

@@ -196,6 +196,8 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "isolation": _stricter("namespace", "unit", "microvm"),
         "command": _fixed,
         "environment": _fixed,
+        "environment_files": _fewer,
+        "settings": _fixed,
         "pass_environment": _fewer,
         "carry": _fewer,
         "sandbox_note": _only(value=True),

@@ -45,7 +45,7 @@ def named_secrets(settings: Instance) -> dict[str, str]:
 
 
 def served_providers(agent: Agent, providers: Mapping[str, Provider]) -> dict[str, Provider]:
-    """Return those providers whose traffic can be told apart inside: the first of each protocol, as `llm` orders them."""
+    """Return those providers that calls go to: the first of each protocol, as `llm` orders them."""
     first: dict[str, str] = {}
     for name in agent.llm.providers:
         first.setdefault(providers[name].protocol, name)
