@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Network
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,7 +30,7 @@ from cloister.egress.rules import Rule
 from cloister.plan.firewall import TABLE
 from cloister.plan.unit import FIRST_UID, UID_COUNT
 
-_LOOPBACK = re.compile(r"127\.|::1/")
+_LOOPBACK = IPv4Network("127.0.0.0/8")
 _COUNTER = re.compile(r"(sent|refused)_([0-9]{1,10})")
 _HEAD = f"""\
 table inet {TABLE} {{}}
@@ -211,7 +212,7 @@ def _joined(ranges: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, int]]
 def _opened(guard: Guard) -> Iterator[Network]:
     """Yield the exceptions that may lead to the host itself: loopback, and single addresses, as the guard has it."""
     for network in guard.exceptions:
-        if network.prefixlen == network.max_prefixlen or _LOOPBACK.match(str(network)):
+        if network.prefixlen == network.max_prefixlen or _LOOPBACK.overlaps(network):
             yield network
 
 

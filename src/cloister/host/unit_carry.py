@@ -1,100 +1,129 @@
-"""Unpacking what a user carries into a run: a tar in a sealed memory file, written below a directory of root's.
+"""Unpacking what a user's broker sends of the user's home: root writes, so root decides what a file may be.
 
-The tar comes from the user's own process, so nothing in it is believed: regular files and directories only, plain
-relative names, bounded in number and size. Everything is written by descriptor into a directory that nobody else
-can reach, owned by root, readable by all: the agent sees it read-only. What is carried is for others to say.
+The tar comes in a sealed memory file (memfd_create(2)), was read with the user's own rights, and holds plain files and
+directories (`host/tar_format.py`). Root makes them anew, by descriptor, in an empty directory of its own that only
+root can enter: there is no path that anybody else controls, no link to follow and nothing to overwrite. They stay
+root's, readable by all, and are mounted read-only.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-import tarfile
+from typing import Self
 
-from cloister.errors import UsageError
-from cloister.host.unit_syscalls import PATH_ONLY, open_below
+from cloister.errors import StepError
+from cloister.host.tar_format import Entry, TarError, entries
 
-LARGEST = 64 << 20
-"""Bytes of all files together, and of the archive."""
-MOST = 20_000
-_LONGEST_NAME = 1024
-_DEEPEST = 32
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20
 
 
-def unpack(archive: int, directory: int) -> int:
-    """Unpack the tar in the memory file `archive` below `directory`, which is empty; return the number of entries.
+def unpack(memory: int, directory: int) -> int:
+    """Make the files of a sealed tar below an empty directory of root's; return how many entries it had.
+
+    Args:
+        memory: the memory file; its offset is not used.
+        directory: a descriptor for reading, not `O_PATH`.
 
     Raises:
-        UsageError: it is no tar, has something else than plain files and directories, or is too large.
+        StepError: `carry-refused`: it is not sealed, not a tar of ours or beyond its bounds, names something twice or
+            without its parent, or the directory is not empty. What was made until then lies in the directory.
     """
-    if os.fstat(archive).st_size > LARGEST:
-        raise _refused("what is carried in is too large", str(os.fstat(archive).st_size))
-    count = size = 0
-    before = os.umask(0)
     try:
-        with os.fdopen(os.dup(archive), "rb") as file:
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
-                for entry in tar:
-                    count, size = count + 1, size + max(entry.size, 0)
-                    if count > MOST or size > LARGEST:
-                        raise _refused("what is carried in is too large", entry.name[:200])
-                    _write(tar, entry, directory)
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
-        raise _refused(f"what is carried in is no archive: {error}", "") from error
+        size = _checked_size(memory, directory)
+        count = 0
+        with _Place(directory) as place:
+            for entry, offset in entries(lambda at, length: os.pread(memory, length, at), size):
+                place.make(entry, memory, offset)
+                count += 1
+    except TarError as error:
+        raise _refused(str(error)) from error
     except OSError as error:
-        raise _refused(f"what is carried in cannot be unpacked: {error.strerror}", str(error.filename or "")) from error
-    finally:
-        os.umask(before)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise _refused(error.strerror or "the system refused it") from error
     return count
 
 
-def _write(tar: tarfile.TarFile, entry: tarfile.TarInfo, directory: int) -> None:
-    parts = entry.name.split("/")
-    plain = all(part not in {"", ".", ".."} for part in parts) and "\0" not in entry.name
-    if not plain or len(entry.name) > _LONGEST_NAME or len(parts) > _DEEPEST:
-        raise _refused("a carried file has a name that leads elsewhere", entry.name[:200])
-    if not (entry.isreg() or entry.isdir()) or entry.issparse():
-        raise _refused("only files and directories are carried in", entry.name[:200])
-    holder = _holder(directory, parts[:-1])
-    try:
-        if entry.isdir():
-            _make(holder, parts[-1])
+def _checked_size(memory: int, directory: int) -> int:
+    if fcntl.fcntl(memory, fcntl.F_GET_SEALS) & SEALS != SEALS:
+        raise TarError("it could still be changed")
+    if os.listdir(directory):
+        raise TarError("there is something in its place already")
+    return os.fstat(memory).st_size
+
+
+class _Place:
+    """The directory that is filled, and the one of its directories that was used last."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._made = {""}
+        self._open, self._open_name = os.dup(root), ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._open)
+
+    def make(self, entry: Entry, memory: int, offset: int) -> None:
+        above, _, name = entry.name.rpartition("/")
+        if above not in self._made:
+            raise TarError("an entry comes before its directory")
+        self._go_to(above)
+        if entry.kind == "directory":
+            os.mkdir(name, 0o755, dir_fd=self._open)
+            self._made.add(entry.name)
+            self._settle(name)
             return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        made = os.open(parts[-1], flags, 0o755 if entry.mode & 0o100 else 0o644, dir_fd=holder)
-        source = tar.extractfile(entry)
-        with os.fdopen(made, "wb") as target:
-            left = entry.size
-            while source is not None and left > 0:
-                part = source.read(min(_CHUNK, left))
-                if not part:
-                    raise _refused("what is carried in ends too early", entry.name[:200])
-                target.write(part)
-                left -= len(part)
-    finally:
-        os.close(holder)
-
-
-def _holder(directory: int, parts: list[str]) -> int:
-    """Open the directory an entry goes into, making what is missing."""
-    holder = open_below(directory, "", PATH_ONLY | os.O_DIRECTORY)
-    for part in parts:
+        made = os.open(name, _CREATE, 0o600, dir_fd=self._open)
         try:
-            _make(holder, part)
-            below = open_below(holder, part, PATH_ONLY | os.O_DIRECTORY)
+            _copy(memory, offset, entry.size, made)
+            os.fchmod(made, 0o755 if entry.executable else 0o644)
         finally:
-            os.close(holder)
-        holder = below
-    return holder
+            os.close(made)
+
+    def _go_to(self, above: str) -> None:
+        if above == self._open_name:
+            return
+        current = os.dup(self._root)
+        try:
+            for part in above.split("/") if above else []:
+                following = os.open(part, _DIRECTORY, dir_fd=current)
+                os.close(current)
+                current = following
+        except OSError:
+            os.close(current)
+            raise
+        os.close(self._open)
+        self._open, self._open_name = current, above
+
+    def _settle(self, name: str) -> None:
+        """Give a directory its mode, whatever the umask is."""
+        opened = os.open(name, _DIRECTORY, dir_fd=self._open)
+        try:
+            os.fchmod(opened, 0o755)
+        finally:
+            os.close(opened)
 
 
-def _make(holder: int, name: str) -> None:
-    try:
-        os.mkdir(name, 0o755, dir_fd=holder)
-    except FileExistsError:
-        os.close(open_below(holder, name, PATH_ONLY | os.O_DIRECTORY))
+def _copy(memory: int, offset: int, size: int, target: int) -> None:
+    while size > 0:
+        data = os.pread(memory, min(size, _CHUNK), offset)
+        if not data:
+            raise TarError("it is cut off")
+        written = os.write(target, data)
+        offset += written
+        size -= written
 
 
-def _refused(message: str, where: str) -> UsageError:
-    return UsageError("carried-refused", message, where=where)
+def _refused(why: str) -> StepError:
+    return StepError(
+        "carry-refused", f"what was to be carried in from the home is refused: {why}",
+        remedy="name less in `carry`, or look at what lies there",
+    )  # fmt: skip

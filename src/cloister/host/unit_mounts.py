@@ -34,7 +34,7 @@ from cloister.host.unit_syscalls import (
     open_below,
     set_mount,
 )
-from cloister.plan.unit import Account, UnitLaunch, UnitMount
+from cloister.plan.unit import SKELETON, Account, UnitLaunch, UnitMount
 
 _IDS = 1 << 31
 _WALK = PATH_ONLY | os.O_NOFOLLOW
@@ -93,6 +93,7 @@ def make_mounts(unit: UnitLaunch, pid: int, sources: Sources, owners: Owners) ->
             made = _prepare(mount, sources, owners, userns)
             if made is not None:
                 prepared.append(made)
+        _make_tops(unit)
         _inside(pid, prepared, owners.account)
         check(pid, [(made.mount, made.id) for made in prepared])
     finally:
@@ -215,6 +216,18 @@ def _tmpfs_options(mount: UnitMount, account: Account) -> dict[str, str]:
     if mount.size_bytes is not None:
         options["size"] = str(mount.size_bytes)
     return options
+
+
+def _make_tops(unit: UnitLaunch) -> None:
+    """Make the skeleton's directories for file systems of a unit's own; it is root's on all levels, and nothing else.
+
+    They stay, empty: the next unit needs the same ones.
+    """
+    for mount in unit.mounts:
+        if mount.kind == "tmpfs" and not mount.private:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(f"{SKELETON}{mount.target}", 0o755)
+                os.chmod(f"{SKELETON}{mount.target}", 0o755)  # noqa: S103  # an empty directory of root's
 
 
 def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:

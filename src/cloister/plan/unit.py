@@ -7,6 +7,7 @@ came with the request, what lies elsewhere by a base of ours. It holds no secret
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -43,6 +44,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     uid: int
     agent: str
     user: str = ""
+    service: str = ""
+    """`NAME`, or `NAME-INSTANCE`, of the service it is for."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,3 +117,11 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where the workspace is mounted: its own absolute path."""
     firewall: bool = False
     """The unit shares the host's network, and starts only where the packet filter of its uid is loaded."""
+
+
+def delivered_name(path: str) -> str:
+    """Return the name by which systemd hands a secret file to the system's broker (LoadCredential=).
+
+    The policy goes on naming the file: who reads `file:PATH` looks among its credentials first (`host/secrets.py`).
+    """
+    return f"file-{hashlib.sha256(path.encode()).hexdigest()[:16]}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
-from cloister.policy.model import Agent, MicroVm, Service, Unit
+from cloister.policy.model import Agent, MicroVm, Unit
 
-_DEFAULTS: dict[str, object] = {"service": Service(), "unit": Unit(), "microvm": MicroVm()}
+_DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
 _OBEYED_AUDIT = ("retention",)
 """Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
 
@@ -36,7 +36,7 @@ def refuse_unenforced(agent: Agent) -> None:
             where=".isolation",
             remedy='isolation = "namespace"',
         )
-    _refuse_keys(agent, ("service", "unit", "microvm"))
+    _refuse_keys(agent, ("unit", "microvm"))
 
 
 def _refuse_keys(agent: Agent, keys: tuple[str, ...]) -> None:
@@ -63,7 +63,7 @@ def refuse_unenforced_unit(agent: Agent) -> None:
             where=".isolation",
             remedy="cloister run, as yourself",
         )
-    _refuse_keys(agent, ("service", "microvm"))
+    _refuse_keys(agent, ("microvm",))
 
 
 def refuse_tables(document: Document) -> None:
@@ -86,5 +86,5 @@ def refuse_tables(document: Document) -> None:
 
 def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
-    keys = ("service", "microvm") if agent.isolation == "unit" else ("service", "unit", "microvm")
+    keys = ("microvm",) if agent.isolation == "unit" else ("unit", "microvm")
     return tuple(key for key in keys if getattr(agent, key) != _DEFAULTS[key])

@@ -19,7 +19,7 @@ import msgspec
 
 import cloister
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
-from cloister.host import unit_carry, unit_mounts, unit_records, unit_start, unit_state
+from cloister.host import unit_carry, unit_etc, unit_mounts, unit_records, unit_start, unit_state
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
@@ -202,6 +202,7 @@ class _PassedError(Exception):
 def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
+    unit_etc.make_etc(plan, account)
     unit = check_plan(plan, Bounds(account, place.path, SHIMS, uid_filtered))
     _check_groups(unit, asked)
     try:
