@@ -44,7 +44,7 @@ def facts(**changes: object) -> UnitFacts:
         "program_path": "/opt/agent/bin/agent", "program_binds": ("/opt/agent",),
         "program_names": (("agent", "/opt/agent/bin/agent"),), "landlock_abi": 7, "git": (("user.name", "Alice"),),
         "carried": ((".claude/CLAUDE.md", "file"),), "read": ("/srv/docs",), "systemd": 252,
-        "project_id": "0011223344556677",
+        "machine": "x86_64", "project_id": "0011223344556677",
     }  # fmt: skip
     return UnitFacts(**(values | changes))  # type: ignore[arg-type]
 

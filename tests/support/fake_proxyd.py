@@ -1,6 +1,6 @@
 """A stand-in for the system's broker: it answers hostd with a plan it was given, and keeps what it gets.
 
-`python -m support.fake_proxyd PLAN LOG` runs as the broker's account inside a test machine. It makes the run's box,
+`python -m support.fake_proxyd PLAN LOG` runs inside a test machine, and becomes the broker's account. It makes the run's box,
 answers each request with the plan (RUN, ROOT and DIRECTORY replaced), then drives the shim: it sends go when the probe
 has passed, and writes every event as a line of JSON to the log.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import socket
 import struct
 import sys
@@ -64,7 +65,11 @@ class Broker:
         """Listen until killed."""
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(SOCKET)
-        listener.listen()
+        account = pwd.getpwnam("cloister-proxy")
+        os.setgroups([])
+        os.setgid(account.pw_gid)
+        os.setuid(account.pw_uid)
+        listener.listen()  # from here on SO_PEERCRED says that account (unix(7))
         self.say(listening=True)
         while True:
             sock, _ = listener.accept()
@@ -88,6 +93,8 @@ class Broker:
         answers = json.loads(self.answers.read_text())
         if refusal := answers.get("refuse"):
             talk.send("F", bytes([refusal[0]]) + refusal[1].encode())
+            for descriptor in first.descriptors:
+                os.close(descriptor)
             return
         run = fields["run"]
         self.box(run)
@@ -98,7 +105,11 @@ class Broker:
         stood = talk.receive()
         if stood.kind == "F":
             self.say(refused=stood.payload[1:].decode(), code=stood.payload[0])
-            Talk(socket.socket(fileno=first.descriptors[1])).send("F", stood.payload)
+            lease = Talk(socket.socket(fileno=first.descriptors[1]))
+            lease.send("F", stood.payload)
+            lease.close()
+            for descriptor in (first.descriptors[0], *first.descriptors[2:]):
+                os.close(descriptor)
             return
         self.say(stood=json.loads(stood.payload))
         words = [word.encode() for word in answers["plan"]["steps"][-1]["command"]]
@@ -109,7 +120,7 @@ class Broker:
         box = Path(RUNS, run, "box")
         box.mkdir(parents=True, mode=0o755)
         box.chmod(0o755)
-        box.joinpath("note").write_text("of the broker")
+        box.joinpath("note").write_text("of the broker\n")
         relay = socket.socket(socket.AF_UNIX)
         relay.bind(str(box / "egress.sock"))
         box.joinpath("egress.sock").chmod(0o666)
@@ -124,14 +135,14 @@ class Broker:
         code = 125
         with contextlib.suppress(FrameError):
             for frame in frames(shim):
-                self.say(shim=frame.kind, payload=frame.payload.decode("latin-1"))
+                self.say(shim=frame.kind + frame.payload.decode("latin-1"))
                 if frame.kind == "P" and b"verdict=passed" in frame.payload:
                     environment = [b"PATH=/usr/bin:/bin", b"LANG=C.UTF-8"]
                     payload = encode_u32(0) + encode_list(words) + encode_list(environment)
                     shim.send("G", payload + encode_list([directory.encode()]), caller[2:5])
                 if frame.kind == "E":
                     code = frame.payload[4]
-        for descriptor in caller[2:5]:
+        for descriptor in (caller[0], *caller[2:5]):
             os.close(descriptor)
         self.say(ended=self.end(run))
         with contextlib.suppress(FrameError):
@@ -168,7 +179,7 @@ def answer_probes(relay: socket.socket) -> None:
         with contextlib.suppress(OSError), sock:
             sock.settimeout(5)
             if sock.recv(4096):
-                sock.sendall(b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n")
+                sock.sendall(b"\5\0")  # RFC 1928, section 3: no authentication
 
 
 def peer(sock: socket.socket) -> int:

@@ -117,24 +117,20 @@ class Applier:
 
         Raises:
             RetryError: `setup-in-use`.
-            StepError: the directory of records cannot be made.
+            StepError: there is no place for records.
         """
-        directory = self._root + STATE
-        fresh = not os.path.isdir(directory)
+        # The directory above ours is there before us and after. Ours is locked by the packet filter.
+        directory = os.path.dirname(self._root + STATE)
         with _in_words(directory):
-            os.makedirs(directory, mode=0o755, exist_ok=True)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError:
             message = "another setup, apply or uninstall is at work"
-            raise RetryError("setup-in-use", message, where=directory, remedy="try again when it has ended") from None
+            raise RetryError("setup-in-use", message, where=RECORD, remedy="try again when it has ended") from None
         finally:
             os.close(descriptor)
-            if fresh:
-                with contextlib.suppress(OSError):
-                    os.rmdir(directory)  # nothing came of it
 
     def apply(self, plan: SystemPlan, record: Record, after: Record | None) -> None:
         """Do every step, or none.
@@ -154,6 +150,8 @@ class Applier:
             accounts=after.accounts if after else record.accounts,
             unfinished=(*record.unfinished, *plan.steps),
         )
+        with _in_words(STATE):
+            os.makedirs(self._root + STATE, mode=0o755, exist_ok=True)
         self._write(under_way)
         self._sweep(record.unfinished)
         done: list[AnySystemStep] = []
@@ -167,10 +165,8 @@ class Applier:
             raise
         if after is not None:
             self._write(after)
-            return
-        for remove, place in ((os.unlink, RECORD), (os.rmdir, STATE)):
-            with contextlib.suppress(OSError):
-                remove(self._root + place)
+        else:
+            self._forget()
 
     def do(self, step: AnySystemStep) -> None:
         """Do one step. Each may be done twice, and finds then that nothing is left to do.
@@ -219,10 +215,15 @@ class Applier:
             message = f"{error}; and not all could be undone: {'; '.join(failed)}"
             raise StepError("undo-failed", message, remedy="mend the cause, then: cloister apply") from error
         if record == Record():
-            with contextlib.suppress(OSError):
-                os.unlink(self._root + RECORD)
+            self._forget()
         else:
             self._write(record)
+
+    def _forget(self) -> None:
+        """Leave no record, and no directory for it."""
+        for remove, place in ((os.unlink, RECORD), (os.rmdir, STATE)):
+            with contextlib.suppress(OSError):
+                remove(self._root + place)
 
     def _write(self, record: Record) -> None:
         text = msgspec.json.format(msgspec.json.encode(record), indent=1).decode() + "\n"

@@ -30,7 +30,7 @@ _YES = "yes|true|1"
 _NUMBER = "[0-9]{1,18}[KMGT]?|infinity"
 _SECONDS = r"[0-9.]{1,18}(us|ms|s|min|h|d)?|infinity"
 _FAMILIES = "(none|AF_(UNIX|INET|INET6|NETLINK)( AF_(UNIX|INET|INET6|NETLINK))*)"
-_CALLS = r"~?[@a-z0-9_:A-Z]+( [@a-z0-9_:A-Z]+)*"
+_CALLS = r"~?[@a-z0-9_:A-Z-]+( [@a-z0-9_:A-Z-]+)*"
 _ALLOWED: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -64,6 +64,8 @@ _ALLOWED: dict[str, str] = {
     "SystemCallErrorNumber": "EPERM",
     "SystemCallArchitectures": "native",
     "KeyringMode": "private",
+    "TemporaryFileSystem": "/dev/shm:mode=1777,nosuid,nodev(,size=[0-9]{1,18})?",  # noqa: S108  # the unit's own
+    "BindLogSockets": "no",
     "UMask": "0?0[0-7]{2}",
     "RootDirectory": re.escape(SKELETON),
     "RootEphemeral": "no",
@@ -111,10 +113,14 @@ _PATTERNS = {name: re.compile(pattern) for name, pattern in _ALLOWED.items()}
 _REQUIRED = (
     *("User", "Group", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities", "ProtectSystem"),
     *("RootDirectory", "PrivateDevices", "DevicePolicy", "PrivateIPC", "PrivateTmp", "ProtectKernelModules"),
-    *("ProtectClock", "ProtectControlGroups", "ProtectHostname", "RestrictRealtime"),
-    *("RestrictSUIDSGID", "LockPersonality", "RestrictAddressFamilies", "SystemCallFilter", "SystemCallErrorNumber"),
+    *("ProtectClock", "ProtectControlGroups", "RestrictRealtime", "TemporaryFileSystem", "PrivateUsers"),
+    *("LockPersonality", "RestrictAddressFamilies", "SystemCallFilter", "SystemCallErrorNumber"),
     *("SystemCallArchitectures", "KeyringMode", "UMask", "Slice", "Delegate", "LimitCORE", "KillMode"),
 )
+_REQUIRED_WITHOUT_MOUNTS = (
+    *("RestrictNamespaces", "RestrictSUIDSGID", "ProtectHostname", "ProtectKernelTunables", "ProtectKernelLogs"),
+)
+"""Where the agent may not make mounts. A sandbox of its own (`hardening.nested`) needs namespaces and a bare /proc."""
 _SEVERAL = frozenset({"SystemCallFilter", "BindReadOnlyPaths", "InaccessiblePaths", "IPAddressDeny", "After"})
 """What may stand several times: everything else must not, as the last one would win."""
 _NEVER_TARGETS = (
@@ -185,7 +191,9 @@ def check_properties(unit: UnitLaunch, bounds: Bounds) -> None:
             raise _refused("the unit runs as somebody else", shown)
         if name == "BindReadOnlyPaths":
             _check_bind(value, bounds)
-    missing = [name for name in _REQUIRED if name not in seen]
+    calls = [value.split() for name, value in unit.properties if name == "SystemCallFilter"]
+    mounting = any("@mount" in words for words in calls)
+    missing = [name for name in (*_REQUIRED, *(() if mounting else _REQUIRED_WITHOUT_MOUNTS)) if name not in seen]
     if missing:
         raise _refused("the unit lacks a property", missing[0])
     _check_network(unit, seen, bounds)
@@ -257,7 +265,8 @@ def _check_mount(mount: UnitMount, bounds: Bounds) -> None:
     shown = f"{mount.kind} {mount.target}"
     if not mount.target.startswith("/") or not _plain(mount.target[1:]):
         raise _refused("a mount's place is not absolute and plain", shown)
-    if _below(mount.target, _NEVER_TARGETS) and mount.target != bounds.workspace:
+    hidden = (mount.kind, mount.target) == ("mask-directory", "/sys")
+    if _below(mount.target, _NEVER_TARGETS) and mount.target != bounds.workspace and not hidden:
         raise _refused("nothing is mounted there", shown)
     if (mount.kind in {"tmpfs", "mask-file", "mask-directory"}) != (mount.base == "none"):
         raise _refused("a mount of this kind has no such source", f"{shown} from {mount.base}")

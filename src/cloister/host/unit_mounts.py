@@ -34,7 +34,7 @@ from cloister.host.unit_syscalls import (
     open_below,
     set_mount,
 )
-from cloister.plan.unit import Account, UnitLaunch, UnitMount
+from cloister.plan.unit import SKELETON, Account, UnitLaunch, UnitMount
 
 _IDS = 1 << 31
 _WALK = PATH_ONLY | os.O_NOFOLLOW
@@ -93,6 +93,7 @@ def make_mounts(unit: UnitLaunch, pid: int, sources: Sources, owners: Owners) ->
             made = _prepare(mount, sources, owners, userns)
             if made is not None:
                 prepared.append(made)
+        _make_tops(unit)
         _inside(pid, prepared, owners.account)
         check(pid, [(made.mount, made.id) for made in prepared])
     finally:
@@ -217,6 +218,18 @@ def _tmpfs_options(mount: UnitMount, account: Account) -> dict[str, str]:
     return options
 
 
+def _make_tops(unit: UnitLaunch) -> None:
+    """Make the skeleton's directories for file systems of a unit's own; it is root's on all levels, and nothing else.
+
+    They stay, empty: the next unit needs the same ones.
+    """
+    for mount in unit.mounts:
+        if mount.kind == "tmpfs" and not mount.private:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(f"{SKELETON}{mount.target}", 0o755)
+                os.chmod(f"{SKELETON}{mount.target}", 0o755)  # noqa: S103  # an empty directory of root's
+
+
 def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
     """Have a child enter the unit's mount namespace and put every mount at its place."""
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -239,9 +252,11 @@ def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
 def _child(namespace: int, say: int, prepared: list[_Prepared], account: Account) -> None:
     failure = _Failure()
     try:
+        run_of_host = os.stat("/run").st_dev
         enter_mount_namespace(namespace)
         os.umask(0o022)
         root = os.open("/", PATH_ONLY | os.O_DIRECTORY)
+        _furnish_run(root, run_of_host, prepared, account)
         own: dict[int, bool] = {}
         for made in prepared:
             failure.target = made.mount.target
@@ -255,6 +270,22 @@ def _child(namespace: int, say: int, prepared: list[_Prepared], account: Account
         with contextlib.suppress(OSError):
             os.write(say, msgspec.json.encode(failure))
         os._exit(1)
+
+
+def _furnish_run(root: int, run_of_host: int, prepared: list[_Prepared], account: Account) -> None:
+    """Make the places of mounts below `/run`, where systemd gave the unit an empty one, which it sees read-only."""
+    wanted = [made for made in prepared if made.mount.target.startswith("/run/")]
+    run = open_below(root, "run", _WALK_DIRECTORY)
+    if not wanted or os.fstat(run).st_dev == run_of_host:
+        return
+    clone = clone_mount(run)
+    set_mount(clone, NOSUID | NODEV, writable=True)
+    for made in wanted:
+        *above, last = made.mount.target.split("/")[2:]
+        holder = open_below(clone, "", _WALK_DIRECTORY)
+        for part in above:
+            holder = _step(holder, part, False, {mount_id(clone): False}, account)
+        os.close(_step(holder, last, not made.directory, {mount_id(clone): False}, account))
 
 
 def _put(root: int, made: _Prepared, own: dict[int, bool], account: Account) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import time
 from typing import NamedTuple
@@ -78,7 +79,7 @@ def command_line(manager: Manager, unit: UnitLaunch, argv: tuple[str, ...]) -> l
 
     systemd replaces `$NAME` in the words of a command, which is not ours to want (systemd.service(5), "Command lines").
     """
-    words = [manager.systemd_run, "--quiet", "--pipe", "--no-ask-password", f"--unit={unit.unit}"]
+    words = [manager.systemd_run, "--pipe", "--no-ask-password", f"--unit={unit.unit}"]
     expands = manager.version < _EXPANDS_UNLESS_TOLD
     words += [] if expands else ["--expand-environment=no"]
     for name, value in unit.properties:
@@ -95,16 +96,13 @@ def start(manager: Manager, unit: UnitLaunch, argv: tuple[str, ...], channel: in
     Raises:
         StepError: systemd refuses, or what came is not what was asked for; then nothing of it is left.
     """
-    try:
-        done = _run(command_line(manager, unit, argv), stdin=channel, limit_s=START_S)
-    except RetryError:
+    said, running = _launch(command_line(manager, unit, argv), channel)
+    if not running:
         stop(manager, unit.unit)
-        raise
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        forget(manager, unit.unit)
-        raise StepError("unit-not-started", f"systemd refused the unit: {' '.join(said[-2:]) or done.returncode}",
-                        where=unit.unit, remedy=f"journalctl -u {unit.unit}")  # fmt: skip
+        why = " ".join(said.strip().splitlines()[-2:]) or "it did not answer in time"
+        raise StepError(
+            "unit-not-started", f"systemd refused the unit: {why}", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
+        )
     try:
         return _verify(manager, unit)
     except BaseException:
@@ -151,12 +149,47 @@ def living_units(manager: Manager) -> list[str]:
     return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
 
 
+def _launch(words: list[str], channel: int) -> tuple[str, bool]:
+    """Run systemd-run until it says that the unit runs; return what it said, and whether that was it.
+
+    With --pipe it would wait for the unit's end. It is not needed for that: the unit lives on without it.
+    """
+    client = subprocess.Popen(
+        words, stdin=channel, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/"
+    )
+    assert client.stderr is not None  # noqa: S101  it was asked for
+    said = b""
+    until = time.monotonic() + START_S
+    poll = select.poll()
+    poll.register(client.stderr, select.POLLIN)
+    try:
+        while (left := until - time.monotonic()) > 0 and poll.poll(left * 1000):
+            part = os.read(client.stderr.fileno(), 4096)
+            said += part
+            if not part or _RUNNING in said or len(said) > _LONGEST_COMPLAINT:
+                break
+    finally:
+        client.kill()
+        client.stderr.close()
+        client.wait()
+    return said.decode("utf-8", "replace"), _RUNNING in said
+
+
+_PAUSE_S = 0.003
+_RUNNING = b"Running as unit: "
+_LONGEST_COMPLAINT = 1 << 16
+
+
 def _verify(manager: Manager, unit: UnitLaunch) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    shown = show(manager, unit.unit, (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment"))
+    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment")
+    until = time.monotonic() + START_S
+    # With Type=exec a unit is "activating" until its program was executed, with everything applied.
+    while (shown := show(manager, unit.unit, wanted)).get("ActiveState") == "activating" and time.monotonic() < until:
+        time.sleep(_PAUSE_S)
     pid = int(shown.get("MainPID", "0") or 0)
-    if shown.get("ActiveState") not in {"active", "activating"} or pid == 0:
+    if shown.get("ActiveState") != "active" or pid == 0:
         raise StepError(
             "unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
         )
@@ -216,13 +249,11 @@ def _deviates(unit: UnitLaunch, what: str) -> StepError:
                      remedy="nothing of it is left; please report it with the version of systemd")  # fmt: skip
 
 
-def _run(
-    words: list[str], *, stdin: int = subprocess.DEVNULL, limit_s: float = START_S, patient: bool = False
-) -> subprocess.CompletedProcess[str]:
+def _run(words: list[str], *, limit_s: float = START_S, patient: bool = False) -> subprocess.CompletedProcess[str]:
     """Run one of systemd's programs; `patient` takes its silence for an answer."""
     try:
         return subprocess.run(
-            words, stdin=stdin, capture_output=True, text=True, errors="replace", env=_ENVIRONMENT, cwd="/",
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=_ENVIRONMENT, cwd="/",
             timeout=limit_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:

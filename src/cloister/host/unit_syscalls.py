@@ -71,14 +71,18 @@ def clone_mount(source: int) -> int:
     return _call(_OPEN_TREE, source, b"", ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH))
 
 
-def set_mount(mount: int, flags: int, userns: int = -1) -> None:
+def set_mount(mount: int, flags: int, userns: int = -1, *, writable: bool = False) -> None:
     """Make a detached mount private, with these flags, and with the ids of a user namespace where one is given.
+
+    `writable` takes the clone's own read-only flag away; the mount it was cloned from keeps it.
 
     Private first of all: a clone of a shared mount would hand on to the host what is mounted on it
     (mount_namespaces(7), "peer group").
     """
     given = flags | (_IDMAP if userns >= 0 else 0)
-    wanted = _MountAttributes(set=given, clear=0, propagation=_MS_PRIVATE, userns=max(userns, 0))
+    wanted = _MountAttributes(
+        set=given, clear=READ_ONLY if writable else 0, propagation=_MS_PRIVATE, userns=max(userns, 0)
+    )
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
     _call(_MOUNT_SETATTR, mount, b"", ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE), ctypes.byref(wanted), size)
 

@@ -41,6 +41,7 @@ class Property(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     since: int = OLDEST
     before: int | None = None
     lift: Lift = ""
+    only: Lift = ""
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +74,7 @@ class UnitBox(msgspec.Struct, frozen=True, kw_only=True):
     write_execute: bool = True
     network: bool = False
     """It shares the host's network, and the packet filter holds it back."""
+    tmpfs_bytes: int | None = None
     groups: tuple[str, ...] = ()
     limits: UnitLimits = UnitLimits()
 
@@ -107,9 +109,10 @@ def _identity(box: UnitBox) -> Iterator[tuple[str, str]]:
 
 
 def _fixed(box: UnitBox) -> Iterator[tuple[str, str]]:
-    lifted = {"nested": box.nested, "write-execute": box.write_execute, "network": box.network, "": False}
+    chosen = {"nested": box.nested, "write-execute": box.write_execute, "network": box.network}
     for one in table():
-        if one.since <= box.systemd and (one.before is None or box.systemd < one.before) and not lifted[one.lift]:
+        there = one.since <= box.systemd and (one.before is None or box.systemd < one.before)
+        if there and not chosen.get(one.lift, False) and chosen.get(one.only, True):
             yield one.name, one.value
 
 
@@ -123,6 +126,9 @@ def _mounts(box: UnitBox) -> Iterator[tuple[str, str]]:
             yield "BindReadOnlyPaths", f"-/{name}"
     yield "BindReadOnlyPaths", f"{_plain(box.etc_directory)}:/etc"
     yield "BindReadOnlyPaths", f"{_plain(box.shim)}:{SHIM}"
+    # PrivateDevices= brings the host's /dev/shm along, which all users share.
+    size = f",size={box.tmpfs_bytes}" if box.tmpfs_bytes is not None else ""
+    yield "TemporaryFileSystem", f"/dev/shm:mode=1777,nosuid,nodev{size}"  # noqa: S108  # the unit's own
 
 
 def _families(box: UnitBox) -> Iterator[tuple[str, str]]:

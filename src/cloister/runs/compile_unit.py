@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from cloister.errors import UnsupportedError
-from cloister.isolation import inner, unit
+from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
 from cloister.plan.settings import merged
-from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan
+from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan, WriteBytes
 from cloister.plan.unit import UNIT_PREFIX, Account, UnitLaunch, UnitMount
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
@@ -40,9 +40,10 @@ from cloister.runs.unenforced import refuse_unenforced_unit
 
 CONTROL_FD = 0
 """The shim's channel is the unit's standard input."""
+_FILTER = "seccomp.bpf"
 _GRACE_S = 30
 """The broker ends a run after its time with exit code 124; the service manager is there for when it does not."""
-_OWN_TMPFS = ("/home", "/tmp", "/var/tmp")  # noqa: S108  # the unit's own
+_OWN_TMPFS = ("/home", "/run", "/tmp", "/var/tmp")  # noqa: S108  # the unit's own
 _IN_PLACE = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")
 _REACHED = ("file:", "systemd:", "command:")
 """Secrets that the system's broker can read. The others are a person's, whose session it has nothing to do with."""
@@ -62,6 +63,8 @@ class UnitFacts(Start, frozen=True, kw_only=True):
     """The uid of who started the run: for identity tokens."""
     systemd: int
     """Major version of the host's service manager."""
+    machine: str
+    """As `uname -m` has it: which system calls there are."""
     project_id: str
     """16 hexadecimal digits."""
     carried: tuple[tuple[str, Kind], ...] = ()
@@ -147,6 +150,11 @@ def _preparations(facts: UnitFacts, files: Files, launch: Launch, identity: Iden
         yield MakeDirectory(path=f"{box}/bin", mode=0o755)
         for name, path in facts.program_names:
             yield MakeLink(path=f"{box}/bin/{name}", target=path)
+    words = launch.seccomp.split(",")
+    filtered = seccomp.assemble(
+        facts.machine, nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+    )
+    yield WriteBytes(path=f"{box}/{_FILTER}", data=filtered, mode=0o644)
     yield from box_steps(facts, files, launch, shared=True)
 
 
@@ -166,6 +174,7 @@ def _unit(agent: Agent, preset: Preset, facts: UnitFacts, files: Files, mounts: 
         nested=is_nested(agent),
         netlink=agent.hardening.netlink,
         write_execute=_write_execute(agent, preset),
+        tmpfs_bytes=_disk(agent),
         groups=(group,) if ownership == "group" else (),
         limits=unit.UnitLimits(
             memory_bytes=parse_size(limits.memory_max) if limits.memory_max else None,
@@ -197,6 +206,7 @@ def _inner(agent: Agent, facts: UnitFacts, mounts: tuple[UnitMount, ...]) -> inn
     return inner.Inner(
         control=CONTROL_FD,
         unit=True,
+        seccomp=f"{inner.BOX}/{_FILTER}",
         models=bool(facts.protocols),
         nested=is_nested(agent),
         landlock=agent.hardening.landlock,
@@ -208,8 +218,10 @@ def _inner(agent: Agent, facts: UnitFacts, mounts: tuple[UnitMount, ...]) -> inn
 
 def _mounts(agent: Agent, preset: Preset, facts: UnitFacts, files: Files) -> Iterator[UnitMount]:
     """Yield the mounts, parents first: file systems of our own, what is ours, the workspace, what is hidden."""
-    size = parse_size(agent.limits.disk_max) if agent.limits.disk_max else None
+    size = _disk(agent)
     shown = [path for path in (*facts.program_binds, *facts.extra_system, *facts.read) if not _in_place(path)]
+    yield UnitMount(kind="mask-directory", target="/sys")  # hardware and control groups: names of all units
+    yield UnitMount(kind="tmpfs", target="/run")  # systemd 252 leaves one that all may write, without a bound
     for top in _tops([facts.layout.root, *shown]):
         yield UnitMount(kind="tmpfs", target=top)
     for place in ("/tmp", "/var/tmp", facts.home):  # noqa: S108  # the unit's own
@@ -234,14 +246,14 @@ def _tops(places: list[str]) -> tuple[str, ...]:
     """Return where file systems of our own must be, so that these places can be mount points.
 
     The skeleton has nothing but the directories that every unit needs; what lies elsewhere gets the first directory
-    of its path, and below `/var` and `/run` the second.
+    of its path, and below `/var` the second. `/run` is one already.
     """
     tops = ["/home"]
     for place in places:
         if any(f"{place}/".startswith(f"{own}/") for own in _OWN_TMPFS):
             continue
         parts = place.split("/")
-        tops.append("/".join(parts[: 3 if parts[1] in {"var", "run"} else 2]))
+        tops.append("/".join(parts[: 3 if parts[1] == "var" else 2]))
     return tuple(dict.fromkeys(tops))
 
 
@@ -275,6 +287,10 @@ def _below(path: str, root: str) -> str | None:
     if path == root:
         return ""
     return path[len(root) + 1 :] if path.startswith(f"{root}/") else None
+
+
+def _disk(agent: Agent) -> int | None:
+    return parse_size(agent.limits.disk_max) if agent.limits.disk_max else None
 
 
 def _write_execute(agent: Agent, preset: Preset) -> bool:

@@ -7,6 +7,7 @@ looks into the caller's home or workspace, which this process cannot see.
 from __future__ import annotations
 
 import os
+import platform
 import time
 
 from cloister.egress.addresses import Guard
@@ -175,6 +176,7 @@ class UnitKitchen(Kitchen):
             caller_uid=asked.caller_uid,
             account=account,
             systemd=systemd_version(),
+            machine=platform.machine(),
             project_id=part.project,
             carried=tuple((name, "directory" if kind == "directory" else "file") for name, kind in part.carried),
             home=home,

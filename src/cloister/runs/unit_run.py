@@ -105,6 +105,7 @@ class UnitRun:
         """Nothing was started: the caller gets the words as they came."""
         if self._status == "asked":
             code = payload[:1] if payload[:1] in (b"\x7e", b"\x7f") else b"\x7d"  # 126 and 127 tell of the command
+            host_apply.undo(self.plan, self._state)
             self._say(code, payload[1:].rstrip(b"\n") + b"\n")
             self.withdraw()
 

@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "child.h"
+#include "filter.h"
 #include "forward.h"
 #include "frame.h"
 #include "landlock.h"
@@ -438,6 +439,7 @@ static bool prove_walls(void)
     struct writer findings = {0};
     /* Landlock first: the probes then see what the agent will see. */
     bool good = landlock_enforce(&self.options, &findings);
+    good = filter_enforce(self.options.seccomp, &findings) && good;
     good = probe_run(&self.options, &findings) && good;
     if (good && !forward_open(self.options.listen.items, self.options.listen.count, self.options.egress)) {
         probe_note(&findings, "forwarder", "", strerrorname_np(errno));

@@ -91,6 +91,8 @@ static bool parse_valued(struct options *options, const char *name, const char *
         return parse_channel(options, value);
     if (strcmp(name, "--egress") == 0)
         return (options->egress = value) != NULL;
+    if (strcmp(name, "--seccomp") == 0)
+        return (options->seccomp = value) != NULL;
     if (strcmp(name, "--listen") == 0)
         return add_word(&options->listen, value, most);
     if (strcmp(name, "--publish") == 0)

@@ -27,6 +27,7 @@ struct options {
     int ctl; /* -1: none */
     bool unit; /* under systemd: perhaps not PID 1, mounts still to come */
     const char *egress;
+    const char *seccomp; /* a file with a filter to install; none: the backend has */
     struct words listen; /* none: no forwarder */
     struct words publish; /* of a service */
     char **command; /* what stands behind `--`: of a service */

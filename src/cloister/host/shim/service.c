@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "child.h"
+#include "filter.h"
 #include "forward.h"
 #include "frame.h"
 #include "landlock.h"
@@ -78,6 +79,7 @@ static bool prove_walls(void)
 {
     struct writer findings = {0};
     bool good = landlock_enforce(&self.options, &findings);
+    good = filter_enforce(self.options.seccomp, &findings) && good;
     good = probe_run(&self.options, &findings) && good;
     if (!good) {
         char text[2048];
