@@ -64,7 +64,7 @@ def test_broken_settings_are_said_aloud(home: Path) -> None:
     Path(found.settings).write_text("{ oops")
     data, notices = merge_settings(agent, PRESET, found.settings)
     assert b'"managed": 1' in data
-    assert notices == ("~/.pi/agent/settings.json is not JSON: only the policy's settings count",)
+    assert notices == ("~/.pi/agent/settings.json is not JSON: only the policy's settings count [file-not-read]",)
     Path(found.settings).unlink()
     os.mkfifo(found.settings)
     assert "only the policy's" in merge_settings(agent, PRESET, found.settings)[1][0]

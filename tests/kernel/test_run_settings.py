@@ -28,7 +28,7 @@ nested = { managed = 1 }
 [profiles.other.settings]
 defaultModel = "other"
 """
-SHOW = 'cat ~/.pi/agent/settings.json; echo "$A $B $C $D"'
+SHOW = 'cat ~/.pi/agent/settings.json; echo; echo "$A $B $C $D"'
 
 
 @pytest.fixture
@@ -97,10 +97,10 @@ def test_nothing_of_a_file_is_stored(pi: User, workspace: Path) -> None:
     settings, line = shown(pi.inside(SHOW, cwd=workspace, agent="pi"))
     assert line == "managed canary-of-file  canary-of-home"
     for directory, _, files in os.walk(pi.home / ".local/state/cloister"):
-        for name in files:
-            stored = Path(directory, name).read_bytes()
-            assert b"canary-of" not in stored, name
-            assert b"made-up-secret" not in stored, name
+        for path in (Path(directory, name) for name in files):
+            stored = path.read_bytes() if path.is_file() else b""
+            assert b"canary-of" not in stored, path
+            assert b"made-up-secret" not in stored, path
     assert isinstance(settings, dict)
     pi.close()
 
@@ -116,7 +116,7 @@ def test_mistakes_are_said_before_anything_starts(pi: User, workspace: Path) -> 
     (pi.home / ".pi/agent/settings.json").write_text("{ oops")
     done = pi.inside(SHOW, cwd=workspace, agent="pi")
     assert shown(done)[0] == {"defaultModel": "managed", "nested": {"managed": 1}}
-    assert "only the policy's settings count" in done.stderr + pi.run("receipt", cwd=workspace).stdout
+    assert "only the policy's settings count" in done.stderr
     pi.close()
 
 
