@@ -8,8 +8,8 @@ from cloister.errors import UnsupportedError
 from cloister.identity.accounts import MAX_NAME, Entry, Owner, account_name, assign, find
 from cloister.plan.unit import FIRST_UID, UID_COUNT, Account
 
-NAMES = st.text("abz09-", min_size=1, max_size=32).filter(lambda name: name[0].isalpha())
-USERS = st.text("abz09_-", min_size=1, max_size=32).filter(lambda name: name[0] not in "09-")
+NAMES = st.builds(str.__add__, st.sampled_from("ab"), st.text("abz09-", max_size=31))
+USERS = st.builds(str.__add__, st.sampled_from("ab_"), st.text("abz09_-", max_size=31))
 OWNERS = st.one_of(
     st.builds(Owner, agent=NAMES, user=USERS, service=st.just("")),
     st.builds(Owner, agent=NAMES, user=st.just(""), service=NAMES),
