@@ -167,7 +167,7 @@ def test_statements_of_one_agent_are_its_own(host: Machine) -> None:
 
 
 def test_one_address_inside_a_refused_network_can_be_opened(host: Machine) -> None:
-    """BF6: a NAS of the LAN, or the host's loopback, for one agent; its neighbours stay closed, and it to others."""
+    """BF6: a NAS of the LAN, or the host's loopback, for one agent; neighbours stay closed, and it to others."""
     assert opened(probe(host, NAS, targets(("192.168.77.9",))))
     assert refused(probe(host, NAS, targets(("192.168.66.2", "10.66.0.2", HOST4))))
     assert refused(probe(host, WEB, targets(("192.168.77.9",))))
@@ -202,7 +202,7 @@ def by_unit(host: Machine, uid: int, words: list[str], *properties: str) -> dict
 
 
 def test_a_slice_that_comes_again_changes_nothing(host: Machine) -> None:
-    """BF1 to BF3: no rule names a cgroup, so one that is stopped and made anew, like its units, is filtered as before."""
+    """BF1 to BF3: no rule names a cgroup: one that is stopped and made anew, like its units, is filtered as before."""
     words = targets((LAN4[0], METADATA[0]))
     for _ in range(2):
         assert refused(by_unit(host, WEB, words, "Slice=cloister.slice"))
