@@ -96,6 +96,21 @@ def test_a_mapped_address_is_the_ipv4_one(host: Machine) -> None:
     assert opened(probe(host, 1000, targets(mapped)))
 
 
+ABSENT = {"EPROTONOSUPPORT", "EAFNOSUPPORT", "ESOCKTNOSUPPORT"}
+
+
+def test_other_protocols_are_no_way_round(host: Machine) -> None:
+    """Multipath TCP is TCP; what is neither TCP nor UDP, and what the kernel would send by itself, does not pass."""
+    results = probe(host, WEB, [f"{kind}:{LAN4[0]}:80" for kind in ("mptcp", "udplite", "sctp", "smc")])
+    said = {target.partition(":")[0]: said for target, (said, _) in results.items()}
+    public = probe(host, WEB, [f"{kind}:{PUBLIC[0]}:80" for kind in ("mptcp", "udplite", "sctp")])
+
+    assert said.pop("mptcp") in {"ECONNREFUSED", *ABSENT}
+    assert set(said.values()) <= {"EPERM", "ECONNREFUSED", "silence", *ABSENT}
+    assert public[f"mptcp:{PUBLIC[0]}:80"][0] in {"open", *ABSENT}
+    assert public[f"udplite:{PUBLIC[0]}:80"][0] in {"EPERM", *ABSENT}
+
+
 def test_an_account_in_the_default_profile_reaches_nothing(host: Machine) -> None:
     """Outside of its unit, where it has no network namespace of its own, everything is refused, also what is public."""
     everything = targets((*PUBLIC, *LAN4[:1], *LAN6[:1], "127.0.0.1", "::1", HOST_PUBLIC))

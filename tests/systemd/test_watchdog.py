@@ -58,23 +58,9 @@ def units(host: Machine) -> Iterator[None]:
 
 def start(host: Machine, unit: str, *properties: tuple[str, str]) -> None:
     """Start a unit of a long-lived agent."""
-    flags = [
-        word
-        for name, value in (("User", "cl-web-alice"), ("Type", "exec"), ("TimeoutStopSec", "1"), *properties)
-        for word in ("-p", f"{name}={value}")
-    ]
-    host.run(
-        [
-            "systemd-run",
-            "--quiet",
-            "--collect",
-            f"--unit={unit}",
-            *flags,
-            "sh",
-            "-c",
-            "trap '' TERM; sleep 1000 & wait; wait",
-        ]
-    )
+    named = (("User", "cl-web-alice"), ("Type", "exec"), *properties)
+    flags = [word for name, value in named for word in ("-p", f"{name}={value}")]
+    host.run(["systemd-run", "--quiet", "--collect", f"--unit={unit}", *flags, "sleep", "1000"])
 
 
 def active(host: Machine, unit: str) -> bool:
