@@ -16,6 +16,7 @@ from cloister.policy.dotenv import MAX_BYTES, DotenvError, check_file_variable, 
 from cloister.policy.model import Agent
 from cloister.policy.secretscan import looks_secret, names_secret
 from cloister.policy.variables import variables
+from cloister.runs.home_files import NOT_READ
 
 
 class FileVariables:
@@ -45,11 +46,11 @@ def of_home(home: str, name: str, agent: Agent, forbidden: Iterable[str]) -> tup
         data = read_home(home, name, MAX_BYTES, forbidden)
         found = parse(data.decode("utf-8")) if data else {}
     except RefusedError as error:
-        return {}, (f"~/{name} was not read: {error}",)
+        return {}, (f"~/{name} was not read: {error} {NOT_READ}",)
     except DotenvError as error:
-        return {}, (f"~/{name} was not read: line {error.line}: {error}",)
+        return {}, (f"~/{name} was not read: line {error.line}: {error} {NOT_READ}",)
     except UnicodeDecodeError:
-        return {}, (f"~/{name} was not read: it is not UTF-8",)
+        return {}, (f"~/{name} was not read: it is not UTF-8 {NOT_READ}",)
     kept = fit(found, agent)
     if left := sorted(set(found) - set(kept)):
         shown = ", ".join(left[:8]) + (", …" if len(left) > 8 else "")  # noqa: PLR2004  # one line

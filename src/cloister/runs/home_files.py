@@ -15,6 +15,9 @@ from cloister.host.plain_files import read_settings
 from cloister.plan.settings import merged
 from cloister.policy.model import Agent, Preset
 
+NOT_READ = "[file-not-read]"
+"""Closes a notice of a file of the home that could not be used."""
+
 
 class HomeFiles(NamedTuple):
     """What was found in a home."""
@@ -68,7 +71,12 @@ def merge_settings(agent: Agent, preset: Preset, source: str) -> tuple[bytes, tu
     host, unreadable = read_settings(source)
     data, complaint = merged(host, agent.settings)
     why = f"was not read: {unreadable}" if unreadable else complaint
-    return data, (f"~/{preset.settings} {why}: only the policy's settings count",) if why else ()
+    return data, (f"~/{preset.settings} {why}: only the policy's settings count {NOT_READ}",) if why else ()
+
+
+def said_aloud(notices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the notices that a person must see after the run, not only in its receipt."""
+    return tuple(notice for notice in notices if notice.endswith(NOT_READ))
 
 
 def _masks(preset: Preset, carried: tuple[Carried, ...]) -> list[tuple[str, str]]:
