@@ -202,6 +202,7 @@ class _PassedError(Exception):
 def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
+    unit_etc.make_etc(plan, account)
     unit = check_plan(plan, Bounds(account, place.path, SHIMS, uid_filtered))
     _check_groups(unit, asked)
     lock = unit_records.Lock(plan.run)
@@ -230,7 +231,6 @@ def _stand_up(
 ) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
-        unit_etc.make_etc(unit, asked.account)
         sources = _open_sources(unit, record.run, asked, stack)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
