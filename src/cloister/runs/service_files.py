@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from cloister.errors import PolicyError, Problem
-from cloister.isolation import service_units, unit
+from cloister.isolation import seccomp, service_units, unit
 from cloister.isolation.environment import PATH, Situation, compose
 from cloister.isolation.namespace import BIN
 from cloister.isolation.service_units import Owned, ServiceUnit
@@ -191,6 +191,13 @@ class _Maker:
                 if settings.plugins[plugin.name].settings and plugin.file.state_dirs
             },
             hidden=tuple(f"/usr/bin/{name}" for name in settings.tools.exclude),
+            validate=(program.path, "config", "validate") if program and self._product else (),
+            seccomp=seccomp.assemble(
+                facts.machine,
+                nested=agent.hardening.nested,
+                ptrace=agent.hardening.ptrace,
+                netlink=agent.hardening.netlink,
+            ),
             landlock=agent.hardening.landlock,
             nested=agent.hardening.nested,
             out_of_memory="continue" if self._product else agent.unit.oom,
