@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from cloister.errors import PolicyError, Problem
 from cloister.isolation import service_units, unit
 from cloister.isolation.environment import PATH, Situation, compose
+from cloister.isolation.namespace import BIN
 from cloister.isolation.service_units import Owned, ServiceUnit
 from cloister.plan.service_facts import ServiceFacts, ServiceFile, ServiceUnits, SourceFile
 from cloister.plan.unit import Account
@@ -92,7 +93,6 @@ class _Maker:
         self._problems = problems
         self._at = Owned(account.name)
         self._product = agent.agent.preset == PRODUCT
-        self._credentials = service_units.credentials_directory(gateway.joined)
 
     def units(self) -> ServiceUnits:
         """Return everything that is installed for it."""
@@ -106,9 +106,11 @@ class _Maker:
         owned = [*self._configuration(plugins), *_below("documents", documents), *_below("skills", skills)]
         owned += [(f"etc/{name}", SourceFile(text=text)) for name, text in self._etc().items()]
         files = [self._file(f"{tree}/{path}", file) for path, file in owned]
-        texts = {service_units.unit_name(joined): service_units.service_text(unit_of)} | service_units.port_texts(
-            unit_of
-        )
+        texts = {
+            service_units.unit_name(joined): service_units.service_text(unit_of),
+            service_units.places_unit(joined): service_units.places_text(unit_of),
+            **service_units.port_texts(unit_of),
+        }
         system = [ServiceFile(path=f"{UNITS}/{name}", text=text) for name, text in texts.items()]
         system.append(
             ServiceFile(path=f"{tree}/{service_units.MOUNT_POINTS}", text=service_units.tmpfiles_text(unit_of))
@@ -124,7 +126,7 @@ class _Maker:
             files=(*system, *files),
             directories=tuple(directories),
             enabled=(socket, service_units.unit_name(joined)),
-            passive=(relay,),
+            passive=(relay, service_units.places_unit(joined)),
             restart_for=tuple(file.path for file in (*system, *files)),
         )
 
@@ -189,6 +191,8 @@ class _Maker:
                 if settings.plugins[plugin.name].settings and plugin.file.state_dirs
             },
             hidden=tuple(f"/usr/bin/{name}" for name in settings.tools.exclude),
+            landlock=agent.hardening.landlock,
+            nested=agent.hardening.nested,
             out_of_memory="continue" if self._product else agent.unit.oom,
         )
 
@@ -234,10 +238,10 @@ class _Maker:
         )
         literal, _ = compose(agent, self._resolved.preset, situation)
         packages = [f"{plugin.source}/{path.strip('/')}" for plugin in plugins for path in plugin.file.packages]
-        literal["PATH"] = ":".join([*packages, PATH])
+        literal["PATH"] = ":".join([service_units.PROGRAMS, *packages, PATH.removeprefix(f"{BIN}:")])
         for plugin in plugins:
             for variable in settings.plugins[plugin.name].env:
-                literal[variable] = f"{self._credentials}/{_plugin_secret(plugin.name, variable)}"
+                literal[variable] = f"{self._at.secrets}/{_plugin_secret(plugin.name, variable)}"
         literal |= settings.environment
         if self._product:
             literal |= {"OPENCLAW_CONFIG_PATH": f"{self._at.tree}/{CONFIG}", "OPENCLAW_CONFIG_READONLY": "1"}
@@ -245,7 +249,7 @@ class _Maker:
 
     def _configuration(self, plugins: tuple[Plugin, ...]) -> Iterator[tuple[str, SourceFile]]:
         if self._product:
-            places = Places(workspace=self._at.workspace, credentials=self._credentials)
+            places = Places(workspace=self._at.workspace, credentials=self._at.secrets)
             config = openclaw_config(self._gateway, self._resolved.agent, self._resolved.policy.providers, places)
             yield CONFIG, SourceFile(text=json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         for plugin in plugins:
