@@ -28,7 +28,11 @@ def attack(box: Box) -> None:
         box.refused(name, "EROFS EACCES ENXIO ENOENT", append, f"{git_dir}/{name}", "evil\n")
     for name in ("config", "hooks/pre-commit", "config.worktree"):
         box.refused(
-            f"main {name}", "EROFS EACCES ENOENT", append, f"{main}/{name}", '[core]\n\tfsmonitor = touch "$PROVE_MARKER"\n'
+            f"main {name}",
+            "EROFS EACCES ENOENT",
+            append,
+            f"{main}/{name}",
+            '[core]\n\tfsmonitor = touch "$PROVE_MARKER"\n',
         )
     box.refused("another worktree", "EROFS EACCES", os.makedirs, f"{main}/worktrees/evil")
 
