@@ -121,7 +121,7 @@ def test_a_mistake_in_the_policy_changes_nothing(fresh_machine: Make) -> None:
         (POLICY.replace("isolation", "isolaton"), 0o644, "isolation"),
         (POLICY.replace("users.alice", "users.alicia"), 0o644, "did you mean alice?"),
         (POLICY.split("[users", maxsplit=1)[0], 0o644, "[users] must name at least one"),
-        (TWO, 0o666, "others could change it"),
+        (TWO, 0o666, "others than root could change it"),
     ):
         machine.write(POLICY_FILE, text, mode)
         refused = machine.run(["cloister", "apply", "--yes"], check=False)

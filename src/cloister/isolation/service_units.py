@@ -15,18 +15,23 @@ docs.openclaw.ai for KillMode, TimeoutStopSec, SuccessExitStatus, RestartPrevent
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from cloister.isolation.inner import BOX, EGRESS_SOCKET, MODEL_PORT, PROXY_PORT
-from cloister.isolation.namespace import BIN
+from cloister.isolation.inner import BOX, EGRESS_SOCKET, MODEL_PORT, PROBE_ADDRESS, PROXY_PORT
 from cloister.plan.unit import RUNTIME, SERVICE_PREFIX, STATE
 
 SERVICES = f"{STATE}/services"
 SHIM = "/.cloister/cloister-shim"
+FILTER = "/.cloister/seccomp.bpf"
+"""Our own filter of system calls, which the shim installs: systemd's cannot look at arguments."""
+PROGRAMS = "/.cloister/bin"
+"""Where names stand for an agent's programs: not below /run, which systemd covers (MountAPIVFS=)."""
 PUBLISH = "/run/cloister/publish"
 """Where the shim makes the gateway's port a Unix socket, in the sandbox."""
+SOCKET = "gateway.sock"
 SOCKET_PROXY = "/usr/lib/systemd/systemd-socket-proxyd"
 PROXYD = "cloister-proxyd.service"
 MOUNT_POINTS = "mount-points.conf"
@@ -42,6 +47,9 @@ _REPLACED = frozenset({
     "StandardInput", "StandardOutput", "StandardError",
 })  # fmt: skip
 """Properties of runs that a service has with values of its own."""
+_LIFTED = frozenset({"RestrictSUIDSGID"})
+"""It answers openat2(2) with ENOSYS, since a filter cannot see its flags, and OpenClaw takes its locks by that call.
+What a gateway marks setuid is nobody's to run: root's directory above its home and workspace lets only its group in."""
 
 
 class ServiceUnit(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +93,11 @@ class ServiceUnit(msgspec.Struct, frozen=True, kw_only=True):
     hidden: tuple[str, ...] = ()
     """Programs taken away, by full path."""
     out_of_memory: str = "continue"
+    validate: tuple[str, ...] = ()
+    """A command that judges the configuration, with the gateway's user and in its sandbox, before it starts."""
+    seccomp: bytes = b""
+    landlock: str = "available"
+    nested: bool = False
 
     @property
     def places(self) -> Owned:
@@ -122,6 +135,11 @@ class Owned(str):
         """Where the gateway's Unix socket is, for its port."""
         return f"{RUNTIME}/services/{self}/port"
 
+    @property
+    def secrets(self) -> str:
+        """Where the gateway reads its secrets: files of its own on a tmpfs, which it cannot write (Landlock)."""
+        return f"{RUNTIME}/services/{self}/secrets"
+
 
 def unit_name(joined: str) -> str:
     """Return the name of a gateway's unit."""
@@ -133,9 +151,9 @@ def port_units(joined: str) -> tuple[str, str]:
     return f"cloister-port-{joined}.socket", f"cloister-port-{joined}.service"
 
 
-def credentials_directory(joined: str) -> str:
-    """Return where systemd puts the credentials of the unit (systemd.exec(5), CREDENTIALS_DIRECTORY)."""
-    return f"/run/credentials/{unit_name(joined)}"
+def places_unit(joined: str) -> str:
+    """Return the name of the unit that makes its mount points, before each start."""
+    return f"cloister-places-{joined}.service"
 
 
 def broker_directory(joined: str) -> str:
@@ -150,13 +168,14 @@ def service_text(unit: ServiceUnit) -> str:
         "[Unit]",
         f"Description=Cloister gateway {unit.label}",
         f"Wants=network-online.target {PROXYD} {socket}",
-        f"After=network-online.target {PROXYD}",
+        f"Requires={places_unit(unit.joined)}",
+        f"After=network-online.target {PROXYD} {places_unit(unit.joined)}",
         f"PartOf={PROXYD}",  # restarted with it: it holds placeholders that the broker made
         "StartLimitIntervalSec=300",
         "StartLimitBurst=10",
         "",
         "[Service]",
-        *(f"{name}={value}" for name, value in unit.properties if name not in _REPLACED),
+        *(f"{name}={value}" for name, value in unit.properties if name not in _REPLACED | _LIFTED),
         *_life(unit),
         *_mounts(unit),
         *(f"LoadCredential={name}:{_percent(source)}" for name, source in unit.credentials.items()),
@@ -187,8 +206,9 @@ def _life(unit: ServiceUnit) -> Iterator[str]:
 def _mounts(unit: ServiceUnit) -> Iterator[str]:
     at = unit.places
     yield f"RootDirectory={at.root}"
-    yield "RootDirectoryStartOnly=yes"
     yield f"WorkingDirectory={at.workspace}"
+    yield f"RuntimeDirectory={at.secrets.removeprefix('/run/')}"
+    yield "RuntimeDirectoryMode=0700"
     yield f"BindPaths={at.home} {at.workspace} {at.published}:{PUBLISH}"
     shared = [value for name, value in unit.properties if name == "BindReadOnlyPaths" and ":" not in value]
     shown = [*shared, *(f"-/etc/{name}" for name in CARRIED_ETC), *(_percent(path) for path in unit.shown)]
@@ -203,16 +223,46 @@ def _mounts(unit: ServiceUnit) -> Iterator[str]:
 
 
 def _commands(unit: ServiceUnit) -> Iterator[str]:
-    at = unit.places
-    # As root and outside of the sandbox: mount points that the gateway cannot move, before anything is mounted.
-    yield f"ExecStartPre=+{unit.systemd_tmpfiles} --create {at.tree}/{MOUNT_POINTS}"
     for name in unit.checked:
         yield f"ExecStartPre=/usr/bin/test -s %d/{name}"
+    if unit.credentials:
+        # systemd's own copies are root's, with an ACL; OpenClaw reads secrets only from files of its own user's.
+        copied = " ".join(f"%d/{name}" for name in unit.credentials)
+        yield f"ExecStartPre=/usr/bin/install -m 0400 -t {unit.places.secrets} {copied}"
+    if unit.validate:
+        yield "ExecStartPre=" + " ".join(_word(word) for word in unit.validate)
+    at = unit.places
     shim = [SHIM, "service", "--egress", EGRESS_SOCKET]
     for port in (PROXY_PORT, MODEL_PORT):
         shim += ["--listen", f"127.0.0.1:{port}"]
-    shim += ["--publish", f"{PUBLISH}/gateway.sock=127.0.0.1:{unit.port}", "--"]
+    shim += ["--publish", f"{PUBLISH}/{SOCKET}=127.0.0.1:{unit.port}"]
+    shim += ["--probe-write", "/usr", "--probe-connect", PROBE_ADDRESS, "--landlock", unit.landlock]
+    if unit.landlock != "off":
+        writable = (at.home, at.workspace, "/tmp", "/var/tmp", "/dev", "/proc")  # noqa: S108  # the unit's own
+        shim += ["--landlock-ro", "/", *(word for path in writable for word in ("--landlock-rw", path))]
+    if unit.nested:
+        shim.append("--nested")
+    if unit.seccomp:
+        shim += ["--seccomp", FILTER]
+    shim.append("--")
     yield "ExecStart=" + " ".join(_word(word) for word in (*shim, *unit.command))
+
+
+def places_text(unit: ServiceUnit) -> str:
+    """Return the unit that makes the mount points: not a command of the gateway's own unit, whose mounts need them."""
+    lines = [
+        "[Unit]",
+        f"Description=Mount points of the Cloister gateway {unit.label}",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        f"ExecStart={unit.systemd_tmpfiles} --create {unit.places.tree}/{MOUNT_POINTS}",
+        f"ReadWritePaths={RUNTIME} {STATE}",
+        # Root's files and those of the account, in directories that belong to one or the other.
+        "CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_FSETID CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
+        *(line for line in RELAY_HARDENING if not line.startswith(_NOT_FOR_PLACES)),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def port_texts(unit: ServiceUnit) -> dict[str, str]:
@@ -228,7 +278,7 @@ def port_texts(unit: ServiceUnit) -> dict[str, str]:
             (
                 "[Unit]",
                 f"Description=Port of the Cloister gateway {unit.label}",
-                f"PartOf={gateway}",
+                "# Not part of the gateway: while that restarts, nobody else can take the port.",
                 "",
                 "[Socket]",
                 f"ListenStream=127.0.0.1:{unit.port}",
@@ -247,7 +297,7 @@ def port_texts(unit: ServiceUnit) -> dict[str, str]:
                 f"After={socket} {gateway}",
                 "",
                 "[Service]",
-                f"ExecStart={SOCKET_PROXY} --exit-idle-time=60 {unit.places.published}/gateway.sock",
+                f"ExecStart={SOCKET_PROXY} --exit-idle-time=60 {unit.places.published}/{SOCKET}",
                 "DynamicUser=yes",
                 f"SupplementaryGroups={unit.account}",
                 *RELAY_HARDENING,
@@ -257,6 +307,8 @@ def port_texts(unit: ServiceUnit) -> dict[str, str]:
     }
 
 
+_NOT_FOR_PLACES = ("CapabilityBoundingSet", "PrivateUsers", "SystemCallFilter=~", "UMask")
+"""What would keep systemd-tmpfiles from giving an account what is its own (chown(2) is in @privileged)."""
 RELAY_HARDENING = (
     "Slice=cloister.slice",
     "PrivateNetwork=yes",
@@ -317,9 +369,10 @@ def tmpfiles_text(unit: ServiceUnit) -> str:
         f"d {RUNTIME}/services/{name} 0755 root root",
         f"d {at.published} 0750 {name} {name}",
         f"d {at.root} 0755 root root",
-        *(f"d {at.root}{path} 0755 root root" for path in _levels([BIN])),
+        *(f"d {at.root}{path} 0755 root root" for path in _levels([PROGRAMS])),
+        *([f"f+~ {at.root}{FILTER} 0644 root root - {b64encode(unit.seccomp).decode()}"] if unit.seccomp else []),
         *(f"L {at.root}/{link} - - - - {target}" for link, target in sorted(unit.links.items())),
-        *(f"L+ {at.root}{BIN}/{program} - - - - {target}" for program, target in sorted(unit.programs.items())),
+        *(f"L+ {at.root}{PROGRAMS}/{program} - - - - {target}" for program, target in sorted(unit.programs.items())),
     ]
     return "\n".join(lines) + "\n"
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from cloister.errors import PolicyError, Problem
-from cloister.isolation import service_units, unit
+from cloister.isolation import seccomp, service_units, unit
 from cloister.isolation.environment import PATH, Situation, compose
+from cloister.isolation.namespace import BIN
 from cloister.isolation.service_units import Owned, ServiceUnit
 from cloister.plan.service_facts import ServiceFacts, ServiceFile, ServiceUnits, SourceFile
 from cloister.plan.unit import Account
@@ -28,6 +30,7 @@ from cloister.runs.service_documents import Plugin
 
 UNITS = "/etc/systemd/system"
 CONFIG = "openclaw.json"
+_PLAIN = re.compile(r"[A-Za-z0-9/._+@-]+")
 _MEMORY = 2 << 30
 """OpenClaw takes 1.24 GB after one turn."""
 
@@ -92,7 +95,6 @@ class _Maker:
         self._problems = problems
         self._at = Owned(account.name)
         self._product = agent.agent.preset == PRODUCT
-        self._credentials = service_units.credentials_directory(gateway.joined)
 
     def units(self) -> ServiceUnits:
         """Return everything that is installed for it."""
@@ -102,13 +104,16 @@ class _Maker:
         skills = service_documents.skills(gateway, plugins, facts, problems)
         self._refuse(gateway, self._resolved.agent)
         unit_of = self._unit(plugins, tuple(documents))
+        self._refuse_signs(unit_of)
         joined, tree = gateway.joined, self._at.tree
         owned = [*self._configuration(plugins), *_below("documents", documents), *_below("skills", skills)]
         owned += [(f"etc/{name}", SourceFile(text=text)) for name, text in self._etc().items()]
         files = [self._file(f"{tree}/{path}", file) for path, file in owned]
-        texts = {service_units.unit_name(joined): service_units.service_text(unit_of)} | service_units.port_texts(
-            unit_of
-        )
+        texts = {
+            service_units.unit_name(joined): service_units.service_text(unit_of),
+            service_units.places_unit(joined): service_units.places_text(unit_of),
+            **service_units.port_texts(unit_of),
+        }
         system = [ServiceFile(path=f"{UNITS}/{name}", text=text) for name, text in texts.items()]
         system.append(
             ServiceFile(path=f"{tree}/{service_units.MOUNT_POINTS}", text=service_units.tmpfiles_text(unit_of))
@@ -124,7 +129,7 @@ class _Maker:
             files=(*system, *files),
             directories=tuple(directories),
             enabled=(socket, service_units.unit_name(joined)),
-            passive=(relay,),
+            passive=(relay, service_units.places_unit(joined)),
             restart_for=tuple(file.path for file in (*system, *files)),
         )
 
@@ -152,6 +157,14 @@ class _Maker:
             if name not in self._facts.tools:
                 at = show_path((*gateway.path, "tools", "include"))
                 self._problems.append(Problem(f"there is no program {name} in /usr/bin or /bin", at, f"install {name}"))
+
+    def _refuse_signs(self, unit_of: ServiceUnit) -> None:
+        """Refuse names to which lists of mounts, or systemd-tmpfiles, would give a meaning of their own."""
+        named = (*unit_of.shown, *unit_of.documents, *unit_of.seeded, *unit_of.state, *unit_of.programs)
+        for name in named:
+            if not _PLAIN.fullmatch(name):
+                message = f"{name!r} holds spaces or signs: a service is shown names of letters, digits and /._+@- only"
+                self._problems.append(Problem(message, show_path(self._gateway.path), "rename it"))
 
     def _unit(self, plugins: tuple[Plugin, ...], documents: tuple[str, ...]) -> ServiceUnit:
         gateway, facts, agent = self._gateway, self._facts, self._resolved.agent
@@ -189,6 +202,15 @@ class _Maker:
                 if settings.plugins[plugin.name].settings and plugin.file.state_dirs
             },
             hidden=tuple(f"/usr/bin/{name}" for name in settings.tools.exclude),
+            validate=(program.path, "config", "validate") if program and self._product else (),
+            seccomp=seccomp.assemble(
+                facts.machine,
+                nested=agent.hardening.nested,
+                ptrace=agent.hardening.ptrace,
+                netlink=agent.hardening.netlink,
+            ),
+            landlock=agent.hardening.landlock,
+            nested=agent.hardening.nested,
             out_of_memory="continue" if self._product else agent.unit.oom,
         )
 
@@ -234,10 +256,10 @@ class _Maker:
         )
         literal, _ = compose(agent, self._resolved.preset, situation)
         packages = [f"{plugin.source}/{path.strip('/')}" for plugin in plugins for path in plugin.file.packages]
-        literal["PATH"] = ":".join([*packages, PATH])
+        literal["PATH"] = ":".join([service_units.PROGRAMS, *packages, PATH.removeprefix(f"{BIN}:")])
         for plugin in plugins:
             for variable in settings.plugins[plugin.name].env:
-                literal[variable] = f"{self._credentials}/{_plugin_secret(plugin.name, variable)}"
+                literal[variable] = f"{self._at.secrets}/{_plugin_secret(plugin.name, variable)}"
         literal |= settings.environment
         if self._product:
             literal |= {"OPENCLAW_CONFIG_PATH": f"{self._at.tree}/{CONFIG}", "OPENCLAW_CONFIG_READONLY": "1"}
@@ -245,7 +267,7 @@ class _Maker:
 
     def _configuration(self, plugins: tuple[Plugin, ...]) -> Iterator[tuple[str, SourceFile]]:
         if self._product:
-            places = Places(workspace=self._at.workspace, credentials=self._credentials)
+            places = Places(workspace=self._at.workspace, credentials=self._at.secrets)
             config = openclaw_config(self._gateway, self._resolved.agent, self._resolved.policy.providers, places)
             yield CONFIG, SourceFile(text=json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         for plugin in plugins:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import msgspec
 
@@ -15,17 +16,21 @@ from cloister.errors import DeniedError, PolicyError, Problem, StepError
 from cloister.host.system_apply import RECORD, Applier, Record, read_record
 from cloister.host.system_probe import changeable, living_units, look, take_facts
 from cloister.isolation import unit_files
+from cloister.plan.service_facts import ServiceUnits
 from cloister.plan.system import InstallFile, MakeDirectory, RemoveAccounts, RemoveTree, SystemPlan
 from cloister.plan.system_diff import Desired, Found, Made, difference, made
+from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import AGENTS, ETC, PROXY_STATE, PROXY_USER, RUNTIME, STATE, SYSTEM_FILE, Account, System
-from cloister.policy.document import read
+from cloister.policy.document import Document, read
 from cloister.policy.load import load_document
 from cloister.policy.merge import resolve
 from cloister.policy.model import Preset
 from cloister.policy.presets import all_presets
-from cloister.runs import policies
+from cloister.runs import policies, system_services
 from cloister.runs.paths import SYSTEM_POLICY
-from cloister.runs.system_compile import SystemPolicy, compile_system, key_paths, refuse_host, unit_agents
+from cloister.runs.service_files import render_service_units
+from cloister.runs.system_compile import compile_system, give_accounts
+from cloister.runs.system_judge import SystemPolicy, key_paths, refuse_host, unit_agents
 
 PRESETS = f"{ETC}/presets"
 
@@ -72,7 +77,16 @@ def require_root(verb: str, uid: int) -> None:
         raise DeniedError("not-root", message, remedy=f"sudo cloister {verb}")
 
 
-def read_policy() -> SystemPolicy:
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The system's policy, as values and as it was written."""
+
+    system: SystemPolicy
+    document: Document
+    presets: Mapping[str, Preset]
+
+
+def read_policy() -> Read:
     """Return the system's policy.
 
     Raises:
@@ -160,29 +174,35 @@ def carry_out(prepared: Prepared, applier: Applier | None = None) -> None:
         applier.apply(prepared.plan, prepared.record, prepared.after)
 
 
-def _understand(source: policies.Source, others: list[policies.Source]) -> SystemPolicy:
+def _understand(source: policies.Source, others: list[policies.Source]) -> Read:
     presets = _presets(others)
     document = read(source.text, source.path)
     policy = load_document(document, preset_names=tuple(presets))
     agents = {name: resolve(document, name, presets=presets, policy=policy).agent for name in unit_agents(policy)}
-    return SystemPolicy(policy=policy, agents=agents, digest=policies.digest([source, *others]))
+    total = policies.digest([source, *others])
+    system = SystemPolicy(policy=policy, agents=agents, digest=total, served=system_services.owners(document))
+    return Read(system=system, document=document, presets=presets)
 
 
-def _prepare(source: SystemPolicy) -> Prepared:
-    policy = source.policy
+def _prepare(found: Read) -> Prepared:
+    source, policy = found.system, found.system.policy
     record = _recorded()
     facts = take_facts(policy.users, key_paths(policy), f"{unit_files.PROXYD}.service")
-    desired = compile_system(source, facts, record.accounts)
-    found = look(desired, record.made)
-    plan = difference(desired, found, record.made, record.unfinished)
-    accounts = _accounts_of(desired)
-    after = Record(made=made(desired, found, record.made), accounts=accounts)
+    accounts = give_accounts(source, facts, record.accounts)
+    desired = compile_system(source, facts, accounts, _services(found, accounts, facts))
+    there = look(desired, record.made)
+    plan = difference(desired, there, record.made, record.unfinished)
+    after = Record(made=made(desired, there, record.made), accounts=accounts)
     return Prepared(plan=plan, record=record, after=after)
 
 
-def _accounts_of(desired: Desired) -> tuple[Account, ...]:
-    text = next(file.text for file in desired.files if file.path == SYSTEM_FILE)
-    return msgspec.json.decode(text.encode(), type=System).accounts
+def _services(found: Read, accounts: tuple[Account, ...], facts: SystemFacts) -> tuple[ServiceUnits, ...]:
+    policy, document = found.system.policy, found.document
+    if not found.system.served:
+        return ()
+    known = system_services.take_service_facts(document, policy, found.presets, facts)
+    served = {account.service: account for account in accounts if account.service}
+    return render_service_units(document, policy, found.presets, served, known)
 
 
 def _recorded() -> Record:
