@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from support import installed
 from support.installed import PROJECT, Leftovers
-from support.machines import Machine
+from support.machines import PYTHON, SUITES, Machine
 
 Make = Callable[..., Machine]
 PATIENCE_S = 30.0
+RACE_S = 4.0
 
 VICTIMS = {
     # Party: what its command line matches; the shim is found by its unit. Children of hostd look like their parent.
@@ -85,7 +87,14 @@ def survive(machine: Machine, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("victim", "moment"), POINTS, ids=[f"{victim}-{moment}" for victim, moment in POINTS])
+def points() -> Iterator[ParameterSet]:
+    """Each point on one of the two systems; on the other one with the slow tests."""
+    for (number, (victim, moment)), suite in itertools.product(enumerate(POINTS), SUITES):
+        marks = () if SUITES[number % len(SUITES)] == suite else (pytest.mark.slow,)
+        yield pytest.param(suite, victim, moment, id=f"{suite}-{victim}-{moment}", marks=marks)
+
+
+@pytest.mark.parametrize(("suite", "victim", "moment"), list(points()), indirect=["suite"])
 def test_killed_at_a_step(host: Machine, victim: str, moment: str) -> None:
     """The run ends, with a status that is no success; the next one works, and nothing of the first is left."""
     host.run(["rm", "-f", f"{PROJECT}/made"])
@@ -163,3 +172,53 @@ def test_after_a_reboot_everything_is_as_declared_or_gone(fresh_machine: Make, h
     assert told
     assert installed.run(machine, "cat made; rm made") == "here\n"
     left.check()
+
+
+SWAP = """
+import ctypes, itertools, sys
+libc = ctypes.CDLL(None)
+first, second = (name.encode() for name in sys.argv[1:3])
+for count in itertools.count(1):
+    libc.renameat2(-100, first, -100, second, 2)
+    if count % 1000 == 0:
+        print(count, flush=True)
+"""
+SHOW = "cat canary 2>/dev/null; ls -A /home/bob /root 2>/dev/null; echo written >proof; id -u"
+
+
+@pytest.mark.parametrize("other", ["a link to bob's", "bob's own, moved in"])
+def test_a_project_swapped_while_it_is_asked_for(host: Machine, other: str) -> None:
+    """A run in a project whose name leads elsewhere every microsecond is refused, or works in the project."""
+    host.run(["sh", "-c", "rm -rf /home/alice/src/race /home/alice/src/decoy /srv/bobs"])
+    host.run(["sh", "-c", "mkdir -p /srv/bobs && echo SECRET >/srv/bobs/canary && chown -R bob /srv/bobs"])
+    host.run(["mkdir", "-p", "src/race"], user="alice")
+    host.run(["sh", "-c", "echo alices >src/race/canary"], user="alice")
+    if other == "a link to bob's":
+        host.run(["ln", "-s", "/srv/bobs", "src/decoy"], user="alice")
+    else:
+        host.run(["sh", "-c", "cp -a /srv/bobs /home/alice/src/decoy"])
+    names = ["/home/alice/src/race", "/home/alice/src/decoy"]
+    swapper = host.popen([PYTHON, "-c", SWAP, *names], user="alice", stdout=subprocess.PIPE, text=True)
+    told, until = [], time.monotonic() + RACE_S
+    try:
+        assert swapper.stdout
+        swapper.stdout.readline()
+        while time.monotonic() < until:
+            command = ["sh", "-c", f"cd src/race && exec cloister run shell -- bash -c '{SHOW}'"]
+            done = host.run(command, user="alice", check=False)
+            told.append((done.returncode, done.stdout, done.stderr))
+    finally:
+        swapper.kill()
+        swaps = int(swapper.stdout.read().split()[-1])
+        swapper.wait()
+        swapper.stdout.close()
+
+    assert not [one for one in told if "SECRET" in one[1]]
+    assert not host.path("/srv/bobs/proof").exists()
+    assert swaps > 100_000
+    assert [code for code, _, _ in told if code], "no run met the other name"
+    own = next(name for name in names if host.run(["stat", "-c", "%F %U", name]).stdout == "directory alice\n")
+    host.run(["rm", "-f", f"{own}/proof"])
+    quiet = host.run(["cloister", "run", "shell", "--", "bash", "-c", SHOW], user="alice", cwd=own)
+    assert quiet.stdout.split() == ["alices", "1900000000"]
+    assert host.path(f"{own}/proof").stat().st_uid == 1000
