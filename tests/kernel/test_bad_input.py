@@ -77,7 +77,7 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
         ("schema = 1\n[agents.shell]\negres = {}\n", "policy-invalid"),
         ("schema = 2\n", "policy-invalid"),
         ("not toml at all [", "policy-unreadable"),
-        ("schema = 1\n[agents.shell]\npreset = 'shell'\nisolation = 'unit'\n", "isolation-unavailable"),
+        ("schema = 1\n[agents.shell]\npreset = 'shell'\nisolation = 'unit'\n", "unit-needs-system-policy"),
         ("schema = 1\n[agents.shell]\npreset = 'shell'\nservice = { enable = true }\n", "policy-not-enforceable"),
         ("schema = 1\n[agents.shell]\npreset = 'shell'\nfilesystem = { read = ['/nonexistent/x'] }\n", "path-missing"),
         (

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from support.machine_boot import WITHHELD
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SUITES = ("bookworm", "trixie")
@@ -216,7 +218,9 @@ class Machine:
         if self.path(f"/run/user/{uid}").exists():
             variables["XDG_RUNTIME_DIR"] = f"/run/user/{uid}"
         variables.update(env or {})
-        identity = [] if user == "root" else [f"--reuid={uid}", f"--regid={gid}", "--init-groups"]
+        # Else a visitor would hold what PID 1 has dropped: `date -s` in a test once set the clock of the host.
+        identity = [f"--bounding-set={','.join(f'-{name}' for name in WITHHELD)}"]
+        identity += [] if user == "root" else [f"--reuid={uid}", f"--regid={gid}", "--init-groups"]
         return [
             "sh", "-c", _ENTER, "sh", " ".join(self._files), "nsenter", "--target", str(self.pid), "--all", "--",
             "setpriv", *identity, "--pdeathsig=KILL", "--",
@@ -227,11 +231,14 @@ class Machine:
         """Return the pid, on this host, of the command that `popen` started."""
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         until = time.monotonic() + timeout
-        while not (found := children.read_text(encoding="utf-8").split()):
-            if time.monotonic() > until or process.poll() is not None:
-                raise MachineError("nothing was started inside")
+        while time.monotonic() < until and process.poll() is None:
+            for pid in children.read_text(encoding="utf-8").split():
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                # Empty in the middle of execve(2). Before setpriv(1) is done, it would outlive who stands for it.
+                if words[0] not in {b"", b"nsenter", b"setpriv"} and words[:2] != [b"env", b"-i"]:
+                    return int(pid)
             time.sleep(0.002)
-        return int(found[0])
+        raise MachineError("nothing was started inside")
 
     # ---- its files ----
 

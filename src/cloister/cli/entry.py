@@ -25,7 +25,7 @@ VERBS = {
     "why": "list what a run was denied, and the line that would allow it",
     "learn": "propose a policy from what a run wanted",
     "diff": "show what a run changed in overlay mode",
-    "apply": "copy changes of a run into the workspace",
+    "apply": "copy changes of a run into the workspace; alone: make the system as its policy says",
     "discard": "throw changes of a run away",
     "init": "write a commented policy for the agents found here",
     "check": "check policy files",
@@ -40,6 +40,9 @@ VERBS = {
     "metrics": "print the broker's numbers for Prometheus",
     "doctor": "say what this host can enforce, and what to do about the rest",
     "prove": "attack an agent's sandbox and report what stopped each attack",
+    "setup": "install the daemons, accounts and files that agents as system users need",
+    "status": "show the system's daemons, services, accounts and living units",
+    "uninstall": "take out of the system what setup and apply put there",
     "gc": "remove old records, history of vanished projects, and leftovers",
     "completion": "print a script that completes words in bash, zsh or fish",
 }

@@ -16,7 +16,7 @@ from cloister.egress.decision import Target, decide
 from cloister.egress.hosts import HostError, parse_authority, parse_host
 from cloister.errors import UsageError
 from cloister.host.agent_program import ProgramMissingError
-from cloister.isolation.namespace import MODEL_PORT
+from cloister.isolation.inner import MODEL_PORT
 from cloister.llm.upstreams import compile_upstream
 from cloister.policy.values import check_read_path
 from cloister.runs.approvals import Approvals

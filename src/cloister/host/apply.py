@@ -23,7 +23,9 @@ from cloister.errors import StepError
 from cloister.host import limits, pasta
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
+from cloister.host.plain_files import read_settings
 from cloister.host.trust_roots import bundle
+from cloister.plan.settings import merged
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -34,6 +36,8 @@ from cloister.plan.steps import (
     Listen,
     ListenAgent,
     MakeDirectory,
+    MakeLink,
+    MergeSettings,
     PlaceholderFile,
     Placeholders,
     Plan,
@@ -43,6 +47,7 @@ from cloister.plan.steps import (
     WriteFile,
 )
 
+_Written = WriteFile | WriteBytes | TrustBundle | PlaceholderFile | MergeSettings
 NOTHING: Mapping[str, str] = MappingProxyType({})
 _BACKLOG = 512
 _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
@@ -111,9 +116,9 @@ def undo(plan: Plan, state: str) -> None:
 
 def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
-        case MakeDirectory(path=path, mode=mode):
-            os.makedirs(path, mode=mode, exist_ok=True)
-        case WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile():
+        case MakeDirectory() | MakeLink():
+            _make(step)
+        case WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile() | MergeSettings():
             _write(step, applied)
         case Listen() | ListenAgent():
             applied.listen(step)
@@ -144,23 +149,36 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             os.unlink(path)
         case Launch(pasta=pasta_argv) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
-        case MakeDirectory() | WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile() | IdentityTokens():
+        case MakeDirectory() | WriteFile() | WriteBytes() | MakeLink() | TrustBundle() | PlaceholderFile():
             return  # inside a directory that goes as a whole
-        case CarryPoints() | SeedFile() | Launch():
+        case MergeSettings() | CarryPoints() | SeedFile() | IdentityTokens() | Launch():
             return  # kept on purpose, or gone by itself
         case _:
             assert_never(step)
 
 
-def _write(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> None:
+def _make(step: MakeDirectory | MakeLink) -> None:
+    if isinstance(step, MakeLink):
+        os.symlink(step.target, step.path)
+        return
+    os.makedirs(step.path, mode=step.mode, exist_ok=True)
+    if step.mode & 0o077:  # for another uid, whatever our umask is
+        os.chmod(step.path, step.mode)
+
+
+def _write(step: _Written, applied: Applied) -> None:
     data = _content(step, applied)
     descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, step.mode)
     with os.fdopen(descriptor, "wb") as file:
+        if step.mode & 0o077:  # for another uid, whatever our umask is
+            os.fchmod(descriptor, step.mode)
         file.write(data)
 
 
-def _content(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> bytes:
+def _content(step: _Written, applied: Applied) -> bytes:
     match step:
+        case MergeSettings():
+            return merged(read_settings(step.source)[0], step.settings)[0]
         case WriteBytes():
             return step.data
         case WriteFile():

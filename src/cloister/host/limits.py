@@ -62,9 +62,15 @@ def enter(step: LimitCgroup | LimitScope, outer_pid: int) -> str:
         raise StepError("limits-failed", str(error), where=error.name, remedy=_REMEDY) from error
 
 
-def reached(path: str) -> tuple[str, ...]:
-    """Return in words which limits of a cgroup were run into so far (memory.events, pids.events)."""
-    killed, refused = _count(f"{path}/memory.events", "oom_kill"), _count(f"{path}/pids.events", "max")
+def reached(path: str, pids_path: str = "", *, memory_file: str = "memory.events") -> tuple[str, ...]:
+    """Return in words which limits of a cgroup were run into so far.
+
+    Args:
+        path: its directory; that of the memory controller in cgroup v1.
+        pids_path: that of the pids controller, where it is another one.
+        memory_file: who counts `oom_kill`: memory.events, memory.oom_control in v1.
+    """
+    killed, refused = _count(f"{path}/{memory_file}", "oom_kill"), _count(f"{pids_path or path}/pids.events", "max")
     words = []
     if killed:
         words.append(f"memory_max was reached: the kernel ended {_many(killed, 'process', 'processes')}")

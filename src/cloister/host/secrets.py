@@ -1,6 +1,7 @@
 """Reading secret references: the one place where real secrets come into the broker's memory.
 
-    file:PATH        a file that only its owner may read; read at each use, so a new key counts at once
+    file:PATH        a file that only its owner may read; read at each use, so a new key counts at once.
+                     To the system's broker systemd hands those of root's, as they were when it was started
     env:NAME         a variable of whoever started the run, else of the broker; it never changes during a run
     systemd:NAME     a credential of the broker's own unit (`$CREDENTIALS_DIRECTORY`)
     command:ARGV     what a command prints; no shell
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +27,7 @@ from functools import partial
 from cloister.errors import RetryError
 from cloister.host.secrets_commands import TIMEOUT_S, output_of, split
 from cloister.host.secrets_files import UnavailableError, read_credential, read_private, without_newline
+from cloister.plan.unit import delivered_name
 
 KEPT_S = 300.0
 """How long the output of a command counts."""
@@ -130,8 +133,13 @@ class SecretReader:
 
     async def _file(self, target: str) -> bytes:
         path = self._around.home + target[1:] if target.startswith("~/") else target
-        job = partial(read_private, path, self._around.uid, forbidden=self._around.forbidden)
-        return without_newline(await self._in_thread(job))
+        return without_newline(await self._in_thread(partial(self._read_file, path)))
+
+    def _read_file(self, path: str) -> bytes:
+        handed = self._around.own.get("CREDENTIALS_DIRECTORY", "")
+        if handed and os.path.lexists(f"{handed}/{delivered_name(path)}"):
+            return read_credential(handed, delivered_name(path))  # a file of root's
+        return read_private(path, self._around.uid, forbidden=self._around.forbidden)
 
     async def _systemd(self, target: str) -> bytes:
         directory = self._around.own.get("CREDENTIALS_DIRECTORY", "")

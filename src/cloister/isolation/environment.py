@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import msgspec
 
-from cloister.isolation.namespace import BIN, BOX, EGRESS_SOCKET, MODEL_PORT, PROXY_PORT
+from cloister.isolation.inner import BOX, EGRESS_SOCKET, MODEL_PORT, PROXY_PORT
+from cloister.isolation.namespace import BIN
 from cloister.policy.model import Agent, Preset
 
 INHERITED = ("TERM", "COLORTERM", "NO_COLOR", "LANG", "LANGUAGE", "TZ", "LC_ALL", "LC_CTYPE", "LC_MESSAGES", "LC_TIME")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloister.isolation.namespace import PROXY_PORT
+from cloister.isolation.inner import PROXY_PORT
 from cloister.policy.model import Agent, EgressRule
 
 SETTINGS_FILE = "claude-settings.json"

@@ -15,19 +15,18 @@ from typing import Literal
 
 import msgspec
 
-CLOISTER_DIR = "/run/cloister"
-BOX = f"{CLOISTER_DIR}/box"
-"""Where the run's own read-only directory appears: the egress socket and generated files."""
+from cloister.isolation.inner import (
+    BOX,
+    CLOISTER_DIR,
+    PROBE_ADDRESS,
+    Inner,
+    inner_argv,
+)
+
 BIN = f"{CLOISTER_DIR}/bin"
 SHIM = f"{CLOISTER_DIR}/shim"
-EGRESS_SOCKET = f"{BOX}/egress.sock"
-PROXY_PORT = 3128
-MODEL_PORT = 11435
-"""Where model traffic is served inside, for programs that take a base URL."""
 SECCOMP_FD = 3
 CONTROL_FD = 4
-PROBE_ADDRESS = "192.0.2.1:9"
-"""TEST-NET-1 (RFC 5737): routed nowhere, so a connect may only succeed or hang where a network exists."""
 
 MountKind = Literal["ro", "rw", "tmpfs", "symlink", "directory", "private-directory", "mask-file", "mask-directory"]
 
@@ -153,23 +152,16 @@ def _mount(mount: Mount) -> list[str]:
             return ["--perms", "0000", "--tmpfs", mount.target, "--remount-ro", mount.target]
 
 
-def _inner(box: Box) -> list[str]:
-    argv = [SHIM, "inner", "--ctl", str(CONTROL_FD), "--egress", EGRESS_SOCKET, "--listen", f"127.0.0.1:{PROXY_PORT}"]
-    if box.models:
-        argv += ["--listen", f"127.0.0.1:{MODEL_PORT}"]
-    for path in box.probe_write:
-        argv += ["--probe-write", path]
-    for address in box.probe_connect:
-        argv += ["--probe-connect", address]
-    argv += ["--landlock", box.landlock]
-    if box.landlock != "off":
-        argv += ["--landlock-ro", "/"]
-        for path in box.landlock_rw:
-            argv += ["--landlock-rw", path]
-    for name, value in box.rlimits:
-        argv += ["--rlimit", f"{name}={value}"]
-    if box.mdwe:
-        argv.append("--mdwe")
-    if box.nested:
-        argv.append("--nested")
-    return argv
+def _inner(box: Box) -> tuple[str, ...]:
+    inner = Inner(
+        control=CONTROL_FD,
+        models=box.models,
+        nested=box.nested,
+        landlock=box.landlock,
+        landlock_rw=box.landlock_rw,
+        mdwe=box.mdwe,
+        rlimits=box.rlimits,
+        probe_write=box.probe_write,
+        probe_connect=box.probe_connect,
+    )
+    return inner_argv(SHIM, inner)

@@ -20,7 +20,8 @@ import msgspec
 
 from cloister.errors import PolicyError, Problem
 from cloister.llm.tokens import Usage
-from cloister.policy.model import Protocol, Table
+from cloister.policy.model import Protocol
+from cloister.policy.table import Table
 
 SCHEMA = 1
 MILLION = 1_000_000

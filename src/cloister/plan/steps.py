@@ -9,7 +9,7 @@ and undoing steps is for `host/apply.py`.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -55,6 +55,17 @@ class WriteBytes(Step, frozen=True, tag="write-bytes"):
     def describe(self) -> str:
         """Return one line for people."""
         return f"write {len(self.data)} bytes to {self.path}"
+
+
+class MakeLink(Step, frozen=True, tag="make-link"):
+    """Make a symbolic link of ours, such as a program's name on the agent's PATH; it leads somewhere inside."""
+
+    path: str
+    target: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"link {self.path} to {self.target}"
 
 
 class TrustBundle(Step, frozen=True, tag="trust-bundle"):
@@ -150,6 +161,21 @@ class SeedFile(Step, frozen=True, tag="seed-file"):
         return f"write {self.root}/{self.name}, unless it exists"
 
 
+class MergeSettings(Step, frozen=True, tag="merge-settings"):
+    """Write a product's settings for this run: the policy's over those of the home, which are read only then."""
+
+    path: str
+    source: str
+    """The home's file, without links; empty without one."""
+    settings: dict[str, Any]
+    """The policy's."""
+    mode: int = 0o600
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write {self.path}, the policy's settings over {self.source or 'nothing'}"
+
+
 class IdentityTokens(Step, frozen=True, tag="identity-tokens"):
     """Keep signed tokens of the run in files, renewed while it lives and void after it. No token stands here."""
 
@@ -160,6 +186,8 @@ class IdentityTokens(Step, frozen=True, tag="identity-tokens"):
     audiences: tuple[str, ...]
     """Third parties there is a token for, besides our own services."""
     lifetime_s: int
+    mode: int = 0o400
+    """0444 where the agent has another uid."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -293,6 +321,7 @@ AnyStep = (
     MakeDirectory
     | WriteFile
     | WriteBytes
+    | MakeLink
     | TrustBundle
     | PlaceholderFile
     | Listen
@@ -300,6 +329,7 @@ AnyStep = (
     | Placeholders
     | CarryPoints
     | SeedFile
+    | MergeSettings
     | IdentityTokens
     | LimitCgroup
     | LimitScope

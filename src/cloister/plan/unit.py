@@ -7,6 +7,7 @@ came with the request, what lies elsewhere by a base of ours. It holds no secret
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -43,6 +44,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     uid: int
     agent: str
     user: str = ""
+    service: str = ""
+    """`NAME`, or `NAME-INSTANCE`, of the service it is for."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,6 +73,10 @@ class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `workspace`: below the descriptor of the workspace's root, ids mapped. `state`: below AGENTS/ACCOUNT/PROJECT.
     `box`: the run's directory of the system's broker. `carry`: what came with the request, unpacked. `host`: an
     absolute path that root owns on every level. `none`: nothing (tmpfs, masks).
+
+    A mount point that is missing is made where we made the file system below it: on a tmpfs of ours (below a
+    private one what is made belongs to the account), in the skeleton's top, or by the account itself in its state
+    (`UnitLaunch.points`). In the workspace it must be there: the user's own broker makes placeholders.
     """
 
     kind: Literal["rw", "ro", "tmpfs", "mask-file", "mask-directory"]
@@ -98,6 +105,10 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """In the order in which they are made."""
     state: tuple[str, ...] = ()
     """Directories to make below AGENTS/ACCOUNT/PROJECT, for the account."""
+    seeds: tuple[tuple[str, str], ...] = ()
+    """Files below the state, relative, and their content: written by the account, where there is nothing yet."""
+    points: tuple[tuple[str, Literal["file", "directory"]], ...] = ()
+    """Mount points to make below the state, by the account, where there is nothing yet."""
     project: str = ""
     """PROJECT, 16 hexadecimal digits."""
     ownership: Literal["idmap", "group", "none"] = "idmap"
@@ -106,3 +117,11 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where the workspace is mounted: its own absolute path."""
     firewall: bool = False
     """The unit shares the host's network, and starts only where the packet filter of its uid is loaded."""
+
+
+def delivered_name(path: str) -> str:
+    """Return the name by which systemd hands a secret file to the system's broker (LoadCredential=).
+
+    The policy goes on naming the file: who reads `file:PATH` looks among its credentials first (`host/secrets.py`).
+    """
+    return f"file-{hashlib.sha256(path.encode()).hexdigest()[:16]}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from itertools import combinations
 from typing import get_args
 
 from cloister.policy import values
@@ -29,13 +28,13 @@ from cloister.policy.model import (
     Project,
     Protocol,
     Provider,
+    User,
 )
 from cloister.policy.scanner import Path
+from cloister.policy.service_check import check_services
+from cloister.policy.settings_check import mistakes_of
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.policy.variables import KEY_VARIABLES, collisions
-
-GATEWAY_DISTANCE = 120
-"""OpenClaw derives ports +2 to +110 from its own: two gateways need this much between them."""
 
 PROTOCOLS = frozenset(get_args(Protocol))
 
@@ -92,7 +91,7 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
     for name, agent in policy.agents.items():
         if not agent.preset and not agent.command:
             check.add(("agents", name), "neither preset nor command says what to run", 'command = ["PROGRAM"]')
-    _check_services(check, policy)
+    check_services(policy, mistakes)
     _check_users(check, policy)
     check.value(("audit", "retention"), parse_duration, policy.audit.retention)
     check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
@@ -127,7 +126,8 @@ def check_preset(preset: Preset, mistakes: Mistakes) -> None:
             check.value((key, path), values.check_plain_value, content)
     _check_endpoints(check, preset)
     check.optional(("unix_socket",), values.check_variable, preset.unix_socket)
-    check.optional(("note_file",), values.check_inner_path, preset.note_file)
+    for key in ("note_file", "settings", "environment_file"):
+        check.optional((key,), values.check_inner_path, getattr(preset, key))
     if preset.note and not any("{note}" in argument for argument in preset.note):
         check.add(("note",), "no argument holds {note}")
     _check_environment(check, (), preset.environment)
@@ -158,6 +158,9 @@ def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
         check.value((*at, "command", index), values.check_plain_value, argument)
     _check_environment(check, at, agent.environment)
     check.each((*at, "pass_environment"), values.check_variable, agent.pass_environment)
+    check.each((*at, "environment_files"), values.check_file_path, agent.environment_files)
+    for path, why in mistakes_of(agent.settings, (*at, "settings")):
+        check.add(path, why, "keep it out of the policy, or use credentials")
     check.each((*at, "carry"), values.check_home_path, agent.carry)
     check.each((*at, "workspace", "roots"), values.check_host_path, agent.workspace.roots)
     check.each((*at, "workspace", "protect"), values.check_inner_path, agent.workspace.protect)
@@ -319,19 +322,6 @@ def _check_bound_hosts(check: _Check, at: Path, inject: Injection) -> None:
         check.add(at, str(error))
 
 
-def _check_services(check: _Check, policy: Policy) -> None:
-    """Refuse two services on one port, and two gateways whose derived ports would meet."""
-    serving = [(name, agent) for name, agent in policy.agents.items() if agent.service.port is not None]
-    for (first, one), (second, two) in combinations(serving, 2):
-        distance = abs((one.service.port or 0) - (two.service.port or 0))
-        gateways = one.preset == two.preset == "openclaw"
-        if distance == 0 or (gateways and distance < GATEWAY_DISTANCE):
-            what = "the port" if distance == 0 else f"ports within {GATEWAY_DISTANCE}"
-            free = (one.service.port or 0) + (GATEWAY_DISTANCE if gateways else 1)
-            path = ("agents", second, "service", "port")
-            check.add(path, f"{what} of the agent {first}", f"port = {free}")
-
-
 def _check_users(check: _Check, policy: Policy) -> None:
     for name, user in policy.users.items():
         at: Path = ("users", name)
@@ -342,7 +332,17 @@ def _check_users(check: _Check, policy: Policy) -> None:
             check.add(at, "the user has no directory to start an agent in", 'roots = ["~/src"]')
         check.known((*at, "agents"), user.agents, policy.agents, "agent")
         check.each((*at, "roots"), values.check_host_path, user.roots)
-        check.optional((*at, "config"), values.check_home_path, user.config)
+        _check_config(check, (*at, "config"), user)
+
+
+def _check_config(check: _Check, at: Path, user: User) -> None:
+    if isinstance(user.config, str):
+        check.optional(at, values.check_home_path, user.config)
+        return
+    for agent, directory in user.config.items():
+        check.value((*at, agent), values.check_home_path, directory)
+        if agent not in user.agents:
+            check.add((*at, agent), "the user may not start this agent", _one_of(sorted(user.agents), "agent"))
 
 
 def _one_of(known: list[str], what: str) -> str:

@@ -15,57 +15,53 @@ Names follow systemd in snake_case where systemd has the thing (`memory_max` is
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from cloister.policy.login import Login
+from cloister.policy.model_llm import Ledger, Llm, Protocol, Provider
+from cloister.policy.services import Service
+from cloister.policy.table import Count, Port, Table
+
+__all__ = [
+    "SCHEMA",
+    "Agent",
+    "AgentSandbox",
+    "Audit",
+    "Count",
+    "Credential",
+    "Egress",
+    "EgressMode",
+    "EgressRule",
+    "Filesystem",
+    "Hardening",
+    "Identity",
+    "Images",
+    "Injection",
+    "Isolation",
+    "Ledger",
+    "Limits",
+    "Llm",
+    "Login",
+    "MicroVm",
+    "Policy",
+    "Port",
+    "Preset",
+    "Project",
+    "Protocol",
+    "Provider",
+    "Service",
+    "Table",
+    "Unit",
+    "User",
+    "Workspace",
+]
 
 SCHEMA = 1
 
 Isolation = Literal["namespace", "unit", "microvm"]
 EgressMode = Literal["deny", "ask", "learn", "internet"]
-Protocol = Literal["anthropic", "openai", "openai-responses"]
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Money = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What all tables share: frozen values, and unknown keys are mistakes."""
-
-
-class Provider(Table, frozen=True):
-    """`[providers.NAME]`: where model traffic goes and which secret opens it."""
-
-    protocol: Protocol = "anthropic"
-    """The wire protocol the upstream speaks; `openai` is Chat Completions and Embeddings, `openai-responses`
-    those and Responses."""
-    base_url: str = ""
-    """The upstream's address, without the protocol's own path (`/v1/messages`); empty means the provider's public
-    one. `http://` is allowed for loopback only."""
-    key: str = ""
-    """A secret reference such as `file:~/.config/cloister/anthropic.key`; never the secret itself. It is read
-    again when it changes, so a key is rotated without a restart. `login:NAME` is a login of `cloister login`, for
-    the login's own hosts only. `env:` means the broker's environment, not that of whoever starts a run."""
-    auth: Literal["auto", "bearer", "x-api-key", "api-key", "sigv4", "google", "none"] = "auto"
-    """How the key opens the upstream. `auto` is `x-api-key` for Anthropic keys, `bearer` for logins and OpenAI;
-    `api-key` is Azure's header, `sigv4` signs for AWS, `google` signs in to Vertex, `none` sends no key."""
-    region: str = ""
-    """The region that `sigv4` signs for."""
-    headers: dict[str, str] = msgspec.field(default_factory=dict)
-    """Headers sent with every request, such as `anthropic-workspace-id`; they win over the agent's. Never secrets."""
-    deny_betas: tuple[str, ...] = ()
-    """Values of `anthropic-beta` that this upstream refuses, taken out of requests; all else passes untouched."""
-    connect_timeout: str = "10s"
-    """Time to open a connection."""
-    first_byte_timeout: str = "10m"
-    """Time until the first byte of an answer; long prompts take minutes."""
-    idle_timeout: str = "5m"
-    """Silence within a streamed answer after which it is broken off. There is no limit on the whole time."""
-    retries: Annotated[int, msgspec.Meta(ge=0, le=5)] = 0
-    """How often a request that was refused with 429, 500, 502, 503, 504 or 529, or not answered at all, is sent
-    again before a byte of an answer was seen. Agents retry by themselves, so the default is never."""
 
 
 class Workspace(Table, frozen=True):
@@ -187,51 +183,6 @@ class Identity(Table, frozen=True):
     """How long a token is valid: from 1 minute to 15 minutes. It is renewed while the run lives."""
 
 
-class Llm(Table, frozen=True):
-    """`[agents.NAME.llm]`: which models, and how much of them."""
-
-    providers: tuple[str, ...] = ()
-    """Names from `[providers]` the agent may use, the first of a protocol before others; empty means none."""
-    models: tuple[str, ...] = ()
-    """Model names or patterns such as `claude-*`; empty means every model of those providers."""
-    aliases: dict[str, str] = msgspec.field(default_factory=dict)
-    """Names the agent may ask for, each with the model that is meant."""
-    requests_per_minute: Count | None = None
-    """Requests in any 60 seconds; 60 when left out."""
-    concurrency: Count | None = None
-    """Requests under way at one time."""
-    max_tokens: Count | None = None
-    """Output tokens of one request."""
-    tokens_per_minute: Count | None = None
-    """Input and output tokens in any 60 seconds."""
-    tokens_per_run: Count | None = None
-    """Input and output tokens of one run."""
-    tokens_per_day: Count | None = None
-    """Input and output tokens of one day, UTC."""
-    tokens_per_month: Count | None = None
-    """Input and output tokens of one calendar month, UTC."""
-    cost_per_minute_usd: Money | None = None
-    """Dollars in any 60 seconds."""
-    cost_per_run_usd: Money | None = None
-    """Dollars that one run may cost."""
-    cost_per_day_usd: Money | None = None
-    """Dollars per day, UTC."""
-    cost_per_month_usd: Money | None = None
-    """Dollars per calendar month, UTC."""
-    alerts: tuple[Annotated[int, msgspec.Meta(ge=1, le=100)], ...] = (50, 80, 100)
-    """Shares of a budget, in percent, at which a warning is recorded: shown by `ps`, `inspect`, and at the end."""
-    on_exhausted: Literal["refuse", "ask"] = "refuse"
-    """What happens when a budget is used up: `ask` lets the person at the terminal grant the same amount once more."""
-    fallback: bool = False
-    """Whether the next provider of the same protocol is tried when one is down or refuses with 429, 5xx or 529."""
-    redact: tuple[str, ...] = ()
-    """Regular expressions whose matches in prompts are replaced before they leave."""
-    redact_secrets: bool = False
-    """Whether text in prompts that is shaped like a known token, or is a placeholder, is replaced before it leaves."""
-    record: bool = False
-    """Whether requests and answers are kept, encrypted, beside the run's records."""
-
-
 class Limits(Table, frozen=True):
     """`[agents.NAME.limits]`: what the run may use up. Core dumps are always off."""
 
@@ -273,17 +224,6 @@ class AgentSandbox(Table, frozen=True):
     """Pass generated settings that switch it on, forbid leaving it, and carry our allowlist. Implies `nested`."""
     deny_read: tuple[str, ...] = ()
     """More paths for its `denyRead` list."""
-
-
-class Service(Table, frozen=True):
-    """`[agents.NAME.service]`: run as an always-on service (gateway)."""
-
-    enable: bool = False
-    """Whether the agent is started with the host and kept running."""
-    port: Port | None = None
-    """The loopback port it serves; services of OpenClaw need 120 ports of distance."""
-    restart: Literal["always", "on-failure", "no"] = "always"
-    """When it is started again after it ended."""
 
 
 class Unit(Table, frozen=True):
@@ -329,6 +269,13 @@ class Agent(Table, frozen=True):
     """What to run, instead of the preset's command; arguments of the command line are appended."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     """Variables to set; `{home}`, `{workspace}` and `{proxy}` are filled in. Secrets belong into `credentials`."""
+    environment_files: tuple[str, ...] = ()
+    """Files of variables, `NAME=value` lines as `.env` files have them, read at every start: they win over
+    `environment`, and a later file over an earlier one. What is named or looks like a secret is refused: those belong
+    into `credentials`."""
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Settings of the product, laid over those in the home for the time of a run: tables are merged, everything else
+    is replaced. For products whose preset names a file of settings."""
     pass_environment: tuple[str, ...] = ()
     """Names of variables carried in from the caller, such as `EDITOR`."""
     carry: tuple[str, ...] = ()
@@ -357,8 +304,6 @@ class Agent(Table, frozen=True):
     """Layers and named opt-outs."""
     agent_sandbox: AgentSandbox = AgentSandbox()
     """The sandbox that the agent itself brings."""
-    service: Service = Service()
-    """Whether it runs as an always-on service."""
     unit: Unit = Unit()
     """The system user and its unit, where `isolation = "unit"`."""
     microvm: MicroVm = MicroVm()
@@ -372,8 +317,9 @@ class User(Table, frozen=True):
     """Agents this user may start; at least one."""
     roots: tuple[str, ...] = ()
     """Directories below which the user may start them; at least one; `~` is that user's home."""
-    config: str = ""
-    """Directory of the user's own agent configuration, relative to the home."""
+    config: str | dict[str, str] = ""
+    """Directory below the home that holds the user's configuration of the agent, where that is not the product's own
+    place; by agent, as in `{ pi = "dotfiles/pi" }`, or one for all of them."""
 
 
 class Images(Table, frozen=True):
@@ -383,16 +329,6 @@ class Images(Table, frozen=True):
     """Refuse images that are not signed by a trusted key."""
     trust: tuple[str, ...] = ()
     """Ed25519 public keys, in hexadecimal."""
-
-
-class Ledger(Table, frozen=True):
-    """`[ledger]`: where the calls of models are written down."""
-
-    database: str = ""
-    """Empty: SQLite among your own records. Else a secret reference to a `postgresql://` address, since it may hold a
-    password."""
-    retention: str = "400d"
-    """How long rows are kept."""
 
 
 class Audit(Table, frozen=True):
@@ -421,6 +357,8 @@ class Policy(Table, frozen=True):
     """`[profiles.NAME]`: keys laid over an agent's by `cloister run --profile NAME AGENT`."""
     users: dict[str, User] = msgspec.field(default_factory=dict)
     """System policy only: who may start what."""
+    services: dict[str, Service] = msgspec.field(default_factory=dict)
+    """System policy only: agents that run for months, as gateways."""
     images: Images = Images()
     """Which guest images are trusted."""
     audit: Audit = Audit()
@@ -455,6 +393,10 @@ class Preset(Table, frozen=True):
     """Files and directories below the home carried in read-only, where they exist."""
     secrets: tuple[str, ...] = ()
     """Files below the home that hold secrets: never carried in, even when a parent directory is."""
+    settings: str = ""
+    """The file below the home with the product's settings, as JSON: what `settings` of an agent is laid over."""
+    environment_file: str = ""
+    """A file of variables below the home. They count least, and secrets in it stay out."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     """Variables set in the sandbox; `{home}`, `{workspace}`, `{proxy}` are filled in."""
     pass_environment: tuple[str, ...] = ()

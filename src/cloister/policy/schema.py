@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cloister.policy import login, model
+from cloister.policy import login, model, model_llm, services
 
 
 class KeyText(NamedTuple):
@@ -53,11 +53,22 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     model.Limits,
     model.Hardening,
     model.AgentSandbox,
-    model.Service,
     model.Unit,
     model.MicroVm,
     model.Provider,
     model.User,
+    services.Service,
+    services.ServiceModel,
+    services.Channels,
+    services.Telegram,
+    services.Auth,
+    services.Routing,
+    services.Queue,
+    services.Documents,
+    services.Skill,
+    services.ServicePlugin,
+    services.Tools,
+    services.Instance,
     model.Images,
     model.Audit,
     model.Ledger,
@@ -90,10 +101,14 @@ def tables() -> tuple[TableText, ...]:
 def docstrings() -> Mapping[str, Mapping[str, str]]:
     """Return the docstring of every attribute of the model, by class and name, each on one line."""
     found: dict[str, dict[str, str]] = {}
-    for node in (node for source in (model, login) for node in ast.parse(inspect.getsource(source)).body):
+    for node in (
+        node for source in (services, login, model_llm, model) for node in ast.parse(inspect.getsource(source)).body
+    ):
         if not isinstance(node, ast.ClassDef):
             continue
         texts = found.setdefault(node.name, {})
+        for base in node.bases:
+            texts.update(found.get(base.id, {}) if isinstance(base, ast.Name) else {})
         for before, after in zip(node.body, node.body[1:], strict=False):
             if not isinstance(before, ast.AnnAssign) or not isinstance(before.target, ast.Name):
                 continue

@@ -28,7 +28,6 @@ from cloister.policy.model import (
     Limits,
     Llm,
     MicroVm,
-    Service,
     Unit,
     Workspace,
 )
@@ -197,6 +196,8 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "isolation": _stricter("namespace", "unit", "microvm"),
         "command": _fixed,
         "environment": _fixed,
+        "environment_files": _fewer,
+        "settings": _fixed,
         "pass_environment": _fewer,
         "carry": _fewer,
         "sandbox_note": _only(value=True),
@@ -264,7 +265,6 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "ptrace": _only(value=False),
     },
     AgentSandbox: {"managed": _fixed, "deny_read": _more},
-    Service: {"enable": _only(value=False), "port": _fixed, "restart": _fixed},
     Unit: dict.fromkeys(Unit.__struct_fields__, _fixed),
     MicroVm: {
         "image": _fixed,

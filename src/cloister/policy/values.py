@@ -133,6 +133,13 @@ def check_read_path(path: str) -> None:
     _check_not_own(normal)
 
 
+def check_file_path(path: str) -> None:
+    """Accept a file of the host that we read ourselves: absolute, or below the home."""
+    _check_path_text(path)
+    if not path.startswith(("/", "~/")):
+        raise ValueError("write the whole path, or one that begins with ~/")
+
+
 def check_write_path(path: str) -> None:
     """Accept a path that may be writable: one that may be shown, and no system directory."""
     check_read_path(path)

@@ -12,13 +12,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
 from cloister.egress.rules import Ruleset
+from cloister.host import unit_cgroup
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.limits import reached
 from cloister.host.mount_check import check_mounts
@@ -28,6 +29,7 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent
 from cloister.relay.server import EgressServer
 from cloister.runs.attach import Attachment
+from cloister.runs.links import Link
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Direct, Receipt, Record, Store
 
@@ -42,21 +44,6 @@ FLAG_NETNS = 4
 _MAX_DENIED = 200
 MAX_EVENT_BYTES = 32 << 20
 _U32 = 4
-
-
-class Link(Protocol):
-    """A frame connection, as the broker's event loop offers it."""
-
-    closed: bool
-
-    def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
-        """Queue a frame."""
-
-    def close(self) -> None:
-        """Close when everything is sent."""
-
-    def rebind(self, on_frame: Callable[[Any, Frame], None], on_close: Callable[[Any], None]) -> None:
-        """Give the connection to another owner."""
 
 
 class Starter(NamedTuple):
@@ -104,6 +91,12 @@ class ActiveRun:
         """Who asked for a detached run, until it runs."""
         self.go = b""
         """The inner half's last word to wait for: command, environment, directory."""
+        self.stdio: tuple[int, ...] = ()
+        """What the agent gets as its standard streams, where its first process does not have them; ours to close."""
+        self.ready = True
+        """False while something that the agent needs is not served yet: no go before."""
+        self.told: Callable[[dict[str, object]], None] | None = None
+        """Gets every event and that the agent runs: the broker of the user, of a run that the system's broker has."""
         self.confine: Callable[[], None] | None = None
         """Puts the sandbox under its limits and says `release` then; none without limits that need it."""
         self.cgroup = ""
@@ -269,13 +262,17 @@ class ActiveRun:
             link.close()
 
     def inner_closed(self) -> None:
-        """PID 1 of the sandbox is gone."""
+        """The first process of the sandbox is gone."""
         self.count_limits()
         self.live.inner_closed()
+        if self.plan.launch.unit:
+            self.live.sandbox_ended()  # nobody says `W`: what is left in the unit is systemd's to end
 
     def count_limits(self) -> None:
         """Keep which limits were reached, while their cgroup is there to say so: systemd removes an empty one."""
-        if self.cgroup:
+        if unit := self.plan.launch.unit:
+            self.limits_reached = unit_cgroup.limits_reached(unit.unit) or self.limits_reached
+        elif self.cgroup:
             self.limits_reached = reached(self.cgroup) or self.limits_reached
 
     def mounts_wrong(self) -> list[str]:
@@ -303,7 +300,7 @@ class ActiveRun:
 
         bubblewrap mounts by path, and paths can be swapped between the look and the mount.
         """
-        if "verdict=passed" not in self.live.probe or self._admitted:
+        if "verdict=passed" not in self.live.probe or self._admitted or not self.ready:
             return  # the inner half ends by itself
         self._admitted = True
         wrong = self.mounts_wrong()
@@ -315,10 +312,21 @@ class ActiveRun:
         else:
             self.release()
 
+    def make_ready(self) -> None:
+        """Everything that the agent needs is served; its self-probe may have passed already."""
+        self.ready = True
+        self._admit()
+
     def release(self) -> None:
         """Let the agent start: everything it is to be held by is in force."""
-        self.inner.send("G", self.go)
+        self.inner.send("G", self.go, () if self.plan.launch.pty else self.stdio)
         self.go = b""
+        self.drop_stdio()
+
+    def drop_stdio(self) -> None:
+        """Close our copies of the agent's standard streams: whoever reads its output waits for the last of them."""
+        _close_all(self.stdio)
+        self.stdio = ()
 
     # --- records ------------------------------------------------------------------------------
 
@@ -344,8 +352,11 @@ class ActiveRun:
         """Append one line to the run's events."""
         if self._written >= MAX_EVENT_BYTES:
             return  # counted in the receipt all the same; an agent must not fill the disk with its denials
-        line = msgspec.json.encode({"event": kind, "time": time.time(), **fields}) + b"\n"
+        event: dict[str, object] = {"event": kind, "time": time.time(), **fields}
+        line = msgspec.json.encode(event) + b"\n"
         self._written += len(line)
+        if self.told:
+            self.told({"event": event})
         if self._written >= MAX_EVENT_BYTES:
             line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
         self._events.write(line)
@@ -364,6 +375,8 @@ class ActiveRun:
 
     def _is_running(self) -> None:
         self._tell_starter()
+        if self.told:
+            self.told({"running": True})
         self.record = msgspec.structs.replace(self.record, status="running")
         self.store.update(self.record)
 
@@ -376,12 +389,18 @@ class ActiveRun:
         self.sessions.clear()
         self._on_end(self, outcome)
 
-    def close(self, outcome: Outcome, warnings: tuple[str, ...]) -> None:
-        """Write the receipt, then tell the caller."""
+    def conclude(self, outcome: Outcome, warnings: tuple[str, ...]) -> Receipt:
+        """Write the receipt and return it."""
         self.warnings = warnings
-        self._write_receipt(outcome)
+        receipt = self._receipt(outcome)
+        self.store.finish(self.record, receipt)
         self._tell_starter()
         self._events.close()
+        return receipt
+
+    def say_goodbye(self, outcome: Outcome, warnings: tuple[str, ...]) -> None:
+        """Tell the caller, as the last of all."""
+        self.drop_stdio()
         self.live.say_goodbye(outcome, warnings)
 
     def _used(self) -> tuple[str, ...]:
@@ -391,7 +410,7 @@ class ActiveRun:
             *(self.signing.summary() if self.signing else ()),
         )
 
-    def _write_receipt(self, outcome: Outcome) -> None:
+    def _receipt(self, outcome: Outcome) -> Receipt:
         now = time.time()
         stats = self.egress.stats if self.egress else None
         plan = self.plan
@@ -399,7 +418,7 @@ class ActiveRun:
             self.record, status="finished", finished=now, exit_code=outcome.code, reason=outcome.reason
         )
         denied = sorted(self._denied.items(), key=lambda item: -item[1])
-        receipt = Receipt(
+        return Receipt(
             id=plan.run, agent=plan.agent, preset=plan.preset, isolation=plan.isolation, workspace=plan.workspace,
             command=self.record.command, started=self.record.started, finished=now, exit_code=outcome.code,
             reason=outcome.reason, policy_digest=plan.policy_digest, plan_digest=plan.digest(), host=self.host,
@@ -410,7 +429,6 @@ class ActiveRun:
             credentials=self._used(),
             direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
-        self.store.finish(self.record, receipt)
 
 
 def _close_all(descriptors: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from cloister.errors import PolicyError, Problem
 from cloister.plan.steps import Plan
+from cloister.plan.unit import AGENTS
 from cloister.runs.explain import Explainer, Look, parse_mounts
 
 _FILE = "file:"
@@ -39,6 +40,7 @@ def writable_places(plan: Plan, state: str) -> tuple[str, ...]:
     mounts = parse_mounts(plan.launch.argv)
     bound = [mount.source for mount in mounts if mount.kind == "rw" and mount.source]
     bound += [hold.source or hold.target for hold in plan.launch.holds if hold.mode == "rw"]
+    bound += [AGENTS] if plan.launch.unit else []
     return tuple(dict.fromkeys(os.path.realpath(place) for place in (*bound, plan.workspace, state)))
 
 

@@ -41,10 +41,13 @@ class _Asker:
     def __init__(self, run: ActiveRun, approvals: Approvals) -> None:
         self._run = run
         self._approvals = approvals
+        unit = run.plan.launch.unit
+        self._who = unit.account if unit else run.plan.agent
+        """Whose answers count: of the system's broker, those of one user do not count for another."""
 
     def recall(self, target: Target) -> Answer | None:
         """Return what the user said earlier, in this run or another one of this agent."""
-        return self._approvals.find(self._run.plan.agent, target.host.text, target.port) or None
+        return self._approvals.find(self._who, target.host.text, target.port) or None
 
     async def ask(self, target: Target) -> Answer:
         """Return the user's answer.
@@ -63,7 +66,7 @@ class _Asker:
             answer = await self._question(_TEXT.format(what=f"{agent} wants to reach {target.authority}"))
             self._run.write_event("answer", {"host": host, "port": port, "answer": answer})
             if answer in ("always", "never"):
-                self._keep(agent, host, port, "always" if answer == "always" else "never")
+                self._keep(self._who, host, port, "always" if answer == "always" else "never")
             return answer
 
     def _keep(self, agent: str, host: str, port: int, answer: Kept) -> None:

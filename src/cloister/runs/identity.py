@@ -80,6 +80,7 @@ class RunTokens:
         self.grant = grant
         self._store = store
         self._directory = step.directory
+        self._mode = step.mode
         self._aside = f"{os.path.dirname(os.path.dirname(step.directory))}/token.new"
         self.note: Note = lambda _kind, _fields: None
         """Writes an event of the run."""
@@ -204,6 +205,7 @@ class RunTokens:
         descriptor = os.open(self._aside, flags, 0o400)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            os.fchmod(descriptor, self._mode)
         os.rename(self._aside, f"{self._directory}/{name}")
 
     def _remove(self, name: str) -> None:

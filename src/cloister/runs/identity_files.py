@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from cloister.isolation.namespace import BOX
+from cloister.isolation.inner import BOX
 from cloister.plan.steps import IdentityTokens
 from cloister.policy.model import Identity
 from cloister.policy.units import parse_duration
@@ -23,7 +23,7 @@ _OTHER = re.compile(r"[^A-Za-z0-9.-]+")
 _NAME_CHARACTERS = 80
 
 
-def tokens_step(identity: Identity, box: str, user: str, uid: int) -> IdentityTokens | None:
+def tokens_step(identity: Identity, box: str, user: str, uid: int, *, mode: int = 0o400) -> IdentityTokens | None:
     """Return the step that keeps a run's tokens, or None for a policy that names no audience."""
     if not identity.audiences:
         return None
@@ -35,6 +35,7 @@ def tokens_step(identity: Identity, box: str, user: str, uid: int) -> IdentityTo
         user=user_segment(user, uid),
         audiences=others,
         lifetime_s=int(parse_duration(identity.lifetime)),
+        mode=mode,
     )
 
 

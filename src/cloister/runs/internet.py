@@ -16,7 +16,7 @@ from cloister.egress import nft
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Rule, Ruleset
 from cloister.errors import PolicyError, Problem, UnsupportedError
-from cloister.isolation.namespace import PROBE_ADDRESS
+from cloister.isolation.inner import PROBE_ADDRESS
 from cloister.plan.facts import HostFacts
 from cloister.runs import remedies
 

@@ -19,7 +19,7 @@ from cloister.errors import CloisterError, PolicyError, Problem, StepError
 from cloister.host.logins import Shelf
 from cloister.policy.model import Agent
 from cloister.policy.variables import variables
-from cloister.runs.compile import PlacedFile
+from cloister.runs.compile_parts import PlacedFile
 
 SCHEME = "login:"
 Describe = Callable[[str], Description]

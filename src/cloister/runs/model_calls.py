@@ -1,8 +1,8 @@
 """Model calls of a user's runs: from the policy's words to callers, upstreams and budgets that live in the broker.
 
-One `ModelCalls` per process. It opens the books with the first run that needs them, keeps one account per agent, so
-that all runs of an agent share its budgets, and one supply per provider, so that they share connections. A reload
-gives living runs new limits; what was used stays used.
+One `ModelCalls` per process. It opens the books with the first run that needs them, keeps one account per agent and
+user, so that all runs of an agent share its budgets, and one supply per provider, so that they share connections. A
+reload gives living runs new limits; what was used stays used.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class ModelCalls:
         self._store, self._prices, self._keys_of, self._blocks = store, prices, keys, blocks
         self._keys: ProviderKeys | None = None
         self._inference: Inference | None = None
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[tuple[str, str], Account] = {}
+        """By agent and user."""
         self._wishes: dict[str, Wish] = {}
         self._supplies: dict[str, _Kept] = {}
 
@@ -115,7 +116,7 @@ class ModelCalls:
     def obey_blocks(self) -> int:
         """Read again who is blocked; return how many calls under way were ended by that."""
         blocks = self._blocks()
-        for agent, account in self._accounts.items():
+        for (agent, _), account in self._accounts.items():
             account.blocked = reason_for(blocks, agent)
         found = [call for call in self.inference.calls if call.caller.account.blocked] if self._inference else []
         for call in found:
@@ -129,16 +130,16 @@ class ModelCalls:
         self._end_redaction(caller)
 
     def budget_shares(self) -> dict[tuple[str, str, str], float]:
-        """Return the used part of every agent's budgets, by agent, span and unit."""
-        return {
-            (agent, span, unit): share
-            for agent, account in self._accounts.items()
-            for (span, unit), share in account.shares().items()
-        }
+        """Return the used part of every agent's budgets, by agent, span and unit: of the user who has used most."""
+        shares: dict[tuple[str, str, str], float] = {}
+        for (agent, _), account in self._accounts.items():
+            for (span, unit), share in account.shares().items():
+                shares[agent, span, unit] = max(share, shares.get((agent, span, unit), 0.0))
+        return shares
 
-    def account(self, agent: str) -> Account | None:
-        """Return an agent's account, if it has called since the process began."""
-        return self._accounts.get(agent)
+    def account(self, agent: str, user: str) -> Account | None:
+        """Return the account of an agent and user, if they have called since the process began."""
+        return self._accounts.get((agent, user))
 
     async def close(self) -> None:
         """End what is under way."""
@@ -146,11 +147,11 @@ class ModelCalls:
             await self._inference.close()
 
     def _account(self, agent: str, llm: Llm, user: str) -> Account:
-        account = self._accounts.get(agent)
+        account = self._accounts.get((agent, user))
         limits = compile_limits(llm)
         if account is None:
             books = self.inference.books
-            account = self._accounts[agent] = Account(limits, partial(books.spent, agent, user=user))
+            account = self._accounts[agent, user] = Account(limits, partial(books.spent, agent, user=user))
             account.blocked = reason_for(self._blocks(), agent)
         account.limits = limits
         return account

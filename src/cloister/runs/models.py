@@ -71,7 +71,8 @@ class RunModels:
             self._calls = calls_of(self._paths, self._owner, self._logins(), self._store)
         run, agent, llm = prepared.plan.run, prepared.plan.agent, prepared.agent.llm
         token = next(iter(prepared.placeholders.values()))
-        caller = self._calls.caller(run, agent, self._owner.name, llm, prepared.policy, token=token)
+        user = prepared.user or self._owner.name
+        caller = self._calls.caller(run, agent, user, llm, prepared.policy, token=token)
         try:
             await self._calls.check_keys(llm)
         except BaseException:

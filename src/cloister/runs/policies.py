@@ -88,9 +88,17 @@ def _refuse(path: str, what: str, remedy: str) -> PolicyError:
 class PolicyFiles:
     """The user's policy, presets and decisions, the system's policy, and a project's file, as one answer."""
 
-    def __init__(self, paths: Paths, uid: int, *, policy: str = "") -> None:
-        """Read nothing yet; `policy` is a file to take in the place of the user's."""
+    def __init__(self, paths: Paths, uid: int, *, policy: str = "", system: str = SYSTEM_POLICY) -> None:
+        """Read nothing yet.
+
+        Args:
+            paths: where the user's files are.
+            uid: the user; files of others but root do not count.
+            policy: a file to take in the place of the user's.
+            system: the system's policy; empty for the system's own broker, whose main file it is.
+        """
         self._paths = paths
+        self._system_path = system
         self._policy = policy or paths.policy
         self._uid = uid
         self._stamps: tuple[tuple[int, int, int], ...] = ()
@@ -98,6 +106,8 @@ class PolicyFiles:
         self._documents: list[Document] = []
         self._policies: list[Policy] = []
         self._system: Document | None = None
+        self._own_text = b""
+        self._only_system = False
         self._presets: Mapping[str, Preset] = {}
         self._resolved: dict[tuple[str, str], ResolvedAgent] = {}
         self.digest = ""
@@ -124,6 +134,36 @@ class PolicyFiles:
         self._refresh()
         found = [admit(policy, user, agent) for policy in self._policies]
         return tuple(root for one in found if one is not None for root in one.roots)
+
+    def config_of(self, user: str, agent: str) -> str:
+        """Return where `[users]` says that a user keeps an agent's configuration, below the home; mostly nothing."""
+        self._refresh()
+        for policy in self._policies:
+            found = policy.users.get(user)
+            config = found.config if found else ""
+            if place := config if isinstance(config, str) else config.get(agent, ""):
+                return place
+        return ""
+
+    def system_isolation(self, agent: str, profile: str = "") -> str:
+        """Return the isolation that the system's policy asks for, before anything narrows it; empty without one there.
+
+        Raises:
+            PolicyError: as `resolve`.
+        """
+        self._refresh()
+        system = self._document if self._only_system else self._system
+        if system is None or agent not in system.tables.get("agents", {}):
+            return ""
+        return resolve(system, agent, profile, presets=self._presets).agent.isolation
+
+    def own_text(self, agent: str) -> str:
+        """Return the user's own policy where it says something of an agent that the system has; else nothing."""
+        self._refresh()
+        own = self._document
+        if self._only_system or own is None or agent not in own.tables.get("agents", {}):
+            return ""
+        return self._own_text.decode()
 
     def refuse_ignored(self) -> None:
         """Refuse tables that nothing in this version obeys, where somebody wrote them.
@@ -153,13 +193,13 @@ class PolicyFiles:
 
     def _refresh(self) -> None:
         """Read everything again when any file has changed."""
-        paths = (self._policy, SYSTEM_POLICY, self._paths.presets)
+        paths = (self._policy, self._system_path, self._paths.presets)
         stamps = tuple(stamp(path) for path in (*paths, *_preset_files(self._paths)))
         if stamps == self._stamps and self._document is not None:
             return
         self._document = None
         user = read_trusted(self._policy, self._uid)
-        system = read_trusted(SYSTEM_POLICY, 0)
+        system = read_trusted(self._system_path, 0) if self._system_path else None
         if user is None and system is None:
             raise PolicyError(
                 [Problem("there is no policy yet", self._policy, "cloister init")], reference="policy-missing"
@@ -170,6 +210,8 @@ class PolicyFiles:
         main = user or system
         assert main is not None  # noqa: S101  # one of the two is there
         document = read(main.text, main.path)
+        self._own_text = user.text if user else b""
+        self._only_system = user is None
         self._system = read(system.text, system.path) if system and user else None
         self._documents = [one for one in (self._system, document) if one is not None]
         self._policies = [load_document(one, preset_names=tuple(self._presets)) for one in self._documents]
@@ -193,6 +235,19 @@ class PolicyFiles:
             return resolved
         _, document = load_project(source.text, path)
         return dataclasses.replace(resolved, agent=tighten_project(resolved.agent, resolved.name, document))
+
+
+def project_text(workspace: str) -> str:
+    """Return the text of a workspace's own policy file; empty without one.
+
+    Raises:
+        PolicyError: it is there but cannot be read, or is no text.
+    """
+    source = _read_project(f"{workspace}/{PROJECT_FILE}")
+    try:
+        return source.text.decode() if source else ""
+    except UnicodeDecodeError:
+        raise _refuse(source.path if source else "", "is not UTF-8", "") from None
 
 
 def all_users_presets(paths: Paths, uid: int) -> Mapping[str, Preset]:

@@ -8,36 +8,36 @@ Nothing is changed on the host here, except that the assembled `/etc` may be ren
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset, compile_guard, compile_ruleset
 from cloister.errors import CloisterError, PolicyError, Problem, StepError, UsageError
-from cloister.host import etc, workspace_probe
+from cloister.host import etc
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
-from cloister.host.carry import Carried, find_carried
 from cloister.host.gpg_keys import GpgKeys
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
 from cloister.host.trust_roots import system_bundle
-from cloister.isolation import workspace as workspace_layout
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
-from cloister.plan.workspace import Protected, WorkspaceFacts, WorkspaceLayout
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
-from cloister.policy.protected import effective_names
 from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
+from cloister.runs.compile_parts import Start
+from cloister.runs.file_variables import FileVariables, of_home, of_policy
+from cloister.runs.home_files import HomeFiles, home_files, merge_settings
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.model_plan import planned_models
@@ -48,9 +48,11 @@ from cloister.runs.signing import look_up_keys
 from cloister.runs.signing_model import Situation as SigningSituation
 from cloister.runs.signing_model import Sources
 from cloister.runs.store import new_id
+from cloister.runs.workspaces import Workspaces, expand, project_id
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
 
+F = TypeVar("F", bound=Start)
 TOKEN_VARIABLE = "CLOISTER_MODEL_KEY"  # noqa: S105 - a name, not a key
 """Holds the placeholder in every run that has models, whatever the product calls its own."""
 
@@ -76,6 +78,19 @@ class Prepared(msgspec.Struct, frozen=True):
     """Variables with the key that opens the run's own way to the models: for the launch only, never stored."""
     sources: Sources = Sources()
     """Where the person's own agents are; for the launch only, never stored."""
+    user: str = ""
+    """Whose run it is, where that is not whoever the broker runs as."""
+
+
+class Looked(NamedTuple):
+    """What a request means, before anything of the host but its workspace was looked at."""
+
+    project: str
+    """The top of the work tree, where the project's own policy file is looked for."""
+    resolved: ResolvedAgent
+    agent: Agent
+    """Narrowed by the project's file, with the variables named on the command line."""
+    layout: WorkspaceLayout
 
 
 class Kitchen:
@@ -92,9 +107,7 @@ class Kitchen:
         self._etc: dict[str, tuple[str, float]] = {}
         self._facts: tuple[HostFacts, float] | None = None
         self._holds: bool | None = None
-        self._layout: (
-            tuple[tuple[WorkspaceFacts, list[Protected], workspace_layout.Options], WorkspaceLayout] | None
-        ) = None
+        self._workspaces = Workspaces(paths, owner)
         self._rules: dict[str, tuple[tuple[Egress, tuple[str, ...], tuple[str, ...]], tuple[Ruleset, Guard]]] = {}
 
     def host(self) -> HostFacts:
@@ -110,19 +123,33 @@ class Kitchen:
             self._holds = can_hold(SHIM)
         return self._holds
 
-    def prepare(self, request: RunRequest, run: str = "") -> Prepared:
-        """Return everything a start needs.
+    def git(self) -> tuple[tuple[str, str], ...]:
+        """Return the user's git identity, and directories that git may trust."""
+        return self._git.read()
+
+    def look(self, request: RunRequest) -> Looked:
+        """Return which agent a request means, and its workspace as it is now.
+
+        Raises:
+            CloisterError: the policy does not allow it, or there is no fit workspace.
+        """
+        project = self._workspaces.project(request.directory)
+        self.policies.refuse_ignored()
+        admitted = self.policies.admit(self.owner.name, request.agent)
+        resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
+        agent = with_extra_names(resolved.agent, request.extra_names)
+        layout = self._workspaces.lay_out(agent, resolved.name, request.directory, project, admitted)
+        return Looked(project, resolved, agent, layout)
+
+    def prepare(self, request: RunRequest, run: str = "", looked: Looked | None = None) -> Prepared:
+        """Return everything a start needs; `looked` is what `look` has said of the request.
 
         Raises:
             CloisterError: in all its kinds, before anything was changed.
         """
         paths = self.paths
-        project = self._workspace_root(request.directory)
-        self.policies.refuse_ignored()
-        admitted = self.policies.admit(self.owner.name, request.agent)
-        resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
-        agent = _with_extra_names(resolved.agent, request.extra_names)
-        root, layout = self._workspace(agent, resolved, request.directory, project, admitted)
+        project, resolved, agent, layout = looked or self.look(request)
+        root = layout.root
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
@@ -136,11 +163,14 @@ class Kitchen:
         direct = None
         if agent.egress.mode == "internet":
             direct = internet(ruleset, guard, self.host(), nameservers())
-        facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
+        found = self.home_files(looked or Looked(project, resolved, agent, layout))
+        files = self._file_variables(agent, resolved, root, found)
+        facts = self._facts_for(run, request, resolved, agent, layout, program, found, direct)
+        facts = with_files(facts, files)
         signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
-        facts = _with_model_words(facts, agent, resolved)
+        facts = with_model_words(facts, agent, resolved)
         plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials:
             from cloister.runs.credentials_places import refuse_visible
@@ -148,12 +178,13 @@ class Kitchen:
 
             refuse_visible(plan, paths.home, look)
         launch = plan.launch
-        values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
-        named = (*agent.pass_environment, *resolved.preset.pass_environment)
+        values = {name: value for name, value in files.home.items() if name in launch.inherit}
+        values |= {name: request.environment[name] for name in launch.inherit if name in request.environment}
+        named = (*files.home, *agent.pass_environment, *resolved.preset.pass_environment)
         carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
         keys = resolved.preset.key_environment
-        values |= launch.environment
-        placeholders = _placeholders(facts.protocols, resolved.preset, agent)
+        values |= launch.environment | files.policy
+        placeholders = new_placeholders(facts.protocols, resolved.preset, agent)
         values |= placeholders
         return Prepared(
             plan, agent, ruleset, guard, values, carried, keys, self.host(), layout,
@@ -171,70 +202,38 @@ class Kitchen:
             gpg_keys=self._gpg_keys,
         )
 
-    def _workspace_root(self, directory: str) -> str:
-        """Return the project that `directory` is in: the top of the git work tree, else the directory."""
-        real = os.path.realpath(directory)
-        if not os.path.isdir(real):
-            raise UsageError(
-                "directory-unusable", "cannot start there: no such directory", where=directory, remedy="cd to a project"
-            )
-        return workspace_probe.find_project(real, home=self.paths.home)
+    def home_files(self, looked: Looked) -> HomeFiles:
+        """Return what of the home is carried in."""
+        paths, preset = self.paths, looked.resolved.preset
+        return home_files(
+            looked.agent, preset, paths.home, config=self.policies.config_of(self.owner.name, looked.resolved.name),
+            forbidden=(looked.layout.root, paths.config, paths.state, paths.runtime),
+        )  # fmt: skip
 
-    def _workspace(
-        self, agent: Agent, resolved: ResolvedAgent, directory: str, project: str, admitted: tuple[str, ...]
-    ) -> tuple[str, WorkspaceLayout]:
-        """Choose the root, look at it, and lay it out. It must satisfy the agent's roots and those of `[users]`."""
-        real, home = os.path.realpath(directory), self.paths.home
-        choices = [
-            choose_root(roots, real, project, home, resolved.name) for roots in (agent.workspace.roots, admitted)
-        ]
-        root = max(choices, key=len)  # each holds the directory, so one holds the other
-        protected = _protected(agent)
-        options = workspace_layout.Options(
-            uid=self.owner.uid,
-            home=self.paths.home,
-            reserved=(self.paths.config, self.paths.state, self.paths.runtime),
-            hide=tuple(path for path in agent.filesystem.hide if not path.startswith(("/", "~"))),
-            unprotected=agent.workspace.unprotected,
-            overlay=agent.workspace.mode == "overlay",
-        )
-        configs = (
-            f"{self.paths.home}/.gitconfig",
-            f"{os.path.dirname(self.paths.config)}/git/config",
-            "/etc/gitconfig",
-        )
-        found = workspace_probe.probe_workspace(
-            root,
-            workspace_layout.wanted(protected, options),
-            uid=self.owner.uid,
-            home=self.paths.home,
-            git_configs=configs,
-        )
-        return root, self._layout_of(found, protected, options)
+    def _file_variables(self, agent: Agent, resolved: ResolvedAgent, root: str, found: HomeFiles) -> FileVariables:
+        """Return what files bring, and what there is to say of files that were read.
 
-    def _layout_of(
-        self, found: WorkspaceFacts, protected: list[Protected], options: workspace_layout.Options
-    ) -> WorkspaceLayout:
-        """Return the layout that follows from what was found; the last one where nothing has changed (0.4 ms)."""
-        key = (found, protected, options)
-        if self._layout is None or self._layout[0] != key:
-            self._layout = (key, workspace_layout.layout(found, protected, options))
-        return self._layout[1]
+        Raises:
+            PolicyError: one that the policy names cannot be used.
+        """
+        paths, preset = self.paths, resolved.preset
+        theirs = (root, paths.agents, *map(os.path.realpath, expand(agent.filesystem.write, paths.home)))
+        home, notices = of_home(paths.home, found.environment, agent, theirs)
+        if agent.settings:
+            notices += merge_settings(agent, preset, found.settings)[1]
+        policy = {}
+        if agent.environment_files:
+            policy = of_policy(agent, resolved.name, home=paths.home, owners=(0, self.owner.uid), forbidden=theirs)
+        return FileVariables(home, policy, notices)
 
     def _facts_for(  # noqa: PLR0913  # what `prepare` has at hand
         self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,
-        program: Program | None, root: str, direct: Internet | None,
+        program: Program | None, found: HomeFiles, direct: Internet | None,
     ) -> Facts:  # fmt: skip
         paths, owner, host = self.paths, self.owner, self.host()
-        real = os.path.realpath(request.directory)
-        secrets = tuple(f"{paths.home}/{name}" for name in resolved.preset.secrets)
-        forbidden = (root, paths.config, paths.state, paths.runtime, *map(os.path.realpath, secrets))
-        carried = find_carried(paths.home, _relative(agent.carry, paths.home), forbidden)
-        masks = [
-            (f"{paths.home}/{name}", kind)
-            for name, kind in _existing_below(paths.home, resolved.preset.secrets, carried)
-        ]
-        masks += [(path, _kind(path)) for path in _expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
+        real, root = os.path.realpath(request.directory), layout.root
+        masks = [(f"{paths.home}/{name}", kind) for name, kind in found.masks]
+        masks += [(path, _kind(path)) for path in expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
         return Facts(
             run=run,
             agent_name=resolved.name,
@@ -243,7 +242,7 @@ class Kitchen:
             gid=owner.gid,
             user=owner.name,
             home=paths.home,
-            state=f"{paths.agents}/{resolved.name}/{project_id(layout, root)}",
+            state=f"{paths.agents}/{resolved.name}/{project_id(layout)}",
             run_state=paths.run_state(run),
             run_runtime=paths.run_runtime(run),
             shim=SHIM,
@@ -256,9 +255,10 @@ class Kitchen:
             program_path=program.path if program else "",
             program_binds=program.binds if program else (),
             program_names=program.names if program else (),
-            carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in carried),
-            read=_showable(_expand(agent.filesystem.read, paths.home), "read", paths),
-            write=_showable(_expand(agent.filesystem.write, paths.home), "write", paths),
+            carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in found.carried),
+            settings=found.settings,
+            read=_showable(expand(agent.filesystem.read, paths.home), "read", paths),
+            write=_showable(expand(agent.filesystem.write, paths.home), "write", paths),
             hide=tuple(masks),
             git=self._git.read() if agent.git_identity else (),
             limit_means=means(host),
@@ -267,8 +267,8 @@ class Kitchen:
             trust_roots=system_bundle() if agent.credentials else "",
             own_command=not request.replaced,
             pty=request.pty,
-            protocols=_protocols(agent, resolved.policy),
-            models=_models(agent.llm),
+            protocols=protocols_of(agent, resolved.policy),
+            models=model_names(agent.llm),
             internet=direct,
         )
 
@@ -339,43 +339,13 @@ class Kitchen:
             return True
 
 
-def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
-    """Return the workspace: the project directory, or the longest configured root that holds `directory`.
-
-    With roots, the project is the workspace when it lies in one of them; else the root itself is.
-
-    Raises:
-        PolicyError: no root holds the directory; lists the roots, and which of them are missing.
-    """
-    if not roots:
-        return project
-    expanded = [(_expand((root,), home, relative_to=home)[0], root) for root in roots]
-    existing = [path for path, _ in expanded if os.path.isdir(path) and not os.path.islink(path)]
-    for path in sorted(existing, key=len, reverse=True):
-        if directory == path or directory.startswith(path.rstrip("/") + "/"):
-            return project if project.startswith(path.rstrip("/") + "/") or project == path else path
-    missing = [root for path, root in expanded if path not in existing]
-    shown = "allowed: " + ", ".join(existing or ["none"]) + (f"; missing: {', '.join(missing)}" if missing else "")
-    message = f"{directory} is outside the workspaces of {agent!r} ({shown})"
-    raise PolicyError(
-        [Problem(message, f".agents.{agent}.workspace.roots", "cd into one of them, or add the directory to roots")],
-        reference="workspace-outside-roots",
-    )
-
-
-def project_id(layout: WorkspaceLayout, root: str) -> str:
-    """Name an agent's state for a project: worktrees of one repository share it, clones do not."""
-    anchor = layout.git_dirs[0] if layout.git_dirs else root
-    return hashlib.sha256(anchor.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _protocols(agent: Agent, policy: Policy) -> tuple[str, ...]:
+def protocols_of(agent: Agent, policy: Policy) -> tuple[str, ...]:
     """Return the protocols of an agent's providers; whoever serves Responses serves the rest of OpenAI as well."""
     named = [policy.providers[name].protocol for name in agent.llm.providers if name in policy.providers]
     return tuple(dict.fromkeys([*named, *(["openai"] if "openai-responses" in named else [])]))
 
 
-def _models(llm: Llm) -> tuple[str, ...]:
+def model_names(llm: Llm) -> tuple[str, ...]:
     """Return the models that a policy names exactly, for products that have to be told."""
     if not llm.providers:
         return ()
@@ -384,14 +354,14 @@ def _models(llm: Llm) -> tuple[str, ...]:
     return Access(llm).names()
 
 
-def _with_model_words(facts: Facts, agent: Agent, resolved: ResolvedAgent) -> Facts:
+def with_model_words(facts: F, agent: Agent, resolved: ResolvedAgent) -> F:
     """Add what the plan says of models."""
     variables = _key_variables(facts.protocols, resolved.preset, agent)
     words = planned_models(agent.llm, resolved.policy.providers, variables)
     return msgspec.structs.replace(facts, model_words=words)
 
 
-def _placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
+def new_placeholders(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> dict[str, str]:
     """Return the key variables of a run that has models. What the policy itself sets there is the owner's word."""
     if not protocols:
         return {}
@@ -405,7 +375,12 @@ def _key_variables(protocols: tuple[str, ...], preset: Preset, agent: Agent) -> 
     return (TOKEN_VARIABLE, *(name for name in dict.fromkeys(names) if name not in agent.environment))
 
 
-def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
+def with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
+    """Return the agent with variables carried in that were named on the command line.
+
+    Raises:
+        UsageError: one of them may never be carried in, or holds a placeholder here.
+    """
     if not names:
         return agent
     taken = {variable for one in agent.credentials.values() for variable in variables(one)}
@@ -421,24 +396,15 @@ def _with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
     return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
 
 
-def _protected(agent: Agent) -> list[Protected]:
-    names = effective_names(agent.workspace.protect, agent.workspace.unprotected)
-    return [Protected(entry.name, entry.kind, entry.when, entry.content, entry.why) for entry in names]
+def with_files(facts: F, files: FileVariables) -> F:
+    """Add which variables files bring: names only."""
+    home, policy = tuple(files.home), tuple(files.policy)
+    return msgspec.structs.replace(facts, home_names=home, filed_names=policy, file_notices=files.notices)
 
 
 def _outside(name: str, root: str) -> bool:
     """Tell whether the program must be found on the host: a path in the workspace is the agent's own."""
     return not (name.startswith(("./", "../", root + "/")) or ("/" in name and not name.startswith("/")))
-
-
-def _relative(names: tuple[str, ...], home: str) -> tuple[str, ...]:
-    return tuple(name.removeprefix("~/").removeprefix(home + "/") for name in names)
-
-
-def _expand(names: tuple[str, ...], home: str, relative_to: str = "") -> tuple[str, ...]:
-    base = relative_to or home
-    expanded = (home + name[1:] if name == "~" or name.startswith("~/") else name for name in names)
-    return tuple(os.path.normpath(name if name.startswith("/") else f"{base}/{name}") for name in expanded)
 
 
 def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]:
@@ -460,13 +426,6 @@ def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]
             problem = Problem(f"{name} would show the agent the whole home", where, "name a directory below it")
             raise PolicyError([problem], reference="path-reserved")
     return names
-
-
-def _existing_below(home: str, secrets: tuple[str, ...], carried: tuple[Carried, ...]) -> list[tuple[str, str]]:
-    """Return secrets that exist inside a carried directory: they are masked there."""
-    tops = [path.name for path in carried if path.kind == "directory"]
-    inside = [name for name in secrets if any(name.startswith(top + "/") for top in tops)]
-    return [(name, _kind(f"{home}/{name}")) for name in inside if os.path.lexists(f"{home}/{name}")]
 
 
 def _kind(path: str) -> str:

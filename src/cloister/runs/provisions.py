@@ -153,6 +153,13 @@ class Provisions:
             run.credentials.close()
         return (lost,) if lost else ()
 
+    async def withdraw(self, provided: Provided, plan: Plan) -> None:
+        """Take back what was opened for a run that did not come to be."""
+        await self._identities.end(plan.run)
+        if provided.credentials:
+            provided.credentials.close()
+        self._models.left(plan.run)
+
     def left(self, run: str) -> tuple[str, ...]:
         """A run is over, or did not come to be: its key opens no model any more. Returns words for its receipt."""
         return self._models.left(run)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
 import msgspec
 
 from cloister.errors import UsageError
+from cloister.host.frames import Frame, FrameError, decode_list
 
 MAX_ITEMS = 65536
 
@@ -29,6 +31,51 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     json: bool = False
     run: str = ""
     """The run's id where the caller chose it; else the broker does."""
+
+
+class Incoming:
+    """A request that is still coming in: frames L, perhaps U, V and N, in this order. Owns its descriptors."""
+
+    def __init__(self) -> None:
+        """Wait for the first frame."""
+        self.fields: dict[str, str] = {}
+        self.part = b""
+        """The user's part, of a run under systemd."""
+        self.words: list[bytes] = []
+        self.descriptors: tuple[int, ...] = ()
+        self._begun = False
+
+    def take(self, frame: Frame) -> list[bytes] | None:
+        """Take a frame; return the environment when the request is whole, else None.
+
+        Raises:
+            FrameError: it does not belong there; its descriptors are closed.
+        """
+        if frame.kind == "L" and not self._begun:
+            self.descriptors, self._begun = frame.descriptors, True
+            self.fields = decode_fields(decode_list(frame.payload)[0])
+            return None
+        for descriptor in frame.descriptors:
+            os.close(descriptor)
+        if not self._begun or frame.descriptors:
+            raise FrameError(f"a frame {frame.kind!r} does not belong there")
+        match frame.kind:
+            case "U":
+                self.part = frame.payload
+            case "V":
+                self.words = decode_list(frame.payload)[0]
+            case "N":
+                return decode_list(frame.payload)[0]
+            case _:
+                raise FrameError(f"a frame {frame.kind!r} does not belong there")
+        return None
+
+    def close(self) -> None:
+        """Close what came with the request."""
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.descriptors = ()
 
 
 def decode_fields(items: list[bytes]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from cloister.credentials.gpg_agent import GpgGrant
 from cloister.errors import UnsupportedError
 from cloister.host.gpg_keys import GpgError, GpgKey, wake_agent
-from cloister.isolation.namespace import BOX
+from cloister.isolation.inner import BOX
 from cloister.policy.model import Credential
 from cloister.runs.signing_model import BoxFile, ServedAgent, Settings, Signing, Situation, Sources, wrong
 

@@ -16,7 +16,8 @@ from cloister.credentials.ssh_known_hosts import SSH_PORT, HostKeys, KnownHosts,
 from cloister.credentials.ssh_wire import WireError
 from cloister.egress.hosts import parse_authority
 from cloister.errors import PolicyError
-from cloister.isolation.namespace import BOX, SHIM
+from cloister.isolation.inner import BOX
+from cloister.isolation.namespace import SHIM
 from cloister.policy.model import Credential
 from cloister.runs.signing_model import BoxFile, ServedAgent, Settings, Signing, Situation, Sources, wrong
 

@@ -42,6 +42,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     client_pid: int = 0
     detached: bool = False
     mode: str = "direct"
+    user: str = ""
+    """Whose run it is, in the records of the system's broker."""
     finished: float | None = None
     exit_code: int | None = None
     reason: str = ""

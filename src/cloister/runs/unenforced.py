@@ -6,12 +6,11 @@ syntax. Each entry disappears when the thing it names works.
 
 from __future__ import annotations
 
-import msgspec
-
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
-from cloister.policy.model import Agent, MicroVm, Service, Unit
+from cloister.policy.model import Agent, MicroVm, Unit
 
+_DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
 _OBEYED_AUDIT = ("retention",)
 """Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
 
@@ -22,6 +21,14 @@ def refuse_unenforced(agent: Agent) -> None:
     Raises:
         UnsupportedError: names the first key, and what to do.
     """
+    if agent.isolation == "unit":
+        # A user's own broker has no system user to give: it must never stand in with less than what was asked for.
+        raise UnsupportedError(
+            "unit-needs-system-policy",
+            'isolation = "unit" is for agents of the system\'s policy, which root sets up',
+            where=".isolation",
+            remedy='sudo cloister setup, or isolation = "namespace"',
+        )
     if agent.isolation != "namespace":
         raise UnsupportedError(
             "isolation-unavailable",
@@ -29,18 +36,34 @@ def refuse_unenforced(agent: Agent) -> None:
             where=".isolation",
             remedy='isolation = "namespace"',
         )
-    for key, asked in (
-        ("service", agent.service != Service()),
-        ("unit", agent.unit != Unit()),
-        ("microvm", agent.microvm != MicroVm()),
-    ):
-        if asked:
+    _refuse_keys(agent, ("unit", "microvm"))
+
+
+def _refuse_keys(agent: Agent, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if getattr(agent, key) != _DEFAULTS[key]:
             raise UnsupportedError(
                 "policy-not-enforceable",
                 f"nothing in this version enforces `{key}`, so the agent was not started",
                 where=f".{key}",
                 remedy=f"remove `{key}` from the agent's table",
             )
+
+
+def refuse_unenforced_unit(agent: Agent) -> None:
+    """Refuse an agent of the system's policy that is no unit, or asks for more than one can keep.
+
+    Raises:
+        UnsupportedError: names the first key, and what to do.
+    """
+    if agent.isolation != "unit":
+        raise UnsupportedError(
+            "isolation-not-unit",
+            f"isolation = {agent.isolation!r} is not what the system's broker starts",
+            where=".isolation",
+            remedy="cloister run, as yourself",
+        )
+    _refuse_keys(agent, ("microvm",))
 
 
 def refuse_tables(document: Document) -> None:
@@ -63,6 +86,5 @@ def refuse_tables(document: Document) -> None:
 
 def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
-    defaults = msgspec.structs.asdict(Agent())
-    given = msgspec.structs.asdict(agent)
-    return tuple(key for key in ("service", "unit", "microvm") if given[key] != defaults[key])
+    keys = ("microvm",) if agent.isolation == "unit" else ("unit", "microvm")
+    return tuple(key for key in keys if getattr(agent, key) != _DEFAULTS[key])

@@ -17,10 +17,18 @@ class UserPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     layout: WorkspaceLayout
     """The workspace as it was looked at, with what is protected; `root` is where the workspace's descriptor leads."""
     project: str
-    """16 hexadecimal digits (`runs.prepare.project_id`): worktrees of one repository share them."""
+    """16 hexadecimal digits (`runs.workspaces.project_id`): worktrees of one repository share them."""
     project_policy: str = ""
     """The text of `.cloister.toml` in the workspace, which may only tighten."""
+    own_policy: str = ""
+    """The user's own policy, where it has the agent: narrower than the system's, or refused."""
     git: tuple[tuple[str, str], ...] = ()
     """The user's git identity and safe directories."""
+    extra_names: tuple[str, ...] = ()
+    """Variables named on the command line (`--env`), to carry in beside those of the policy."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Variables of the product's own file below the home: they count least. No secrets, but not to be stored either."""
+    notices: tuple[str, ...] = ()
+    """What there is to say to the user of files of the home."""
     carried: tuple[tuple[str, str], ...] = ()
     """Names in the carried tar that are mounted over the home, each with `file` or `directory`."""

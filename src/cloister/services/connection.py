@@ -62,6 +62,11 @@ class Connection:
         if self._channel.pending:
             self._loop.add_writer(self._descriptor, self._writable)
 
+    def lend(self) -> int:
+        """Stop reading, for somebody else shall; return the descriptor to hand on, which stays ours."""
+        self._loop.remove_reader(self._descriptor)
+        return self._descriptor
+
     def close(self) -> None:
         """Close once everything is sent."""
         self._closing = True

@@ -8,7 +8,6 @@ here and sent as the final frame, so the shim needs no words of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import stat
@@ -19,32 +18,15 @@ from collections.abc import Callable
 import msgspec
 
 from cloister.errors import CloisterError, UsageError, render
-from cloister.host.frames import Frame, FrameError, decode_list
+from cloister.host.frames import Frame, FrameError
 from cloister.host.owner import Owner
 from cloister.runs import words
 from cloister.runs.paths import Paths
-from cloister.runs.request import decode, decode_fields
+from cloister.runs.request import Incoming, decode
 from cloister.runs.supervise import Supervisor
 from cloister.services.connection import Connection
 
 _RUN_VERBS = ("run", "exec")
-
-
-class Pending:
-    """A request that is still coming in."""
-
-    def __init__(self) -> None:
-        """Wait for the first frame."""
-        self.fields: dict[str, str] = {}
-        self.words: list[bytes] = []
-        self.descriptors: tuple[int, ...] = ()
-
-    def close(self) -> None:
-        """Close what came with the request."""
-        for descriptor in self.descriptors:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        self.descriptors = ()
 
 
 class Requests:
@@ -54,7 +36,7 @@ class Requests:
         """Recover crashed runs, then be ready."""
         self._loop = loop
         self._supervisor = Supervisor(loop, paths, owner, self._connect)
-        self._pending: dict[Connection, Pending] = {}
+        self._pending: dict[Connection, Incoming] = {}
         self._forget: Callable[[Connection], None] = lambda _: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._supervisor.recover()
@@ -68,7 +50,7 @@ class Requests:
         """Take a new client."""
         self._forget = forget
         connection = Connection(self._loop, sock, self._frame, self._closed)
-        self._pending[connection] = Pending()
+        self._pending[connection] = Incoming()
         return connection
 
     async def close(self) -> None:
@@ -90,16 +72,9 @@ class Requests:
     def _frame(self, connection: Connection, frame: Frame) -> None:
         pending = self._pending[connection]
         try:
-            match frame.kind:
-                case "L":
-                    pending.fields = decode_fields(decode_list(frame.payload)[0])
-                    pending.descriptors = frame.descriptors
-                case "V":
-                    pending.words = decode_list(frame.payload)[0]
-                case "N":
-                    self._dispatch(connection, pending, decode_list(frame.payload)[0])
-                case _:
-                    connection.abort()
+            environment = pending.take(frame)
+            if environment is not None:
+                self._dispatch(connection, pending, environment)
         except FrameError:
             connection.abort()
         except CloisterError as error:
@@ -111,7 +86,7 @@ class Requests:
             connection.send("F", bytes([70]) + text.encode())
             connection.close()
 
-    def _dispatch(self, connection: Connection, pending: Pending, environment: list[bytes]) -> None:
+    def _dispatch(self, connection: Connection, pending: Incoming, environment: list[bytes]) -> None:
         verb = pending.fields.get("verb", "")
         if verb in _RUN_VERBS:
             _check_stdio(pending.descriptors)
@@ -128,11 +103,11 @@ class Requests:
         connection.send("J", msgspec.json.encode(answer))
         connection.close()
 
-    async def _start(self, verb: str, connection: Connection, pending: Pending, environment: list[bytes]) -> None:
+    async def _start(self, verb: str, connection: Connection, pending: Incoming, environment: list[bytes]) -> None:
         try:
             if verb == "run":
                 request = decode(pending.fields, pending.words, environment)
-                await self._supervisor.start(request, connection, pending.descriptors[1], self._forget)
+                await self._supervisor.start(request, connection, pending.descriptors[:3], self._forget)
             else:
                 self._supervisor.execute(
                     pending.fields, pending.words, environment, connection, pending.descriptors, self._forget
@@ -158,7 +133,7 @@ class Requests:
         connection.close()
 
 
-def _understand(pending: Pending) -> bool:
+def _understand(pending: Incoming) -> bool:
     """Read words that came raw; return False for what the command line itself must do, such as help.
 
     Raises:

@@ -177,15 +177,6 @@ def test_users_need_agents_and_roots():
     assert messages(AGENT + '[users.ann]\nagents = ["a"]\nroots = ["~/p", "p2"]\nconfig = ".pi/agent"\n') == []
 
 
-def test_two_services_cannot_share_a_port():
-    """OF2: two gateways on one port, or OpenClaw gateways whose derived ports meet, are found before the start."""
-    one = '[agents.b]\npreset = "openclaw"\nservice.port = 18789\n'
-    assert len(messages(f'schema = 1\n{one}[agents.c]\ncommand = ["x"]\nservice.port = 18789\n')) == 1
-    assert len(messages(f'schema = 1\n{one}[agents.c]\npreset = "openclaw"\nservice.port = 18899\n')) == 1
-    assert messages(f'schema = 1\n{one}[agents.c]\ncommand = ["x"]\nservice.port = 18790\n') == []
-    assert messages(f'schema = 1\n{one}[agents.c]\npreset = "openclaw"\nservice.port = 18909\n') == []
-
-
 @pytest.mark.parametrize(
     ("bad", "good"),
     [

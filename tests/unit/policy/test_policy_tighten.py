@@ -48,7 +48,6 @@ limits.tasks_max = 100
 hardening.nested = true
 hardening.ptrace = true
 agent_sandbox.deny_read = ["~/.ssh"]
-service.enable = true
 microvm.memory = "4G"
 microvm.cpus = 4
 [agents.bare]
@@ -165,7 +164,6 @@ WIDER_AND_NARROWER = [
     ("egress.upstream_proxy = 'env'", "egress.upstream_proxy = ''"),
     ("egress.preset_hosts = true", "git_identity = false"),
     ("agent_sandbox.managed = true", "agent_sandbox.deny_read = ['~/.aws']"),
-    ("service.port = 1", "service.enable = false"),
     ("hardening.landlock = 'off'", "hardening.landlock = 'required'"),
 ]
 
@@ -184,7 +182,6 @@ def test_widening_is_refused_and_narrowing_is_not(wider, narrower):
         "workspace.mode = 'direct'",
         "hardening.nested = true",
         "hardening.ptrace = true",
-        "service.enable = true",
         "egress.mode = 'learn'",
         "limits.memory_max = '4096M'",
     ],
@@ -195,7 +192,7 @@ def test_what_holds_already_may_be_written(same):
 
 
 @pytest.mark.parametrize(
-    "wider", ["hardening.nested = true", "hardening.ptrace = true", "service.enable = true", "workspace.roots = ['/s']"]
+    "wider", ["hardening.nested = true", "hardening.ptrace = true", "workspace.roots = ['/s']"]
 )
 def test_opt_outs_cannot_be_made_by_a_project(wider):
     """A repository cannot weaken the sandbox of whoever clones it."""
@@ -221,7 +218,6 @@ def test_opt_outs_cannot_be_made_by_a_project(wider):
         "hardening.write_execute = true",
         "hardening.netlink = true",
         "hardening.landlock = 'available'",
-        "service.restart = 'no'",
         "microvm.image = 'other'",
         "microvm.disk = '2G'",
         "microvm.monitor = 'qemu'",

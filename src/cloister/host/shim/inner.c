@@ -1,19 +1,21 @@
 /*
- * What it is: the inner half: PID 1 of the sandbox. It waits for go, proves that the walls
- * stand, starts the agent, carries its bytes to the relay, reaps, and leaves with its status.
- * What it is not: the maker of the sandbox (bubblewrap is), nor a voice: stdout and stderr
+ * What it is: the inner half: PID 1 of the sandbox, or the main process of a unit. It proves that
+ * the walls stand, waits for go, starts the agent, carries its bytes to the relay, reaps, and leaves with its status.
+ * What it is not: the maker of the sandbox (bubblewrap or systemd is), nor a voice: stdout and stderr
  * belong to the agent, everything we have to say goes to the broker.
  *
  * One rule above all: no go, no agent; no broker, no sandbox.
  */
 #define _GNU_SOURCE
 #include "child.h"
+#include "filter.h"
 #include "forward.h"
 #include "frame.h"
 #include "landlock.h"
 #include "loop.h"
 #include "options.h"
 #include "probe.h"
+#include "reaper.h"
 #include "shim.h"
 #include "sys.h"
 #include "terminal.h"
@@ -25,7 +27,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -54,7 +55,10 @@ static struct inner {
 
 _Noreturn static void die(int code)
 {
-    _exit(code); /* we are PID 1: the kernel kills everything else in this PID namespace */
+    /* Where we are PID 1 the kernel kills everything else in this PID namespace. */
+    if (self.options.unit)
+        reaper_kill_all();
+    _exit(code);
 }
 
 static void tell(char type, const struct writer *payload)
@@ -180,7 +184,7 @@ static void await_terminal(struct task *task, struct frame *frame)
 {
     int master;
     struct writer payload = {0};
-    task->terminal = terminal_open(&master);
+    task->terminal = terminal_open(&master, self.options.unit);
     if (task->terminal < 0) {
         const struct failure failure = {.error = errno, .stage = "terminal"};
         uint32_t id = task->id;
@@ -202,7 +206,9 @@ static void begin(uint32_t id, struct frame *frame, struct reader reader)
 {
     struct order order = order_read(&reader);
     bool pty = order.flags & FLAG_PTY;
-    unsigned descriptors = id == 0 || pty ? 0 : 3;
+    /* The agent inherits ours, but in a unit, where ours are nobody's. */
+    bool inherits = id == 0 && !self.options.unit;
+    unsigned descriptors = pty || inherits ? 0 : 3;
     if (!order.good || frame->descriptor_count != descriptors || task_with(id))
         die(EXIT_CLOISTER);
     struct task *task = task_new(id);
@@ -212,7 +218,7 @@ static void begin(uint32_t id, struct frame *frame, struct reader reader)
         await_terminal(task, frame);
     } else {
         struct command command = {.stdio = {0, 1, 2}};
-        if (id != 0)
+        if (!inherits)
             memcpy(command.stdio, frame->descriptors, sizeof command.stdio);
         run(task, &order, &command);
         if (id == 0)
@@ -342,12 +348,28 @@ static void on_broker(struct source *source, uint32_t events)
     }
 }
 
+/* `systemctl stop` and its kind: the agent is asked, and its end is ours. Before there is an agent, it is ours now. */
+static void on_ending(int number)
+{
+    struct task *agent = task_with(0);
+    if (!agent)
+        die(128 + number);
+    if (agent->pid == 0) {
+        signal_waiting(agent, number);
+        return;
+    }
+    agent->told_to_stop = false;
+    (void)!kill(-agent->pid, number);
+    (void)!kill(-agent->pid, SIGCONT);
+}
+
 static void on_signals(struct source *source, uint32_t events)
 {
     (void)source, (void)events;
     struct signalfd_siginfo info;
     while (read(self.signals, &info, sizeof info) == sizeof info)
-        continue;
+        if (info.ssi_signo != SIGCHLD)
+            on_ending((int)info.ssi_signo);
     int status;
     pid_t pid;
     /* Orphans are ours too: PID 1 reaps whatever ends. */
@@ -368,57 +390,56 @@ static void on_signals(struct source *source, uint32_t events)
     }
 }
 
-/* Everything is blocked: what an agent sends to PID 1 waits for ever, and SIGCHLD is read from a descriptor. */
-static int watch_signals(void)
-{
-    sigset_t all, child;
-    sigfillset(&all);
-    sigemptyset(&child);
-    sigaddset(&child, SIGCHLD);
-    if (sigprocmask(SIG_SETMASK, &all, NULL) < 0)
-        return -1;
-    return self.signals = signalfd(-1, &child, SFD_NONBLOCK | SFD_CLOEXEC);
-}
-
-/* Wait for `G`; anything else, the end of the channel above all, means that nothing may run. */
-static struct frame await_go(void)
+/* Wait for a frame of this type; anything else, the end of the channel above all, means that nothing may run. */
+static struct frame await(uint8_t type)
 {
     struct frame frame;
     for (;;) {
         enum channel_result result = channel_receive(&self.broker, &frame);
-        if (result == CHANNEL_FRAME && frame.type == 'G')
+        if (result == CHANNEL_FRAME && frame.type == type)
             return frame;
         if (result != CHANNEL_AGAIN)
             die(result == CHANNEL_FRAME && frame.type == 'K' ? EXIT_KILLED : EXIT_CLOISTER);
-        struct pollfd wait = {.fd = self.broker.fd, .events = POLLIN};
-        if (poll(&wait, 1, -1) < 0 && errno != EINTR)
+        struct pollfd wait[2] = {{.fd = self.broker.fd, .events = POLLIN}, {.fd = self.signals, .events = POLLIN}};
+        if (poll(wait, 2, -1) < 0 && errno != EINTR)
             die(EXIT_CLOISTER);
+        if (wait[1].revents)
+            on_signals(NULL, 0);
     }
 }
 
-static int shut_ourselves_in(void)
+/* The channel that came as standard input goes out of the way of stdio. */
+static int move_channel(void)
 {
-    struct rlimit wide;
-    if (prctl(PR_SET_DUMPABLE, 0) < 0 || prctl(PR_SET_NAME, "cloister") < 0)
+    int moved = fcntl(0, F_DUPFD_CLOEXEC, 3);
+    if (moved < 0)
         return -1;
-    if (sys_fill_stdio() < 0 || sys_close_others(self.options.ctl) < 0 || sys_no_core() < 0)
-        return -1;
-    self.null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (getrlimit(RLIMIT_NOFILE, &self.files) < 0)
-        return -1;
-    /* Two descriptors per connection; the agent gets the old limit back (child.c). */
-    wide = (struct rlimit){.rlim_cur = self.files.rlim_max, .rlim_max = self.files.rlim_max};
-    return setrlimit(RLIMIT_NOFILE, &wide);
+    close(0);
+    self.options.ctl = moved;
+    return 0;
 }
 
-int inner_main(int count, char **options)
+static int prepare(void)
 {
-    if (!options_parse(&self.options, count, options) || shut_ourselves_in() < 0 || watch_signals() < 0)
-        return EXIT_CLOISTER;
-    channel_open(&self.broker, self.options.ctl);
+    if (self.options.ctl == 0 && (!self.options.unit || move_channel() < 0))
+        return -1;
+    if (self.options.command || self.options.publish.count > 0)
+        return -1; /* a service's */
+    if (self.options.ctl < 0 || reaper_shut_in(self.options.ctl, &self.files) < 0)
+        return -1;
+    if (self.options.unit && reaper_adopt() < 0)
+        return -1;
+    self.null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    return self.signals = reaper_watch(self.options.unit);
+}
+
+/* Restrict ourselves and try the walls, and tell the broker: false when one of them does not stand. */
+static bool prove_walls(void)
+{
     struct writer findings = {0};
     /* Landlock first: the probes then see what the agent will see. */
     bool good = landlock_enforce(&self.options, &findings);
+    good = filter_enforce(self.options.seccomp, &findings) && good;
     good = probe_run(&self.options, &findings) && good;
     if (good && !forward_open(self.options.listen.items, self.options.listen.count, self.options.egress)) {
         probe_note(&findings, "forwarder", "", strerrorname_np(errno));
@@ -426,10 +447,26 @@ int inner_main(int count, char **options)
     }
     probe_note(&findings, "verdict", "", good ? "passed" : "failed");
     probe_tell(&self.broker, &findings);
-    if (!good)
+    return good;
+}
+
+int inner_main(int count, char **options)
+{
+    if (!options_parse(&self.options, count, options) || prepare() < 0)
+        return EXIT_CLOISTER;
+    channel_open(&self.broker, self.options.ctl);
+    if (self.options.unit) {
+        /* Workspace, home and the relay's socket are mounted after our start. */
+        struct frame mounted = await('B');
+        bool empty = mounted.length == 0 && mounted.descriptor_count == 0;
+        frame_release(&mounted);
+        if (!empty)
+            return EXIT_CLOISTER;
+    }
+    if (!prove_walls())
         return EXIT_CLOISTER;
     /* The go comes after our findings: the broker has looked at the mounts from outside by then. */
-    struct frame go = await_go();
+    struct frame go = await('G');
     self.on_broker.ready = on_broker;
     self.on_signals.ready = on_signals;
     if (loop_watch(&self.on_broker, self.broker.fd, LOOP_READ) < 0 ||

@@ -1,6 +1,6 @@
 /*
- * What it is: the command line of the inner half. What it is not: anything the agent may
- * influence; argv comes from the plan, the agent's own words come in frame `G`.
+ * What it is: the command line of the inner half and of a service. What it is not: anything the agent may
+ * influence; argv comes from the plan, the agent's own words come in frame `G` or behind `--`.
  */
 #define _GNU_SOURCE
 #include "options.h"
@@ -78,14 +78,25 @@ static bool add_word(struct words *words, const char *word, int most)
     return true;
 }
 
+/* 0 is standard input, which is the channel in a unit; inner.c checks that it is one. */
+static bool parse_channel(struct options *options, const char *text)
+{
+    options->ctl = strcmp(text, "0") == 0 ? 0 : sys_parse_descriptor(text);
+    return options->ctl >= 0;
+}
+
 static bool parse_valued(struct options *options, const char *name, const char *value, int most)
 {
     if (strcmp(name, "--ctl") == 0)
-        return (options->ctl = sys_parse_descriptor(value)) >= 0;
+        return parse_channel(options, value);
     if (strcmp(name, "--egress") == 0)
         return (options->egress = value) != NULL;
+    if (strcmp(name, "--seccomp") == 0)
+        return (options->seccomp = value) != NULL;
     if (strcmp(name, "--listen") == 0)
         return add_word(&options->listen, value, most);
+    if (strcmp(name, "--publish") == 0)
+        return add_word(&options->publish, value, most);
     if (strcmp(name, "--probe-write") == 0)
         return add_word(&options->probe_write, value, most);
     if (strcmp(name, "--probe-connect") == 0)
@@ -108,13 +119,18 @@ bool options_parse(struct options *options, int count, char **arguments)
     for (int i = 0; i < count; i++) {
         if (strcmp(arguments[i], "--mdwe") == 0) {
             options->mdwe = true;
+        } else if (strcmp(arguments[i], "--unit") == 0) {
+            options->unit = true;
         } else if (strcmp(arguments[i], "--nested") == 0) {
             options->nested = true;
+        } else if (strcmp(arguments[i], "--") == 0) {
+            options->command = arguments + i + 1;
+            break;
         } else {
             if (i + 1 == count || !parse_valued(options, arguments[i], arguments[i + 1], count))
                 return false;
             i++;
         }
     }
-    return options->ctl >= 0 && options->egress;
+    return options->egress != NULL;
 }

@@ -1,6 +1,6 @@
 /*
- * What it is: the command line of the inner half. What it is not: anything the agent may
- * influence; argv comes from the plan, the agent's own words come in frame `G`.
+ * What it is: the command line of the inner half and of a service. What it is not: anything the agent may
+ * influence; argv comes from the plan, the agent's own words come in frame `G` or behind `--`.
  */
 #ifndef CLOISTER_OPTIONS_H
 #define CLOISTER_OPTIONS_H
@@ -24,9 +24,13 @@ struct limit {
 enum { LIMITS_MAX = 16 };
 
 struct options {
-    int ctl;
+    int ctl; /* -1: none */
+    bool unit; /* under systemd: perhaps not PID 1, mounts still to come */
     const char *egress;
+    const char *seccomp; /* a file with a filter to install; none: the backend has */
     struct words listen; /* none: no forwarder */
+    struct words publish; /* of a service */
+    char **command; /* what stands behind `--`: of a service */
     struct words probe_write, probe_connect;
     struct words landlock_rw, landlock_ro;
     enum landlock_demand landlock;
@@ -36,7 +40,7 @@ struct options {
     size_t limit_count;
 };
 
-/* False when an option is unknown, misses its value, or a needed one is absent. */
+/* False when an option is unknown or misses its value, or `--egress` is absent. */
 bool options_parse(struct options *options, int count, char **arguments);
 
 #endif

@@ -8,6 +8,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
@@ -17,6 +18,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -51,6 +53,23 @@ void probe_tell(struct channel *broker, struct writer *findings)
     }
     free(findings->data);
     memset(findings, 0, sizeof *findings);
+}
+
+void probe_list(const struct writer *findings, char *text, size_t size)
+{
+    size_t used = 0;
+    for (size_t at = 4; !findings->bad && at + 4 <= findings->length;) {
+        const uint8_t *item = findings->data + at;
+        size_t length = (size_t)item[0] | (size_t)item[1] << 8;
+        if (used + length + 2 > size)
+            break;
+        if (used > 0)
+            text[used++] = ' ';
+        memcpy(text + used, item + 4, length);
+        used += length;
+        at += 4 + length;
+    }
+    text[used] = 0;
 }
 
 /* An error number as a result: the refusals a wall gives are `denied`. 0 is `allowed`. */
@@ -206,6 +225,41 @@ static bool probe_number(struct writer *findings, const char *name, int value, i
     return value == wanted;
 }
 
+/* Neither held nor to be had by executing something (capabilities(7)). */
+static bool capabilities_none(void)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    if (syscall(SYS_capget, &head, data) < 0)
+        return false;
+    for (int i = 0; i < 2; i++)
+        if (data[i].effective | data[i].permitted | data[i].inheritable)
+            return false;
+    return true;
+}
+
+/*
+ * Only the death of PID 1 takes everything in the sandbox with it; in a unit systemd does that, and we are the one to
+ * whom orphans come. A unit has a uid of its own, and must have nothing but that.
+ */
+static bool probe_place(const struct options *options, struct writer *findings)
+{
+    char text[16];
+    if (!options->unit)
+        return probe_number(findings, "pid", getpid(), 1);
+    int adopts = 0;
+    bool good = true;
+    if (getpid() == 1)
+        probe_note(findings, "pid", "", "1");
+    else
+        good = prctl(PR_GET_CHILD_SUBREAPER, &adopts) == 0 && probe_number(findings, "subreaper", adopts, 1);
+    snprintf(text, sizeof text, "%u", getuid());
+    probe_note(findings, "uid", "", text);
+    bool bare = capabilities_none();
+    probe_note(findings, "capabilities", "", bare ? "none" : "some");
+    return good && bare && getuid() != 0 && geteuid() == getuid();
+}
+
 bool probe_run(const struct options *options, struct writer *findings)
 {
     bool good = true;
@@ -226,8 +280,7 @@ bool probe_run(const struct options *options, struct writer *findings)
     good = (options->nested || error == EPERM) && good;
     good = probe_number(findings, "seccomp", prctl(PR_GET_SECCOMP), SECCOMP_FILTERED) && good;
     good = probe_number(findings, "no-new-privs", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), 1) && good;
-    /* Only the death of PID 1 takes everything in the sandbox with it. */
-    good = probe_number(findings, "pid", getpid(), 1) && good;
+    good = probe_place(options, findings) && good;
     error = try_egress(options->egress);
     probe_note(findings, "egress", "", error ? strerrorname_np(error) : "allowed");
     return error == 0 && good;

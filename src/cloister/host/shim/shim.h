@@ -1,5 +1,5 @@
 /*
- * What it is: the two halves main.c chooses from. What it is not: shared state; they have none.
+ * What it is: the programs main.c chooses from. What it is not: shared state; they have none.
  */
 #ifndef CLOISTER_SHIM_H
 #define CLOISTER_SHIM_H
@@ -12,5 +12,8 @@ int outer_run(int fd);
 
 /* Run the inner half with its options; returns the agent's status. */
 int inner_main(int count, char **options);
+
+/* Run a service: options, `--` and its command; returns its status. */
+int service_main(int count, char **options);
 
 #endif

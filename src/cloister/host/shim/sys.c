@@ -34,6 +34,8 @@ int sys_fill_stdio(void)
 
 int sys_close_others(int keep)
 {
+    if (keep < 0)
+        return close_range(3, ~0U, 0);
     if (keep > 3 && close_range(3, (unsigned)keep - 1, 0) < 0)
         return -1;
     if (close_range((unsigned)keep + 1, ~0U, 0) < 0)

@@ -18,7 +18,7 @@ int64_t sys_now_ms(void);
 /* Open /dev/null in every closed slot of 0, 1, 2, so that no later descriptor lands there. */
 int sys_fill_stdio(void);
 
-/* Close everything from 3 upwards except `keep`, and mark `keep` close-on-exec. */
+/* Close everything from 3 upwards except `keep`, and mark `keep` close-on-exec. -1: keep nothing. */
 int sys_close_others(int keep);
 
 /* No core dump of this process or its children: memory may hold what the agent must not see. */

@@ -13,10 +13,16 @@
 /* Not /dev/ptmx: /dev is a tmpfs in which the agent can put what it likes there; nobody can inside a devpts. */
 static const char PTMX[] = "/dev/pts/ptmx";
 
-int terminal_open(int *master)
+/* In a unit /dev is root's, and where its devpts is the host's, that one's own ptmx is closed to everybody. */
+static const char UNIT_PTMX[] = "/dev/ptmx";
+
+int terminal_open(int *master, bool unit)
 {
+    const int how = O_RDWR | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC;
     int unlock = 0, slave = -1;
-    *master = open(PTMX, O_RDWR | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+    *master = open(PTMX, how);
+    if (*master < 0 && unit && errno == EACCES)
+        *master = open(UNIT_PTMX, how);
     if (*master < 0)
         return -1;
     if (ioctl(*master, TIOCSPTLCK, &unlock) == 0)

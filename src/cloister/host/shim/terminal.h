@@ -5,7 +5,12 @@
 #ifndef CLOISTER_TERMINAL_H
 #define CLOISTER_TERMINAL_H
 
-/* Open a pty: the slave, and the master in `*master`; -1 with errno. Neither is anybody's controlling terminal. */
-int terminal_open(int *master);
+#include <stdbool.h>
+
+/*
+ * Open a pty: the slave, and the master in `*master`; -1 with errno. Neither is anybody's controlling terminal.
+ * `unit`: under systemd, whose PrivateDevices= may bring the host's devpts.
+ */
+int terminal_open(int *master, bool unit);
 
 #endif

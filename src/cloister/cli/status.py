@@ -1,0 +1,73 @@
+"""`cloister status`: how the system's installation stands, and what lives on it."""
+
+from __future__ import annotations
+
+import os
+
+from cloister.cli.arguments import Parser
+from cloister.cli.output import colour, pairs, print_json, size, table
+from cloister.runs.system_status import Status, UnitLine, status
+
+NOT_INSTALLED = 69
+NOT_AS_DECLARED = 1
+
+
+def parser() -> Parser:
+    """Describe the verb."""
+    verb = Parser(
+        "status",
+        "Show the system's daemons, services, accounts and living units.",
+        prose=(
+            "For agents that run as system users. Root also learns whether the system is as its policy says, that is "
+            "whether `cloister apply` would find anything to do. Your own runs in namespaces are in `cloister ps`."
+        ),
+        examples=(("sudo cloister status", "is all as declared?"),),
+        exits=(("1", "a daemon has failed, or the system is not as its policy says"), ("69", "nothing is installed")),
+    )
+    verb.json_option("installed, as_declared, trouble, daemons, services, runs, accounts, grants")
+    return verb
+
+
+def main(argv: list[str]) -> int:
+    """Show it."""
+    options = parser().read(argv)
+    found = status(root=os.geteuid() == 0)
+    if options.json:
+        print_json(found)
+    else:
+        print(render(found))
+    if not found.installed:
+        return NOT_INSTALLED
+    failed = any(line.state == "failed" for line in (*found.daemons, *found.services))
+    return NOT_AS_DECLARED if failed or found.as_declared is False or found.trouble else 0
+
+
+def render(found: Status) -> str:
+    """Return the page for people."""
+    if not found.installed:
+        return "Cloister is not a part of this system (sudo cloister setup); your own runs need none of this"
+    declared = {True: "as its policy says", False: "NOT as its policy says: sudo cloister apply", None: found.trouble}
+    parts = [pairs([("system", declared[found.as_declared])])] if found.as_declared is not None or found.trouble else []
+    parts.append(table(("DAEMON", "STATE", "SINCE"), [(line.unit, _state(line), line.since) for line in found.daemons]))
+    for title, lines in (("SERVICE", found.services), ("RUN", found.runs)):
+        if lines:
+            rows = [(line.unit, _state(line), line.account, _memory(line), line.since) for line in lines]
+            parts.append(table((title, "STATE", "ACCOUNT", "MEMORY", "SINCE"), rows))
+    if found.accounts:
+        roots = {grant.account: " ".join(grant.roots) for grant in found.grants}
+        rows = [
+            (one.name, str(one.uid), one.service or one.agent, one.user or "-", roots.get(one.name, "not granted"))
+            for one in found.accounts
+            if one.user or one.service
+        ]
+        parts.append(table(("ACCOUNT", "UID", "AGENT", "USER", "ROOTS"), rows))
+    return "\n\n".join(parts)
+
+
+def _state(line: UnitLine) -> str:
+    state = line.state if line.detail in {"", line.state} else f"{line.state} ({line.detail})"
+    return colour(state, "red") if line.state == "failed" else state
+
+
+def _memory(line: UnitLine) -> str:
+    return "" if line.memory_bytes is None else size(line.memory_bytes)

@@ -1,0 +1,259 @@
+"""Starting a unit with `systemd-run -p`, looking at what came of it, and ending it.
+
+Properties go on the command line and never into a unit file: systemd-run refuses a property that it does not know,
+where a unit file is read with a warning. The answer of the manager alone is not believed either: what counts
+is what /proc says of the first process. Which properties there are was decided before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import time
+from typing import NamedTuple
+
+from cloister.errors import RetryError, StepError, UnsupportedError
+from cloister.host.programs import find
+from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
+
+START_S = 30.0
+STOP_S = 20.0
+_EXPANDS_UNLESS_TOLD = 254
+"""From this version on systemd-run has --expand-environment=."""
+_STDIO = frozenset({"StandardInput", "StandardOutput", "StandardError"})
+_YES_NO = frozenset({"yes", "no"})
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_ECHOED = (
+    *("User", "Group", "RootDirectory", "ProtectSystem", "KeyringMode", "DevicePolicy", "SystemCallArchitectures"),
+    *("Slice", "CapabilityBoundingSet", "AmbientCapabilities", "ProtectProc", "KillMode", "OOMPolicy"),
+)
+"""Properties that the manager shows as they were given; of the rest those that are yes or no."""
+_ENDED = (
+    "LoadState",
+    "ActiveState",
+    "Result",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "MemoryPeak",
+    "CPUUsageNSec",
+    "InvocationID",
+)
+
+
+class Manager(NamedTuple):
+    """The system's manager: its programs and its version. Found once."""
+
+    systemd_run: str
+    systemctl: str
+    version: int
+
+
+class Started(NamedTuple):
+    """A unit that runs: its first process as a number and as a pidfd, and the manager's id for this life of it."""
+
+    pid: int
+    pidfd: int
+    invocation: str
+
+
+def find_manager() -> Manager:
+    """Return the system's manager.
+
+    Raises:
+        UnsupportedError: this host was not started by systemd, or its programs are not root's.
+    """
+    run, control = find("systemd-run", ""), find("systemctl", "")
+    if not run.path or not control.path or not os.path.isdir("/run/systemd/system"):
+        raise UnsupportedError("no-systemd", "runs under systemd need a host that was started by systemd")
+    words = _run([control.path, "--version"]).stdout
+    found = re.search(r"systemd (\d+)", words)
+    if found is None:
+        raise UnsupportedError("no-systemd", "systemctl does not tell its version", where=control.path)
+    return Manager(run.path, control.path, int(found[1]))
+
+
+def command_line(manager: Manager, unit: UnitLaunch, argv: tuple[str, ...]) -> list[str]:
+    """Return the command that starts a unit with standard input as its first process's channel.
+
+    systemd replaces `$NAME` in the words of a command, which is not ours to want (systemd.service(5), "Command lines").
+    """
+    words = [manager.systemd_run, "--pipe", "--no-ask-password", f"--unit={unit.unit}"]
+    expands = manager.version < _EXPANDS_UNLESS_TOLD
+    words += [] if expands else ["--expand-environment=no"]
+    for name, value in unit.properties:
+        if name not in _STDIO and name != "CollectMode":
+            words += ["-p", f"{name}={value}"]
+    # A unit that failed is kept until its end was asked for: only then its Result is known.
+    words += ["-p", "CollectMode=inactive", "--"]
+    return words + [word.replace("$", "$$") if expands else word for word in argv]
+
+
+def start(manager: Manager, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> Started:
+    """Start the unit; return when its first process was executed and is what was asked for.
+
+    Raises:
+        StepError: systemd refuses, or what came is not what was asked for; then nothing of it is left.
+    """
+    said, running = _launch(command_line(manager, unit, argv), channel)
+    if not running:
+        stop(manager, unit.unit)
+        why = " ".join(said.strip().splitlines()[-2:]) or "it did not answer in time"
+        raise StepError(
+            "unit-not-started", f"systemd refused the unit: {why}", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
+        )
+    try:
+        return _verify(manager, unit)
+    except BaseException:
+        stop(manager, unit.unit)
+        raise
+
+
+def stop(manager: Manager, unit: str) -> dict[str, str]:
+    """End a unit and everything in it; return what systemd says of its end, nothing where it forgot already.
+
+    Raises:
+        StepError: something of it still runs.
+    """
+    last: dict[str, str] = {}
+    until = time.monotonic() + STOP_S
+    for number in range(_TRIES):
+        last = show(manager, unit, _ENDED) or last
+        state = last.get("ActiveState", "")
+        if last.get("LoadState") == "not-found" or state in {"inactive", "failed"}:
+            if state == "failed":
+                forget(manager, unit)
+            return last
+        verb = ["stop"] if number == 0 else ["kill", "-s", "KILL"]
+        _run([manager.systemctl, *verb, "--", unit], limit_s=max(until - time.monotonic(), 1.0), patient=True)
+    raise StepError("unit-not-stopped", "the unit does not end", where=unit, remedy=f"systemctl status {unit}")
+
+
+_TRIES = 5
+
+
+def forget(manager: Manager, unit: str) -> None:
+    """Let systemd drop a unit that has failed."""
+    _run([manager.systemctl, "reset-failed", "--", unit], patient=True)
+
+
+def show(manager: Manager, unit: str, names: tuple[str, ...]) -> dict[str, str]:
+    """Return properties of a unit as systemd shows them."""
+    done = _run([manager.systemctl, "show", "-p", ",".join(names), "--", unit], patient=True)
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+
+
+def living_units(manager: Manager) -> list[str]:
+    """Return the names of all units of runs that systemd knows."""
+    words = [manager.systemctl, "list-units", "--all", "--plain", "--no-legend", "--full", f"{UNIT_PREFIX}*.service"]
+    return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
+
+
+def _launch(words: list[str], channel: int) -> tuple[str, bool]:
+    """Run systemd-run until it says that the unit runs; return what it said, and whether that was it.
+
+    With --pipe it would wait for the unit's end. It is not needed for that: the unit lives on without it.
+    """
+    client = subprocess.Popen(
+        words, stdin=channel, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/"
+    )
+    assert client.stderr is not None  # noqa: S101  it was asked for
+    said = b""
+    until = time.monotonic() + START_S
+    poll = select.poll()
+    poll.register(client.stderr, select.POLLIN)
+    try:
+        while (left := until - time.monotonic()) > 0 and poll.poll(left * 1000):
+            part = os.read(client.stderr.fileno(), 4096)
+            said += part
+            if not part or _RUNNING in said or len(said) > _LONGEST_COMPLAINT:
+                break
+    finally:
+        client.kill()
+        client.stderr.close()
+        client.wait()
+    return said.decode("utf-8", "replace"), _RUNNING in said
+
+
+_PAUSE_S = 0.003
+_RUNNING = b"Running as unit: "
+_LONGEST_COMPLAINT = 1 << 16
+
+
+def _verify(manager: Manager, unit: UnitLaunch) -> Started:
+    asked = dict(unit.properties)
+    names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
+    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "Job")
+    until = time.monotonic() + START_S
+    # With Type=exec a unit has a job until its program was executed, with everything applied.
+    while (shown := show(manager, unit.unit, wanted)).get("Job", "0") not in {"", "0"} and time.monotonic() < until:
+        time.sleep(_PAUSE_S)
+    pid = int(shown.get("MainPID", "0") or 0)
+    if shown.get("ActiveState") != "active" or pid == 0:
+        raise StepError(
+            "unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
+        )
+    # Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
+    for name in names:
+        if name in shown and shown[name] != asked[name]:
+            raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
+    if shown.get("Environment"):
+        raise _deviates(unit, "it has an environment")
+    pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
+    try:
+        check_process(pid, unit, shown.get("ControlGroup", ""))
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return Started(pid, pidfd, shown.get("InvocationID", ""))
+
+
+def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
+    """Hold what the kernel says of a unit's first process against the plan (proc(5)).
+
+    Raises:
+        StepError: it runs as somebody else, has powers, no filter, or the host's network.
+    """
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            groups = [line.rstrip("\n").split(":", 2)[2] for line in file]
+        shared = [name for name in ("mnt", "ipc", "net") if _namespace(pid, name) == _namespace(1, name)]
+    except (OSError, ValueError) as error:
+        raise _deviates(unit, "its first process is gone") from error
+    own = "\t".join([str(unit.uid)] * 4)
+    wanted = {"Uid": own, "Gid": own, "NoNewPrivs": "1", "Seccomp": "2"}
+    wanted |= dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "0" * 16)
+    for name, value in wanted.items():
+        if status.get(name) != value:
+            raise _deviates(unit, f"its first process has {name} {status.get(name)!r}")
+    if unit.firewall and "PrivateNetwork" not in dict(unit.properties):
+        shared = [name for name in shared if name != "net"]
+    if shared:
+        raise _deviates(unit, f"it shares a namespace with the host: {shared[0]}")
+    if not control_group.endswith(f"/{unit.unit}") or control_group not in groups:
+        raise _deviates(unit, "its first process is not in its control group")
+
+
+def _namespace(pid: int, name: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{name}")
+
+
+def _deviates(unit: UnitLaunch, what: str) -> StepError:
+    return StepError("unit-deviates", f"systemd made something else of the unit: {what}", where=unit.unit,
+                     remedy="nothing of it is left; please report it with the version of systemd")  # fmt: skip
+
+
+def _run(words: list[str], *, limit_s: float = START_S, patient: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run one of systemd's programs; `patient` takes its silence for an answer."""
+    try:
+        return subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=_ENVIRONMENT,
+            cwd="/", timeout=limit_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        if patient:
+            return subprocess.CompletedProcess(words, 1, "", "")
+        raise RetryError("systemd-slow", "systemd did not answer in time", where=os.path.basename(words[0])) from error

@@ -1,0 +1,46 @@
+"""The outer half of a detached run: started by the broker, its output in the run's records."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import Any
+
+from cloister.runs.links import Connect
+from cloister.runs.prepare import SHIM
+
+
+def detach(loop: asyncio.AbstractEventLoop, connect: Connect, output_path: str) -> tuple[Any, int]:
+    """Start the outer half; return its link and pid. It is collected when it ends."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    theirs.set_inheritable(True)
+    try:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, null, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+        ]
+        pid = os.posix_spawn(SHIM, [SHIM, "outer", str(theirs.fileno())], {}, file_actions=actions, setsid=True)
+    finally:
+        os.close(output)
+        os.close(null)
+        theirs.close()
+    _reap(loop, pid)
+    return connect(ours, lambda *_: None, lambda *_: None), pid
+
+
+def _reap(loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    """Collect the outer half when it ends."""
+    descriptor = os.pidfd_open(pid)
+
+    def ready() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+    loop.add_reader(descriptor, ready)

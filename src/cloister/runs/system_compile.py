@@ -1,0 +1,175 @@
+"""From the system's policy to a system as it shall be: accounts, grants, files and units.
+
+Pure: policy and facts come in, `Desired` goes out, and the same input always gives the same. What may be installed at
+all is `system_judge`; finding out what differs is `plan/system_diff.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from cloister.egress.addresses import parse_network
+from cloister.errors import PolicyError, UnsupportedError
+from cloister.identity.accounts import Entry, Owner, assign, find
+from cloister.isolation import unit_files
+from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
+from cloister.isolation.unit_files import DaemonFacts
+from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
+from cloister.plan.service_facts import ServiceUnits
+from cloister.plan.system_diff import Desired, File, Wanted
+from cloister.plan.system_facts import SystemFacts
+from cloister.plan.unit import PROXY_USER, SYSTEM_FILE, Account, Grant, System, delivered_name
+from cloister.policy.model import Policy
+from cloister.runs.firewall_compile import compile_firewall
+from cloister.runs.system_judge import SystemPolicy, problems, references, refuse_host
+from cloister.runs.system_services import directories_of, files_of, units_of
+
+
+def give_accounts(source: SystemPolicy, facts: SystemFacts, recorded: Iterable[Account]) -> tuple[Account, ...]:
+    """Return all accounts there shall be: recorded ones, and new ones.
+
+    Raises:
+        UnsupportedError: this host cannot have them, or nothing at all of this (`system_judge.refuse_host`).
+        PolicyError: `system-policy-invalid`, with every mistake found.
+    """
+    refuse_host(facts)
+    if found := problems(source, facts):
+        raise PolicyError(found, reference="system-policy-invalid")
+    owners = [Owner(agent, user) for user, agent, _ in _granted(source.policy)]
+    accounts = assign([*owners, *source.served], recorded, [Entry(*entry) for entry in facts.entries])
+    for account in accounts:
+        if account.name in facts.subordinate:
+            message = f"{account.name} has subordinate ids: with those it could take other numbers than its own"
+            remedy = f"take {account.name} out of /etc/subuid and /etc/subgid"
+            raise UnsupportedError("account-changed", message, where="/etc/subuid", remedy=remedy)
+    return accounts
+
+
+def compile_system(
+    source: SystemPolicy, facts: SystemFacts, accounts: tuple[Account, ...], services: Iterable[ServiceUnits] = ()
+) -> Desired:
+    """Return the system that a policy wants.
+
+    Args:
+        source: the system's policy.
+        facts: of this host.
+        accounts: as `give_accounts` returned them.
+        services: what is installed for each gateway.
+
+    Raises:
+        UnsupportedError: `no-nftables`.
+        PolicyError: `firewall-invalid`, with every mistake found.
+    """
+    services = tuple(services)
+    grants = tuple(
+        Grant(user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots)
+        for user, agent, roots in _granted(source.policy)
+    )
+    granted = {grant.account for grant in grants} | {one.account for one in services}
+    made = tuple(account for account in accounts if account.name in granted or _known(account, facts))
+    daemons = DaemonFacts(python=facts.python, root_links=facts.root_links, root_directories=facts.root_directories)
+    real, links = unit_files.skeleton(daemons)
+    runtime = (*unit_files.runtime_directories(), *real)
+    credentials, renewed = _credentials(source.policy, facts)
+    filtered = _firewall(source, accounts, facts)
+    system = System(policy_digest=source.digest, accounts=accounts, grants=grants)
+    files = {
+        unit_files.SYSUSERS: unit_files.sysusers(made),
+        unit_files.TMPFILES: unit_files.tmpfiles(runtime, links),
+        SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
+        **unit_files.daemon_units(daemons, credentials),
+        **_filter_files(filtered, facts),
+    }
+    served = {account.service: account for account in accounts if account.service}
+    directories = (*unit_files.fixed_directories(), *runtime, *directories_of(services))
+    return Desired(
+        accounts=made,
+        daemon=PROXY_USER,
+        directories=tuple({one.path: one for one in directories}.values()),
+        links=links,
+        files=(*(File(path=path, text=text) for path, text in files.items()), *files_of(services, served)),
+        denied=tuple(account.name for account in accounts),
+        firewall=filtered,
+        units=(*_filter_units(filtered), *_daemons(renewed), *units_of(services)),
+        stop=tuple(
+            (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
+        ),
+    )
+
+
+def _granted(policy: Policy) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return user, agent and roots of each grant."""
+    return [
+        (user, agent, table.roots)
+        for user, table in policy.users.items()
+        for agent in table.agents
+        if policy.agents[agent].isolation == "unit"
+    ]
+
+
+def _daemons(renewed: str) -> tuple[Wanted, ...]:
+    hostd, proxyd = f"{unit_files.UNITS}/{unit_files.HOSTD}", f"{unit_files.UNITS}/{unit_files.PROXYD}"
+    broker = Wanted(
+        unit=f"{unit_files.PROXYD}.service", enabled=False, active=False,
+        restart_for=(f"{proxyd}.service",), reload_for=(SYSTEM_FILE,), restart_why=renewed,
+    )  # fmt: skip
+    host = f"{unit_files.HOSTD}.service"
+    return (
+        Wanted(unit=f"{unit_files.PROXYD}.socket", restart_for=(f"{proxyd}.socket",)),
+        broker,
+        Wanted(unit=f"{unit_files.HOSTD}.socket", restart_for=(f"{hostd}.socket",)),
+        Wanted(unit=host, enabled=False, active=False, restart_for=(f"{hostd}.service",)),
+    )
+
+
+def _firewall(source: SystemPolicy, accounts: tuple[Account, ...], facts: SystemFacts) -> str | None:
+    """Return the packet filter; none where there is no account yet."""
+    if not accounts:
+        return None
+    if not facts.nft:
+        message = "nft is not installed: nothing would hold the agents' accounts back outside of their units"
+        raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
+    return compile_firewall(accounts, source.agents, tuple(parse_network(text) for text in facts.attached))
+
+
+def _filter_files(filtered: str | None, facts: SystemFacts) -> dict[str, str]:
+    if filtered is None:
+        return {}
+    return {
+        f"{unit_files.UNITS}/{FIREWALL_UNIT}": firewall_unit(facts.nft),
+        f"{unit_files.UNITS}/{WATCHDOG_UNIT}": watchdog_unit(facts.python),
+    }
+
+
+def _filter_units(filtered: str | None) -> tuple[Wanted, ...]:
+    if filtered is None:
+        return ()
+    paths = {unit: f"{unit_files.UNITS}/{unit}" for unit in (FIREWALL_UNIT, WATCHDOG_UNIT)}
+    return tuple(Wanted(unit=unit, restart_for=(path,)) for unit, path in paths.items())
+
+
+def _known(account: Account, facts: SystemFacts) -> bool:
+    """Whether the host has it: one that is not granted any more stays, and is not made again."""
+    return (account.name, account.uid) in facts.entries
+
+
+def _credentials(policy: Policy, facts: SystemFacts) -> tuple[list[tuple[str, str]], str]:
+    """Return what the system's broker gets by LoadCredential=, and why it must be restarted for it, if it must.
+
+    A file of root's reaches it by systemd, which reads it when the broker starts. One that belongs to the broker's
+    own user is read by itself at each use, so that a new key counts at once.
+    """
+    found: list[tuple[str, str]] = []
+    renewed = ""
+    for one in references(policy):
+        scheme, _, target = one.text.partition(":")
+        if scheme == "systemd":
+            found.append((target, ""))
+        if scheme != "file" or facts.keys[target].uid != 0:
+            continue
+        found.append((delivered_name(target), target))
+        if 0 < facts.proxyd_since < facts.keys[target].changed:
+            renewed = f"{target} is newer than it"
+    return sorted(set(found)), renewed

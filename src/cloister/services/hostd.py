@@ -1,0 +1,204 @@
+"""`cloister-hostd`: root's part of runs under systemd. `python -I -m cloister.services.hostd`.
+
+systemd listens for it (sd_listen_fds(3)) and starts it with the first request; it ends when nobody asked for a
+while. Every request is served by a process of its own, forked from this one, which is warm and has one
+thread: a hostile caller can trouble only that. This file is the process: listening, forking, counting,
+reaping. What a request means is in `hostd_request`. It imports `host`, `plan` and `errors` alone, so that
+no code that reads policies runs as root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import time
+import traceback
+from typing import NamedTuple
+
+from cloister.errors import CloisterError, RetryError, render
+from cloister.host import unit_records, unit_start
+from cloister.host.frames import encode
+from cloister.host.unit_caller import peer_uid
+from cloister.host.unit_wire import refusal
+from cloister.services import hostd_request
+
+IDLE_S = 60.0
+PER_CALLER = 16
+IN_ALL = 256
+LONGEST_S = 180.0
+"""A child that is older has met something that does not answer, such as a file system of its caller's."""
+_FIRST_LISTENER = 3
+_BACKLOG = 64
+_TICK_S = 1.0
+
+
+class Child(NamedTuple):
+    """A process that serves a request; uid -1 is ourselves, looking for what is left over."""
+
+    uid: int
+    until: float
+
+
+class Daemon:
+    """The listening socket and the children."""
+
+    def __init__(self, listener: socket.socket, manager: unit_start.Manager, idle_s: float = IDLE_S) -> None:
+        """Get ready."""
+        listener.setblocking(False)
+        self._listener = listener
+        self._manager = manager
+        self._idle_s = idle_s
+        self._children: dict[int, Child] = {}
+        self._leaving = False
+        hear, say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._signals = hear
+        signal.set_wakeup_fd(say, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._leave)
+
+    def serve(self) -> None:
+        """Serve until nobody asked for a while, or until told to end."""
+        self._fork(-1, None)  # what a killed one left
+        quiet_since = time.monotonic()
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        while not self._leaving:
+            ready = {descriptor for descriptor, _ in poll.poll(_TICK_S * 1000)}
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._signals, 4096)
+            self._reap()
+            if self._listener.fileno() in ready:
+                self._accept()
+            if ready or self._children:
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > self._idle_s:
+                return
+
+    def _leave(self, *_: object) -> None:
+        self._leaving = True
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return  # it left again, or we are short of descriptors: the others wait
+        with sock:
+            uid = peer_uid(sock)
+            requests = [child for child in self._children.values() if child.uid >= 0]
+            if len(requests) >= IN_ALL or sum(child.uid == uid for child in requests) >= self._share(uid):
+                _turn_away(sock)
+                return
+            self._fork(uid, sock)
+
+    @staticmethod
+    def _share(uid: int) -> int:
+        """How many requests of one uid are served at once. The system's own end runs: they are not turned away."""
+        return IN_ALL if uid == 0 or uid < _FIRST_PERSON else PER_CALLER
+
+    def _fork(self, uid: int, sock: socket.socket | None) -> None:
+        try:
+            pid = os.fork()
+        except OSError:
+            if sock is not None:
+                _turn_away(sock)
+            return
+        if pid == 0:
+            self._serve_one(sock)
+        self._children[pid] = Child(uid, time.monotonic() + LONGEST_S)
+
+    def _serve_one(self, sock: socket.socket | None) -> None:
+        """Be the child. Never returns."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._listener.close()
+            os.close(self._signals)
+            if sock is None:
+                unit_records.recover(self._manager)
+            else:
+                hostd_request.serve(sock, self._manager)
+            code = 0
+        except CloisterError as error:
+            sys.stderr.write(render(error) + "\n")
+        except BaseException:  # noqa: BLE001  whatever it was: the journal shall have it, and the parent must know
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _reap(self) -> None:
+        for pid, child in list(self._children.items()):
+            if child.until < time.monotonic():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if not found:
+                continue
+            del self._children[pid]
+            if status != 0 and child.uid >= 0:
+                self._fork(-1, None)  # it died half-way: somebody must undo what it had begun
+
+
+_FIRST_PERSON = 1000
+
+
+def _turn_away(sock: socket.socket) -> None:
+    error = RetryError("hostd-busy", "too many requests at once", remedy="try again in a moment")
+    with contextlib.suppress(OSError):
+        sock.setblocking(False)
+        sock.send(encode("F", refusal(error)), socket.MSG_NOSIGNAL)
+
+
+def _listener(path: str) -> socket.socket:
+    """Return the socket that systemd opened for us, or open one (tests).
+
+    Raises:
+        RetryError: there is none.
+    """
+    if path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        sock.bind(path)
+        os.chmod(path, 0o666)  # noqa: S103  anybody may ask; who they are is the kernel's word
+        sock.listen(_BACKLOG)
+        return sock
+    activated = os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
+    if not activated or not stat.S_ISSOCK(os.fstat(_FIRST_LISTENER).st_mode):
+        raise RetryError(
+            "hostd-no-socket", "hostd is started by its socket", remedy="systemctl start cloister-hostd.socket"
+        )
+    os.set_inheritable(_FIRST_LISTENER, False)
+    return socket.socket(fileno=_FIRST_LISTENER)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the daemon; return its exit status."""
+    parser = argparse.ArgumentParser(prog="cloister-hostd", description=__doc__)
+    parser.add_argument("--socket", default="", help="listen here instead of on systemd's socket")
+    parser.add_argument("--idle-s", type=float, default=IDLE_S, help="end after so many seconds without a request")
+    options = parser.parse_args(argv)
+    os.umask(0o077)
+    try:
+        daemon = Daemon(_listener(options.socket), unit_start.find_manager(), options.idle_s)
+    except CloisterError as error:
+        sys.stderr.write(render(error) + "\n")
+        return error.exit_code
+    gc.collect()
+    gc.freeze()  # children share these pages
+    daemon.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

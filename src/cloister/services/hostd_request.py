@@ -1,0 +1,295 @@
+"""One request to hostd, from its first byte to its end, in a process of its own.
+
+Three interests meet: the caller's, who may be anybody; the system's broker's, who makes the plan; and the host's, which
+is ours. Neither of the others is believed: who asks is the kernel's word, where is a descriptor that was walked to,
+and what is held against the floor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import socket
+import sys
+from typing import NamedTuple
+
+import msgspec
+
+import cloister
+from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
+from cloister.host import unit_carry, unit_etc, unit_mounts, unit_records, unit_start, unit_state
+from cloister.host.firewall import uid_filtered
+from cloister.host.frames import Frame, FrameError, encode_list
+from cloister.host.unit_caller import Caller, identify_caller, peer_uid
+from cloister.host.unit_floor import Bounds, check_plan
+from cloister.host.unit_grants import FIRST_ORDINARY_GID, Place, find_grant, open_place, read_system
+from cloister.host.unit_wire import Request, Wire, read_control, read_request
+from cloister.plan.steps import Plan
+from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
+
+PLAN_S = 60.0
+SHIMS = (
+    os.path.join(os.path.dirname(os.path.abspath(cloister.__file__)), "host", "shim", "cloister-shim"),
+    os.path.join(sys.prefix, "bin", "cloister"),
+)
+"""Where our helper lies on the host: one program, by two names."""
+_PLANS = msgspec.json.Decoder(Plan)
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What the system's broker hears of a unit that stands (`S`)."""
+
+    unit: str
+    invocation: str
+    verified: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+class _Asked(NamedTuple):
+    """A request whose caller, grant and place are known."""
+
+    request: Request
+    caller: Caller
+    grant: Grant
+    account: Account
+    place: Place
+
+
+def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
+    """Do what one connection asks for."""
+    wire = Wire(sock)
+    try:
+        caller = identify_caller(sock)
+        first = wire.receive()
+        if caller.is_system and first.payload.find(b"verb=run") < 0:
+            _control(wire, first, manager)
+        else:
+            _run(wire, first, caller, manager)
+    except _PassedError as passed:
+        with contextlib.suppress(FrameError, RetryError):
+            wire.send("F", passed.payload)
+    except CloisterError as error:
+        wire.finish(error)
+    except FrameError:
+        return  # the peer left, or is not worth an answer
+    except OSError as error:
+        wire.finish(_of_host(error))
+        raise
+    finally:
+        wire.close()
+
+
+def _of_host(error: OSError) -> StepError:
+    return StepError("host-refused", f"the host refused: {error.strerror}", where=str(error.filename or ""))
+
+
+def _control(wire: Wire, first: Frame, manager: unit_start.Manager) -> None:
+    """Answer the system's broker, or root."""
+    fields = read_control(first)
+    match fields.get("verb"):
+        case "end" if unit_records.is_run(fields.get("run", "")):
+            told: dict[str, object] = {"ended": unit_records.undo(manager, fields["run"])}
+        case "recover":
+            living = frozenset(filter(None, fields.get("living", "").split(",")))
+            told = {"undone": unit_records.recover(manager, living)}
+        case _:
+            raise UsageError("request-malformed", "hostd knows run, end and recover")
+    wire.send("J", msgspec.json.encode(told))
+
+
+def _run(wire: Wire, first: Frame, caller: Caller, manager: unit_start.Manager) -> None:
+    request = read_request(wire, first)
+    grant, account = find_grant(read_system(), caller, request.fields["agent"])
+    place = open_place(caller, grant, request.workspace, request.directory)
+    _check_account(account)
+    asked = _Asked(request, caller, grant, account, place)
+    broker = _connect_broker()
+    try:
+        plan = _ask_broker(broker, wire, asked)
+        try:
+            _start(broker, plan, asked, manager)
+        except CloisterError as error:
+            broker.finish(error)  # it has a connection to the caller by now, and answers there
+        except OSError as error:
+            broker.finish(_of_host(error))
+            raise
+    except FrameError as error:
+        raise RetryError("broker-gone", "the system's broker ended meanwhile", remedy="try again") from error
+    finally:
+        broker.close()
+
+
+def _check_account(account: Account) -> None:
+    """Refuse an account that the password database does not know by this name and number."""
+    try:
+        entry = pwd.getpwnam(account.name)
+    except KeyError:
+        entry = None
+    if entry is None or entry.pw_uid != account.uid or entry.pw_gid != account.uid:
+        raise UnsupportedError("account-missing", "the agent's account is not what was set up", where=account.name,
+                               remedy="sudo cloister apply")  # fmt: skip
+
+
+def _connect_broker() -> Wire:
+    """Return a connection to the system's broker, and to nobody else.
+
+    Raises:
+        RetryError: it does not answer, or somebody else does.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(5.0)
+        sock.connect(PROXYD_SOCKET)
+        # By socket activation it is systemd that listens, as root, until the broker is there.
+        if peer_uid(sock) not in {0, pwd.getpwnam(PROXY_USER).pw_uid}:
+            raise DeniedError(
+                "broker-not-the-systems", "somebody else answers as the system's broker", where=PROXYD_SOCKET
+            )
+    except (OSError, KeyError) as error:
+        sock.close()
+        raise RetryError("broker-not-there", f"the system's broker does not answer: {error}", where=PROXYD_SOCKET,
+                         remedy="systemctl status cloister-proxyd") from error  # fmt: skip
+    except CloisterError:
+        sock.close()
+        raise
+    return Wire(sock, PLAN_S)
+
+
+def _ask_broker(broker: Wire, lease: Wire, asked: _Asked) -> Plan:
+    """Hand the request on, with what we know of the caller, and return the plan.
+
+    Raises:
+        CloisterError: the broker refuses, in its own words.
+    """
+    request, caller, account, place = asked.request, asked.caller, asked.account, asked.place
+    fields = request.fields | {
+        "caller": caller.name,
+        "caller_uid": str(caller.uid),
+        "caller_gid": str(caller.gid),
+        "home": caller.home,
+        "account": account.name,
+        "account_uid": str(account.uid),
+        "root": place.path,
+        "granted": place.root,
+        "directory": f"{place.path.rstrip('/')}/{place.inside}" if place.inside else place.path,
+    }
+    packed = encode_list(f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in fields.items())
+    broker.send("L", packed, (request.link, lease.fileno(), *request.streams))
+    for kind, payload in (("U", request.part), ("V", request.words), ("N", request.environment)):
+        broker.send(kind, payload)
+    answer = broker.receive()
+    if answer.kind == "F" and answer.payload:
+        raise _PassedError(answer.payload)
+    if answer.kind != "P" or answer.descriptors:
+        raise StepError("broker-malformed", "the system's broker said something else than a plan")
+    try:
+        return _PLANS.decode(answer.payload)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StepError("broker-malformed", f"the plan is not understood: {error}") from error
+
+
+class _PassedError(Exception):
+    """The broker's refusal, handed on as it came."""
+
+    def __init__(self, payload: bytes) -> None:
+        """Keep the payload of its `F`."""
+        super().__init__("refused by the broker")
+        self.payload = payload
+
+
+def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager) -> None:
+    """Start the unit of a plan that is above the floor; undo everything when one step fails."""
+    account, place = asked.account, asked.place
+    unit_etc.make_etc(plan, account)
+    unit = check_plan(plan, Bounds(account, place.path, SHIMS, uid_filtered))
+    _check_groups(unit, asked)
+    try:
+        lock = unit_records.Lock(plan.run)
+    except BlockingIOError:
+        raise StepError("run-exists", "there is such a run already", where=plan.run) from None
+    done = False
+    try:
+        if unit_records.read(plan.run) is not None:
+            raise StepError("run-exists", "there is such a run already", where=plan.run)
+        record = unit_records.Record(
+            run=plan.run, unit=unit.unit, state="starting", caller=asked.caller.name, caller_uid=asked.caller.uid,
+            account=account.name, root=place.root, workspace=place.path, plan=plan,
+        )  # fmt: skip
+        unit_records.write(record)
+        try:
+            _stand_up(broker, unit, record, asked, manager)
+            done = True
+        finally:
+            if not done:
+                unit_start.stop(manager, f"{UNIT_PREFIX}{plan.run}.service")
+                unit_records.remove(plan.run)
+    finally:
+        lock.release(remove=True)
+
+
+def _stand_up(
+    broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, manager: unit_start.Manager
+) -> None:
+    """Make directories, unit and mounts, and hand the shim's channel to the broker."""
+    with contextlib.ExitStack() as stack:
+        sources = _open_sources(unit, record.run, asked, stack)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.enter_context(ours)
+        with theirs:
+            started = unit_start.start(manager, unit, record.plan.launch.argv, theirs.fileno())
+        stack.callback(os.close, started.pidfd)
+        owner = os.fstat(sources.workspace)
+        owners = unit_mounts.Owners(owner.st_uid, owner.st_gid, asked.account)
+        count = unit_mounts.make_mounts(unit, started.pid, sources, owners)
+        unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
+        shim = Wire(socket.socket(fileno=os.dup(ours.fileno())))
+        shim.send("B")  # the mounts are made: it may look at its walls
+        shim.close()
+        verified = (
+            f"{len(unit.properties)} properties",
+            f"{count} mounts",
+            "ids, powers, filter and namespaces of the first process",
+        )
+        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified)
+        ours.setblocking(True)
+        broker.allow(PLAN_S)
+        broker.send("S", msgspec.json.encode(said), (ours.fileno(), started.pidfd))
+
+
+def _open_sources(unit: UnitLaunch, run: str, asked: _Asked, stack: contextlib.ExitStack) -> unit_mounts.Sources:
+    """Make the run's own directory and the agent's state, and open every base that mounts may come from."""
+
+    def kept(descriptor: int) -> int:
+        stack.callback(os.close, descriptor)
+        return descriptor
+
+    own = kept(unit_state.make_run_directory(run))
+    carry = kept(os.open(unit_state.CARRY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=own))
+    if asked.request.carry >= 0:
+        unit_carry.unpack(asked.request.carry, carry)
+    state = kept(unit_state.open_project(asked.account, unit.project))
+    unit_state.fill_project(state, unit, asked.account)
+    unit_state.make_tops(unit)
+    box = kept(unit_state.open_box(run, pwd.getpwnam(PROXY_USER).pw_uid))
+    return unit_mounts.Sources(asked.place.workspace, state, box, carry, own)
+
+
+def _check_groups(unit: UnitLaunch, asked: _Asked) -> None:
+    """Give the unit no group but that of the workspace, which the caller has as well."""
+    for name, value in unit.properties:
+        if name != "SupplementaryGroups":
+            continue
+        number = os.fstat(asked.place.workspace).st_gid
+        try:
+            wanted = grp.getgrnam(value).gr_gid
+        except KeyError:
+            wanted = -1
+        if (
+            unit.ownership != "group"
+            or wanted != number
+            or number not in asked.caller.groups
+            or number < FIRST_ORDINARY_GID
+        ):
+            raise StepError("below-the-floor", "refused by the host: a group that is not the workspace's", where=value)
