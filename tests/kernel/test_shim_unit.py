@@ -123,7 +123,7 @@ def test_systemd_stop_asks_the_agent_and_takes_its_status(unit: Unit) -> None:
     reading = started(unit, "sh", "-c", AGENT)
     unit.stop(signal.SIGTERM)
     assert unit.process.wait(5) == 9
-    assert os.read(reading, 99) == b"polite\n"
+    assert os.read(reading, 99).endswith(b"polite\n")  # before it, a shell may say what else was ended
     os.close(reading)
 
 

@@ -1,4 +1,4 @@
-"""What of a user's home reaches an agent with a uid of its own: read by the user, made anew by root, seen by the agent."""
+"""What of a user's home reaches an agent with a uid of its own: read by the user, made anew by root."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_agent_cannot_write_what_was_carried_in(host: Machine) -> None:
     before = Leftovers(host)
     told = run(
         host,
-        "echo x >> ~/.pi/agent/settings.json; rm -rf ~/.pi/agent/skills; ls ~/.pi/agent/skills; touch ~/.pi/agent/ok && echo kept",
+        "cd ~/.pi/agent; echo x >> settings.json; rm -rf skills; ls skills; touch ok && echo kept",
     )
     assert told.splitlines() == ["one", "kept"]
     before.check()
@@ -94,7 +94,7 @@ def test_the_agent_cannot_write_what_was_carried_in(host: Machine) -> None:
 
 @pytest.mark.parametrize("link", [".env", "settings.json", "skills/leak"])
 def test_a_link_to_roots_files_brings_nothing_of_them(host: Machine, link: str) -> None:
-    """Flaws PF2 to PF4: the user plants links to files that only root can read; root reads and changes nothing there."""
+    """Flaws PF2 to PF4: links to files that only root can read; root reads and changes nothing there."""
     host.write("/etc/only-root", "ROOTS=made-up-secret\n", 0o600)
     path = f"/home/bob/.pi/agent/{link}"
     host.run(["sh", "-c", f"mv {path} {path}.aside 2>/dev/null; ln -s /etc/only-root {path}"], user="bob")
@@ -108,10 +108,11 @@ def test_a_link_to_roots_files_brings_nothing_of_them(host: Machine, link: str) 
 
 
 def test_runs_of_one_user_and_of_two_do_not_meet(host: Machine) -> None:
-    """Flaw PF11: one state for all users. Six at once: each sees its own user's files, and keeps what it writes apart."""
+    """Flaw PF11: one state for all users. Six at once: each has its own user's files and history."""
+    script = f"{SHOW}; echo $0 >> ~/.pi/agent/history; sleep 0.5"
     started = [
         (user, host.popen(
-            ["cloister", "run", "--yes", "pi", "--", "bash", "-c", f"{SHOW}; echo {user} >> ~/.pi/agent/history; sleep 0.5"],
+            ["cloister", "run", "--yes", "pi", "--", "bash", "-c", script, user],
             user=user, cwd=f"/home/{user}/src/project", stdin=-3, stdout=-1, stderr=-2, text=True,
         ))
         for user in ("alice", "bob") * 3
