@@ -173,7 +173,7 @@ class Rig:
     def refusal(self, workspace: str, *options: str, **how: Any) -> str:
         """Ask for a run that must be refused; return the words."""
         answer, printed, run = self.ask(workspace, *options, **how)
-        assert answer and answer[0][0] == "F", (answer, printed)
+        assert [kind for kind, _ in answer] == ["F"], (answer, printed)
         assert printed == ""
         self.nothing_left(run)
         return str(answer[0][1][1])

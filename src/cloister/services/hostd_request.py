@@ -68,8 +68,7 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
         else:
             _run(wire, first, caller, manager)
     except _PassedError as passed:
-        with contextlib.suppress(FrameError, RetryError):
-            wire.send("F", passed.payload)
+        wire.refuse(passed.payload)
     except CloisterError as error:
         wire.finish(error)
     except FrameError:
