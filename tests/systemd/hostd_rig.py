@@ -92,6 +92,7 @@ class Rig:
         )  # fmt: skip
         own = [
             {"kind": "tmpfs", "target": "/home"},
+            {"kind": "tmpfs", "target": "/srv"},
             {"kind": "tmpfs", "target": "/tmp", "private": True},
             {"kind": "tmpfs", "target": f"/home/{account}", "private": True},
             {"kind": "ro", "target": "/run/cloister/box", "base": "box"},
