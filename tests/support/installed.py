@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Any
 
-from support.machines import PYTHON, TESTS, Machine
+from support.machines import PYTHON, Machine
 
 POLICY = """\
 schema = 1
@@ -25,7 +25,6 @@ roots = ["~/src"]
 """
 PROJECT = "/home/alice/src/project"
 SETTLE_S = 15.0
-_FIRST_UID = 1_900_000_000
 
 
 def install(machine: Machine, policy: str = POLICY) -> None:
@@ -99,6 +98,12 @@ class Leftovers:
         code = LOOK.replace("below(PROJECT)", f"below({PROJECT!r})")
         return dict(json.loads(self._machine.run([PYTHON, "-I", "-c", code]).stdout))
 
+    def pause(self, allowed: tuple[str, ...] = (), patience_s: float = 3.0) -> None:
+        """Give what ends by itself the time for it; what only the next start finds may still be there afterwards."""
+        until = time.monotonic() + patience_s
+        while self._more(allowed) and time.monotonic() < until:
+            time.sleep(0.1)
+
     def check(self, allowed: tuple[str, ...] = ()) -> None:
         """Wait until nothing is there that was not; raises AssertionError that names it.
 
@@ -106,25 +111,14 @@ class Leftovers:
             allowed: names in the project that the agent was to make.
         """
         until = time.monotonic() + SETTLE_S
-        while True:
-            now = self.look()
-            left = {
-                kind: more
-                for kind, names in now.items()
-                if (more := sorted({*names} - {*self.before[kind], *(f"{PROJECT}/{name}" for name in allowed)}))
-            }
-            gone = sorted({*self.before["mounts"]} - {*now["mounts"]})
-            if not left and not gone:
-                return
+        while left := self._more(allowed):
             if time.monotonic() > until:
-                raise AssertionError(f"left: {left}, mounts gone: {gone}")
+                raise AssertionError(f"left: {left}")
             time.sleep(0.1)
 
-
-def find(machine: Machine, what: str) -> list[int]:
-    """Return the processes, by their numbers on this host, whose command line inside has a text."""
-    told = machine.run(["pgrep", "-f", what], check=False).stdout.split()
-    return [int(pid) for pid in told]
-
-
-__all__ = ["POLICY", "PROJECT", "PYTHON", "TESTS", "Leftovers", "command", "find", "install", "living", "run", "start"]
+    def _more(self, allowed: tuple[str, ...]) -> dict[str, list[str]]:
+        """Return what is there and was not, and mounts that were there and are not."""
+        now, made = self.look(), {f"{PROJECT}/{name}" for name in allowed}
+        left = {kind: sorted({*names} - {*self.before[kind]} - made) for kind, names in now.items()}
+        left["mounts that are gone"] = sorted({*self.before["mounts"]} - {*now["mounts"]})
+        return {kind: names for kind, names in left.items() if names}

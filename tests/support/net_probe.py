@@ -15,6 +15,15 @@ import sys
 import time
 
 WAIT_S = 1.5
+SMC = 43  # AF_SMC
+SOCKETS = {
+    "tcp": lambda family: (family, socket.SOCK_STREAM),
+    "udp": lambda family: (family, socket.SOCK_DGRAM),
+    "mptcp": lambda family: (family, socket.SOCK_STREAM, socket.IPPROTO_MPTCP),
+    "udplite": lambda family: (family, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE),
+    "sctp": lambda family: (family, socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+    "smc": lambda family: (SMC, socket.SOCK_STREAM, int(family == socket.AF_INET6)),
+}
 
 
 def say(text: str) -> None:
@@ -35,7 +44,11 @@ def attempt(text: str) -> tuple[str, float]:
     address, _, port = rest.rpartition(":")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     began = time.monotonic()
-    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as sock:
+    try:
+        sock = socket.socket(*SOCKETS[kind](family))
+    except OSError as error:
+        return outcome(error), 0.0
+    with sock:
         sock.settimeout(WAIT_S)
         try:
             sock.connect((address, int(port)))

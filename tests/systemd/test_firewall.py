@@ -96,6 +96,21 @@ def test_a_mapped_address_is_the_ipv4_one(host: Machine) -> None:
     assert opened(probe(host, 1000, targets(mapped)))
 
 
+ABSENT = {"EPROTONOSUPPORT", "EAFNOSUPPORT", "ESOCKTNOSUPPORT"}
+
+
+def test_other_protocols_are_no_way_round(host: Machine) -> None:
+    """Multipath TCP is TCP; what is neither TCP nor UDP, and what the kernel would send by itself, does not pass."""
+    results = probe(host, WEB, [f"{kind}:{LAN4[0]}:80" for kind in ("mptcp", "udplite", "sctp", "smc")])
+    said = {target.partition(":")[0]: said for target, (said, _) in results.items()}
+    public = probe(host, WEB, [f"{kind}:{PUBLIC[0]}:80" for kind in ("mptcp", "udplite", "sctp")])
+
+    assert said.pop("mptcp") in {"ECONNREFUSED", *ABSENT}
+    assert set(said.values()) <= {"EPERM", "ECONNREFUSED", "silence", *ABSENT}
+    assert public[f"mptcp:{PUBLIC[0]}:80"][0] in {"open", *ABSENT}
+    assert public[f"udplite:{PUBLIC[0]}:80"][0] in {"EPERM", *ABSENT}
+
+
 def test_an_account_in_the_default_profile_reaches_nothing(host: Machine) -> None:
     """Outside of its unit, where it has no network namespace of its own, everything is refused, also what is public."""
     everything = targets((*PUBLIC, *LAN4[:1], *LAN6[:1], "127.0.0.1", "::1", HOST_PUBLIC))
@@ -167,7 +182,7 @@ def test_statements_of_one_agent_are_its_own(host: Machine) -> None:
 
 
 def test_one_address_inside_a_refused_network_can_be_opened(host: Machine) -> None:
-    """BF6: a NAS of the LAN, or the host's loopback, for one agent; its neighbours stay closed, and it to others."""
+    """BF6: a NAS of the LAN, or the host's loopback, for one agent; neighbours stay closed, and it to others."""
     assert opened(probe(host, NAS, targets(("192.168.77.9",))))
     assert refused(probe(host, NAS, targets(("192.168.66.2", "10.66.0.2", HOST4))))
     assert refused(probe(host, WEB, targets(("192.168.77.9",))))
@@ -202,7 +217,7 @@ def by_unit(host: Machine, uid: int, words: list[str], *properties: str) -> dict
 
 
 def test_a_slice_that_comes_again_changes_nothing(host: Machine) -> None:
-    """BF1 to BF3: no rule names a cgroup, so one that is stopped and made anew, like its units, is filtered as before."""
+    """BF1 to BF3: no rule names a cgroup: one that is stopped and made anew, like its units, is filtered as before."""
     words = targets((LAN4[0], METADATA[0]))
     for _ in range(2):
         assert refused(by_unit(host, WEB, words, "Slice=cloister.slice"))

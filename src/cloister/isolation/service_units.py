@@ -15,6 +15,7 @@ docs.openclaw.ai for KillMode, TimeoutStopSec, SuccessExitStatus, RestartPrevent
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -24,6 +25,8 @@ from cloister.plan.unit import RUNTIME, SERVICE_PREFIX, STATE
 
 SERVICES = f"{STATE}/services"
 SHIM = "/.cloister/cloister-shim"
+FILTER = "/.cloister/seccomp.bpf"
+"""Our own filter of system calls, which the shim installs: systemd's cannot look at arguments."""
 PROGRAMS = "/.cloister/bin"
 """Where names stand for an agent's programs: not below /run, which systemd covers (MountAPIVFS=)."""
 PUBLISH = "/run/cloister/publish"
@@ -45,7 +48,7 @@ _REPLACED = frozenset({
 })  # fmt: skip
 """Properties of runs that a service has with values of its own."""
 _LIFTED = frozenset({"RestrictSUIDSGID"})
-"""It answers openat2(2) with ENOSYS, since a filter cannot look at its flags, and OpenClaw takes its locks by that call.
+"""It answers openat2(2) with ENOSYS, since a filter cannot see its flags, and OpenClaw takes its locks by that call.
 What a gateway marks setuid is nobody's to run: root's directory above its home and workspace lets only its group in."""
 
 
@@ -90,6 +93,9 @@ class ServiceUnit(msgspec.Struct, frozen=True, kw_only=True):
     hidden: tuple[str, ...] = ()
     """Programs taken away, by full path."""
     out_of_memory: str = "continue"
+    validate: tuple[str, ...] = ()
+    """A command that judges the configuration, with the gateway's user and in its sandbox, before it starts."""
+    seccomp: bytes = b""
     landlock: str = "available"
     nested: bool = False
 
@@ -128,7 +134,6 @@ class Owned(str):
     def published(self) -> str:
         """Where the gateway's Unix socket is, for its port."""
         return f"{RUNTIME}/services/{self}/port"
-
 
     @property
     def secrets(self) -> str:
@@ -186,7 +191,6 @@ def service_text(unit: ServiceUnit) -> str:
 
 
 def _life(unit: ServiceUnit) -> Iterator[str]:
-    yield "IPAddressAllow=localhost"  # its own, in its own network namespace: proxy and port
     yield f"Restart={unit.restart}"
     yield "RestartSec=5"
     yield "TimeoutStopSec=330"
@@ -225,6 +229,8 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
         # systemd's own copies are root's, with an ACL; OpenClaw reads secrets only from files of its own user's.
         copied = " ".join(f"%d/{name}" for name in unit.credentials)
         yield f"ExecStartPre=/usr/bin/install -m 0400 -t {unit.places.secrets} {copied}"
+    if unit.validate:
+        yield "ExecStartPre=" + " ".join(_word(word) for word in unit.validate)
     at = unit.places
     shim = [SHIM, "service", "--egress", EGRESS_SOCKET]
     for port in (PROXY_PORT, MODEL_PORT):
@@ -236,6 +242,8 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
         shim += ["--landlock-ro", "/", *(word for path in writable for word in ("--landlock-rw", path))]
     if unit.nested:
         shim.append("--nested")
+    if unit.seccomp:
+        shim += ["--seccomp", FILTER]
     shim.append("--")
     yield "ExecStart=" + " ".join(_word(word) for word in (*shim, *unit.command))
 
@@ -362,6 +370,7 @@ def tmpfiles_text(unit: ServiceUnit) -> str:
         f"d {at.published} 0750 {name} {name}",
         f"d {at.root} 0755 root root",
         *(f"d {at.root}{path} 0755 root root" for path in _levels([PROGRAMS])),
+        *([f"f+~ {at.root}{FILTER} 0644 root root - {b64encode(unit.seccomp).decode()}"] if unit.seccomp else []),
         *(f"L {at.root}/{link} - - - - {target}" for link, target in sorted(unit.links.items())),
         *(f"L+ {at.root}{PROGRAMS}/{program} - - - - {target}" for program, target in sorted(unit.programs.items())),
     ]

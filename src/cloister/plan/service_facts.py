@@ -32,6 +32,8 @@ class ServiceFacts(Value, frozen=True):
 
     systemd: int
     """Major version of the service manager."""
+    machine: str
+    """As uname(2) names it."""
     shim: str
     """Path of our shim."""
     merged_usr: bool = True

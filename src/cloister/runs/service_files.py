@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from cloister.errors import PolicyError, Problem
-from cloister.isolation import service_units, unit
+from cloister.isolation import seccomp, service_units, unit
 from cloister.isolation.environment import PATH, Situation, compose
 from cloister.isolation.namespace import BIN
 from cloister.isolation.service_units import Owned, ServiceUnit
@@ -29,6 +30,7 @@ from cloister.runs.service_documents import Plugin
 
 UNITS = "/etc/systemd/system"
 CONFIG = "openclaw.json"
+_PLAIN = re.compile(r"[A-Za-z0-9/._+@-]+")
 _MEMORY = 2 << 30
 """OpenClaw takes 1.24 GB after one turn."""
 
@@ -102,6 +104,7 @@ class _Maker:
         skills = service_documents.skills(gateway, plugins, facts, problems)
         self._refuse(gateway, self._resolved.agent)
         unit_of = self._unit(plugins, tuple(documents))
+        self._refuse_signs(unit_of)
         joined, tree = gateway.joined, self._at.tree
         owned = [*self._configuration(plugins), *_below("documents", documents), *_below("skills", skills)]
         owned += [(f"etc/{name}", SourceFile(text=text)) for name, text in self._etc().items()]
@@ -155,6 +158,14 @@ class _Maker:
                 at = show_path((*gateway.path, "tools", "include"))
                 self._problems.append(Problem(f"there is no program {name} in /usr/bin or /bin", at, f"install {name}"))
 
+    def _refuse_signs(self, unit_of: ServiceUnit) -> None:
+        """Refuse names to which lists of mounts, or systemd-tmpfiles, would give a meaning of their own."""
+        named = (*unit_of.shown, *unit_of.documents, *unit_of.seeded, *unit_of.state, *unit_of.programs)
+        for name in named:
+            if not _PLAIN.fullmatch(name):
+                message = f"{name!r} holds spaces or signs: a service is shown names of letters, digits and /._+@- only"
+                self._problems.append(Problem(message, show_path(self._gateway.path), "rename it"))
+
     def _unit(self, plugins: tuple[Plugin, ...], documents: tuple[str, ...]) -> ServiceUnit:
         gateway, facts, agent = self._gateway, self._facts, self._resolved.agent
         settings, program = gateway.settings, facts.programs.get(gateway.settings.agent)
@@ -191,6 +202,13 @@ class _Maker:
                 if settings.plugins[plugin.name].settings and plugin.file.state_dirs
             },
             hidden=tuple(f"/usr/bin/{name}" for name in settings.tools.exclude),
+            validate=(program.path, "config", "validate") if program and self._product else (),
+            seccomp=seccomp.assemble(
+                facts.machine,
+                nested=agent.hardening.nested,
+                ptrace=agent.hardening.ptrace,
+                netlink=agent.hardening.netlink,
+            ),
             landlock=agent.hardening.landlock,
             nested=agent.hardening.nested,
             out_of_memory="continue" if self._product else agent.unit.oom,

@@ -50,6 +50,7 @@ def take_service_facts(
     tools = frozenset(name for name in wanted_tools(document) if _installed(name))
     return ServiceFacts(
         systemd=facts.systemd_version,
+        machine=os.uname().machine,
         shim=facts.shim,
         merged_usr="bin" in facts.root_links,
         links={name: target.lstrip("/") for name, target in facts.root_links.items()},

@@ -8,6 +8,7 @@ connection it asks on stays open as the run's lease. One object per broker; one 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -32,7 +33,7 @@ from cloister.runs.store import Record, Store, new_id
 from cloister.runs.unit_part import OfHome, carried_environment, first_plan, of_home_for, part_of, refuse_unfit
 from cloister.runs.unit_run import UnitRun, gone
 
-_LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class UnitRuns:
@@ -97,9 +98,11 @@ class UnitRuns:
             run.warn(warning)
         try:
             self._hand_over(run, request, looked, caller, (lease, home.packed.memory), msgspec.json.encode(part))
-        except OSError as error:
+        except BaseException as error:
             lease.close()
             run.withdraw()
+            if not isinstance(error, OSError):
+                raise
             raise RetryError("unit-not-asked", f"the request could not be made: {error.strerror}") from error
 
     def _hand_over(  # noqa: PLR0913  # one place, the parts of one request
@@ -107,26 +110,28 @@ class UnitRuns:
         sent: tuple[socket.socket, int], part: bytes,
     ) -> None:  # fmt: skip
         """Send the request with its descriptors; from now on the lease speaks."""
-        (link, stdio), (lease, carry) = caller, sent
-        outer = link
-        if request.detach:
-            outer, _ = detach(self._loop, self._connect, self._store.output_path(run.plan.run))
-            run.starter = Starter(link, os.dup(stdio[1]), request.json)
-        run.link = outer
-        opened: list[int] = []
-        try:
-            opened.append(os.open(looked.layout.root, _LOOK))
-            opened.append(os.open(os.path.realpath(request.directory), _LOOK))
+        (outer, stdio), (lease, carry) = caller, sent
+        with contextlib.ExitStack() as stack:
+
+            def opened(path: str, flags: int) -> int:
+                descriptor = os.open(path, flags | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                return descriptor
+
+            if request.detach:
+                output = self._store.output_path(run.plan.run)
+                run.starter = Starter(outer, os.dup(stdio[1]), request.json)
+                outer, _ = detach(self._loop, self._connect, output)
+                said = opened(output, os.O_WRONLY | os.O_APPEND)
+                stdio = (opened(os.devnull, os.O_RDONLY), said, said)
+            run.link = outer
+            places = (opened(looked.layout.root, _LOOK), opened(os.path.realpath(request.directory), _LOOK))
             run.lease = self._connect(lease, run.on_frame, run.on_close)
             fields = [os.fsencode(f"{key}={value}") for key, value in _fields(request, run.plan.run).items()]
-            descriptors = (outer.lend(), *stdio[:3], *opened, carry)
-            run.lease.send("L", encode_list(fields), descriptors)
+            run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places, carry))
             run.lease.send("U", part)
             run.lease.send("V", encode_list([os.fsencode(word) for word in request.words]))
             run.lease.send("N", encode_list(mapping(carried_environment(looked, request))))
-        finally:
-            for descriptor in opened:
-                os.close(descriptor)
 
     def _ended(self, run: UnitRun) -> None:
         self._protections.remove(run.plan.run)

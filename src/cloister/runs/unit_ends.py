@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,3 +32,13 @@ def explain_end(outcome: Outcome, end: Mapping[str, Any]) -> Outcome:
 def limits_reached(end: Mapping[str, Any]) -> tuple[str, ...]:
     """Return in words which limit systemd saw reached."""
     return ("memory_max was reached: systemd ended the unit",) if end.get("Result") == "oom-kill" else ()
+
+
+def told(end: Mapping[str, Any]) -> dict[str, object]:
+    """Return what the receipt keeps of it: systemd's result, seconds of CPU, and the most memory that was in use."""
+    words: dict[str, object] = {"result": str(end.get("Result", "unknown"))}
+    with contextlib.suppress(KeyError, ValueError):
+        words["cpu_s"] = round(int(end["CPUUsageNSec"]) / 1e9, 3)
+    with contextlib.suppress(KeyError, ValueError):
+        words["memory_peak"] = int(end["MemoryPeak"])
+    return words

@@ -115,7 +115,9 @@ class UnitRun:
         host_apply.undo(self.plan, self._state)
         if self.starter:
             os.close(self.starter.output)
-            self.starter = None
+            if self.link:
+                self.link.close()  # the outer half of a detached run, with nobody to tell it anything
+        self.starter = self.link = None
         self._close()
         self._store.remove(self.plan.run)
 

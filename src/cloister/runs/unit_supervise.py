@@ -32,7 +32,7 @@ from cloister.runs.provisions import Provided
 from cloister.runs.store import Receipt, Record
 from cloister.runs.supervision import Supervision
 from cloister.runs.unit_asked import Asked
-from cloister.runs.unit_ends import explain_end, limits_reached
+from cloister.runs.unit_ends import explain_end, limits_reached, told
 from cloister.runs.unit_lease import Lease
 from cloister.runs.unit_prepare import UnitKitchen
 from cloister.runs.unit_words import Told
@@ -123,7 +123,7 @@ class UnitSupervisor(Supervision):
             lambda _: holder[0].inner_closed(),
         )
         words = {"kernel": prepared.host.kernel, "arch": prepared.host.arch, "landlock_abi": prepared.host.landlock_abi,
-                 "unit": stood.unit, "invocation": stood.invocation, "verified": stood.verified}  # fmt: skip
+                 "unit": stood.unit, "invocation": stood.invocation, "verified": "; ".join(stood.verified)}  # fmt: skip
         noticed = msgspec.structs.replace(plan, notices=(*plan.notices, *stood.notices))
         run = ActiveRun(noticed, record, self._store, (outer, inner), self._loop.call_later, self._ended, words)
         holder.append(run)
@@ -202,7 +202,7 @@ class UnitSupervisor(Supervision):
             run.limits_reached = (*run.limits_reached, f"{error.message} [hostd-silent]")
             return outcome
         run.limits_reached = (*run.limits_reached, *limits_reached(end))
-        run.host = {**run.host, "ended": end}
+        run.host = {**run.host, **told(end)}
         return explain_end(outcome, end)
 
     async def _take_leave(self, run: ActiveRun, receipt: Receipt) -> tuple[str, ...]:  # type: ignore[explicit-override]  # Python 3.12
