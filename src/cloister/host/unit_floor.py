@@ -113,7 +113,14 @@ _PATTERNS = {name: re.compile(pattern) for name, pattern in _ALLOWED.items()}
 _REQUIRED = (
     *("User", "Group", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities", "ProtectSystem"),
     *("RootDirectory", "PrivateDevices", "DevicePolicy", "PrivateIPC", "PrivateTmp", "ProtectKernelModules"),
-    *("ProtectClock", "ProtectControlGroups", "RestrictRealtime", "TemporaryFileSystem", "PrivateUsers"),
+    *(
+        "ProtectClock",
+        "ProtectControlGroups",
+        "RestrictRealtime",
+        "TemporaryFileSystem",
+        "PrivateUsers",
+        "InaccessiblePaths",
+    ),
     *("LockPersonality", "RestrictAddressFamilies", "SystemCallFilter", "SystemCallErrorNumber"),
     *("SystemCallArchitectures", "KeyringMode", "UMask", "Slice", "Delegate", "LimitCORE", "KillMode"),
 )
