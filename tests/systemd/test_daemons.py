@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -24,13 +24,13 @@ roots = ["~/src"]
 
 
 @pytest.fixture
-def installed(fresh_machine: Callable[..., Machine]) -> Iterator[Machine]:
+def installed(fresh_machine: Callable[..., Machine]) -> Machine:
     """A machine on which alice may start `sh`."""
     machine = fresh_machine()
     machine.write("/etc/cloister/cloister.toml", POLICY)
     machine.run(["cloister", "setup", "--yes"])
     machine.run(["mkdir", "-p", "/home/alice/src/p"], user="alice")
-    yield machine
+    return machine
 
 
 def exposure(machine: Machine, unit: str) -> float:
