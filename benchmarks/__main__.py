@@ -25,6 +25,8 @@ BUDGET_S = 270.0
 MODEL_CALLS = ("llm", "tls", "tokens")
 """Measured when they are named; `llm` stands for all three."""
 ORDER = ("cold", "warm", "memory", "egress", "scale", *MODEL_CALLS)
+PAGE = (*ORDER, "filter")
+"""The parts of results.md in order. `filter` is measured by root: `benchmarks/units/nft_apply.py`."""
 
 
 def main() -> int:
@@ -43,7 +45,7 @@ def main() -> int:
     own = peers.versions() if names - set(MODEL_CALLS) else {}
     host = world.host({**own, **(programs.versions() if names & set(MODEL_CALLS) else {})})
     earlier = Path(__file__).with_name("results.json")
-    host, parts = merged(earlier.read_text() if earlier.exists() else "", host, parts, ORDER)
+    host, parts = merged(earlier.read_text() if earlier.exists() else "", host, parts, PAGE)
     text = markdown(host, parts)
     (options.output / "results.md").write_text(text)
     (options.output / "results.json").write_text(as_json(host, parts))

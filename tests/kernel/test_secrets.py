@@ -14,6 +14,7 @@ import pytest
 
 from cloister.errors import RetryError, render
 from cloister.host.secrets import SecretReader, Surroundings
+from cloister.plan.unit import delivered_name
 
 pytestmark = pytest.mark.kernel
 T = TypeVar("T")
@@ -283,6 +284,7 @@ exec {python} - <<'END'
 import asyncio, os
 from cloister.errors import RetryError
 from cloister.host.secrets import SecretReader, Surroundings
+from cloister.plan.unit import delivered_name
 reader = SecretReader(Surroundings(os.environ["HOME"], os.getuid(), dict(os.environ)))
 print(asyncio.run(reader.read("keyring:token")).decode(), asyncio.run(reader.read("keyring:elsewhere/me")).decode())
 try:
@@ -332,3 +334,14 @@ def test_a_reader_shows_nothing(home: Path) -> None:
     around = Surroundings(str(home), 1, {"TOKEN": SECRET}, {"OTHER": SECRET})
 
     assert SECRET not in repr(around)
+
+
+def test_a_file_of_roots_is_taken_from_what_systemd_handed_over(home: Path, tmp_path: Path) -> None:
+    """The policy names the file; the system's broker, who could not read it, finds it among its credentials."""
+    handed = tmp_path / "credentials"
+    keep(handed / delivered_name("/etc/cloister/keys/anthropic.key"))
+    read = reader(home, own={"CREDENTIALS_DIRECTORY": str(handed)})
+
+    assert run(read.read("file:/etc/cloister/keys/anthropic.key")) == SECRET.encode()
+    assert "no such file" in refusal(read, "file:/etc/cloister/keys/other.key")
+    assert "no such file" in refusal(reader(home), "file:/etc/cloister/keys/anthropic.key")

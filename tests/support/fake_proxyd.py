@@ -1,7 +1,7 @@
 """A stand-in for the system's broker: it answers hostd with a plan it was given, and keeps what it gets.
 
-`python -m support.fake_proxyd PLAN LOG` runs inside a test machine, and becomes the broker's account. It makes the run's box,
-answers each request with the plan (RUN, ROOT and DIRECTORY replaced), then drives the shim: it sends go when the probe
+`python -m support.fake_proxyd PLAN LOG` runs inside a test machine, and becomes the broker's account. It makes the
+run's box, answers each request with the plan (RUN, ROOT and DIRECTORY replaced), then drives the shim: it sends go when the probe
 has passed, and writes every event as a line of JSON to the log.
 """
 
@@ -102,7 +102,12 @@ class Broker:
         for name, value in {"RUN": run, "ROOT": fields["root"], "DIRECTORY": fields["directory"]}.items():
             text = text.replace(f"@{name}@", value.replace("\\", "\\\\").replace('"', '\\"'))
         talk.send("P", text.encode())
-        stood = talk.receive()
+        try:
+            stood = talk.receive()
+        except FrameError:
+            for descriptor in first.descriptors:
+                os.close(descriptor)
+            raise
         if stood.kind == "F":
             self.say(refused=stood.payload[1:].decode(), code=stood.payload[0])
             lease = Talk(socket.socket(fileno=first.descriptors[1]))
@@ -113,7 +118,10 @@ class Broker:
             return
         self.say(stood=json.loads(stood.payload))
         words = [word.encode() for word in answers["plan"]["steps"][-1]["command"]]
-        self.drive(run, stood.descriptors, first.descriptors, words, fields["directory"])
+        order = encode_u32(0) + encode_list(words)
+        order += encode_list([b"PATH=/usr/bin:/bin", b"LANG=C.UTF-8", f"HOME=/home/{fields['account']}".encode()])
+        order += encode_list([fields["directory"].encode()])
+        self.drive(run, stood.descriptors, first.descriptors, order)
 
     def box(self, run: str) -> None:
         """Make the run's box, with the socket of the relay in it."""
@@ -127,9 +135,7 @@ class Broker:
         relay.listen()
         threading.Thread(target=answer_probes, args=(relay,), daemon=True).start()
 
-    def drive(
-        self, run: str, unit: tuple[int, ...], caller: tuple[int, ...], words: list[bytes], directory: str
-    ) -> None:
+    def drive(self, run: str, unit: tuple[int, ...], caller: tuple[int, ...], order: bytes) -> None:
         """Send go after the probe, tell the caller how it ended, and have hostd undo the rest."""
         shim, lease = Talk(socket.socket(fileno=unit[0])), Talk(socket.socket(fileno=caller[1]))
         code = 125
@@ -137,9 +143,7 @@ class Broker:
             for frame in frames(shim):
                 self.say(shim=frame.kind + frame.payload.decode("latin-1"))
                 if frame.kind == "P" and b"verdict=passed" in frame.payload:
-                    environment = [b"PATH=/usr/bin:/bin", b"LANG=C.UTF-8"]
-                    payload = encode_u32(0) + encode_list(words) + encode_list(environment)
-                    shim.send("G", payload + encode_list([directory.encode()]), caller[2:5])
+                    shim.send("G", order, caller[2:5])
                 if frame.kind == "E":
                     code = frame.payload[4]
         for descriptor in (caller[0], *caller[2:5]):

@@ -234,8 +234,8 @@ class Machine:
         while time.monotonic() < until and process.poll() is None:
             for pid in children.read_text(encoding="utf-8").split():
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                # Not yet: before setpriv(1) is done, it would outlive who stands for it.
-                if words[0] not in {b"nsenter", b"setpriv"} and words[:2] != [b"env", b"-i"]:
+                # Empty in the middle of execve(2). Before setpriv(1) is done, it would outlive who stands for it.
+                if words[0] not in {b"", b"nsenter", b"setpriv"} and words[:2] != [b"env", b"-i"]:
                     return int(pid)
             time.sleep(0.002)
         raise MachineError("nothing was started inside")

@@ -11,6 +11,7 @@ import pytest
 
 from support import machines
 from support.machines import Machine
+from support.model_inside import ModelInside
 
 Layers = Callable[[str], list[Path]]
 MakeMachine = Callable[..., Machine]
@@ -64,3 +65,17 @@ def fresh_machine(
     yield make
     for machine in made:
         machine.close()
+
+
+@pytest.fixture
+def model_inside(machine: Machine) -> Iterator[ModelInside]:
+    """A model provider on the shared machine's loopback that answers FAKE-OK."""
+    with ModelInside(machine) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def agents_inside(agents_bin: Path) -> str:
+    """Return the folder, inside every machine, with node and the real agents of tests/agents."""
+    del agents_bin  # that is where they come from; without them the test is skipped, as elsewhere
+    return f"{machines.AGENTS}/bin"

@@ -1,4 +1,4 @@
-"""What the tests of hostd need inside a machine: accounts, grants, the trees of /run and /var, sockets, a broker's stand-in.
+"""What the tests of hostd need in a machine: accounts, grants, trees of /run and /var, sockets, a broker's stand-in.
 
 Not an installation: `cloister setup` makes all of this, and more, on a real host.
 """
@@ -38,7 +38,6 @@ for one in cl-pi-alice:1900000001 cl-pi-bob:1900000002 cloister-proxy:1899999999
 done
 cd /run; mkdir -p cloister/proxy/runs cloister/etc cloister/units; chmod 755 cloister cloister/etc cloister/units
 chown -R cloister-proxy: cloister/proxy; chmod 700 cloister/proxy
-cp -a /etc cloister/etc/test
 mkdir -p cloister/root; cd cloister/root
 mkdir -p .cloister dev etc home proc root run/cloister/box run/cloister/bin sys tmp usr var/tmp
 for name in bin sbin lib lib64; do [ -e "$name" ] || ln -s "usr/$name" "$name"; done
@@ -88,7 +87,7 @@ class Rig:
         """Return a plan as the system's broker makes it; @RUN@ and @ROOT@ are filled in by the stand-in."""
         account, uid = f"cl-pi-{user}", {"alice": UID, "bob": BOB_UID}[user]
         box = unit.UnitBox(
-            systemd=self.machine.version, account=account, shim=SHIM, etc_directory="/run/cloister/etc/test",
+            systemd=self.machine.version, account=account, shim=SHIM, etc_directory="/etc",
             merged_usr=True,
         )  # fmt: skip
         own = [
@@ -168,9 +167,36 @@ class Rig:
             [PYTHON, "-m", "support.hostd_client", agent, run, workspace, *options],
             user=user, cwd="/", env={"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"}, input=input, check=False,
         )  # fmt: skip
-        lines = done.stderr.strip().splitlines()
-        assert lines and lines[-1].startswith("["), done.stderr
-        return json.loads(lines[-1]), done.stdout, run
+        assert "[" in done.stderr, done.stderr
+        return json.loads(done.stderr.strip().splitlines()[-1]), done.stdout, run
+
+    def refusal(self, workspace: str, *options: str, **how: Any) -> str:
+        """Ask for a run that must be refused; return the words."""
+        answer, printed, run = self.ask(workspace, *options, **how)
+        assert answer and answer[0][0] == "F", (answer, printed)
+        assert printed == ""
+        self.nothing_left(run)
+        return str(answer[0][1][1])
+
+    def begin(self, workspace: str, run: str, user: str = "alice") -> subprocess.Popen[Any]:
+        """Begin a run that goes on until its standard input is closed; return when its command runs."""
+        before = len(self.events("shim"))
+        asking = self.machine.popen(
+            [PYTHON, "-m", "support.hostd_client", "pi", run, workspace],
+            user=user, cwd="/", env={"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        until = time.monotonic() + 20
+        while not any(event.startswith("R") for event in self.events("shim")[before:]):
+            assert time.monotonic() < until, self.told()
+            time.sleep(0.02)
+        return asking
+
+    def nothing_left(self, run: str) -> None:
+        """Look that neither unit, record nor directory of a run is there."""
+        assert run not in self.machine.run(["systemctl", "list-units", "--all", "cloister-run-*"]).stdout
+        assert not self.machine.path(f"/run/cloister/units/{run}").exists()
+        assert run not in self.machine.run(["ls", "/var/lib/cloister/hostd/runs"]).stdout
 
     def told(self) -> str:
         """Return what there is to know after a failure."""

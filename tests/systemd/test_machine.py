@@ -72,6 +72,7 @@ def test_a_command_ends_with_the_process_that_stands_for_it(machine: Machine) ->
 
 # ---- what a unit's properties really do here ----
 
+AS_ALICE = "os.setgroups([]); os.setresgid(1000, 1000, 1000); os.setresuid(1000, 1000, 1000)"
 OPEN_FILE = "open({!r}, 'w').close()"
 CONNECT = "import socket; s = socket.socket(); s.settimeout(1); s.connect(('127.0.0.1', int(sys.argv[1])))"
 DENIALS = {
@@ -89,7 +90,7 @@ DENIALS = {
     "MemoryDenyWriteExecute=yes": "import mmap; mmap.mmap(-1, 4096, prot=7)",
     "NoNewPrivileges=yes": "assert 'NoNewPrivs:\\t0' in open('/proc/self/status').read()",
     "ProtectKernelTunables=yes": OPEN_FILE.format("/proc/sys/net/ipv4/ip_default_ttl"),
-    "ProtectProc=invisible": "os.setgroups([]); os.setresgid(*[1000] * 3); os.setresuid(*[1000] * 3); os.stat('/proc/1/cmdline')",
+    "ProtectProc=invisible": f"{AS_ALICE}; os.stat('/proc/1/cmdline')",
     "InaccessiblePaths=/home/alice": "assert os.listdir('/home/alice')",
 }
 

@@ -23,7 +23,9 @@ from cloister.errors import StepError
 from cloister.host import limits, pasta
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
+from cloister.host.plain_files import read_settings
 from cloister.host.trust_roots import bundle
+from cloister.plan.settings import merged
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -35,6 +37,7 @@ from cloister.plan.steps import (
     ListenAgent,
     MakeDirectory,
     MakeLink,
+    MergeSettings,
     PlaceholderFile,
     Placeholders,
     Plan,
@@ -44,6 +47,7 @@ from cloister.plan.steps import (
     WriteFile,
 )
 
+_Written = WriteFile | WriteBytes | TrustBundle | PlaceholderFile | MergeSettings
 NOTHING: Mapping[str, str] = MappingProxyType({})
 _BACKLOG = 512
 _SUN_PATH_BYTES = 107  # unix(7): sun_path holds 108 bytes with the NUL
@@ -114,7 +118,7 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
     match step:
         case MakeDirectory() | MakeLink():
             _make(step)
-        case WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile():
+        case WriteFile() | WriteBytes() | TrustBundle() | PlaceholderFile() | MergeSettings():
             _write(step, applied)
         case Listen() | ListenAgent():
             applied.listen(step)
@@ -147,7 +151,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
         case MakeDirectory() | WriteFile() | WriteBytes() | MakeLink() | TrustBundle() | PlaceholderFile():
             return  # inside a directory that goes as a whole
-        case CarryPoints() | SeedFile() | IdentityTokens() | Launch():
+        case MergeSettings() | CarryPoints() | SeedFile() | IdentityTokens() | Launch():
             return  # kept on purpose, or gone by itself
         case _:
             assert_never(step)
@@ -162,7 +166,7 @@ def _make(step: MakeDirectory | MakeLink) -> None:
         os.chmod(step.path, step.mode)
 
 
-def _write(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> None:
+def _write(step: _Written, applied: Applied) -> None:
     data = _content(step, applied)
     descriptor = os.open(step.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, step.mode)
     with os.fdopen(descriptor, "wb") as file:
@@ -171,8 +175,10 @@ def _write(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied
         file.write(data)
 
 
-def _content(step: WriteFile | WriteBytes | TrustBundle | PlaceholderFile, applied: Applied) -> bytes:
+def _content(step: _Written, applied: Applied) -> bytes:
     match step:
+        case MergeSettings():
+            return merged(read_settings(step.source)[0], step.settings)[0]
         case WriteBytes():
             return step.data
         case WriteFile():

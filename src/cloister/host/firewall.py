@@ -211,7 +211,8 @@ def _note(text: bytes, wanted: str, places: Places) -> None:
 @contextlib.contextmanager
 def _turn(places: Places) -> Iterator[None]:
     """Keep others from looking while the file and the kernel's table differ, as they do while one is loaded."""
-    descriptor = os.open(os.path.dirname(places.file), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Not the directory of the file: that is STATE, which `setup` and `apply` hold while they load what they wrote.
+    descriptor = os.open(os.path.dirname(places.expected), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -295,6 +295,10 @@ def check_host_source(path: str, *, optional: bool = False) -> None:
             status = os.lstat(place)
             if status.st_uid != 0 or (status.st_mode & 0o022 and not stat.S_ISLNK(status.st_mode)):
                 raise _refused("only root may be able to change what is mounted by its path", place)
+    except FileNotFoundError as error:
+        # A copy of /etc is made by root after this; where it is not, systemd refuses the unit.
+        if not optional and not path.startswith(ETC_COPIES):
+            raise _refused("is not there, so it cannot be mounted", path) from error
     except OSError as error:
         if not optional:
             raise _refused(f"cannot be mounted: {error.strerror}", path) from error

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from typing import Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from cloister.plan.steps import Plan
 from cloister.plan.unit import STATE, UNIT_PREFIX
 
 DIRECTORY = f"{STATE}/hostd/runs"
+_PAUSE_S, _PATIENCE_S = 0.02, 30.0
 _RUN = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 
 
@@ -41,20 +43,28 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 class Lock:
     """The lock of a run while it is being started or undone. The kernel frees it with the process."""
 
-    def __init__(self, run: str, directory: str = DIRECTORY) -> None:
-        """Take it.
+    def __init__(self, run: str, directory: str = DIRECTORY, wait_s: float = 0) -> None:
+        """Take it, waiting for so long.
 
         Raises:
             BlockingIOError: somebody has it.
         """
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._path = f"{directory}/{run}.lock"
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._descriptor)
-            raise
+        until = time.monotonic() + wait_s
+        while True:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._descriptor)
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_PAUSE_S)
+                continue
+            if self._is_the_file():
+                return
+            os.close(self._descriptor)  # who had it removed it when done
 
     def release(self, *, remove: bool = False) -> None:
         """Free it."""
@@ -62,6 +72,12 @@ class Lock:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
         os.close(self._descriptor)
+
+    def _is_the_file(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
 
 def write(record: Record, directory: str = DIRECTORY) -> None:
@@ -103,7 +119,10 @@ def undo(manager: unit_start.Manager, run: str, directory: str = DIRECTORY) -> d
         BlockingIOError: it is being started or undone by another process.
         StepError: the unit does not end; the record stays.
     """
-    lock = Lock(run, directory)
+    return _undo_locked(manager, run, Lock(run, directory, _PATIENCE_S), directory)
+
+
+def _undo_locked(manager: unit_start.Manager, run: str, lock: Lock, directory: str) -> dict[str, str]:
     done = False
     try:
         ended = unit_start.stop(manager, f"{UNIT_PREFIX}{run}.service")
@@ -133,12 +152,16 @@ def recover(manager: unit_start.Manager, living: frozenset[str] | None = None, d
     for run in sorted({*recorded(directory), *(run for run in units if is_run(run))}):
         if living is not None and run in living:
             continue
-        record = read(run, directory)
-        if living is None and record is not None and record.state == "started" and _active(manager, record.unit):
+        try:
+            lock = Lock(run, directory)
+        except BlockingIOError:
             continue
-        with contextlib.suppress(BlockingIOError):
-            undo(manager, run, directory)
-            undone.append(run)
+        record = read(run, directory)  # only now: until it had the lock, its start may have been under way
+        if living is None and record is not None and record.state == "started" and _active(manager, record.unit):
+            lock.release(remove=True)
+            continue
+        _undo_locked(manager, run, lock, directory)
+        undone.append(run)
     return undone
 
 

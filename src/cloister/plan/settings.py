@@ -10,8 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-MAX_BYTES = 1 << 20
-
 
 def merged(host: bytes | None, managed: Mapping[str, Any]) -> tuple[bytes, str]:
     """Return the file to show, and what is wrong with the home's; nothing, where it is fine or not there.
@@ -28,8 +26,6 @@ def merged(host: bytes | None, managed: Mapping[str, Any]) -> tuple[bytes, str]:
 def _object(host: bytes | None) -> tuple[dict[str, Any], str]:
     if host is None:
         return {}, ""
-    if len(host) > MAX_BYTES:
-        return {}, f"is larger than {MAX_BYTES >> 20} MiB"
     try:
         found = json.loads(host)
     except (ValueError, RecursionError):

@@ -9,7 +9,7 @@ and undoing steps is for `host/apply.py`.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -159,6 +159,21 @@ class SeedFile(Step, frozen=True, tag="seed-file"):
     def describe(self) -> str:
         """Return one line for people."""
         return f"write {self.root}/{self.name}, unless it exists"
+
+
+class MergeSettings(Step, frozen=True, tag="merge-settings"):
+    """Write a product's settings for this run: the policy's over those of the home, which are read only then."""
+
+    path: str
+    source: str
+    """The home's file, without links; empty without one."""
+    settings: dict[str, Any]
+    """The policy's."""
+    mode: int = 0o600
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"write {self.path}, the policy's settings over {self.source or 'nothing'}"
 
 
 class IdentityTokens(Step, frozen=True, tag="identity-tokens"):
@@ -314,6 +329,7 @@ AnyStep = (
     | Placeholders
     | CarryPoints
     | SeedFile
+    | MergeSettings
     | IdentityTokens
     | LimitCgroup
     | LimitScope

@@ -22,6 +22,7 @@ from cloister.plan.steps import (
     IdentityTokens,
     Launch,
     MakeDirectory,
+    MergeSettings,
     Overlay,
     Placeholders,
     Plan,
@@ -31,6 +32,7 @@ from cloister.plan.workspace import Mount as LayoutMount
 from cloister.policy.model import Agent, Preset
 from cloister.runs import identity_files, limits
 from cloister.runs.compile_parts import (
+    SETTINGS,
     CarriedPath,
     Files,
     PlacedFile,
@@ -44,6 +46,7 @@ from cloister.runs.compile_parts import (
     is_overlay,
     notices,
     opt_outs,
+    refuse_homeless_settings,
     seccomp_profile,
 )
 from cloister.runs.credentials_plan import planned
@@ -65,6 +68,8 @@ class Facts(Start, frozen=True, kw_only=True):
     """Directory of this agent's own state for this project."""
     bubblewrap: str
     carried: tuple[CarriedPath, ...] = ()
+    settings: str = ""
+    """Where the product's settings lie in the home; empty without any."""
     limit_means: limits.Means = limits.Means()
     """How the host gives a run a cgroup."""
     holds: bool = False
@@ -89,7 +94,10 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_unenforced(agent)
     direct, network = facts.internet is not None, facts.internet.notices if facts.internet else ()
     egress = (*egress, WORDS) if direct else egress
+    refuse_homeless_settings(agent, preset)
     files = generated_files(agent, preset, facts, egress)
+    if agent.settings:
+        files.homed.append((preset.settings, SETTINGS))
     limited = limits.compile_limits(agent.limits, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
     box, holds = _box(agent, facts, preset, limited, files)
     launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), box, facts, limited)
@@ -104,7 +112,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         policy_digest=facts.policy_digest,
         profile=facts.profile,
         project=facts.project,
-        steps=(*_preparations(preset, facts, files, launch, limited, identity), launch),
+        steps=(*_preparations(agent, preset, facts, files, launch, limited, identity), launch),
         asked=command,
         egress=egress,
         credentials=planned(agent),
@@ -115,7 +123,8 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     )
 
 
-def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
+def _preparations(  # noqa: PLR0913  # one place, seven parts of one thing
+    agent: Agent,
     preset: Preset,
     facts: Facts,
     files: Files,
@@ -131,6 +140,9 @@ def _preparations(  # noqa: PLR0913  # one place, six parts of one thing
         yield MakeDirectory(path=identity.directory)
         yield identity
     yield from box_steps(facts, files, launch)
+    if agent.settings:
+        box = f"{facts.run_runtime}/box"
+        yield MergeSettings(path=f"{box}/{SETTINGS}", source=facts.settings, settings=agent.settings)
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
     for overlay in launch.overlays:
@@ -169,7 +181,8 @@ def _box(
     home = facts.home
     mounts: list[Mount] = [Mount("ro", path, path) for path in facts.program_binds]
     mounts += [Mount("rw", f"{home}/{name}", f"{facts.state}/{name}") for name in preset.state]
-    mounts += [Mount("ro", f"{home}/{path.name}", path.source) for path in facts.carried]
+    made = preset.settings if agent.settings else ""
+    mounts += [Mount("ro", f"{home}/{path.name}", path.source) for path in facts.carried if path.name != made]
     mounts += [Mount("private-directory", f"{home}/{name}") for name in facts.signing.directories]
     mounts += [Mount("ro", f"{home}/{name}", f"{facts.run_runtime}/box/{boxed}") for name, boxed in files.homed]
     mounts += [Mount("ro", path, path) for path in facts.read]

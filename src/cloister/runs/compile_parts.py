@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from cloister.errors import UnsupportedError
 from cloister.isolation import environment, managed
 from cloister.isolation.inner import BOX
 from cloister.isolation.note import sandbox_note
@@ -35,6 +36,8 @@ from cloister.runs.model_files import model_files
 from cloister.runs.signing_model import Signing
 
 _NOTE = "note.txt"
+SETTINGS = "settings.json"
+"""In the box: the product's settings, merged for this run."""
 
 
 class CarriedPath(msgspec.Struct, frozen=True):
@@ -99,6 +102,12 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Models that the policy names exactly, aliases first."""
     model_words: tuple[str, ...] = ()
     """What the plan says of providers, models and budgets."""
+    home_names: tuple[str, ...] = ()
+    """Variables that a file of the home brings; they count least."""
+    filed_names: tuple[str, ...] = ()
+    """Variables that files of the policy bring; they count most."""
+    file_notices: tuple[str, ...] = ()
+    """What there is to say of files that were read."""
 
 
 class Files(msgspec.Struct):
@@ -176,7 +185,10 @@ def compose_environment(
     )
     literal, inherit = environment.compose(agent, preset, situation)
     literal |= identity_files.variables(agent.identity)
-    return start.signing.environment | literal, inherit
+    literal = start.signing.environment | literal
+    brought = (*(name for name in start.home_names if name not in literal), *start.filed_names)
+    literal = {name: value for name, value in literal.items() if name not in start.filed_names}
+    return literal, tuple(dict.fromkeys((*inherit, *brought)))
 
 
 def box_steps(start: Start, files: Files, launch: Launch, *, shared: bool = False) -> Iterator[AnyStep]:
@@ -206,6 +218,21 @@ def carry_points(preset: Preset, over: Sequence[tuple[str, str]]) -> tuple[Carry
         for name, kind in over
         if any(name.startswith(f"{state}/") for state in preset.state)
     )
+
+
+def refuse_homeless_settings(agent: Agent, preset: Preset) -> None:
+    """Refuse settings for a product whose file of settings nobody knows.
+
+    Raises:
+        UnsupportedError: `settings-without-file`.
+    """
+    if agent.settings and not preset.settings:
+        raise UnsupportedError(
+            "settings-without-file",
+            "the preset names no file of settings, so those of the policy would reach nobody",
+            where=".settings",
+            remedy='remove `settings`, or name the file in a preset of your own: settings = ".tool/settings.json"',
+        )
 
 
 def is_overlay(agent: Agent) -> bool:
@@ -255,7 +282,7 @@ def opt_outs(agent: Agent, start: Start, *, direct: bool, is_root: bool = False)
 
 def notices(agent: Agent, start: Start, *, direct: bool, network: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return what the person should know; `network` is what there is to say of a network of its own."""
-    told = list(start.layout.notes)
+    told = [*start.layout.notes, *start.file_notices]
     if start.landlock_abi == 0 and agent.hardening.landlock == "available":
         told.append("this kernel has no Landlock: one layer less")
     if direct:

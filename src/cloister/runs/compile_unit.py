@@ -14,12 +14,14 @@ from typing import Literal
 from cloister.errors import UnsupportedError
 from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
+from cloister.plan.settings import merged
 from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan, WriteBytes
 from cloister.plan.unit import UNIT_PREFIX, Account, UnitLaunch, UnitMount
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.runs import identity_files
 from cloister.runs.compile_parts import (
+    SETTINGS,
     Files,
     Start,
     box_steps,
@@ -30,6 +32,7 @@ from cloister.runs.compile_parts import (
     is_nested,
     notices,
     opt_outs,
+    refuse_homeless_settings,
     seccomp_profile,
 )
 from cloister.runs.credentials_plan import planned
@@ -94,7 +97,12 @@ def compile_unit(
     """
     refuse_unenforced_unit(agent)
     _refuse_out_of_reach(agent, facts)
+    refuse_homeless_settings(agent, preset)
     files = generated_files(agent, preset, facts, egress)
+    if agent.settings and preset.settings not in dict(facts.carried):
+        # The user's broker merges them into what it carries in; where it did not, the policy's stand alone.
+        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
+        files.homed.append((preset.settings, SETTINGS))
     mounts = tuple(_mounts(agent, preset, facts, files))
     literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
     launch = Launch(

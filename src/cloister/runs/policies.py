@@ -135,6 +135,16 @@ class PolicyFiles:
         found = [admit(policy, user, agent) for policy in self._policies]
         return tuple(root for one in found if one is not None for root in one.roots)
 
+    def config_of(self, user: str, agent: str) -> str:
+        """Return where `[users]` says that a user keeps an agent's configuration, below the home; mostly nothing."""
+        self._refresh()
+        for policy in self._policies:
+            found = policy.users.get(user)
+            config = found.config if found else ""
+            if place := config if isinstance(config, str) else config.get(agent, ""):
+                return place
+        return ""
+
     def system_isolation(self, agent: str, profile: str = "") -> str:
         """Return the isolation that the system's policy asks for, before anything narrows it; empty without one there.
 

@@ -22,7 +22,6 @@ from cloister.errors import CloisterError, PolicyError, Problem, StepError, Usag
 from cloister.host import etc
 from cloister.host.addresses import attached_networks, nameservers, own_addresses
 from cloister.host.agent_program import Program, find_program
-from cloister.host.carry import Carried, find_carried
 from cloister.host.gpg_keys import GpgKeys
 from cloister.host.owner import GitSettings, Owner
 from cloister.host.probe import can_hold, probe
@@ -37,6 +36,8 @@ from cloister.policy.values import check_variable
 from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
 from cloister.runs.compile_parts import Start
+from cloister.runs.file_variables import FileVariables, of_home, of_policy
+from cloister.runs.home_files import HomeFiles, home_files, merge_settings
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.model_plan import planned_models
@@ -162,7 +163,10 @@ class Kitchen:
         direct = None
         if agent.egress.mode == "internet":
             direct = internet(ruleset, guard, self.host(), nameservers())
-        facts = self._facts_for(run, request, resolved, agent, layout, program, root, direct)
+        found = self.home_files(looked or Looked(project, resolved, agent, layout))
+        files = self._file_variables(agent, resolved, root, found)
+        facts = self._facts_for(run, request, resolved, agent, layout, program, found, direct)
+        facts = with_files(facts, files)
         signing, sources = look_up_keys(agent, self._signing_situation(agent, resolved.name, request, facts))
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
@@ -174,11 +178,12 @@ class Kitchen:
 
             refuse_visible(plan, paths.home, look)
         launch = plan.launch
-        values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
-        named = (*agent.pass_environment, *resolved.preset.pass_environment)
+        values = {name: value for name, value in files.home.items() if name in launch.inherit}
+        values |= {name: request.environment[name] for name in launch.inherit if name in request.environment}
+        named = (*files.home, *agent.pass_environment, *resolved.preset.pass_environment)
         carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
         keys = resolved.preset.key_environment
-        values |= launch.environment
+        values |= launch.environment | files.policy
         placeholders = new_placeholders(facts.protocols, resolved.preset, agent)
         values |= placeholders
         return Prepared(
@@ -197,19 +202,37 @@ class Kitchen:
             gpg_keys=self._gpg_keys,
         )
 
+    def home_files(self, looked: Looked) -> HomeFiles:
+        """Return what of the home is carried in."""
+        paths, preset = self.paths, looked.resolved.preset
+        return home_files(
+            looked.agent, preset, paths.home, config=self.policies.config_of(self.owner.name, looked.resolved.name),
+            forbidden=(looked.layout.root, paths.config, paths.state, paths.runtime),
+        )  # fmt: skip
+
+    def _file_variables(self, agent: Agent, resolved: ResolvedAgent, root: str, found: HomeFiles) -> FileVariables:
+        """Return what files bring, and what there is to say of files that were read.
+
+        Raises:
+            PolicyError: one that the policy names cannot be used.
+        """
+        paths, preset = self.paths, resolved.preset
+        theirs = (root, paths.agents, *map(os.path.realpath, expand(agent.filesystem.write, paths.home)))
+        home, notices = of_home(paths.home, found.environment, agent, theirs)
+        if agent.settings:
+            notices += merge_settings(agent, preset, found.settings)[1]
+        policy = {}
+        if agent.environment_files:
+            policy = of_policy(agent, resolved.name, home=paths.home, owners=(0, self.owner.uid), forbidden=theirs)
+        return FileVariables(home, policy, notices)
+
     def _facts_for(  # noqa: PLR0913  # what `prepare` has at hand
         self, run: str, request: RunRequest, resolved: ResolvedAgent, agent: Agent, layout: WorkspaceLayout,
-        program: Program | None, root: str, direct: Internet | None,
+        program: Program | None, found: HomeFiles, direct: Internet | None,
     ) -> Facts:  # fmt: skip
         paths, owner, host = self.paths, self.owner, self.host()
-        real = os.path.realpath(request.directory)
-        secrets = tuple(f"{paths.home}/{name}" for name in resolved.preset.secrets)
-        forbidden = (root, paths.config, paths.state, paths.runtime, *map(os.path.realpath, secrets))
-        carried = find_carried(paths.home, _relative(agent.carry, paths.home), forbidden)
-        masks = [
-            (f"{paths.home}/{name}", kind)
-            for name, kind in _existing_below(paths.home, resolved.preset.secrets, carried)
-        ]
+        real, root = os.path.realpath(request.directory), layout.root
+        masks = [(f"{paths.home}/{name}", kind) for name, kind in found.masks]
         masks += [(path, _kind(path)) for path in expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
         return Facts(
             run=run,
@@ -232,7 +255,8 @@ class Kitchen:
             program_path=program.path if program else "",
             program_binds=program.binds if program else (),
             program_names=program.names if program else (),
-            carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in carried),
+            carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in found.carried),
+            settings=found.settings,
             read=_showable(expand(agent.filesystem.read, paths.home), "read", paths),
             write=_showable(expand(agent.filesystem.write, paths.home), "write", paths),
             hide=tuple(masks),
@@ -372,13 +396,15 @@ def with_extra_names(agent: Agent, names: tuple[str, ...]) -> Agent:
     return msgspec.structs.replace(agent, pass_environment=(*agent.pass_environment, *names))
 
 
+def with_files(facts: F, files: FileVariables) -> F:
+    """Add which variables files bring: names only."""
+    home, policy = tuple(files.home), tuple(files.policy)
+    return msgspec.structs.replace(facts, home_names=home, filed_names=policy, file_notices=files.notices)
+
+
 def _outside(name: str, root: str) -> bool:
     """Tell whether the program must be found on the host: a path in the workspace is the agent's own."""
     return not (name.startswith(("./", "../", root + "/")) or ("/" in name and not name.startswith("/")))
-
-
-def _relative(names: tuple[str, ...], home: str) -> tuple[str, ...]:
-    return tuple(name.removeprefix("~/").removeprefix(home + "/") for name in names)
 
 
 def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]:
@@ -400,13 +426,6 @@ def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]
             problem = Problem(f"{name} would show the agent the whole home", where, "name a directory below it")
             raise PolicyError([problem], reference="path-reserved")
     return names
-
-
-def _existing_below(home: str, secrets: tuple[str, ...], carried: tuple[Carried, ...]) -> list[tuple[str, str]]:
-    """Return secrets that exist inside a carried directory: they are masked there."""
-    tops = [path.name for path in carried if path.kind == "directory"]
-    inside = [name for name in secrets if any(name.startswith(top + "/") for top in tops)]
-    return [(name, _kind(f"{home}/{name}")) for name in inside if os.path.lexists(f"{home}/{name}")]
 
 
 def _kind(path: str) -> str:

@@ -23,6 +23,7 @@ from cloister.host.frames import Frame, encode_list
 from cloister.plan.steps import Plan
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_PTY, ActiveRun, Command
+from cloister.runs.home_files import said_aloud
 from cloister.runs.links import Connect
 from cloister.runs.live import Outcome
 from cloister.runs.prepare import Kitchen, Prepared, mapping
@@ -221,7 +222,13 @@ class Supervision:
         finally:
             host_apply.undo(run.plan, self._paths.state)
         found = await self._look_after(run)
-        warnings = (*run.limits_reached, *self._provisions.left(run.plan.run), *found, *warnings)
+        warnings = (
+            *said_aloud(run.plan.notices),
+            *run.limits_reached,
+            *self._provisions.left(run.plan.run),
+            *found,
+            *warnings,
+        )
         receipt = run.conclude(outcome, warnings)
         warnings = await self._take_leave(run, receipt)
         self._runs.pop(run.plan.run, None)

@@ -30,7 +30,7 @@ from cloister.runs.prepare import Kitchen, Looked, mapping
 from cloister.runs.protections import Protections
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Record, Store, new_id
-from cloister.runs.unit_part import carried_environment, first_plan, part_of, refuse_unfit
+from cloister.runs.unit_part import OfHome, carried_environment, first_plan, of_home_for, part_of, refuse_unfit
 from cloister.runs.unit_run import UnitRun, gone
 
 _LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -69,9 +69,16 @@ class UnitRuns:
         Raises:
             CloisterError: nobody was asked, and everything is as before.
         """
+        refuse_unfit(looked, self._kitchen.policies, request.profile)
+        home = of_home_for(looked, self._kitchen)
+        try:
+            self._ask(request, looked, (link, stdio), home)
+        finally:
+            os.close(home.packed.memory)
+
+    def _ask(self, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]], home: OfHome) -> None:
         policies, paths = self._kitchen.policies, self._kitchen.paths
-        refuse_unfit(looked, policies, request.profile)
-        part = part_of(looked, request, policies, self._kitchen.git())
+        part = part_of(looked, request, policies, self._kitchen.git(), home)
         name = request.run or new_id(time.time())
         plan = first_plan(name, request, looked, policies.digest)
         lease = connect_hostd(self._hostd)
@@ -90,7 +97,7 @@ class UnitRuns:
         if warning := self._protections.add(name, looked.layout):
             run.warn(warning)
         try:
-            self._hand_over(run, request, looked, (link, stdio), lease, msgspec.json.encode(part))
+            self._hand_over(run, request, looked, caller, (lease, home.packed.memory), msgspec.json.encode(part))
         except BaseException as error:
             lease.close()
             run.withdraw()
@@ -100,10 +107,10 @@ class UnitRuns:
 
     def _hand_over(  # noqa: PLR0913  # one place, the parts of one request
         self, run: UnitRun, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]],
-        lease: socket.socket, part: bytes,
+        sent: tuple[socket.socket, int], part: bytes,
     ) -> None:  # fmt: skip
         """Send the request with its descriptors; from now on the lease speaks."""
-        outer, stdio = caller
+        (outer, stdio), (lease, carry) = caller, sent
         with contextlib.ExitStack() as stack:
 
             def opened(path: str, flags: int) -> int:
@@ -121,7 +128,7 @@ class UnitRuns:
             places = (opened(looked.layout.root, _LOOK), opened(os.path.realpath(request.directory), _LOOK))
             run.lease = self._connect(lease, run.on_frame, run.on_close)
             fields = [os.fsencode(f"{key}={value}") for key, value in _fields(request, run.plan.run).items()]
-            run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places))
+            run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places, carry))
             run.lease.send("U", part)
             run.lease.send("V", encode_list([os.fsencode(word) for word in request.words]))
             run.lease.send("N", encode_list(mapping(carried_environment(looked, request))))

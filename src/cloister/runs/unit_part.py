@@ -5,12 +5,17 @@ The system's broker believes none of it beyond the user's own workspace (`runs/u
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from cloister.errors import PolicyError, Problem, UnsupportedError
 from cloister.isolation.environment import INHERITED
 from cloister.plan.steps import Launch, Placeholders, Plan
 from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
+from cloister.runs.carry_tar import Packed, pack
+from cloister.runs.file_variables import of_home
+from cloister.runs.home_files import merge_settings
 from cloister.runs.policies import PolicyFiles, project_text
-from cloister.runs.prepare import Looked
+from cloister.runs.prepare import Kitchen, Looked
 from cloister.runs.request import RunRequest
 from cloister.runs.unit_request import UserPart
 from cloister.runs.workspaces import project_id
@@ -43,7 +48,34 @@ def refuse_unfit(looked: Looked, policies: PolicyFiles, profile: str) -> None:
         )  # fmt: skip
 
 
-def part_of(looked: Looked, request: RunRequest, policies: PolicyFiles, git: tuple[tuple[str, str], ...]) -> UserPart:
+class OfHome(NamedTuple):
+    """What of the user's home goes along: a sealed tar, closed by whoever has this, and variables."""
+
+    packed: Packed
+    variables: dict[str, str]
+    notices: tuple[str, ...]
+
+
+def of_home_for(looked: Looked, kitchen: Kitchen) -> OfHome:
+    """Read what is carried in, with the user's own rights.
+
+    Raises:
+        PolicyError: `carry-too-large`.
+    """
+    agent, preset, home = looked.agent, looked.resolved.preset, kitchen.paths.home
+    found = kitchen.home_files(looked)
+    variables, notices = of_home(home, found.environment, agent, (looked.layout.root, kitchen.paths.agents))
+    made: dict[str, bytes] = {}
+    if agent.settings and preset.settings:
+        made[preset.settings], told = merge_settings(agent, preset, found.settings)
+        notices += told
+    packed = pack(found.carried, found.secrets, made=made)
+    return OfHome(packed, variables, (*notices, *packed.notices))
+
+
+def part_of(
+    looked: Looked, request: RunRequest, policies: PolicyFiles, git: tuple[tuple[str, str], ...], home: OfHome
+) -> UserPart:
     """Return what the user's broker says of a request.
 
     Raises:
@@ -56,6 +88,9 @@ def part_of(looked: Looked, request: RunRequest, policies: PolicyFiles, git: tup
         own_policy=policies.own_text(looked.resolved.name),
         git=git if looked.agent.git_identity else (),
         extra_names=request.extra_names,
+        variables=tuple(home.variables.items()),
+        notices=home.notices,
+        carried=home.packed.carried,
     )
 
 

@@ -28,6 +28,7 @@ from cloister.policy.model import Agent, Llm, Policy
 from cloister.policy.tighten import tighten, tighten_project
 from cloister.runs.compile_unit import UnitFacts, compile_unit, unit_home
 from cloister.runs.credentials_places import host_path
+from cloister.runs.file_variables import FileVariables, fit, of_policy
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.prepare import (
@@ -38,6 +39,7 @@ from cloister.runs.prepare import (
     new_placeholders,
     protocols_of,
     with_extra_names,
+    with_files,
     with_model_words,
 )
 from cloister.runs.store import new_id
@@ -48,6 +50,8 @@ SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ETC_COPIES = f"{RUNTIME}/etc"
 _EXTRA_SYSTEM = ("/nix/store", "/gnu/store")
 _FILE = "file:"
+_MOST_NOTICES, _NOTICE_LENGTH = 32, 400
+"""Of a user's part: it is shown to that user, and kept."""
 
 
 class SystemPaths(Paths):
@@ -91,20 +95,34 @@ class UnitKitchen(Kitchen):
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
-        facts = self._unit_facts(asked, resolved, agent, command[0])
+        files = self._files_for(asked, agent, resolved.name)
+        facts = with_files(self._unit_facts(asked, resolved, agent, command[0]), files)
         facts = with_model_words(facts, agent, resolved)
         plan = compile_unit(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         refuse_visible(plan, self.paths.home)
         launch = plan.launch
-        values = {name: request.environment[name] for name in launch.inherit if name in request.environment}
-        named = (*agent.pass_environment, *resolved.preset.pass_environment)
+        values = {name: value for name, value in files.home.items() if name in launch.inherit}
+        values |= {name: request.environment[name] for name in launch.inherit if name in request.environment}
+        named = (*files.home, *agent.pass_environment, *resolved.preset.pass_environment)
         carried = tuple(name for name in dict.fromkeys(named) if name in values and name not in INHERITED)
         placeholders = new_placeholders(facts.protocols, resolved.preset, agent)
-        values |= launch.environment | placeholders
+        values |= launch.environment | files.policy | placeholders
         return Prepared(
             plan, agent, ruleset, guard, values, carried, resolved.preset.key_environment, self.host(), part.layout,
             resolved.policy, placeholders, user=account.user,
         )  # fmt: skip
+
+    def _files_for(self, asked: Asked, agent: Agent, name: str) -> FileVariables:
+        """Return what the user's part and the policy's files bring. A name that loads code comes from neither.
+
+        Raises:
+            PolicyError: a file that the policy names cannot be used.
+        """
+        home = fit(dict(asked.part.variables), agent)
+        theirs = (asked.root, asked.home, AGENTS)
+        policy = of_policy(agent, name, home="", owners=(0, self.owner.uid), forbidden=theirs)
+        told = tuple(text[:_NOTICE_LENGTH] for text in asked.part.notices[:_MOST_NOTICES])
+        return FileVariables(home, policy, told)
 
     def remember(self, run: str, asked: Asked) -> None:
         """Keep what narrows a living run, for when the policy is read again."""

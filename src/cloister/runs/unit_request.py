@@ -26,5 +26,9 @@ class UserPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The user's git identity and safe directories."""
     extra_names: tuple[str, ...] = ()
     """Variables named on the command line (`--env`), to carry in beside those of the policy."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Variables of the product's own file below the home: they count least. No secrets, but not to be stored either."""
+    notices: tuple[str, ...] = ()
+    """What there is to say to the user of files of the home."""
     carried: tuple[tuple[str, str], ...] = ()
     """Names in the carried tar that are mounted over the home, each with `file` or `directory`."""

@@ -205,7 +205,10 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
     unit_etc.make_etc(plan, account)
     unit = check_plan(plan, Bounds(account, place.path, SHIMS, uid_filtered))
     _check_groups(unit, asked)
-    lock = unit_records.Lock(plan.run)
+    try:
+        lock = unit_records.Lock(plan.run)
+    except BlockingIOError:
+        raise StepError("run-exists", "there is such a run already", where=plan.run) from None
     done = False
     try:
         if unit_records.read(plan.run) is not None:

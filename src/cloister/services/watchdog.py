@@ -12,6 +12,7 @@ by systemctl(1), and speaks to it by sd_notify(3) and sd-daemon(3).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -31,6 +32,7 @@ from cloister.plan.unit import SERVICE_PREFIX, UNIT_PREFIX
 LOOK_S = 10.0
 """The table is looked at this often also when nothing was heard."""
 _SYSTEMCTL_S = 20.0
+_STOP_S = 10.0
 _CRITICAL, _ERROR, _NOTICE = "<2>", "<3>", "<5>"
 
 
@@ -103,22 +105,35 @@ def _load(failed: list[str]) -> None:
 
 
 def _stop_units() -> list[str]:
-    """Kill and stop each unit of ours that shares the host's network; return their names.
+    """Kill and stop each unit of ours that shares the host's network; return their names when they are gone.
 
     Raises:
-        StepError: systemd does not do it, or says nothing.
+        StepError: systemd says nothing, or one of them still lives after a while.
     """
+    stopped: dict[str, None] = {}
+    until = time.monotonic() + _STOP_S
+    while names := _sharing_units():
+        if time.monotonic() > until:
+            raise StepError("units-live-on", f"{', '.join(names)} could not be stopped")
+        stopped.update(dict.fromkeys(names))
+        # Either may fail because a unit is gone by then: what counts is that none is found any more.
+        for words in (("kill", "--signal=KILL"), ("stop", "--no-block")):
+            with contextlib.suppress(StepError):
+                _systemctl(*words, *names)
+    return list(stopped)
+
+
+def _sharing_units() -> list[str]:
+    """Return the units of ours that live and have no network namespace of their own."""
     patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, SERVICE_PREFIX)]
     listed = _systemctl("show", "-p", "Id", "-p", "PrivateNetwork", "-p", "ActiveState", *patterns)
     names = []
     for block in listed.split("\n\n"):
         values = dict(line.partition("=")[::2] for line in block.splitlines())
         # What systemd does not say is taken for the worst: only a clear `yes` is left alone.
-        if values.get("Id") and values.get("PrivateNetwork") != "yes" and values.get("ActiveState") != "inactive":
+        lives = values.get("ActiveState") not in {"inactive", "failed"}
+        if values.get("Id") and values.get("PrivateNetwork") != "yes" and lives:
             names.append(values["Id"])
-    if names:
-        _systemctl("kill", "--signal=KILL", *names)
-        _systemctl("stop", "--no-block", *names)
     return names
 
 

@@ -1,0 +1,224 @@
+"""The floor under plans of units: what the compiler makes is above it, and one thing worse is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cloister.errors import StepError
+from cloister.host import unit_floor
+from cloister.isolation import unit
+from cloister.plan.steps import Plan
+from cloister.plan.unit import Account, UnitLaunch, UnitMount
+
+PLANS = Path(__file__).parents[2] / "golden" / "unit_plans"
+PLAN = msgspec.json.decode((PLANS / "shell.257.json").read_bytes(), type=Plan)
+
+
+def launch(plan: Plan = PLAN) -> UnitLaunch:
+    """Return the unit of a plan."""
+    assert plan.launch.unit is not None
+    return plan.launch.unit
+
+
+ACCOUNT = Account(name=launch().account, uid=launch().uid, agent=PLAN.agent, user="alice")
+SHIM = next(value.partition(":")[0] for name, value in launch().properties if value.endswith(unit.SHIM))
+
+
+@pytest.fixture(autouse=True)
+def roots_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file of the host be root's, so that only the rules on names are tried here."""
+    monkeypatch.setattr(unit_floor.os, "lstat", lambda _: ROOTS)
+
+
+class ROOTS:
+    """What lstat(2) says of a directory of root's."""
+
+    st_uid = 0
+    st_mode = 0o040755
+
+
+def bounds(*, filtered: bool = True, workspace: str = "") -> unit_floor.Bounds:
+    """Return what the golden plan is held against."""
+    return unit_floor.Bounds(ACCOUNT, workspace or launch().workspace, (SHIM,), lambda _: filtered)
+
+
+def changed(**changes: Any) -> Plan:
+    """Return the golden plan with another unit."""
+    return with_launch(unit=msgspec.structs.replace(launch(), **changes))
+
+
+def with_launch(**changes: Any) -> Plan:
+    """Return the golden plan with another launch."""
+    step = msgspec.structs.replace(PLAN.launch, **changes)
+    return msgspec.structs.replace(PLAN, steps=(*PLAN.steps[:-1], step))
+
+
+def with_property(name: str, value: str | None) -> Plan:
+    """Return the golden plan with one property replaced; None leaves it out."""
+    kept = tuple(one for one in launch().properties if one[0] != name)
+    return changed(properties=kept if value is None else (*kept, (name, value)))
+
+
+def with_mount(**mount: Any) -> Plan:
+    """Return the golden plan with one more mount."""
+    return changed(mounts=(*launch().mounts, UnitMount(**mount)))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PLANS.glob("*.json")))
+def test_what_the_compiler_makes_is_above(name: str) -> None:
+    """Every golden plan passes."""
+    plan = msgspec.json.decode((PLANS / name).read_bytes(), type=Plan)
+    account = Account(name=launch(plan).account, uid=launch(plan).uid, agent=plan.agent, user="alice")
+    held = unit_floor.Bounds(account, launch(plan).workspace, (SHIM,), lambda _: False)
+    assert unit_floor.check_plan(plan, held) == launch(plan)
+
+
+@pytest.mark.parametrize("version", range(252, 259))
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("network", [False, True])
+def test_every_choice_of_the_compiler_is_above(version: int, *, nested: bool, network: bool) -> None:
+    """The compiler's table of properties and the floor agree for every version and choice, with all limits set."""
+    limits = unit.UnitLimits(
+        memory_bytes=4 << 30, tasks=512, cpu_percent=150, runtime_s=3630.5, open_files=1024, io_weight=50, oom="kill"
+    )
+    box = unit.UnitBox(
+        systemd=version, account=ACCOUNT.name, shim=SHIM, etc_directory="/run/cloister/etc/00", merged_usr=False,
+        nested=nested, network=network, write_execute=False, groups=("project",), limits=limits,
+    )  # fmt: skip
+    made = msgspec.structs.replace(launch(), properties=unit.properties(box), firewall=network)
+    unit_floor.check_properties(made, bounds())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("User", "root"), ("User", "cl-pi-bob"), ("Group", "root"), ("NoNewPrivileges", "no"),
+        ("CapabilityBoundingSet", "CAP_CHOWN"), ("AmbientCapabilities", "CAP_CHOWN"), ("ProtectSystem", "no"),
+        ("ProtectSystem", "full"), ("RootDirectory", "/"), ("RootDirectory", "/home/alice"), ("RootImage", "/x"),
+        ("PrivateNetwork", "no"), ("PrivateNetwork", None), ("PrivateDevices", "no"), ("PrivateDevices", None),
+        ("DeviceAllow", "/dev/kvm"), ("DevicePolicy", "auto"), ("RestrictSUIDSGID", "no"), ("RestrictSUIDSGID", None),
+        ("SystemCallFilter", None), ("SystemCallFilter", "~@mount"), ("SystemCallFilter", ""), ("Delegate", "yes"),
+        ("SystemCallErrorNumber", "0"), ("RestrictAddressFamilies", "AF_PACKET"), ("RestrictAddressFamilies", "~AF_UNIX"),
+        ("ExecStartPre", "/bin/sh"), ("ExecStartPost", "+/bin/sh"), ("ExecStopPost", "!/x"), ("ExecReload", "/x"),
+        ("Environment", "LD_PRELOAD=/x"), ("EnvironmentFile", "/x"), ("SetCredential", "a:b"), ("LoadCredential", "a:/b"),
+        ("PassEnvironment", "X"), ("PAMName", "login"), ("Slice", "system.slice"), ("Type", "notify"), ("LimitCORE", None),
+        ("NetworkNamespacePath", "/proc/1/ns/net"), ("JoinsNamespaceOf", "x.service"), ("BindPaths", "/home"),
+        ("ReadWritePaths", "/"), ("TemporaryFileSystem", "/x"), ("MountImages", "/x"), ("LoadKernelModules", "x"),
+        ("StandardOutput", "file:/etc/passwd"), ("StandardInput", "tty"), ("TTYPath", "/dev/tty1"), ("LogExtraFields", "x"),
+        ("OnFailure", "x.service"), ("After", "ssh.service"), ("Restart", "always"), ("UMask", "0777\nUser=root"),
+        ("Description", "x\nExecStartPre=/x"), ("WorkingDirectory", "/root"), ("IPAddressAllow", "any"),
+        ("BindReadOnlyPaths", "/"), ("BindReadOnlyPaths", "/home"), ("BindReadOnlyPaths", "/root/x"),
+        ("BindReadOnlyPaths", "/run/docker.sock"), ("BindReadOnlyPaths", "/var/lib/cloister"), ("BindReadOnlyPaths", "/usr:/"),
+        ("BindReadOnlyPaths", "/usr:/proc/x"), ("BindReadOnlyPaths", "/usr/../home"), ("BindReadOnlyPaths", "/usr /home"),
+        ("BindReadOnlyPaths", f"/usr/bin/sh:{unit.SHIM}"), ("BindReadOnlyPaths", "%h"), ("SupplementaryGroups", "a b"),
+    ],
+)  # fmt: skip
+def test_no_worse_property(name: str, value: str | None) -> None:
+    """A property of another value, one that is missing, and one that is not in the table: each is refused by name."""
+    with pytest.raises(StepError) as refused:
+        unit_floor.check_plan(with_property(name, value), bounds())
+    assert refused.value.reference == "below-the-floor"
+    assert (name in refused.value.where) or (value or "").split(":")[0] in refused.value.where
+
+
+def test_a_property_stands_once() -> None:
+    """The last of two would win, so NoNewPrivileges=yes before a second one is no promise."""
+    twice = changed(properties=(*launch().properties, ("NoNewPrivileges", "yes")))
+    with pytest.raises(StepError, match="stands twice"):
+        unit_floor.check_plan(twice, bounds())
+
+
+def test_the_hosts_network_needs_the_packet_filter() -> None:
+    """A unit without a network namespace of its own starts only where the packet filter of its account is loaded."""
+    kept = tuple(one for one in launch().properties if one[0] != "PrivateNetwork")
+    shared = changed(properties=kept, firewall=True)
+    unit_floor.check_plan(shared, bounds(filtered=True))
+    with pytest.raises(StepError, match="packet filter"):
+        unit_floor.check_plan(shared, bounds(filtered=False))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unit": "ssh.service"}, {"unit": "cloister-run-other.service"}, {"account": "root"}, {"uid": 0},
+        {"uid": 1000}, {"workspace": "/home/bob"}, {"project": "../../etc"}, {"project": ""}, {"state": ("../x",)},
+        {"state": ("/etc",)}, {"state": ("a//b",)}, {"points": (("../x", "file"),)}, {"seeds": (("../x", "y"),)},
+        {"seeds": (("x", "y" * (2 << 20)),)},
+    ],
+)  # fmt: skip
+def test_no_other_name_or_place(changes: dict[str, Any]) -> None:
+    """Unit, account, workspace and state are those that were granted, and names lead nowhere else."""
+    with pytest.raises(StepError, match="refused by the host"):
+        unit_floor.check_plan(changed(**changes), bounds())
+
+
+def test_the_first_process_is_our_shim() -> None:
+    """No other program, and no other half of the shim, is a unit's main process."""
+    for argv in (("/bin/sh",), (unit.SHIM, "outer"), (unit.SHIM, "inner", "--ctl", "0"), ()):
+        with pytest.raises(StepError, match="not our shim"):
+            unit_floor.check_plan(with_launch(argv=argv), bounds())
+
+
+WORKSPACE = launch().workspace
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        {"kind": "rw", "target": "/x", "base": "host", "source": "/srv/x"},
+        {"kind": "rw", "target": "/x", "base": "box"},
+        {"kind": "rw", "target": "/x", "base": "none"},
+        {"kind": "ro", "target": "/x", "base": "none"},
+        {"kind": "tmpfs", "target": "/x", "base": "workspace"},
+        {"kind": "ro", "target": "/etc/passwd", "base": "box"},
+        {"kind": "tmpfs", "target": "/proc"},
+        {"kind": "tmpfs", "target": "/sys/fs"},
+        {"kind": "ro", "target": "/usr/bin", "base": "box"},
+        {"kind": "tmpfs", "target": "/"},
+        {"kind": "tmpfs", "target": "/x/../y"},
+        {"kind": "tmpfs", "target": "x"},
+        {"kind": "tmpfs", "target": "/x//y"},
+        {"kind": "tmpfs", "target": "/.cloister/cloister-shim"},
+        {"kind": "ro", "target": "/x", "base": "host", "source": "/"},
+        {"kind": "ro", "target": "/x", "base": "host", "source": "/home"},
+        {"kind": "ro", "target": "/x", "base": "host", "source": "/root"},
+        {"kind": "ro", "target": "/x", "base": "host", "source": "/run/dbus"},
+        {"kind": "ro", "target": "/x", "base": "host", "source": "/etc/cloister/keys"},
+        {"kind": "ro", "target": "/x", "base": "host", "source": "/srv/../root"},
+        {"kind": "ro", "target": "/x", "base": "state", "source": "../../x"},
+        {"kind": "ro", "target": "/x", "base": "carry", "source": "/etc"},
+        {"kind": "ro", "target": f"{WORKSPACE}/a", "base": "workspace", "source": "b"},
+        {"kind": "rw", "target": "/elsewhere", "base": "workspace", "source": "b"},
+    ],
+)
+def test_no_other_mount(mount: dict[str, Any]) -> None:
+    """Only workspace and state are writable, nothing covers the system, and every path stays in its base."""
+    with pytest.raises(StepError, match="refused by the host"):
+        unit_floor.check_plan(with_mount(**mount), bounds())
+
+
+def test_a_mount_stands_once() -> None:
+    """A second mount on a place would hide the first: a protected path would be writable again."""
+    first = launch().mounts[0]
+    with pytest.raises(StepError, match="two mounts on one place"):
+        unit_floor.check_plan(changed(mounts=(*launch().mounts, first)), bounds())
+
+
+def test_what_others_can_write_is_not_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host path with one level that is not root's, or that others may write, is refused, also as an optional one."""
+
+    class Writable(ROOTS):
+        st_mode = 0o040777
+
+    class Alices(ROOTS):
+        st_uid = 1000
+
+    for status in (Writable, Alices):
+        monkeypatch.setattr(unit_floor.os, "lstat", lambda path, status=status: status if path == "/srv" else ROOTS)
+        with pytest.raises(StepError, match="only root may"):
+            unit_floor.check_host_source("/srv/data", optional=True)
+    unit_floor.check_host_source("/usr/share")
