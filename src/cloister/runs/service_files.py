@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from cloister.errors import PolicyError, Problem
@@ -29,6 +30,7 @@ from cloister.runs.service_documents import Plugin
 
 UNITS = "/etc/systemd/system"
 CONFIG = "openclaw.json"
+_PLAIN = re.compile(r"[A-Za-z0-9/._+@-]+")
 _MEMORY = 2 << 30
 """OpenClaw takes 1.24 GB after one turn."""
 
@@ -102,6 +104,7 @@ class _Maker:
         skills = service_documents.skills(gateway, plugins, facts, problems)
         self._refuse(gateway, self._resolved.agent)
         unit_of = self._unit(plugins, tuple(documents))
+        self._refuse_signs(unit_of)
         joined, tree = gateway.joined, self._at.tree
         owned = [*self._configuration(plugins), *_below("documents", documents), *_below("skills", skills)]
         owned += [(f"etc/{name}", SourceFile(text=text)) for name, text in self._etc().items()]
@@ -137,6 +140,7 @@ class _Maker:
             ("filesystem.write", agent.filesystem.write),
             ("credentials", [name for name, one in agent.credentials.items() if one.keys]),
             ("workspace.roots", agent.workspace.roots),
+            ("limits.runtime_max", agent.limits.runtime_max),
         ):
             if asked:
                 message = (
@@ -146,6 +150,8 @@ class _Maker:
         if agent.egress.mode == "internet":
             remedy = 'egress.mode = "learn", or "deny" with a list'
             self._problems.append(Problem("a gateway has no addresses of its own to reach the Internet", where, remedy))
+        if agent.egress.mode == "ask":
+            self._problems.append(Problem("nobody is there whom a gateway could ask", where, 'egress.mode = "deny"'))
         if gateway.settings.agent not in self._facts.programs:
             command = (*agent.command, "")[0]
             remedy = f'install it, or command = ["/path/of/{command}"]'
@@ -154,6 +160,14 @@ class _Maker:
             if name not in self._facts.tools:
                 at = show_path((*gateway.path, "tools", "include"))
                 self._problems.append(Problem(f"there is no program {name} in /usr/bin or /bin", at, f"install {name}"))
+
+    def _refuse_signs(self, unit_of: ServiceUnit) -> None:
+        """Refuse names to which lists of mounts, or systemd-tmpfiles, would give a meaning of their own."""
+        named = (*unit_of.shown, *unit_of.documents, *unit_of.seeded, *unit_of.state, *unit_of.programs)
+        for name in named:
+            if not _PLAIN.fullmatch(name):
+                message = f"{name!r} holds spaces or signs: a service is shown names of letters, digits and /._+@- only"
+                self._problems.append(Problem(message, show_path(self._gateway.path), "rename it"))
 
     def _unit(self, plugins: tuple[Plugin, ...], documents: tuple[str, ...]) -> ServiceUnit:
         gateway, facts, agent = self._gateway, self._facts, self._resolved.agent
