@@ -45,9 +45,7 @@ HOSTD_CAPABILITIES: tuple[tuple[str, str], ...] = (
     ("CAP_SETUID", "looks at the caller's directories with the caller's rights; maps ids for mounts"),
     ("CAP_SETGID", "the same, for groups"),
     ("CAP_CHOWN", "gives an agent's new state directory to its account"),
-    ("CAP_FOWNER", "sets the mode of a state directory that an account owns"),
     ("CAP_DAC_OVERRIDE", "enters state directories of accounts, mode 0700"),
-    ("CAP_KILL", "ends a unit's processes by pidfd"),
     ("CAP_NET_ADMIN", "asks whether the packet filter of an account is loaded"),
 )
 """Everything else of root is taken away from `cloister-hostd`."""
@@ -102,7 +100,7 @@ WantedBy=sockets.target
 
 
 def hostd_service(facts: DaemonFacts) -> str:
-    """Return the text of root's daemon: no network, ten capabilities, and nothing that hides the host's mounts."""
+    """Return the text of root's daemon: no network, eight capabilities, and the host's mounts as they are."""
     names = " ".join(name for name, _ in HOSTD_CAPABILITIES)
     why = "\n".join(f"#   {name}: {reason}" for name, reason in HOSTD_CAPABILITIES)
     return f"""{HEAD}[Unit]
@@ -115,8 +113,15 @@ After={HOSTD}.socket
 ExecStart={word(facts.python)} -I -m cloister.services.hostd
 WorkingDirectory=/
 UMask=0077
-# Nothing here makes a mount namespace (ProtectSystem= and its like): open_tree(2) clones mounts of its own namespace
-# only, and the workspace it is asked to mount is one of the host's.
+# Not ProtectSystem=strict, ProtectHome=, PrivateTmp=: it clones mounts of its own namespace (open_tree(2)), so what is
+# read-only or hidden here could not be anybody's workspace.
+ProtectSystem=full
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+PrivateDevices=yes
 # What it may, and why:
 {why}
 CapabilityBoundingSet={names}
@@ -126,7 +131,7 @@ RestrictNamespaces=mnt net user uts
 RestrictAddressFamilies=AF_UNIX AF_NETLINK
 IPAddressDeny=any
 SystemCallFilter=@system-service @mount sethostname
-SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap
+SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @resources @swap
 SystemCallErrorNumber=EPERM
 SystemCallArchitectures=native
 DevicePolicy=closed
