@@ -184,32 +184,7 @@ PrivateDevices=yes
 # What it may, and why:
 {why}
 CapabilityBoundingSet={names}
-<<<<<<< HEAD
-AmbientCapabilities=
-NoNewPrivileges=yes
-RestrictNamespaces=mnt net user uts
-RestrictAddressFamilies=AF_UNIX AF_NETLINK
-IPAddressDeny=any
-SystemCallFilter=@system-service @mount sethostname
-SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @resources @swap
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-DevicePolicy=closed
-ProtectClock=yes
-RestrictRealtime=yes
-# No ProtectHostname=: the host's name is taken out of units.
-# No RestrictSUIDSGID=: it answers ENOSYS to openat2(2), whose flags a filter cannot see.
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-Delegate=no
-LimitCORE=0
-TasksMax=1024
-MemoryMax=1G
-# A request that is under way is a child of it, and finishes or is undone by the next start.
-=======
 {_HOSTD_HARDENING}# A request that is under way is a child of it, and finishes or is undone by the next start.
->>>>>>> setup
 KillMode=mixed
 TimeoutStopSec=20
 """
