@@ -97,12 +97,8 @@ def compile_unit(
     """
     refuse_unenforced_unit(agent)
     _refuse_out_of_reach(agent, facts)
-    refuse_homeless_settings(agent, preset)
     files = generated_files(agent, preset, facts, egress)
-    if agent.settings and preset.settings not in dict(facts.carried):
-        # The user's broker merges them into what it carries in; where it did not, the policy's stand alone.
-        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
-        files.homed.append((preset.settings, SETTINGS))
+    _place_settings(agent, preset, facts, files)
     mounts = tuple(_mounts(agent, preset, facts, files))
     literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
     launch = Launch(
@@ -136,6 +132,14 @@ def compile_unit(
         opt_outs=opt_outs(agent, facts, direct=False),
         notices=(*notices(agent, facts, direct=False), *_unit_notices(facts)),
     )
+
+
+def _place_settings(agent: Agent, preset: Preset, facts: UnitFacts, files: Files) -> None:
+    """The user's broker merges settings into what it carries in; where it did not, the policy's stand alone."""
+    refuse_homeless_settings(agent, preset)
+    if agent.settings and preset.settings not in dict(facts.carried):
+        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
+        files.homed.append((preset.settings, SETTINGS))
 
 
 def _preparations(facts: UnitFacts, files: Files, launch: Launch, identity: IdentityTokens | None) -> Iterator[AnyStep]:
