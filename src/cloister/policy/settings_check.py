@@ -10,7 +10,7 @@ from cloister.policy.secretscan import looks_secret
 
 
 def mistakes_of(value: Any, at: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the key of each value that cannot be kept, and a sentence that says why. `document` bounds depth and numbers."""
+    """Yield the key of each value that cannot be kept, and why; depth and numbers are bounded by `document`."""
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from mistakes_of(item, (*at, key))
