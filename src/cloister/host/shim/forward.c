@@ -206,19 +206,21 @@ bool forward_open(const char *const *listen, size_t count, const char *egress)
 
 bool forward_publish(const char *publish)
 {
+    static struct address targets[LISTENERS_MAX];
+    static int count;
     const char *equal = strrchr(publish, '=');
-    struct address path, *target = malloc(sizeof *target); /* kept for as long as we live */
+    struct address path;
     struct stat about;
     errno = EINVAL;
-    if (!target || !equal || !parse_path(&path, publish, (size_t)(equal - publish)) ||
-        !parse_port(target, equal + 1))
+    if (count == LISTENERS_MAX || !equal || !parse_path(&path, publish, (size_t)(equal - publish)) ||
+        !parse_port(&targets[count], equal + 1))
         return false;
     /* What a killed predecessor left. Anything but a socket there is somebody else's. */
     const char *name = path.local.sun_path;
     if (lstat(name, &about) == 0 && S_ISSOCK(about.st_mode) && unlink(name) < 0)
         return false;
     const mode_t before = umask(0117); /* whoever may connect is in the socket's group */
-    bool good = open_listener(&path, target) == 0;
+    bool good = open_listener(&path, &targets[count++]) == 0;
     umask(before);
     return good;
 }
