@@ -255,7 +255,7 @@ def test_a_project_may_only_narrow(rig: Rig) -> None:
 def test_the_users_own_policy_may_only_narrow(rig: Rig) -> None:
     """A user's table of an agent that the system has takes from it what it says, under systemd as well."""
     path = "/home/alice/.config/cloister/cloister.toml"
-    own = 'schema = 1\n[agents.web]\nisolation = "unit"\negress = { allow = ["other.example:443"] }\n'
+    own = 'schema = 1\n[agents.web]\nisolation = "unit"\ncommand = ["/bin/sh"]\negress = { allow = ["other.example:443"] }\n'
     rig.machine.write(path, own, owner="alice")
     try:
         done = rig.cloister("run", "web", "--", "/bin/bash", "-c", ASK_PROXY, "allowed.example:443")

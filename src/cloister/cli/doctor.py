@@ -17,9 +17,11 @@ from cloister.cli.arguments import Parser
 from cloister.errors import CloisterError, UnsupportedError
 from cloister.host.owner import identify
 from cloister.host.probe import probe, probe_deep
+from cloister.host.unit_probe import take_unit_facts
 from cloister.plan.facts import HostFacts
 from cloister.runs.doctor import EVERY_RUN, Finding, can_run, judge
 from cloister.runs.doctor_models import model_findings
+from cloister.runs.doctor_units import judge_units
 
 WIDTH = 100
 
@@ -57,7 +59,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = parser().read(argv)
     facts = probe() if arguments.quick else probe_deep()
-    findings = judge(facts) + _of_models(quick=arguments.quick)
+    units = judge_units(take_unit_facts(quick=arguments.quick))
+    findings = judge(facts) + units + _of_models(quick=arguments.quick)
     works = can_run(findings)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(Report(works, findings, facts))).decode())

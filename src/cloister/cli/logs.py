@@ -13,10 +13,13 @@ import msgspec
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import UsageError
+from cloister.host import gateway_manager
+from cloister.runs import gateways
 from cloister.runs.store import Store
 
 POLL_S = 0.2
 _CHUNK = 1 << 16
+_JOURNAL_LINES = 200
 
 
 def parser() -> Parser:
@@ -27,11 +30,13 @@ def parser() -> Parser:
         prose=(
             "The output of a run is on record when it was started with --detach; without it, the events are shown: "
             "egress decisions, answers to questions, policy changes. Escape sequences and control characters in the "
-            "output are left out, unless --raw writes it, byte for byte, to something that is no terminal."
+            "output are left out, unless --raw writes it, byte for byte, to something that is no terminal. "
+            "The name of a gateway (SERVICE or SERVICE/INSTANCE) shows the end of its journal."
         ),
         examples=(
             ("cloister logs -f last", "follow the newest run"),
             ("cloister logs --events last", "what it tried to reach"),
+            ("sudo cloister logs -f home/work", "follow a gateway"),
         ),
     )
     verb.run_argument()
@@ -51,6 +56,8 @@ def main(argv: list[str]) -> int:
         UsageError: no such run, no output on record, or raw output onto a terminal.
     """
     options = parser().read(argv)
+    if unit := gateways.unit_of_word(options.run):
+        return gateway_manager.show_journal(unit, follow=options.follow, lines=_JOURNAL_LINES)
     store = records.store()
     run = store.find(options.run)
     has_output = Path(store.output_path(run)).exists()

@@ -46,7 +46,7 @@ def take_facts(users: Iterable[str] = (), keys: Iterable[str] = (), proxyd: str 
     return SystemFacts(
         uid=os.geteuid(),
         systemd_booted=booted,
-        systemd_version=_version(),
+        systemd_version=version(),
         pid1=host.pid1,
         python=sys.executable,
         shim=host.shim.path,
@@ -164,7 +164,8 @@ def _since(unit: str) -> float:
     return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _version() -> int:
+def version() -> int:
+    """Return the major version of systemd; 0 where it is not there."""
     found = re.search(r"systemd (\d+)", ask(["systemctl", "--version"]))
     return int(found[1]) if found else 0
 

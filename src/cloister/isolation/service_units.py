@@ -250,12 +250,16 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
 
 def places_text(unit: ServiceUnit) -> str:
     """Return the unit that makes the mount points: not a command of the gateway's own unit, whose mounts need them."""
+    box = f"{broker_directory(unit.joined)}/box"
     lines = [
         "[Unit]",
         f"Description=Mount points of the Cloister gateway {unit.label}",
+        f"After={PROXYD}",
         "",
         "[Service]",
         "Type=oneshot",
+        # The broker is there as soon as its process is; what it keeps for the gateway comes a moment later.
+        f"ExecStart=/bin/sh -c {_WAIT} sh {box}/egress.sock",
         f"ExecStart={unit.systemd_tmpfiles} --create {unit.places.tree}/{MOUNT_POINTS}",
         f"ReadWritePaths={RUNTIME} {STATE}",
         # Root's files and those of the account, in directories that belong to one or the other.
@@ -309,6 +313,7 @@ def port_texts(unit: ServiceUnit) -> dict[str, str]:
 
 _NOT_FOR_PLACES = ("CapabilityBoundingSet", "PrivateUsers", "SystemCallFilter=~", "UMask")
 """What would keep systemd-tmpfiles from giving an account what is its own (chown(2) is in @privileged)."""
+_WAIT = "'i=0; until [ -S $$1 ]; do i=$$((i+1)); [ $$i -lt 100 ] || exit 1; sleep 0.1; done'"
 RELAY_HARDENING = (
     "Slice=cloister.slice",
     "PrivateNetwork=yes",

@@ -45,9 +45,7 @@ HOSTD_CAPABILITIES: tuple[tuple[str, str], ...] = (
     ("CAP_SETUID", "looks at the caller's directories with the caller's rights; maps ids for mounts"),
     ("CAP_SETGID", "the same, for groups"),
     ("CAP_CHOWN", "gives an agent's new state directory to its account"),
-    ("CAP_FOWNER", "sets the mode of a state directory that an account owns"),
     ("CAP_DAC_OVERRIDE", "enters state directories of accounts, mode 0700"),
-    ("CAP_KILL", "ends a unit's processes by pidfd"),
     ("CAP_NET_ADMIN", "asks whether the packet filter of an account is loaded"),
 )
 """Everything else of root is taken away from `cloister-hostd`."""
@@ -57,6 +55,65 @@ SKELETON_DIRECTORIES: tuple[tuple[str, int], ...] = (
     ("root", 0o700), ("run", 0o755), ("run/cloister", 0o755), ("run/cloister/box", 0o755), ("sys", 0o555),
     ("tmp", 0o1777), ("usr", 0o755), ("var", 0o755), ("var/tmp", 0o1777),
 )  # fmt: skip
+_HOSTD_HARDENING = """\
+AmbientCapabilities=
+NoNewPrivileges=yes
+RestrictNamespaces=mnt net user
+RestrictAddressFamilies=AF_UNIX AF_NETLINK
+IPAddressDeny=any
+SystemCallFilter=@system-service @mount
+SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @resources @swap
+SystemCallErrorNumber=EPERM
+SystemCallArchitectures=native
+DevicePolicy=closed
+ProtectClock=yes
+ProtectHostname=yes
+RestrictRealtime=yes
+# No RestrictSUIDSGID=: it answers ENOSYS to openat2(2), whose flags a filter cannot see.
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+Delegate=no
+LimitCORE=0
+TasksMax=1024
+MemoryMax=1G
+"""
+_PROXYD_HARDENING = f"""\
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+InaccessiblePaths=-{AGENTS} -{SERVICES}
+PrivateTmp=yes
+PrivateDevices=yes
+DevicePolicy=closed
+PrivateIPC=yes
+ProtectProc=invisible
+ProcSubset=all
+ProtectControlGroups=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectClock=yes
+ProtectHostname=yes
+RestrictNamespaces=yes
+# It goes to the internet; the address guard of its own (egress) says where.
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+SystemCallArchitectures=native
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+RemoveIPC=yes
+Delegate=no
+LimitCORE=0
+LimitNOFILE=65536
+"""
 _WORD = re.compile(r"[A-Za-z0-9@_./+:=-]+")
 
 
@@ -102,7 +159,7 @@ WantedBy=sockets.target
 
 
 def hostd_service(facts: DaemonFacts) -> str:
-    """Return the text of root's daemon: no network, ten capabilities, and nothing that hides the host's mounts."""
+    """Return the text of root's daemon: no network, eight capabilities, and the host's mounts as they are."""
     names = " ".join(name for name, _ in HOSTD_CAPABILITIES)
     why = "\n".join(f"#   {name}: {reason}" for name, reason in HOSTD_CAPABILITIES)
     return f"""{HEAD}[Unit]
@@ -115,33 +172,19 @@ After={HOSTD}.socket
 ExecStart={word(facts.python)} -I -m cloister.services.hostd
 WorkingDirectory=/
 UMask=0077
-# Nothing here makes a mount namespace (ProtectSystem= and its like): open_tree(2) clones mounts of its own namespace
-# only, and the workspace it is asked to mount is one of the host's.
+# Not ProtectSystem=strict, ProtectHome=, PrivateTmp=: it clones mounts of its own namespace (open_tree(2)), so what is
+# read-only or hidden here could not be anybody's workspace.
+ProtectSystem=full
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectProc=invisible
+PrivateDevices=yes
 # What it may, and why:
 {why}
 CapabilityBoundingSet={names}
-AmbientCapabilities=
-NoNewPrivileges=yes
-RestrictNamespaces=mnt net user uts
-RestrictAddressFamilies=AF_UNIX AF_NETLINK
-IPAddressDeny=any
-SystemCallFilter=@system-service @mount sethostname
-SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-DevicePolicy=closed
-ProtectClock=yes
-RestrictRealtime=yes
-# No ProtectHostname=: the host's name is taken out of units.
-# No RestrictSUIDSGID=: it answers ENOSYS to openat2(2), whose flags a filter cannot see.
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-Delegate=no
-LimitCORE=0
-TasksMax=1024
-MemoryMax=1G
-# A request that is under way is a child of it, and finishes or is undone by the next start.
+{_HOSTD_HARDENING}# A request that is under way is a child of it, and finishes or is undone by the next start.
 KillMode=mixed
 TimeoutStopSec=20
 """
@@ -194,41 +237,7 @@ RuntimeDirectory={_below(PROXY_RUNTIME, "/run")}
 RuntimeDirectoryMode=0700
 # Services that live on while it is restarted keep the mounts of their sockets' directories.
 RuntimeDirectoryPreserve=yes
-{loaded}NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=yes
-InaccessiblePaths=-{AGENTS} -{SERVICES}
-PrivateTmp=yes
-PrivateDevices=yes
-DevicePolicy=closed
-PrivateIPC=yes
-ProtectProc=invisible
-ProcSubset=all
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectClock=yes
-ProtectHostname=yes
-RestrictNamespaces=yes
-# It goes to the internet; the address guard of its own (egress) says where.
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-RemoveIPC=yes
-Delegate=no
-LimitCORE=0
-LimitNOFILE=65536
-KillMode=mixed
+{loaded}{_PROXYD_HARDENING}KillMode=mixed
 TimeoutStopSec=30
 Restart=on-failure
 RestartSec=1

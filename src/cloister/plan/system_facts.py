@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from cloister.plan.facts import Answer
+
 
 class KeyFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file that the policy names as a secret; its content is nobody's business here."""
@@ -52,3 +54,18 @@ class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Units of runs that live, with their accounts."""
     proxyd_since: float = 0.0
     """When the system's broker was started, in seconds since the epoch; 0: it does not run."""
+
+
+class UnitFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the doctor asks about `isolation = "unit"`."""
+
+    systemd_booted: bool
+    cgroup_layout: str = "none"
+    kernel: str = ""
+    idmapped: bool = False
+    """Whether the kernel has idmapped mounts (Linux 5.12); the file system must have them too."""
+    nft: str = ""
+    firewall_loaded: bool = False
+    """Whether the unit of the packet filter is installed."""
+    hostd_there: bool = False
+    hostd_answers: Answer = "unknown"

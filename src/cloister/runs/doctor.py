@@ -22,6 +22,7 @@ State = Literal["ok", "degraded", "missing"]
 EVERY_RUN = "every run"
 MINIMAL_BWRAP = (0, 5)  # --perms and --file; Debian 12 has 0.8, Ubuntu 22.04 0.6
 FULL_LANDLOCK_ABI = 6  # Linux 6.12: signals and abstract sockets too (landlock(7))
+OLDEST_SYSTEMD = (252,)  # Debian 12; below it properties are missing that units need
 LIMIT_CONTROLLERS = ("memory", "pids", "cpu")
 
 
@@ -205,6 +206,11 @@ def _systemd(facts: HostFacts) -> Finding:
     need = 'isolation = "unit"'
     if facts.systemd_booted:
         meaning = f"systemd {facts.systemd.version}".rstrip()
+        if (version := _numbers(facts.systemd.version)) and version < OLDEST_SYSTEMD:
+            meaning += f" is older than {OLDEST_SYSTEMD[0]}"
+            return Finding(
+                name="systemd", state="missing", needed_for=need, meaning=meaning, remedy=remedies.NEW_SYSTEMD
+            )
         return Finding(name="systemd", state="ok", needed_for=need, meaning=meaning)
     meaning = f"the service manager is {facts.pid1 or 'unknown'}, not systemd"
     return Finding(name="systemd", state="missing", needed_for=need, meaning=meaning, remedy=remedies.BOOT_SYSTEMD)

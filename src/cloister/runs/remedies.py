@@ -11,6 +11,7 @@ import shlex
 INSTALL_BWRAP = "sudo apt-get install bubblewrap"
 INSTALL_INTERNET = "sudo apt-get install passt nftables"
 TUN = "sudo modprobe tun && sudo chmod 0666 /dev/net/tun"
+NEW_SYSTEMD = "upgrade the system: Debian 12 has systemd 252"
 REINSTALL = "sudo apt-get install gcc libc6-dev, then install cloister again"
 MAX_USER_NAMESPACES = (
     "echo user.max_user_namespaces=28633 | sudo tee /etc/sysctl.d/60-userns.conf && sudo sysctl --system"

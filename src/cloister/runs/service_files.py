@@ -140,6 +140,7 @@ class _Maker:
             ("filesystem.write", agent.filesystem.write),
             ("credentials", [name for name, one in agent.credentials.items() if one.keys]),
             ("workspace.roots", agent.workspace.roots),
+            ("limits.runtime_max", agent.limits.runtime_max),
         ):
             if asked:
                 message = (
@@ -149,6 +150,8 @@ class _Maker:
         if agent.egress.mode == "internet":
             remedy = 'egress.mode = "learn", or "deny" with a list'
             self._problems.append(Problem("a gateway has no addresses of its own to reach the Internet", where, remedy))
+        if agent.egress.mode == "ask":
+            self._problems.append(Problem("nobody is there whom a gateway could ask", where, 'egress.mode = "deny"'))
         if gateway.settings.agent not in self._facts.programs:
             command = (*agent.command, "")[0]
             remedy = f'install it, or command = ["/path/of/{command}"]'

@@ -17,9 +17,7 @@ from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import ACCOUNT_PREFIX, PROXY_USER
 from cloister.policy.model import Agent, Policy
 from cloister.runs import remedies
-
-OLDEST_SYSTEMD = 252
-"""Debian 12; below it properties are missing that runs need."""
+from cloister.runs.doctor import OLDEST_SYSTEMD
 
 
 class SystemPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +48,9 @@ def refuse_host(facts: SystemFacts) -> None:
         message = f"the service manager is {facts.pid1 or 'unknown'}, not systemd: there are no units here"
         remedy = 'isolation = "namespace" needs none of this'
         raise UnsupportedError("no-systemd", message, remedy=remedy)
-    if facts.systemd_version < OLDEST_SYSTEMD:
-        message = f"systemd {facts.systemd_version} is older than {OLDEST_SYSTEMD}"
-        raise UnsupportedError("systemd-too-old", message, remedy="upgrade the system (Debian 12 has 252)")
+    if (facts.systemd_version,) < OLDEST_SYSTEMD:
+        message = f"systemd {facts.systemd_version} is older than {OLDEST_SYSTEMD[0]}"
+        raise UnsupportedError("systemd-too-old", message, remedy=remedies.NEW_SYSTEMD)
     if facts.changeable:
         raise UnsupportedError(
             "installation-changeable",

@@ -33,6 +33,8 @@ from cloister.runs.system_compile import compile_system, give_accounts
 from cloister.runs.system_judge import SystemPolicy, key_paths, refuse_host, unit_agents
 
 PRESETS = f"{ETC}/presets"
+HOSTD_STATE = f"{STATE}/hostd"
+"""What hostd undoes living units from; with those ended it says nothing."""
 
 STARTER = """\
 # What agents may do on this machine, and who may start them. Manual: cloister.toml(5).
@@ -151,7 +153,7 @@ def prepare_uninstall(*, purge: bool) -> Prepared:
     steps = list(plan.steps)
     if there or daemon:
         steps.append(RemoveAccounts(accounts=there, daemon=daemon))
-    steps += [RemoveTree(path=path) for path in (RUNTIME,) if os.path.isdir(path)]
+    steps += [RemoveTree(path=path) for path in (RUNTIME, HOSTD_STATE) if os.path.isdir(path)]
     if purge:
         steps += [RemoveTree(path=path) for path in (STATE, ETC) if os.path.isdir(path)]
     notices = () if purge else _kept(keeping)

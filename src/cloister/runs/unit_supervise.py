@@ -24,6 +24,7 @@ from cloister.host import apply as host_apply
 from cloister.host.frames import Frame, encode_list
 from cloister.plan.steps import Plan
 from cloister.runs.active import FLAG_PTY, ActiveRun
+from cloister.runs.gateway_serve import GatewayKitchen, Gateways
 from cloister.runs.hostd import Hostd
 from cloister.runs.links import Connect, Link
 from cloister.runs.live import Outcome
@@ -69,6 +70,7 @@ class UnitSupervisor(Supervision):
         """Know where things are; start nothing."""
         super().__init__(loop, kitchen, connect)
         self._units = kitchen
+        self.gateways = Gateways(loop, GatewayKitchen(kitchen.paths, kitchen.owner), self._provisions)
         self._hostd = hostd
         self._leases: dict[str, Lease] = {}
         self._ends: dict[str, dict[str, Any]] = {}
@@ -213,6 +215,11 @@ class UnitSupervisor(Supervision):
             return receipt.warnings
         found = await lease.finish(receipt, CLOSING_WORDS_S)
         return (*found, *receipt.warnings)
+
+    async def close(self) -> None:  # type: ignore[explicit-override]  # Python 3.12
+        """End gateways' part here, and every run."""
+        await self.gateways.close()
+        await super().close()
 
     async def recover_units(self) -> None:
         """Have hostd undo every unit that no living run of ours has."""

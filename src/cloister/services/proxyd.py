@@ -141,6 +141,7 @@ def _serve(sock: socket.socket, paths: Paths, owner: Owner, hostd: str) -> int:
         loop.add_signal_handler(signal.SIGHUP, proxyd.requests.reload)
         loop.set_exception_handler(_log_exception)
         await proxyd.requests.recover_units()  # before any new run, which hostd must not take for a left one
+        await proxyd.requests.serve_gateways()
         proxyd.serve()
         gc.freeze()  # what is loaded now stays: nothing of it needs to be looked through again
         try:

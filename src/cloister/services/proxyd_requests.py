@@ -60,6 +60,19 @@ class SystemRequests:
             if "error" in result:
                 sys.stderr.write(f"run {result['run']} keeps its old policy: {result['error']}\n")
         sys.stderr.flush()
+        task = self._loop.create_task(self.serve_gateways())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def serve_gateways(self) -> None:
+        """Serve the gateways of the policy as it is now; the journal says which cannot be."""
+        try:
+            complaints = await self._supervisor.gateways.serve()
+        except CloisterError as error:  # no policy yet, or a broken one: runs are refused for it as well
+            complaints = [render(error)]
+        for complaint in complaints:
+            sys.stderr.write(f"{complaint}\n")
+        sys.stderr.flush()
 
     async def close(self) -> None:
         """End all runs."""

@@ -1,0 +1,85 @@
+"""Gateways that are installed: by which names people call them, and whether they are ready.
+
+What is installed for one is `service_files`; doing it is `cloister apply`. Here are those of the system's policy as
+it is now; for what they do, systemd is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+from cloister.errors import UsageError
+from cloister.host import gateway_manager
+from cloister.host.private_files import read
+from cloister.isolation.service_units import port_units, unit_name
+from cloister.policy.model import Policy
+from cloister.policy.service_check import PRODUCT
+from cloister.policy.service_instances import Gateway
+from cloister.runs.service_files import UNITS, active
+from cloister.runs.system_setup import Read
+
+START_S = 90.0
+"""A gateway takes ten seconds to come up on an idle machine, and its first answer some more."""
+ANSWER_S = 60.0
+_PAUSE_S = 0.5
+
+
+def chosen(found: Read, words: Iterable[str]) -> tuple[Gateway, ...]:
+    """Return the gateways that words name: `SERVICE` is all of its instances, `SERVICE/INSTANCE` one.
+
+    Raises:
+        UsageError: `service-unknown`, or `service-not-installed` where `cloister apply` comes first.
+    """
+    gateways = active(found.document)
+    picked: list[Gateway] = []
+    for word in words:
+        these = [one for one in gateways if word in {one.service, one.label, f"{one.service}/{one.name}"}]
+        if not these:
+            known = ", ".join(one.label for one in gateways)
+            remedy = f"one of {known}" if known else "write [services.NAME], then: sudo cloister apply"
+            raise UsageError("service-unknown", f"no service is called {word[:60]!r}", remedy=remedy)
+        picked += these
+    for one in picked:
+        if not os.path.exists(f"{UNITS}/{unit_name(one.joined)}"):
+            message = f"the gateway {one.label} is not installed yet"
+            raise UsageError("service-not-installed", message, remedy="sudo cloister apply")
+    return tuple({one.joined: one for one in picked}.values())
+
+
+def units_of(gateways: Iterable[Gateway]) -> tuple[str, ...]:
+    """Return the units to start or stop: the port first, so that nobody else has it."""
+    return tuple(unit for one in gateways for unit in (port_units(one.joined)[0], unit_name(one.joined)))
+
+
+def unit_of_word(word: str) -> str:
+    """Return the unit of an installed gateway by its name, or nothing; anybody may ask."""
+    unit = unit_name(word.replace("/", "-").removesuffix("-default"))
+    plain = word.replace("/", "").replace("-", "").isalnum()
+    return unit if plain and os.path.exists(f"{UNITS}/{unit}") else ""
+
+
+def readiness(gateway: Gateway, policy: Policy, timeout_s: float) -> str:
+    """Return an empty text where a gateway has just answered through its model, else why it is not ready.
+
+    For root, who may read its token. A gateway whose program is not OpenClaw is not asked.
+    """
+    auth = gateway.settings.auth
+    if policy.agents[gateway.settings.agent].preset != PRODUCT:
+        return ""
+    scheme, _, path = getattr(auth, auth.mode).partition(":")
+    secret = read(path) if scheme == "file" else None
+    if secret is None:
+        return "not asked: its token is not in a private file of root's"
+    return gateway_manager.round_trip(gateway.settings.port, secret.decode("utf-8", "replace").strip(), timeout_s)
+
+
+def wait_ready(gateway: Gateway, policy: Policy, timeout_s: float = START_S) -> str:
+    """Ask a gateway until it is ready or the time is over; return as `readiness`."""
+    end = time.monotonic() + timeout_s
+    while True:
+        why = readiness(gateway, policy, ANSWER_S)
+        if not why or why.startswith("not asked") or time.monotonic() > end:
+            return why
+        time.sleep(_PAUSE_S)
