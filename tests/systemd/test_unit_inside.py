@@ -22,9 +22,34 @@ preset = "shell"
 isolation = "unit"
 hardening.nested = true
 
+[agents.node]
+command = ["/opt/agents/bin/node"]
+isolation = "unit"
+
+[agents.claude]
+preset = "claude"
+command = ["/opt/agents/bin/claude"]
+isolation = "unit"
+
+[agents.pi]
+preset = "pi"
+command = ["/opt/agents/bin/pi"]
+isolation = "unit"
+
 [users.alice]
-agents = ["sh", "nest"]
+agents = ["sh", "nest", "node", "claude", "pi"]
 roots = ["~/p"]
+"""
+NODE = """
+const os = require("os"), { Worker } = require("worker_threads");
+const more = 'require("worker_threads").parentPort.postMessage(1)';
+let sum = 0; for (let i = 0; i < 5e6; i++) sum += Math.sqrt(i);
+const child = require("child_process").execSync("echo child").toString().trim();
+console.log(os.cpus().length > 0, Object.keys(os.networkInterfaces()).join(), child, sum > 0);
+new Worker(more, { eval: true }).on("message", () => console.log("worker"));
+require("http").createServer((_, answer) => answer.end()).listen(0, "127.0.0.1", function () {
+  require("http").get({ port: this.address().port, agent: new (require("http").Agent)() }, () => process.exit(7));
+});
 """
 TTY = "import os, pty; print(os.ttyname(pty.openpty()[1]))"
 INJECT = "import fcntl, os, pty; fcntl.ioctl(pty.openpty()[1], 0x5412, b'x')"
@@ -96,3 +121,25 @@ def test_a_nested_agent_builds_its_own_sandbox(installed: Machine) -> None:
     assert told.startswith("built")
     assert "Read-only" in told
     assert "Permission denied" in told
+
+
+def test_node_works_as_outside(installed: Machine, agents_inside: str) -> None:
+    """Compiled code, workers, children, interfaces and a server of its own; no environment keeps it from them."""
+    del agents_inside  # the policy names it
+    command = ["cloister", "run", "--yes", "node", "--", "/opt/agents/bin/node", "-e", NODE]
+    done = installed.run(command, user="alice", cwd="/home/alice/p", check=False)
+
+    assert done.stdout.split()[:4] == ["true", "lo", "child", "true"], done.stderr
+    assert done.returncode == 7
+
+
+@pytest.mark.parametrize("name", ["claude", "pi"])
+def test_real_agents_start(installed: Machine, agents_inside: str, name: str) -> None:
+    """Claude Code (Bun) and Pi (Node, found beside it) say their version from a unit."""
+    del agents_inside
+    done = installed.run(
+        ["cloister", "run", "--yes", name, "--version"], user="alice", cwd="/home/alice/p", check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout[0].isdigit()
