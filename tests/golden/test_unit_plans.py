@@ -67,6 +67,16 @@ def test_a_policy_still_means_this_unit(name: str, version: int) -> None:
     assert _compiled(name, version) == (FOLDER / f"{name}.{version}.json").read_text(encoding="utf-8")
 
 
+def test_the_text_shows_what_root_is_asked_for() -> None:
+    """`cloister plan` shows the account, every property and every mount, in order."""
+    lines = render.as_text(plan_of((FOLDER / "claude.toml").read_bytes())).splitlines()
+
+    assert "unit cloister-run-0123456789ab.service, as cl-agent-alice (1900000001)" in lines
+    assert "  NoNewPrivileges=yes" in lines
+    assert f"  ro {ROOT}/.git/hooks from workspace:.git/hooks" in lines
+    assert "  tmpfs /tmp, 2147483648 bytes" in lines
+
+
 if __name__ == "__main__":
     for one in POLICIES:
         for systemd in VERSIONS:

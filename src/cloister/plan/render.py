@@ -7,6 +7,7 @@ import shlex
 import msgspec
 
 from cloister.plan.steps import Launch, Placeholders, Plan
+from cloister.plan.unit import UnitLaunch
 
 
 def as_json(plan: Plan) -> bytes:
@@ -31,6 +32,7 @@ def as_text(plan: Plan) -> str:
         if isinstance(step, Placeholders):
             lines += [f"        {point.kind:<9} {point.base}/{point.name}" for point in step.points]
     lines += _section("held before the sandbox is built", tuple(hold.describe() for hold in launch.holds))
+    lines += _unit(launch.unit)
     lines += ["", "sandbox", *_wrapped_argv(launch)]
     lines += ["", "environment", *(f"  {name}" for name in sorted(_names(plan)))]
     lines += _section("egress", plan.egress or ("nothing is reachable",))
@@ -50,6 +52,15 @@ def command_line(launch: Launch) -> str:
 def _names(plan: Plan) -> set[str]:
     placeholders = {name for credential in plan.credentials for name in credential.variables}
     return {*plan.launch.environment, *plan.launch.inherit, *placeholders}
+
+
+def _unit(unit: UnitLaunch | None) -> list[str]:
+    """Return what root is asked for a run under systemd: properties, then mounts, in their order."""
+    if unit is None:
+        return []
+    named = tuple(f"{name}={value}" for name, value in unit.properties)
+    title = f"unit {unit.unit}, as {unit.account} ({unit.uid})"
+    return _section(title, named) + _section("mounts of the unit", tuple(one.describe() for one in unit.mounts))
 
 
 def _section(title: str, entries: tuple[str, ...]) -> list[str]:

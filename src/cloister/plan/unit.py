@@ -91,6 +91,12 @@ class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     private: bool = False
     """A tmpfs that belongs to the account, mode 0700; else root's, 0755."""
 
+    def describe(self) -> str:
+        """Return one line for people."""
+        size = f", {self.size_bytes} bytes" if self.size_bytes is not None else ""
+        source = f" from {self.base}:{self.source or '.'}" if self.base != "none" else ""
+        return f"{self.kind} {self.target}{source}{size}"
+
 
 class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The unit of one run."""

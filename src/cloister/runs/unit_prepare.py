@@ -206,7 +206,9 @@ class UnitKitchen(Kitchen):
         """Find the agent's program on the host; one in the workspace is the agent's own affair."""
         if command.startswith(("./", "../", asked.root + "/")) or ("/" in command and not command.startswith("/")):
             return None
-        return find_program(command, SEARCH, home=unit_home(asked.account), forbidden=(asked.root, AGENTS))
+        # A script's interpreter lies beside it where a product brings its own (node).
+        search = f"{os.path.dirname(command)}:{SEARCH}" if os.path.isabs(command) else SEARCH
+        return find_program(command, search, home=unit_home(asked.account), forbidden=(asked.root, AGENTS))
 
 
 def etc_copy(account: Account) -> str:
