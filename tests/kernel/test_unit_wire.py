@@ -1,4 +1,4 @@
-"""Requests to hostd over real sockets: honest ones are read whole, every other is refused, and no descriptor is kept."""
+"""Requests to hostd over real sockets: honest ones are read whole, others are refused, and no descriptor is kept."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _swap(index: int, make: Callable[[Ends], int]) -> Callable[[Ends], list[int]
 @pytest.mark.parametrize(
     "descriptors",
     [
-        lambda ends: [],
+        lambda _: [],
         lambda ends: ends.good()[:5],
         lambda ends: [*ends.good(), ends.null, ends.null],
         lambda ends: [*ends.good(), ends.null],

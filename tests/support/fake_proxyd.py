@@ -148,7 +148,10 @@ class Broker:
                     code = frame.payload[4]
         for descriptor in (caller[0], *caller[2:5]):
             os.close(descriptor)
-        self.say(ended=self.end(run))
+        try:
+            self.say(ended=self.end(run))
+        except OSError as error:  # hostd was killed: its next start undoes the rest
+            self.say(broken=str(error))
         with contextlib.suppress(FrameError):
             lease.send("J", json.dumps({"receipt": {"exit": code}}).encode())
         lease.close()

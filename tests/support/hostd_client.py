@@ -69,10 +69,11 @@ def ask(  # noqa: PLR0913  the parts of a request
     link, _kept = socket.socketpair(socket.AF_UNIX)
     fields = ["verb=run", f"agent={agent}", f"run={run}", *extra]
     descriptors = [link.fileno(), *streams, workspace, inside, *([] if carry is None else [carry])]
-    talk.send("L", encode_list(field.encode() for field in fields), tuple(descriptors))
-    talk.send("U", b"{}")
-    talk.send("V", encode_list([b"word"]))
-    talk.send("N", encode_list([b"TERM=dumb"]))
+    with contextlib.suppress(FrameError):  # refused already: the answer is there to be read
+        talk.send("L", encode_list(field.encode() for field in fields), tuple(descriptors))
+        talk.send("U", b"{}")
+        talk.send("V", encode_list([b"word"]))
+        talk.send("N", encode_list([b"TERM=dumb"]))
     return answers(talk)
 
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     workspace: str
     invocation: str = ""
+    carried: int = 0
+    """Bytes of what the user carries in; they lie in memory while the run lasts."""
     plan: Plan
 
 
@@ -107,21 +109,30 @@ def recorded(directory: str = DIRECTORY) -> list[str]:
     return sorted(run for run in found if _RUN.fullmatch(run))
 
 
-def living_of(uid: int, directory: str = DIRECTORY) -> int:
-    """Return how many runs of a user are recorded."""
-    return sum(_caller(run, directory) == uid for run in recorded(directory))
+class Living(NamedTuple):
+    """What a user has under way: runs, and bytes that they carry in."""
+
+    runs: int
+    carried: int
 
 
-class _Caller(msgspec.Struct):
-    caller_uid: int
+def living_of(uid: int, directory: str = DIRECTORY) -> Living:
+    """Return what is recorded of a user."""
+    found = [part for run in recorded(directory) if (part := _part(run, directory)).caller_uid == uid]
+    return Living(len(found), sum(part.carried for part in found))
 
 
-def _caller(run: str, directory: str) -> int:
+class _Part(msgspec.Struct):
+    caller_uid: int = -1
+    carried: int = 0
+
+
+def _part(run: str, directory: str) -> _Part:
     try:
         with open(f"{directory}/{run}.json", "rb") as file:
-            return msgspec.json.decode(file.read(), type=_Caller).caller_uid
+            return msgspec.json.decode(file.read(), type=_Part)
     except (OSError, msgspec.DecodeError, ValueError):
-        return -1
+        return _Part()
 
 
 def is_run(text: str) -> bool:

@@ -20,6 +20,7 @@ import stat
 import sys
 import time
 import traceback
+from collections import deque
 from typing import NamedTuple
 
 from cloister.errors import CloisterError, RetryError, render
@@ -37,6 +38,7 @@ LONGEST_S = 180.0
 _FIRST_LISTENER = 3
 _BACKLOG = 64
 _TICK_S = 1.0
+_KEPT = 32
 _LAST_S = 10.0
 
 
@@ -57,6 +59,7 @@ class Daemon:
         self._manager = manager
         self._idle_s = idle_s
         self._children: dict[int, Child] = {}
+        self._turned_away: deque[socket.socket] = deque(maxlen=_KEPT)
         self._leaving = False
         hear, say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals = hear
@@ -76,6 +79,8 @@ class Daemon:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._signals, 4096)
             self._reap()
+            if not ready:
+                self._turned_away.clear()
             if self._listener.fileno() in ready:
                 self._accept()
             if ready or self._children:
@@ -95,13 +100,22 @@ class Daemon:
             sock, _ = self._listener.accept()
         except OSError:
             return  # it left again, or we are short of descriptors: the others wait
-        with sock:
-            uid = peer_uid(sock)
-            requests = [child for child in self._children.values() if child.uid >= 0]
-            if len(requests) >= IN_ALL or sum(child.uid == uid for child in requests) >= self._share(uid):
-                _turn_away(sock)
-                return
-            self._fork(uid, sock)
+        uid = peer_uid(sock)
+        requests = [child for child in self._children.values() if child.uid >= 0]
+        if len(requests) >= IN_ALL or sum(child.uid == uid for child in requests) >= self._share(uid):
+            self._turn_away(sock)
+            return
+        self._fork(uid, sock)
+        if sock not in self._turned_away:
+            sock.close()
+
+    def _turn_away(self, sock: socket.socket) -> None:
+        """Send somebody away, but keep the connection: what is still being sent must not fail before they read."""
+        error = RetryError("hostd-busy", "too many requests at once", remedy="try again in a moment")
+        with contextlib.suppress(OSError):
+            sock.setblocking(False)
+            sock.send(encode("F", refusal(error)), socket.MSG_NOSIGNAL)
+        self._turned_away.append(sock)  # the oldest of too many goes, and is closed with that
 
     @staticmethod
     def _share(uid: int) -> int:
@@ -113,7 +127,7 @@ class Daemon:
             pid = os.fork()
         except OSError:
             if sock is not None:
-                _turn_away(sock)
+                self._turn_away(sock)
             return
         if pid == 0:
             self._serve_one(sock)
@@ -128,6 +142,8 @@ class Daemon:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._listener.close()
             os.close(self._signals)
+            for other in self._turned_away:
+                other.close()
             if sock is None:
                 unit_records.recover(self._manager)
             else:
@@ -155,13 +171,6 @@ class Daemon:
 
 
 _FIRST_PERSON = 1000
-
-
-def _turn_away(sock: socket.socket) -> None:
-    error = RetryError("hostd-busy", "too many requests at once", remedy="try again in a moment")
-    with contextlib.suppress(OSError):
-        sock.setblocking(False)
-        sock.send(encode("F", refusal(error)), socket.MSG_NOSIGNAL)
 
 
 def _listener(path: str) -> socket.socket:

@@ -30,8 +30,9 @@ from cloister.plan.steps import Plan
 from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
 
 PLAN_S = 60.0
-MOST_RUNS = 64
-"""Of one user at once: each holds a process of systemd's, and what it carries in stands in memory."""
+MOST_RUNS = 256
+MOST_CARRIED = 256 << 20
+"""Bytes. Both are of one user at once: what is carried in lies in /run, which is memory, and everybody's."""
 SHIMS = (
     os.path.join(os.path.dirname(os.path.abspath(cloister.__file__)), "host", "shim", "cloister-shim"),
     os.path.join(sys.prefix, "bin", "cloister"),
@@ -106,8 +107,7 @@ def _run(wire: Wire, first: Frame, caller: Caller, manager: unit_start.Manager) 
     grant, account = find_grant(read_system(), caller, request.fields["agent"])
     place = open_place(caller, grant, request.workspace, request.directory)
     _check_account(account)
-    if unit_records.living_of(caller.uid) >= MOST_RUNS:
-        raise RetryError("too-many-runs", f"you have {MOST_RUNS} runs already", remedy="cloister ps, cloister stop RUN")
+    _check_share(caller, request)
     asked = _Asked(request, caller, grant, account, place)
     broker = _connect_broker()
     try:
@@ -123,6 +123,21 @@ def _run(wire: Wire, first: Frame, caller: Caller, manager: unit_start.Manager) 
         raise RetryError("broker-gone", "the system's broker ended meanwhile", remedy="try again") from error
     finally:
         broker.close()
+
+
+def _check_share(caller: Caller, request: Request) -> None:
+    """Refuse what would let one user take the whole host's memory or manager."""
+    living = unit_records.living_of(caller.uid)
+    if living.runs >= MOST_RUNS:
+        raise RetryError(
+            "too-many-runs", f"you have {living.runs} runs already", remedy="cloister ps; cloister stop RUN"
+        )
+    if living.carried + _carried(request) > MOST_CARRIED:
+        raise RetryError("too-much-carried", "your runs carry in too much together", remedy="name less in `carry`")
+
+
+def _carried(request: Request) -> int:
+    return os.fstat(request.carry).st_size if request.carry >= 0 else 0
 
 
 def _check_account(account: Account) -> None:
@@ -219,7 +234,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
             raise StepError("run-exists", "there is such a run already", where=plan.run)
         record = unit_records.Record(
             run=plan.run, unit=unit.unit, state="starting", caller=asked.caller.name, caller_uid=asked.caller.uid,
-            account=account.name, root=place.root, workspace=place.path, plan=plan,
+            account=account.name, root=place.root, workspace=place.path, carried=_carried(asked.request), plan=plan,
         )  # fmt: skip
         unit_records.write(record)
         try:
