@@ -241,6 +241,32 @@ def test_a_changed_policy_reaches_living_runs(rig: Rig) -> None:
         rig.cloister("stop", run)
 
 
+def test_a_grant_that_is_taken_back_ends_the_run(rig: Rig) -> None:
+    """Who is taken out of the system's policy has no living run after its reload; others keep theirs."""
+    run, other = rig.detach("sleep 60", agent="web"), rig.detach("sleep 60")
+    try:
+        rig.machine.write(POLICY_FILE, POLICY.replace('"small", "web"', '"small"'))
+        rig.machine.run(["systemctl", "reload", "cloister-proxyd.service"])
+        rig.until(lambda: run not in rig.cloister("ps").stdout)
+        assert rig.receipt(run)["reason"] == "grant-revoked"
+        assert rig.cloister("exec", other, "--", "true").returncode == 0
+    finally:
+        rig.machine.write(POLICY_FILE, POLICY)
+        rig.machine.run(["systemctl", "reload", "cloister-proxyd.service"])
+        rig.cloister("stop", other)
+
+
+def test_a_directory_is_no_stream(rig: Rig) -> None:
+    """A directory as standard input of a further command would open the host's files: it is refused."""
+    run = rig.detach("sleep 60")
+    done = rig.machine.run(
+        ["sh", "-c", 'cloister exec "$0" -- ls /proc/self/fd/0/ </', run], user="alice", cwd=rig.project, check=False
+    )
+    assert done.returncode == 125, done.stdout
+    assert "stdio-directory" in done.stderr
+    rig.cloister("stop", run)
+
+
 def test_a_project_may_only_narrow(rig: Rig) -> None:
     """`.cloister.toml` of a workspace takes hosts away, and is refused when it adds one."""
     path = f"{rig.project}/.cloister.toml"
