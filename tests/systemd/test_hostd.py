@@ -407,7 +407,53 @@ def test_a_killed_hostd_leaves_nothing(rig: Rig, project: str) -> None:
 
 
 def test_hostd_ends_when_idle(rig: Rig) -> None:
-    """Without requests the daemon ends, and the next request starts it again."""
+    """Without requests the daemon ends by itself, and the next request starts it again."""
+    words = [
+        PYTHON,
+        "-I",
+        "-m",
+        "cloister.services.hostd",
+        "--socket",
+        "/run/cloister-test/idle.sock",
+        "--idle-s",
+        "0.5",
+    ]
+    assert rig.machine.run(words, timeout=20).returncode == 0
     rig.machine.run(["systemctl", "stop", "cloister-hostd.service"])
     assert "caller-is-agent" in rig.refusal("/", user=ACCOUNT)
     assert rig.machine.show("cloister-hostd.service", "ActiveState") == "active"
+
+
+def test_recovery_ends_what_is_not_living(rig: Rig, project: str) -> None:
+    """A broker that starts anew says which runs live: the others are stopped and undone, those live on."""
+    shell(rig, "cat")
+    kept, lost = rig.begin(project, "kept"), rig.begin(project, "lost")
+    code = "from support.fake_proxyd import ask_hostd as ask; print(ask('recover', living='kept,other'))"
+    said = rig.machine.python(code, cwd="/").stdout
+    assert said.strip() == "{'undone': ['lost']}"
+    rig.nothing_left("lost")
+    lost.communicate("", timeout=20)
+    assert rig.machine.show("cloister-run-kept.service", "ActiveState") == "active"
+    _, said = kept.communicate("", timeout=20)
+    assert json.loads(said.splitlines()[-1]) == GOOD
+    rig.nothing_left("kept")
+
+
+def test_a_shared_workspace_gives_no_rights_of_its_owner(rig: Rig, project: str) -> None:
+    """PF20: in a directory that bob shares with alice by a group, alice's agent does not become bob by mapped ids."""
+    rig.machine.run(["sh", "-c", "groupadd -f team; usermod -aG team alice; usermod -aG team bob"])
+    prepare = "mkdir -p /srv/shared/x && cd /srv/shared/x && chown bob:team . && chmod 2770 . && echo s >own"
+    rig.machine.run(["sh", "-c", f"{prepare} && chown bob:bob own && chmod 600 own"])
+    try:
+        shell(rig, "cat own")
+        assert "workspace-ownership" in rig.refusal("/srv/shared/x")
+        properties = [*rig.plan([""])["steps"][-1]["unit"]["properties"], ["SupplementaryGroups", "team"]]
+        rig.answer(rig.plan(["/bin/sh", "-c", "cat own; echo made >made"], properties=properties, ownership="group"))
+        answer, printed, _ = rig.ask("/srv/shared/x")
+        assert (answer, printed) == (GOOD, ""), rig.told()
+        assert rig.machine.run(["stat", "-c", "%U %G", "/srv/shared/x/made"]).stdout.split() == [ACCOUNT, "team"]
+        properties[-1][1] = "root"
+        rig.answer(rig.plan(["true"], properties=properties, ownership="group"))
+        assert "below-the-floor" in rig.refusal("/srv/shared/x")
+    finally:
+        rig.machine.run(["rm", "-rf", "/srv/shared"])

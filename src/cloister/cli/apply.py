@@ -78,7 +78,4 @@ def _to_system(options: argparse.Namespace) -> int:
         raise UsageError(
             "usage", "--force, --protected and --keep are for changes of a run", remedy="cloister apply RUN"
         )
-    prepared = system_setup.prepare_apply()
-    return system_change.show_and_do(
-        prepared, yes=options.yes, dry_run=options.dry_run, json=options.json, question="Apply this?"
-    )
+    return system_change.show_and_do(system_setup.prepare_apply, options, "Apply this?")

@@ -30,7 +30,4 @@ def main(argv: list[str]) -> int:
     """Install."""
     options = parser().read(argv)
     system_setup.require_root("setup", os.geteuid())
-    prepared = system_setup.prepare_setup()
-    return system_change.show_and_do(
-        prepared, yes=options.yes, dry_run=options.dry_run, json=options.json, question="Install this?"
-    )
+    return system_change.show_and_do(system_setup.prepare_setup, options, "Install this?")

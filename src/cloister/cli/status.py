@@ -6,6 +6,7 @@ import os
 
 from cloister.cli.arguments import Parser
 from cloister.cli.output import colour, pairs, print_json, size, table
+from cloister.plan.unit import Account
 from cloister.runs.system_status import Status, UnitLine, status
 
 NOT_INSTALLED = 69
@@ -56,12 +57,16 @@ def render(found: Status) -> str:
     if found.accounts:
         roots = {grant.account: " ".join(grant.roots) for grant in found.grants}
         rows = [
-            (one.name, str(one.uid), one.service or one.agent, one.user or "-", roots.get(one.name, "not granted"))
+            (one.name, str(one.uid), one.service or one.agent, one.user or "-", _roots(one, roots))
             for one in found.accounts
             if one.user or one.service
         ]
         parts.append(table(("ACCOUNT", "UID", "AGENT", "USER", "ROOTS"), rows))
     return "\n\n".join(parts)
+
+
+def _roots(account: Account, roots: dict[str, str]) -> str:
+    return "-" if account.service else roots.get(account.name, "not granted")
 
 
 def _state(line: UnitLine) -> str:

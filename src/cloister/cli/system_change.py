@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Callable
 
 from cloister.cli.arguments import Parser
 from cloister.cli.output import print_json
+from cloister.errors import StepError
 from cloister.plan.system_render import as_text
 from cloister.runs.system_setup import Prepared, carry_out
 
@@ -20,20 +23,25 @@ def add_options(verb: Parser) -> None:
     verb.json_option("steps, notices, done")
 
 
-def show_and_do(prepared: Prepared, *, yes: bool, dry_run: bool, json: bool, question: str) -> int:
-    """Show what was prepared, ask, and do it; return the exit code.
+def show_and_do(prepare: Callable[[], Prepared], options: argparse.Namespace, question: str) -> int:
+    """Show what `prepare` returns, ask, and do it; return the exit code.
 
     Without a terminal and without `--yes`, nobody can answer, and the answer is no.
 
     Raises:
-        StepError: a step failed, and everything was undone.
+        StepError: a step failed, and everything was undone; or the system changed while somebody read the question.
     """
+    yes, dry_run, json = options.yes, options.dry_run, options.json
+    prepared = prepare()
     plan = prepared.plan
     pending = bool(plan.steps) or prepared.after != prepared.record
     if not json:
         sys.stdout.write(as_text(plan))
         sys.stdout.flush()
     agreed = pending and not dry_run and (yes or (not json and _ask(question)))
+    if agreed and not yes and prepare().plan != plan:
+        message = "the system or its policy changed while you read this: nothing was done"
+        raise StepError("plan-outdated", message, remedy="run it again")
     if agreed:
         carry_out(prepared)
     if json:

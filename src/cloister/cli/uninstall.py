@@ -31,8 +31,5 @@ def main(argv: list[str]) -> int:
     """Remove."""
     options = parser().read(argv)
     system_setup.require_root("uninstall", os.geteuid())
-    prepared = system_setup.prepare_uninstall(purge=options.purge)
     question = "Remove this, and DELETE all data?" if options.purge else "Remove this?"
-    return system_change.show_and_do(
-        prepared, yes=options.yes, dry_run=options.dry_run, json=options.json, question=question
-    )
+    return system_change.show_and_do(lambda: system_setup.prepare_uninstall(purge=options.purge), options, question)

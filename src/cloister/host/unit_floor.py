@@ -272,7 +272,8 @@ def _check_mount(mount: UnitMount, bounds: Bounds) -> None:
     shown = f"{mount.kind} {mount.target}"
     if not mount.target.startswith("/") or not _plain(mount.target[1:]):
         raise _refused("a mount's place is not absolute and plain", shown)
-    if _below(mount.target, _NEVER_TARGETS) and mount.target != bounds.workspace:
+    hidden = (mount.kind, mount.target) == ("mask-directory", "/sys")
+    if _below(mount.target, _NEVER_TARGETS) and not hidden:
         raise _refused("nothing is mounted there", shown)
     if (mount.kind in {"tmpfs", "mask-file", "mask-directory"}) != (mount.base == "none"):
         raise _refused("a mount of this kind has no such source", f"{shown} from {mount.base}")

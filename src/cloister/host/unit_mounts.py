@@ -43,6 +43,7 @@ _IDS = 1 << 31
 _WALK = PATH_ONLY | os.O_NOFOLLOW
 _WALK_DIRECTORY = _WALK | os.O_DIRECTORY
 _ANSWER_SIZE = 1 << 16
+_NOT_MADE = "a mount of the unit was not made: "
 
 
 class Sources(NamedTuple):
@@ -252,7 +253,7 @@ def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
         status = os.waitpid(child, 0)[1]
     if status != 0 or answer:
         told = msgspec.json.decode(answer, type=_Failure) if answer else _Failure(reason="the helper died")
-        raise StepError("unit-mount", f"a mount of the unit was not made: {told.reason}", where=told.target)
+        raise StepError("unit-mount", f"{_NOT_MADE}{told.reason}", where=told.target)
 
 
 def _own_names(pid: int) -> int:
@@ -283,7 +284,7 @@ def _child(namespace: int, names: int, say: int, prepared: list[_Prepared], acco
             _put(root, made, own, account)
         os._exit(0)
     except CloisterError as error:
-        failure.reason = error.message
+        failure.reason = error.message.removeprefix(_NOT_MADE)
     except OSError as error:
         failure.reason = str(error.strerror)
     finally:
@@ -362,4 +363,4 @@ def _step(holder: int, name: str, as_file: bool, own: dict[int, bool], account: 
 
 
 def _refused(mount: UnitMount, reason: str) -> StepError:
-    return StepError("unit-mount", f"a mount of the unit was not made: {reason}", where=mount.target)
+    return StepError("unit-mount", f"{_NOT_MADE}{reason}", where=mount.target)

@@ -78,7 +78,7 @@ class Wire:
         self.refuse(refusal(error))
 
     def refuse(self, payload: bytes) -> None:
-        """Send an `F`, and take in for a moment what the peer still sends: its next write would fail before it reads."""
+        """Send an `F`, and take in for a moment what the peer still sends, so that no write fails before it reads."""
         with contextlib.suppress(FrameError, RetryError, OSError):
             self.send("F", payload)
             until = time.monotonic() + _DRAIN_S
@@ -137,6 +137,13 @@ def read_fields(frame: Frame, allowed: frozenset[str]) -> dict[str, str]:
     if end != len(frame.payload):
         raise _malformed("something follows the fields")
     return fields
+
+
+def is_run(frame: Frame) -> bool:
+    """Whether a first frame asks for a run; its descriptors stay open."""
+    with contextlib.suppress(FrameError):
+        return b"verb=run" in decode_list(frame.payload)[0]
+    return False
 
 
 def read_control(frame: Frame) -> dict[str, str]:

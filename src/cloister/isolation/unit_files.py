@@ -55,6 +55,65 @@ SKELETON_DIRECTORIES: tuple[tuple[str, int], ...] = (
     ("root", 0o700), ("run", 0o755), ("run/cloister", 0o755), ("run/cloister/box", 0o755), ("sys", 0o555),
     ("tmp", 0o1777), ("usr", 0o755), ("var", 0o755), ("var/tmp", 0o1777),
 )  # fmt: skip
+_HOSTD_HARDENING = """\
+AmbientCapabilities=
+NoNewPrivileges=yes
+RestrictNamespaces=mnt net user uts
+RestrictAddressFamilies=AF_UNIX AF_NETLINK
+IPAddressDeny=any
+SystemCallFilter=@system-service @mount sethostname
+SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap
+SystemCallErrorNumber=EPERM
+SystemCallArchitectures=native
+DevicePolicy=closed
+ProtectClock=yes
+# No ProtectHostname=: the host's name is taken out of units.
+RestrictRealtime=yes
+# No RestrictSUIDSGID=: it answers ENOSYS to openat2(2), whose flags a filter cannot see.
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+Delegate=no
+LimitCORE=0
+TasksMax=1024
+MemoryMax=1G
+"""
+_PROXYD_HARDENING = f"""\
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+InaccessiblePaths=-{AGENTS} -{SERVICES}
+PrivateTmp=yes
+PrivateDevices=yes
+DevicePolicy=closed
+PrivateIPC=yes
+ProtectProc=invisible
+ProcSubset=all
+ProtectControlGroups=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectClock=yes
+ProtectHostname=yes
+RestrictNamespaces=yes
+# It goes to the internet; the address guard of its own (egress) says where.
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+SystemCallArchitectures=native
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+RemoveIPC=yes
+Delegate=no
+LimitCORE=0
+LimitNOFILE=65536
+"""
 _WORD = re.compile(r"[A-Za-z0-9@_./+:=-]+")
 
 
@@ -125,28 +184,7 @@ PrivateDevices=yes
 # What it may, and why:
 {why}
 CapabilityBoundingSet={names}
-AmbientCapabilities=
-NoNewPrivileges=yes
-RestrictNamespaces=mnt net user uts
-RestrictAddressFamilies=AF_UNIX AF_NETLINK
-IPAddressDeny=any
-SystemCallFilter=@system-service @mount sethostname
-SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @resources @swap
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-DevicePolicy=closed
-ProtectClock=yes
-RestrictRealtime=yes
-# No ProtectHostname=: the host's name is taken out of units.
-# No RestrictSUIDSGID=: it answers ENOSYS to openat2(2), whose flags a filter cannot see.
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-Delegate=no
-LimitCORE=0
-TasksMax=1024
-MemoryMax=1G
-# A request that is under way is a child of it, and finishes or is undone by the next start.
+{_HOSTD_HARDENING}# A request that is under way is a child of it, and finishes or is undone by the next start.
 KillMode=mixed
 TimeoutStopSec=20
 """
@@ -199,41 +237,7 @@ RuntimeDirectory={_below(PROXY_RUNTIME, "/run")}
 RuntimeDirectoryMode=0700
 # Services that live on while it is restarted keep the mounts of their sockets' directories.
 RuntimeDirectoryPreserve=yes
-{loaded}NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=yes
-InaccessiblePaths=-{AGENTS} -{SERVICES}
-PrivateTmp=yes
-PrivateDevices=yes
-DevicePolicy=closed
-PrivateIPC=yes
-ProtectProc=invisible
-ProcSubset=all
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectClock=yes
-ProtectHostname=yes
-RestrictNamespaces=yes
-# It goes to the internet; the address guard of its own (egress) says where.
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-RemoveIPC=yes
-Delegate=no
-LimitCORE=0
-LimitNOFILE=65536
-KillMode=mixed
+{loaded}{_PROXYD_HARDENING}KillMode=mixed
 TimeoutStopSec=30
 Restart=on-failure
 RestartSec=1

@@ -216,6 +216,8 @@ def difference(desired: Desired, found: Found, before: Made, unfinished: tuple[A
     steps = [
         *_ending(desired, found, before),
         *things,
+        # After the list of grants is another one, so that none of them is started again meanwhile.
+        *(StopUnit(unit=unit, why=why, transient=True) for unit, why in desired.stop),
         *([ReloadManager()] if reload else []),
         *_starting(desired, found, changed),
     ]
@@ -328,7 +330,7 @@ def _lines(desired: Desired, found: Found, before: Made) -> list[AnySystemStep]:
 
 def _ending(desired: Desired, found: Found, before: Made) -> list[AnySystemStep]:
     """Stop what is not wanted any more, in the order in which things depend on one another: last started first."""
-    steps: list[AnySystemStep] = [StopUnit(unit=unit, why=why, transient=True) for unit, why in desired.stop]
+    steps: list[AnySystemStep] = []
     wanted = {one.unit: one for one in desired.units}
     for unit in reversed(before.units):
         there, want = found.units.get(unit), wanted.get(unit)

@@ -116,11 +116,11 @@ def _daemons(renewed: str) -> tuple[Wanted, ...]:
         restart_for=(f"{proxyd}.service",), reload_for=(SYSTEM_FILE,), restart_why=renewed,
     )  # fmt: skip
     host = f"{unit_files.HOSTD}.service"
-    return (
-        Wanted(unit=f"{unit_files.PROXYD}.socket", restart_for=(f"{proxyd}.socket",)),
+    return (  # sockets are stopped first: a request would start the service again
         broker,
-        Wanted(unit=f"{unit_files.HOSTD}.socket", restart_for=(f"{hostd}.socket",)),
+        Wanted(unit=f"{unit_files.PROXYD}.socket", restart_for=(f"{proxyd}.socket",)),
         Wanted(unit=host, enabled=False, active=False, restart_for=(f"{hostd}.service",)),
+        Wanted(unit=f"{unit_files.HOSTD}.socket", restart_for=(f"{hostd}.socket",)),
     )
 
 

@@ -59,7 +59,8 @@ def status(*, root: bool) -> Status:
         root: whether we may read what only root can.
     """
     system = _system()
-    living = living_units()
+    declared = (f"{SERVICE_PREFIX}{account.service}.service" for account in system.accounts if account.service)
+    living = tuple(dict.fromkeys((*declared, *living_units())))
     lines = {line.unit: line for line in unit_lines((*DAEMONS, *living))}
     as_declared, trouble = _as_declared() if root else (None, "")
     return Status(
