@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from runs_rig import ASK_PROXY, POLICY, POLICY_FILE, Rig
+
 from support.machines import Machine
 
 TERMINAL = """
@@ -173,11 +173,12 @@ def terminal(rig: Rig, steps: str, *words: str) -> str:
 
 def test_a_terminal(rig: Rig) -> None:
     """With a terminal the agent has one, of the same size, and what is typed arrives."""
-    steps = "terminal.until('rows 24'); terminal.type('hello\\n'); terminal.until('got hello'); print(terminal.process.wait(20))"
-    assert (
-        terminal(rig, steps, "run", "sh", "--", "sh", "-c", 'stty -a | head -1; tty; read x; echo "got $x"').strip()
-        == "0"
+    steps = (
+        "terminal.until('rows 24'); terminal.type('hello\\n'); terminal.until('got hello');"
+        "print(terminal.process.wait(20))"
     )
+    script = 'stty -a | head -1; tty; read x; echo "got $x"'
+    assert terminal(rig, steps, "run", "sh", "--", "sh", "-c", script).strip() == "0"
 
 
 def test_ctrl_c(rig: Rig) -> None:
@@ -240,6 +241,32 @@ def test_a_changed_policy_reaches_living_runs(rig: Rig) -> None:
         rig.cloister("stop", run)
 
 
+def test_a_grant_that_is_taken_back_ends_the_run(rig: Rig) -> None:
+    """Who is taken out of the system's policy has no living run after its reload; others keep theirs."""
+    run, other = rig.detach("sleep 60", agent="web"), rig.detach("sleep 60")
+    try:
+        rig.machine.write(POLICY_FILE, POLICY.replace('"small", "web"', '"small"'))
+        rig.machine.run(["systemctl", "reload", "cloister-proxyd.service"])
+        rig.until(lambda: run not in rig.cloister("ps").stdout)
+        assert rig.receipt(run)["reason"] == "grant-revoked"
+        assert rig.cloister("exec", other, "--", "true").returncode == 0
+    finally:
+        rig.machine.write(POLICY_FILE, POLICY)
+        rig.machine.run(["systemctl", "reload", "cloister-proxyd.service"])
+        rig.cloister("stop", other)
+
+
+def test_a_directory_is_no_stream(rig: Rig) -> None:
+    """A directory as standard input of a further command would open the host's files: it is refused."""
+    run = rig.detach("sleep 60")
+    done = rig.machine.run(
+        ["sh", "-c", 'cloister exec "$0" -- ls /proc/self/fd/0/ </', run], user="alice", cwd=rig.project, check=False
+    )
+    assert done.returncode == 125, done.stdout
+    assert "stdio-directory" in done.stderr
+    rig.cloister("stop", run)
+
+
 def test_a_project_may_only_narrow(rig: Rig) -> None:
     """`.cloister.toml` of a workspace takes hosts away, and is refused when it adds one."""
     path = f"{rig.project}/.cloister.toml"
@@ -255,7 +282,8 @@ def test_a_project_may_only_narrow(rig: Rig) -> None:
 def test_the_users_own_policy_may_only_narrow(rig: Rig) -> None:
     """A user's table of an agent that the system has takes from it what it says, under systemd as well."""
     path = "/home/alice/.config/cloister/cloister.toml"
-    own = 'schema = 1\n[agents.web]\nisolation = "unit"\ncommand = ["/bin/sh"]\negress = { allow = ["other.example:443"] }\n'
+    own = 'schema = 1\n[agents.web]\nisolation = "unit"\ncommand = ["/bin/sh"]\n'
+    own += 'egress = { allow = ["other.example:443"] }\n'
     rig.machine.write(path, own, owner="alice")
     try:
         done = rig.cloister("run", "web", "--", "/bin/bash", "-c", ASK_PROXY, "allowed.example:443")
@@ -366,7 +394,7 @@ def test_whoever_dies_the_run_ends(rig: Rig, kill: Callable[[Rig, str], None]) -
 
 
 def test_hostd_may_be_gone_while_a_run_lasts(rig: Rig) -> None:
-    """hostd is not needed while a run lasts: it is started again to end it."""
+    """Root's daemon is not needed while a run lasts: it is started again to end it."""
     run = rig.detach("sleep 300")
     pid = rig.main_pid("cloister-hostd.service")
     if pid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Mapping
 
 import msgspec
@@ -107,3 +108,18 @@ def decode(fields: Mapping[str, str], words: list[bytes], environment: list[byte
         json=bool(fields.get("json")),
         run=fields.get("id", ""),
     )
+
+
+def check_stdio(descriptors: tuple[int, ...]) -> None:
+    """Refuse a directory as standard input or output: openat(2) on it would lead out of the sandbox.
+
+    Raises:
+        UsageError: names the stream.
+    """
+    if len(descriptors) < len(("input", "output", "error")):
+        raise UsageError("stdio-missing", "the request came without its standard input, output and error")
+    for name, descriptor in zip(("input", "output", "error"), descriptors, strict=False):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise UsageError(
+                "stdio-directory", f"standard {name} is a directory, which would open the host's files to the agent"
+            )

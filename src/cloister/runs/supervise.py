@@ -13,7 +13,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloister.egress import nft
 from cloister.host.frames import encode_list
@@ -33,8 +33,11 @@ from cloister.runs.protections import Protections, look_after
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Record
 from cloister.runs.supervision import Supervision
-from cloister.runs.unit_client import UnitRuns
 from cloister.runs.upstream import upstream_proxy
+
+if TYPE_CHECKING:
+    from cloister.runs.unit_client import UnitRuns
+    from cloister.runs.unit_run import UnitRun
 
 NFT_LOAD = ("-f", "/dev/fd/5")
 """5 is the third descriptor of the frame (`plan.steps.Launch`)."""
@@ -48,13 +51,24 @@ class Supervisor(Supervision):
         """Know where things are; start nothing."""
         super().__init__(loop, Kitchen(paths, owner), connect)
         self._protections = Protections(loop, self._touched)
-        self._units = UnitRuns(loop, self._kitchen, connect, self._protections, self._one_ended.set)
+        self._units: UnitRuns | None = None
         self._filters: dict[str, bytes] = {}
 
     @property
     def busy(self) -> bool:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """Whether any run is alive."""
-        return bool(self._runs) or self._units.busy
+        return bool(self._runs) or bool(self._units and self._units.busy)
+
+    def _system_units(self) -> UnitRuns:
+        """Return what asks the system for runs; nothing of it is imported before the first one."""
+        if self._units is None:
+            from cloister.runs.unit_client import UnitRuns
+
+            self._units = UnitRuns(self._loop, self._kitchen, self._connect, self._protections, self._one_ended.set)
+        return self._units
+
+    def _unit(self, name: str) -> UnitRun | None:
+        return self._units.find(name) if self._units else None
 
     # --- starting ---------------------------------------------------------------------------
 
@@ -70,7 +84,7 @@ class Supervisor(Supervision):
             self._store.reserve(request.run)
         looked = self._kitchen.look(request)
         if looked.agent.isolation == "unit":
-            self._units.start(request, looked, link, stdio)
+            self._system_units().start(request, looked, link, stdio)
             return
         prepared = self._kitchen.prepare(request, request.run, looked)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
@@ -157,16 +171,16 @@ class Supervisor(Supervision):
             RetryError: it is not there yet.
         """
         name = self._living(fields.get("run", ""))
-        if unit := self._units.find(name):
+        if unit := self._unit(name):
             unit.execute(fields, words, environment, link, descriptors)
             return
         super().execute({**fields, "run": name}, words, environment, link, descriptors, on_close)
 
     def _names(self) -> Iterable[str]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
-        return (*self._runs, *self._units.names())
+        return (*self._runs, *(self._units.names() if self._units else ()))
 
     def _stop(self, name: str, grace_s: float) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
-        if unit := self._units.find(name):
+        if unit := self._unit(name):
             unit.stop(grace_s)
         else:
             super()._stop(name, grace_s)
@@ -184,7 +198,7 @@ class Supervisor(Supervision):
         """Something protected changed on the host: the run looks whether its mounts still hold."""
         if run := self._runs.get(name):
             run.protection_lost()
-        elif unit := self._units.find(name):
+        elif unit := self._unit(name):
             unit.protection_touched()
 
     async def _leave(self, run: ActiveRun, outcome: Outcome) -> Outcome:  # type: ignore[explicit-override]  # typing.override: Python 3.12
@@ -203,16 +217,18 @@ class Supervisor(Supervision):
 
     def _undo_left(self, plan: Plan) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         if plan.launch.unit:
-            self._units.wait_and_undo(plan)
+            self._system_units().wait_and_undo(plan)
             return
         end_stranded(plan.run, plan.launch.argv)
         super()._undo_left(plan)
 
     async def close(self) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """End every run, politely for two seconds; what is asked for a login comes to its end."""
-        self._units.stop_all()
+        if self._units:
+            self._units.stop_all()
         await super().close()
-        self._units.close()
+        if self._units:
+            self._units.close()
 
 
 def _memory_file(name: str, data: bytes) -> int:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import msgspec
 
 from cloister.errors import CloisterError, UsageError, render
-from cloister.host.frames import Frame
+from cloister.host.frames import Frame, FrameError
 from cloister.runs.active import ActiveRun
 from cloister.runs.links import Connect, Link
-from cloister.runs.request import Incoming
+from cloister.runs.request import Incoming, check_stdio
 from cloister.runs.store import Receipt
 from cloister.runs.unit_words import Told, encode, read_closing_words
 
@@ -101,7 +101,11 @@ class Lease:
             if not self._words.done():
                 self._words.set_result(read_closing_words(frame.payload))
             return
-        environment = self._incoming.take(frame)
+        try:
+            environment = self._incoming.take(frame)
+        except FrameError:
+            self._link.close()  # whoever does not keep to the protocol has no lease any more
+            return
         if environment is None:
             return
         asked, self._incoming = self._incoming, Incoming()
@@ -126,8 +130,13 @@ class Lease:
 
     def _run_command(self, asked: Incoming, environment: list[bytes]) -> None:
         """Run another command for whoever is behind the first descriptor."""
-        link = self._connect(socket.socket(fileno=os.dup(asked.descriptors[0])), lambda *_: None, lambda *_: None)
         try:
+            sock = socket.socket(fileno=os.dup(asked.descriptors[0]))
+        except OSError:
+            return  # no socket: there is nobody to tell
+        link = self._connect(sock, lambda *_: None, lambda *_: None)
+        try:
+            check_stdio(asked.descriptors[1:])
             if self._run is None or self._execute is None:
                 raise UsageError("run-not-alive", "the run is ending", remedy="cloister ps")
             fields = {**asked.fields, "run": self._run.plan.run}

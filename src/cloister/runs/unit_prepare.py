@@ -12,7 +12,7 @@ import time
 
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset
-from cloister.errors import PolicyError, Problem, UsageError
+from cloister.errors import DeniedError, PolicyError, Problem, UsageError
 from cloister.host import etc
 from cloister.host.agent_program import Program, find_program
 from cloister.host.owner import Owner
@@ -123,6 +123,23 @@ class UnitKitchen(Kitchen):
         policy = of_policy(agent, name, home="", owners=(0, self.owner.uid), forbidden=theirs)
         told = tuple(text[:_NOTICE_LENGTH] for text in asked.part.notices[:_MOST_NOTICES])
         return FileVariables(home, policy, told)
+
+    def count(self, user: str) -> int:
+        """Return how many runs of a user live, or are about to."""
+        return sum(asked.account.user == user for asked in self._asked.values())
+
+    def refused_now(self, run: str) -> str:
+        """Return why a living run's user may not have it any more; nothing where that is allowed still.
+
+        Raises:
+            PolicyError: the policy is broken.
+        """
+        asked = self._asked[run]
+        try:
+            self.policies.admit(asked.account.user, asked.request.agent)
+        except DeniedError as error:
+            return error.message
+        return ""
 
     def remember(self, run: str, asked: Asked) -> None:
         """Keep what narrows a living run, for when the policy is read again."""

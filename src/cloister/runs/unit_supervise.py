@@ -41,6 +41,8 @@ from cloister.runs.upstream import upstream_proxy
 
 UNIT_S = 120.0
 """Time in which hostd must have made the unit, or said why not."""
+RUNS_PER_USER = 128
+"""So that nobody uses up what all share here: descriptors, memory, the loop."""
 CLOSING_WORDS_S = 30.0
 """Time in which the user's broker looks at the workspace, however large."""
 
@@ -86,6 +88,9 @@ class UnitSupervisor(Supervision):
         request = asked.request
         if request.run:
             self._store.reserve(request.run)
+        if self._units.count(asked.account.user) >= RUNS_PER_USER:
+            message = f"{asked.account.user} has {RUNS_PER_USER} runs under systemd already"
+            raise RetryError("runs-too-many", message, remedy="cloister stop RUN")
         prepared = self._units.prepare_unit(asked)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, parties.outer, lambda _: None)
@@ -192,6 +197,17 @@ class UnitSupervisor(Supervision):
         host_apply.undo(plan, self._paths.state)
         self._units.forget(plan.run)
         self._store.remove(record.id)
+
+    def _reload(self) -> list[dict[str, str]]:  # type: ignore[explicit-override]  # Python 3.12
+        """Bring the policy to every run, and end those that it does not allow any more."""
+        for name, run in list(self._runs.items()):
+            try:
+                why = self._units.refused_now(name)
+            except CloisterError:
+                continue  # a broken policy changes nothing; what follows says so of each run
+            if why:
+                run.live.refuse("grant-revoked", "the system's policy does not allow this run any more", [why])
+        return super()._reload()
 
     # --- endings ----------------------------------------------------------------------------
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import stat
 import sys
 import traceback
 from collections.abc import Callable
 
 import msgspec
 
-from cloister.errors import CloisterError, UsageError, render
+from cloister.errors import CloisterError, render
 from cloister.host.frames import Frame, FrameError
 from cloister.host.owner import Owner
 from cloister.runs import words
 from cloister.runs.paths import Paths
-from cloister.runs.request import Incoming, decode
+from cloister.runs.request import Incoming, check_stdio, decode
 from cloister.runs.supervise import Supervisor
 from cloister.services.connection import Connection
 
@@ -89,7 +88,7 @@ class Requests:
     def _dispatch(self, connection: Connection, pending: Incoming, environment: list[bytes]) -> None:
         verb = pending.fields.get("verb", "")
         if verb in _RUN_VERBS:
-            _check_stdio(pending.descriptors)
+            check_stdio(pending.descriptors)
             if pending.fields.get("raw") and not _understand(pending):
                 connection.send("H")
                 connection.close()
@@ -145,18 +144,3 @@ def _understand(pending: Incoming) -> bool:
     pending.fields, command = expanded
     pending.words = [os.fsencode(word) for word in command]
     return True
-
-
-def _check_stdio(descriptors: tuple[int, ...]) -> None:
-    """Refuse a directory as standard input or output: openat(2) on it would lead out of the sandbox.
-
-    Raises:
-        UsageError: names the stream.
-    """
-    if len(descriptors) < len(("input", "output", "error")):
-        raise UsageError("stdio-missing", "the request came without its standard input, output and error")
-    for name, descriptor in zip(("input", "output", "error"), descriptors, strict=False):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise UsageError(
-                "stdio-directory", f"standard {name} is a directory, which would open the host's files to the agent"
-            )
