@@ -1,8 +1,8 @@
 """A stand-in for the system's broker: it answers hostd with a plan it was given, and keeps what it gets.
 
 `python -m support.fake_proxyd PLAN LOG` runs inside a test machine, and becomes the broker's account. It makes the
-run's box, answers each request with the plan (RUN, ROOT and DIRECTORY replaced), then drives the shim: it sends go when the probe
-has passed, and writes every event as a line of JSON to the log.
+run's box, answers each request with the plan (RUN, ROOT and DIRECTORY replaced), then drives the shim: it sends go
+when the probe has passed, and writes every event as a line of JSON to the log.
 """
 
 from __future__ import annotations

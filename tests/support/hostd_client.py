@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import io
 import json
 import os
 import socket
 import sys
-import tarfile
 from collections.abc import Sequence
 
+from cloister.host import tar_format, unit_carry
 from cloister.host.frames import FrameError, encode_list
 from support.fake_proxyd import Talk
 
@@ -38,20 +37,21 @@ def directory(path: str) -> int:
 
 def sealed(files: dict[str, str]) -> int:
     """Return a sealed memory file with a tar of these."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, text in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text.encode())
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    return sealed_bytes(buffer.getvalue())
+    made, data = set[str](), b""
+    for name, text in files.items():
+        parents = ["/".join(name.split("/")[:count]) for count in range(1, name.count("/") + 1)]
+        data += b"".join(tar_format.encode(tar_format.Entry(one, "directory")) for one in parents if one not in made)
+        made.update(parents)
+        size = len(text.encode())
+        data += tar_format.encode(tar_format.Entry(name, "file", size)) + text.encode() + tar_format.padding(size)
+    return sealed_bytes(data + tar_format.end())
 
 
 def sealed_bytes(data: bytes) -> int:
     """Return a sealed memory file."""
     memory = os.memfd_create("carry", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.write(memory, data)
-    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, unit_carry.SEALS)
     return memory
 
 

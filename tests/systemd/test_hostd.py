@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,7 @@ def rig(machine: Machine) -> Iterator[Rig]:
 
 @pytest.fixture
 def project(rig: Rig) -> Iterator[str]:
-    """A directory of alice's below a granted root, with a name that no list of systemd's could hold, and a file in it."""
+    """A directory of alice's below a granted root, with a name that no list of systemd's could hold."""
     path = "/home/alice/p/my proj:%x\\$HOME"
     rig.machine.run(["mkdir", "-p", path, "/home/alice/work"], user="alice")
     rig.machine.run(["sh", "-c", 'echo hers >"$0/hers"', path], user="alice")
@@ -51,7 +52,7 @@ def test_a_run_in_the_own_project(rig: Rig, project: str) -> None:
 
 
 def test_the_broker_hears_who_asks_from_us(rig: Rig, project: str) -> None:
-    """What the broker is told of the caller is the kernel's word and our own walk; words and part are handed on unread."""
+    """What the broker is told of the caller is the kernel's word and our own walk, not what the request says."""
     shell(rig, "true")
     rig.machine.run(["mkdir", f"{project}/sub"], user="alice")
     answer, _, _ = rig.ask(project, f"{project}/sub")
@@ -66,7 +67,6 @@ def test_the_broker_hears_who_asks_from_us(rig: Rig, project: str) -> None:
 def test_nobody_can_be_impersonated(rig: Rig, project: str) -> None:
     """PF1: bob cannot start anything in alice's project, and no field of a request names a user."""
     shell(rig, "cat hers")
-    assert "outside" in rig.refusal("/tmp", user="bob") or True
     said = rig.machine.run(
         [PYTHON, "-m", "support.hostd_client", "pi", "x1", "/", "--extra", "caller=alice"],
         user="bob", env={"PYTHONPATH": TESTS}, cwd="/", check=False,
@@ -76,7 +76,7 @@ def test_nobody_can_be_impersonated(rig: Rig, project: str) -> None:
 
 
 def test_descriptors_of_others_lead_nowhere(rig: Rig, project: str) -> None:
-    """PF1: a directory of alice's that bob got hold of is not below bob's roots; with root / bob's own rights refuse it."""
+    """PF1: alice's directory in bob's hands is below no root of his; with root `/` his own rights do not reach it."""
     code = """
 import os, socket, sys
 from support import hostd_client
@@ -148,7 +148,7 @@ def test_a_workspace_of_somebody_else(rig: Rig, project: str) -> None:
 
 
 def test_a_swapped_directory_never_shows_another(rig: Rig, project: str) -> None:
-    """PF7: while a name changes between a directory and a link, a run sees the directory that was sent, or is refused."""
+    """PF7: while a name changes between directory and link, a run sees the directory that was sent, or is refused."""
     rig.machine.run(["sh", "-c", "mkdir -p /srv/other && echo x >/srv/other/secret && chmod -R a+rX /srv/other"])
     rig.machine.run(["mkdir", "-p", "/home/alice/p/a"], user="alice")
     swap = "while :; do mv p/a p/b; ln -s /srv/other p/a; rm p/a; mv p/b p/a; done"
@@ -245,7 +245,7 @@ def test_what_is_protected_in_the_workspace(rig: Rig, project: str) -> None:
     ],
 )
 def test_no_link_and_nothing_new_in_the_workspace(rig: Rig, project: str, prepare: str, wrong: dict[str, Any]) -> None:
-    """PF4, PF6: where a mount would follow a link, or need something that root would have to make, nothing starts."""
+    """PF4, PF6: where a mount would follow a link, or root would have to make its place, nothing starts."""
     rig.machine.run(["sh", "-c", f'cd "$0" && {prepare}', project], user="alice")
     before = rig.machine.run(["find", project]).stdout
     shell(rig, "true", mounts=[wrong])
@@ -280,7 +280,7 @@ def test_what_is_carried_in(rig: Rig, project: str) -> None:
     home = f"/home/{ACCOUNT}"
     shell(
         rig,
-        "cat ~/.pi/settings.json; echo x >~/.pi/settings.json; stat -c %u ~/.pi/settings.json; touch ~/free && echo free",
+        "cd; cat .pi/settings.json; echo x >.pi/settings.json; stat -c %u .pi/settings.json; touch free && echo free",
         mounts=[mount("ro", f"{home}/.pi/settings.json", "carry", ".pi/settings.json")],
     )
     answer, printed, run = rig.ask(project, "--carry", json.dumps({".pi/settings.json": "mine\n"}))
@@ -335,7 +335,7 @@ def test_only_the_broker_ends_runs(rig: Rig, project: str) -> None:
     """`end` and `recover` are the broker's and root's: a user's are refused, and the run lives on."""
     shell(rig, "cat")
     asking = rig.begin(project, "mine")
-    code = "from support.fake_proxyd import ask_hostd; print(ask_hostd('end', run='mine'), ask_hostd('recover', living=''))"
+    code = "from support.fake_proxyd import ask_hostd as ask; print(ask('end', run='mine'), ask('recover', living=''))"
     try:
         said = rig.machine.python(code, user="bob", cwd="/").stdout
         assert "request-malformed" in said
@@ -361,7 +361,7 @@ def test_root_ends_a_run(rig: Rig, project: str) -> None:
 
 
 def test_a_hostile_crowd_holds_up_nobody_else(rig: Rig, project: str) -> None:
-    """With more connections than one user may have the next is told to try again, and another user is served at once."""
+    """Beyond what one user may have at once the next is told to try again, and another user is served."""
     shell(rig, "true")
     code = """
 import socket, sys, time
@@ -369,8 +369,6 @@ held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
 for sock in held: sock.connect("/run/cloister/hostd.sock")
 print("held", flush=True); sys.stdin.read()
 """
-    import subprocess  # noqa: PLC0415
-
     crowd = rig.machine.popen(
         [PYTHON, "-c", code], user="bob", cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -387,7 +385,7 @@ print("held", flush=True); sys.stdin.read()
 
 
 def test_a_killed_hostd_leaves_nothing(rig: Rig, project: str) -> None:
-    """SIGKILL of hostd and its children at any moment of a start: the next start of hostd has undone what they began."""
+    """SIGKILL of hostd and its children at any moment of a start: its next start has undone what they began."""
     shell(rig, "true")
     for number in range(8):
         run = f"killed{number}"
@@ -409,7 +407,53 @@ def test_a_killed_hostd_leaves_nothing(rig: Rig, project: str) -> None:
 
 
 def test_hostd_ends_when_idle(rig: Rig) -> None:
-    """Without requests the daemon ends, and the next request starts it again."""
+    """Without requests the daemon ends by itself, and the next request starts it again."""
+    words = [
+        PYTHON,
+        "-I",
+        "-m",
+        "cloister.services.hostd",
+        "--socket",
+        "/run/cloister-test/idle.sock",
+        "--idle-s",
+        "0.5",
+    ]
+    assert rig.machine.run(words, timeout=20).returncode == 0
     rig.machine.run(["systemctl", "stop", "cloister-hostd.service"])
     assert "caller-is-agent" in rig.refusal("/", user=ACCOUNT)
     assert rig.machine.show("cloister-hostd.service", "ActiveState") == "active"
+
+
+def test_recovery_ends_what_is_not_living(rig: Rig, project: str) -> None:
+    """A broker that starts anew says which runs live: the others are stopped and undone, those live on."""
+    shell(rig, "cat")
+    kept, lost = rig.begin(project, "kept"), rig.begin(project, "lost")
+    code = "from support.fake_proxyd import ask_hostd as ask; print(ask('recover', living='kept,other'))"
+    said = rig.machine.python(code, cwd="/").stdout
+    assert said.strip() == "{'undone': ['lost']}"
+    rig.nothing_left("lost")
+    lost.communicate("", timeout=20)
+    assert rig.machine.show("cloister-run-kept.service", "ActiveState") == "active"
+    _, said = kept.communicate("", timeout=20)
+    assert json.loads(said.splitlines()[-1]) == GOOD
+    rig.nothing_left("kept")
+
+
+def test_a_shared_workspace_gives_no_rights_of_its_owner(rig: Rig, project: str) -> None:
+    """PF20: in a directory that bob shares with alice by a group, alice's agent does not become bob by mapped ids."""
+    rig.machine.run(["sh", "-c", "groupadd -f team; usermod -aG team alice; usermod -aG team bob"])
+    prepare = "mkdir -p /srv/shared/x && cd /srv/shared/x && chown bob:team . && chmod 2770 . && echo s >own"
+    rig.machine.run(["sh", "-c", f"{prepare} && chown bob:bob own && chmod 600 own"])
+    try:
+        shell(rig, "cat own")
+        assert "workspace-ownership" in rig.refusal("/srv/shared/x")
+        properties = [*rig.plan([""])["steps"][-1]["unit"]["properties"], ["SupplementaryGroups", "team"]]
+        rig.answer(rig.plan(["/bin/sh", "-c", "cat own; echo made >made"], properties=properties, ownership="group"))
+        answer, printed, _ = rig.ask("/srv/shared/x")
+        assert (answer, printed) == (GOOD, ""), rig.told()
+        assert rig.machine.run(["stat", "-c", "%U %G", "/srv/shared/x/made"]).stdout.split() == [ACCOUNT, "team"]
+        properties[-1][1] = "root"
+        rig.answer(rig.plan(["true"], properties=properties, ownership="group"))
+        assert "below-the-floor" in rig.refusal("/srv/shared/x")
+    finally:
+        rig.machine.run(["rm", "-rf", "/srv/shared"])

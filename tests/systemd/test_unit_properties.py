@@ -42,6 +42,8 @@ REFUSED: dict[str, Words] = {
     "homes (ProtectHome, RootDirectory)": ("read", "/home"),
     "the host's /var (RootDirectory)": ("read", "/var/lib/dpkg"),
     "the host's journal (BindLogSockets)": ("connect", "/run/systemd/journal/socket"),
+    "hardware and control groups (InaccessiblePaths)": ("read", "/sys"),
+    "the host's large pages (InaccessiblePaths)": ("read", "/dev/hugepages"),
     "the bus (RootDirectory)": ("connect", "/run/dbus/system_bus_socket"),
     "owners of files (PrivateUsers)": ("owner", "/usr/local/lib/of-alice"),
     "user namespaces (RestrictNamespaces)": ("user_namespace",),
@@ -78,7 +80,7 @@ AS_ROOT: dict[str, Words] = {
     "raw frames (RestrictAddressFamilies)": ("packet",),
     "swap (SystemCallFilter)": ("swap",),
     "ports of the processor (SystemCallFilter)": ("ports",),
-    "control groups (ProtectControlGroups)": ("control_group",),
+    "control groups (InaccessiblePaths, ProtectControlGroups)": ("control_group",),
     "the manager (RootDirectory)": ("connect", "/run/systemd/private"),
 }
 WORKS = {

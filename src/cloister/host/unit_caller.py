@@ -13,7 +13,6 @@ import struct
 from typing import NamedTuple
 
 from cloister.errors import DeniedError
-from cloister.host.unit_syscalls import SO_PEERPIDFD
 from cloister.plan.unit import FIRST_UID, PROXY_USER, UID_COUNT
 
 _CREDENTIALS = struct.Struct("3i")
@@ -57,21 +56,6 @@ def identify_caller(sock: socket.socket) -> Caller:
         ) from None
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     return Caller(uid, entry.pw_gid, pid, entry.pw_name, entry.pw_dir, groups)
-
-
-def caller_process(sock: socket.socket, pid: int) -> int | None:
-    """Return a pidfd of the process that connected, or None where the kernel has none to give (before Linux 6.5).
-
-    Unlike its number it cannot become another process's: it turns readable when that process has ended.
-    """
-    try:
-        packed = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
-    except OSError:
-        try:
-            return os.pidfd_open(pid)
-        except OSError:
-            return None
-    return int(struct.unpack("i", packed)[0])
 
 
 def is_ours(uid: int) -> bool:

@@ -113,7 +113,14 @@ _PATTERNS = {name: re.compile(pattern) for name, pattern in _ALLOWED.items()}
 _REQUIRED = (
     *("User", "Group", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities", "ProtectSystem"),
     *("RootDirectory", "PrivateDevices", "DevicePolicy", "PrivateIPC", "PrivateTmp", "ProtectKernelModules"),
-    *("ProtectClock", "ProtectControlGroups", "RestrictRealtime", "TemporaryFileSystem", "PrivateUsers"),
+    *(
+        "ProtectClock",
+        "ProtectControlGroups",
+        "RestrictRealtime",
+        "TemporaryFileSystem",
+        "PrivateUsers",
+        "InaccessiblePaths",
+    ),
     *("LockPersonality", "RestrictAddressFamilies", "SystemCallFilter", "SystemCallErrorNumber"),
     *("SystemCallArchitectures", "KeyringMode", "UMask", "Slice", "Delegate", "LimitCORE", "KillMode"),
 )
@@ -266,7 +273,7 @@ def _check_mount(mount: UnitMount, bounds: Bounds) -> None:
     if not mount.target.startswith("/") or not _plain(mount.target[1:]):
         raise _refused("a mount's place is not absolute and plain", shown)
     hidden = (mount.kind, mount.target) == ("mask-directory", "/sys")
-    if _below(mount.target, _NEVER_TARGETS) and mount.target != bounds.workspace and not hidden:
+    if _below(mount.target, _NEVER_TARGETS) and not hidden:
         raise _refused("nothing is mounted there", shown)
     if (mount.kind in {"tmpfs", "mask-file", "mask-directory"}) != (mount.base == "none"):
         raise _refused("a mount of this kind has no such source", f"{shown} from {mount.base}")

@@ -86,7 +86,7 @@ def find_grant(system: System, caller: Caller, agent: str) -> tuple[Grant, Accou
             return grant, account
     raise DeniedError(
         "user-not-allowed", f"User {caller.name!r} is not allowed to use {agent}",
-        remedy=f'the owner of this system adds [users.{caller.name}] agents = ["{agent}"] to the policy in /etc/cloister',
+        remedy=f'the owner of this system adds [users.{caller.name}] agents = ["{agent}"] to its policy',
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from cloister.host.unit_syscalls import (
     enter_mount_namespace,
     id_namespace,
     mount_id,
+    name_host,
     new_tmpfs,
     open_absolute,
     open_below,
@@ -36,10 +37,13 @@ from cloister.host.unit_syscalls import (
 )
 from cloister.plan.unit import SKELETON, Account, UnitLaunch, UnitMount
 
+HOST_NAME = "cloister"
+"""What every agent sees; it is also what its `/etc/hosts` knows."""
 _IDS = 1 << 31
 _WALK = PATH_ONLY | os.O_NOFOLLOW
 _WALK_DIRECTORY = _WALK | os.O_DIRECTORY
 _ANSWER_SIZE = 1 << 16
+_NOT_MADE = "a mount of the unit was not made: "
 
 
 class Sources(NamedTuple):
@@ -233,12 +237,15 @@ def _make_tops(unit: UnitLaunch) -> None:
 def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
     """Have a child enter the unit's mount namespace and put every mount at its place."""
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    names = _own_names(pid)
     hear, say = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(namespace, say, prepared, account)
+        _child(namespace, names, say, prepared, account)
     os.close(say)
-    os.close(namespace)
+    for descriptor in (namespace, names):
+        if descriptor >= 0:
+            os.close(descriptor)
     try:
         with os.fdopen(hear, "rb") as file:
             answer = file.read(_ANSWER_SIZE)
@@ -246,13 +253,27 @@ def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
         status = os.waitpid(child, 0)[1]
     if status != 0 or answer:
         told = msgspec.json.decode(answer, type=_Failure) if answer else _Failure(reason="the helper died")
-        raise StepError("unit-mount", f"a mount of the unit was not made: {told.reason}", where=told.target)
+        raise StepError("unit-mount", f"{_NOT_MADE}{told.reason}", where=told.target)
 
 
-def _child(namespace: int, say: int, prepared: list[_Prepared], account: Account) -> None:
+def _own_names(pid: int) -> int:
+    """Open the UTS namespace of a unit, or return -1 where it shares the host's (a nested sandbox, systemd before 258).
+
+    systemd makes one for ProtectHostname=, and leaves the host's name in it.
+    """
+    names = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+    if os.fstat(names).st_ino != os.stat("/proc/self/ns/uts").st_ino:
+        return names
+    os.close(names)
+    return -1
+
+
+def _child(namespace: int, names: int, say: int, prepared: list[_Prepared], account: Account) -> None:
     failure = _Failure()
     try:
         run_of_host = os.stat("/run").st_dev
+        if names >= 0:
+            name_host(names, HOST_NAME)
         enter_mount_namespace(namespace)
         os.umask(0o022)
         root = os.open("/", PATH_ONLY | os.O_DIRECTORY)
@@ -263,7 +284,7 @@ def _child(namespace: int, say: int, prepared: list[_Prepared], account: Account
             _put(root, made, own, account)
         os._exit(0)
     except CloisterError as error:
-        failure.reason = error.message
+        failure.reason = error.message.removeprefix(_NOT_MADE)
     except OSError as error:
         failure.reason = str(error.strerror)
     finally:
@@ -342,4 +363,4 @@ def _step(holder: int, name: str, as_file: bool, own: dict[int, bool], account: 
 
 
 def _refused(mount: UnitMount, reason: str) -> StepError:
-    return StepError("unit-mount", f"a mount of the unit was not made: {reason}", where=mount.target)
+    return StepError("unit-mount", f"{_NOT_MADE}{reason}", where=mount.target)

@@ -107,6 +107,23 @@ def recorded(directory: str = DIRECTORY) -> list[str]:
     return sorted(run for run in found if _RUN.fullmatch(run))
 
 
+def living_of(uid: int, directory: str = DIRECTORY) -> int:
+    """Return how many runs of a user are recorded."""
+    return sum(_caller(run, directory) == uid for run in recorded(directory))
+
+
+class _Caller(msgspec.Struct):
+    caller_uid: int
+
+
+def _caller(run: str, directory: str) -> int:
+    try:
+        with open(f"{directory}/{run}.json", "rb") as file:
+            return msgspec.json.decode(file.read(), type=_Caller).caller_uid
+    except (OSError, msgspec.DecodeError, ValueError):
+        return -1
+
+
 def is_run(text: str) -> bool:
     """Whether a text may be the id of a run."""
     return _RUN.fullmatch(text) is not None

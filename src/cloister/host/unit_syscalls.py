@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,8 @@ _MOVE_MOUNT_BOTH_EMPTY = 0x4 | 0x40
 _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 _MS_PRIVATE = 1 << 18
 _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 2, 4, 8
-_CLONE_NEWUSER, _CLONE_NEWNS = 0x10000000, 0x00020000
+_CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWUTS = 0x10000000, 0x00020000, 0x04000000
 READ_ONLY, NOSUID, NODEV, NOEXEC, _IDMAP = 1, 2, 4, 8, 0x00100000
-SO_PEERPIDFD = 77
-"""include/uapi/asm-generic/socket.h, Linux 6.5; the same number on x86, ARM and RISC-V."""
 _TRIES = 16
 _STATX_SIZE, _STATX_MNT_ID, _STATX_MNT_ID_OFFSET = 256, 0x1000, 144
 PATH_ONLY = os.O_PATH | os.O_CLOEXEC
@@ -108,6 +107,13 @@ def enter_mount_namespace(namespace: int) -> None:
     """Become part of a mount namespace; working directory and root become its root (setns(2))."""
     if _libc.setns(namespace, _CLONE_NEWNS) != 0:
         raise _error()
+
+
+def name_host(namespace: int, name: str) -> None:
+    """Give a UTS namespace that is not the host's own a host name; the caller becomes part of it (setns(2))."""
+    if _libc.setns(namespace, _CLONE_NEWUTS) != 0:
+        raise _error()
+    socket.sethostname(name)
 
 
 def mount_id(descriptor: int) -> int:

@@ -21,6 +21,7 @@ from cloister.errors import CloisterError, RetryError, UsageError, render
 from cloister.host.frames import Channel, Frame, FrameError, decode_list
 
 REQUEST_S = 10.0
+_DRAIN_S = 1.0
 _FIELDS_SIZE = 64 << 10
 _LARGEST = {"L": _FIELDS_SIZE, "U": 4 << 20, "V": 1 << 20, "N": 1 << 20}
 _FIELDS = frozenset({"verb", "agent", "profile", "pty", "detach", "json", "replaced", "yes", "run"})
@@ -37,6 +38,7 @@ class Wire:
     def __init__(self, sock: socket.socket, limit_s: float = REQUEST_S) -> None:
         """Take over a connected socket."""
         self._channel = Channel(sock)
+        self._socket = sock
         self._until = time.monotonic() + limit_s
 
     def fileno(self) -> int:
@@ -73,8 +75,17 @@ class Wire:
 
     def finish(self, error: CloisterError) -> None:
         """Answer with a refusal; a peer that is gone or does not read is no reason to fail."""
-        with contextlib.suppress(FrameError, RetryError):
-            self.send("F", refusal(error))
+        self.refuse(refusal(error))
+
+    def refuse(self, payload: bytes) -> None:
+        """Send an `F`, and take in for a moment what the peer still sends, so that no write fails before it reads."""
+        with contextlib.suppress(FrameError, RetryError, OSError):
+            self.send("F", payload)
+            until = time.monotonic() + _DRAIN_S
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            while (left := until - time.monotonic()) > 0 and poll.poll(left * 1000) and self._socket.recv(1 << 16):
+                continue
 
     def close(self) -> None:
         """Close the connection."""
@@ -128,6 +139,13 @@ def read_fields(frame: Frame, allowed: frozenset[str]) -> dict[str, str]:
     return fields
 
 
+def is_run(frame: Frame) -> bool:
+    """Whether a first frame asks for a run; its descriptors stay open."""
+    with contextlib.suppress(FrameError):
+        return b"verb=run" in decode_list(frame.payload)[0]
+    return False
+
+
 def read_control(frame: Frame) -> dict[str, str]:
     """Return the fields of a request of the system's broker.
 
@@ -151,9 +169,19 @@ def read_request(wire: Wire, first: Frame) -> Request:
     try:
         fields = _run_fields(first)
         _check_descriptors(first.descriptors)
-    except CloisterError:
+        parts = _read_parts(wire)
+    except BaseException:
         close_all(first.descriptors)
         raise
+    link, standard_in, out, errors, workspace, directory, *carry = first.descriptors
+    return Request(
+        fields, link, (standard_in, out, errors), workspace, directory, carry[0] if carry else -1,
+        parts["U"], parts["V"], parts["N"],
+    )  # fmt: skip
+
+
+def _read_parts(wire: Wire) -> dict[str, bytes]:
+    """Return what follows the fields, by type, in whatever order it comes."""
     parts: dict[str, bytes] = {}
     while len(parts) < len(_LARGEST) - 1:
         frame = wire.receive()
@@ -164,11 +192,7 @@ def read_request(wire: Wire, first: Frame) -> Request:
         if frame.kind != "U":
             _check_list(frame)
         parts[frame.kind] = frame.payload
-    link, standard_in, out, errors, workspace, directory, *carry = first.descriptors
-    return Request(
-        fields, link, (standard_in, out, errors), workspace, directory, carry[0] if carry else -1,
-        parts["U"], parts["V"], parts["N"],
-    )  # fmt: skip
+    return parts
 
 
 def close_all(descriptors: Sequence[int]) -> None:

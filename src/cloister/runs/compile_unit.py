@@ -220,7 +220,6 @@ def _mounts(agent: Agent, preset: Preset, facts: UnitFacts, files: Files) -> Ite
     """Yield the mounts, parents first: file systems of our own, what is ours, the workspace, what is hidden."""
     size = _disk(agent)
     shown = [path for path in (*facts.program_binds, *facts.extra_system, *facts.read) if not _in_place(path)]
-    yield UnitMount(kind="mask-directory", target="/sys")  # hardware and control groups: names of all units
     yield UnitMount(kind="tmpfs", target="/run")  # systemd 252 leaves one that all may write, without a bound
     for top in _tops([facts.layout.root, *shown]):
         yield UnitMount(kind="tmpfs", target=top)

@@ -37,6 +37,7 @@ LONGEST_S = 180.0
 _FIRST_LISTENER = 3
 _BACKLOG = 64
 _TICK_S = 1.0
+_LAST_S = 10.0
 
 
 class Child(NamedTuple):
@@ -81,6 +82,10 @@ class Daemon:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > self._idle_s:
                 return
+        until = time.monotonic() + _LAST_S
+        while self._children and time.monotonic() < until:  # what is under way is finished; the rest is undone later
+            self._reap()
+            time.sleep(0.05)
 
     def _leave(self, *_: object) -> None:
         self._leaving = True
@@ -145,7 +150,7 @@ class Daemon:
             if not found:
                 continue
             del self._children[pid]
-            if status != 0 and child.uid >= 0:
+            if status != 0 and child.uid >= 0 and not self._leaving:
                 self._fork(-1, None)  # it died half-way: somebody must undo what it had begun
 
 

@@ -25,11 +25,13 @@ from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
 from cloister.host.unit_floor import Bounds, check_plan
 from cloister.host.unit_grants import FIRST_ORDINARY_GID, Place, find_grant, open_place, read_system
-from cloister.host.unit_wire import Request, Wire, read_control, read_request
+from cloister.host.unit_wire import Request, Wire, is_run, read_control, read_request
 from cloister.plan.steps import Plan
 from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
 
 PLAN_S = 60.0
+MOST_RUNS = 64
+"""Of one user at once: each holds a process of systemd's, and what it carries in stands in memory."""
 SHIMS = (
     os.path.join(os.path.dirname(os.path.abspath(cloister.__file__)), "host", "shim", "cloister-shim"),
     os.path.join(sys.prefix, "bin", "cloister"),
@@ -63,14 +65,14 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
     try:
         caller = identify_caller(sock)
         first = wire.receive()
-        if caller.is_system and first.payload.find(b"verb=run") < 0:
+        if caller.is_system and not is_run(first):
             _control(wire, first, manager)
         else:
             _run(wire, first, caller, manager)
     except _PassedError as passed:
-        with contextlib.suppress(FrameError, RetryError):
-            wire.send("F", passed.payload)
+        wire.refuse(passed.payload)
     except CloisterError as error:
+        _note(f"uid {peer_uid(sock)} was refused: {error.message} [{error.reference}] {error.where}")
         wire.finish(error)
     except FrameError:
         return  # the peer left, or is not worth an answer
@@ -104,6 +106,8 @@ def _run(wire: Wire, first: Frame, caller: Caller, manager: unit_start.Manager) 
     grant, account = find_grant(read_system(), caller, request.fields["agent"])
     place = open_place(caller, grant, request.workspace, request.directory)
     _check_account(account)
+    if unit_records.living_of(caller.uid) >= MOST_RUNS:
+        raise RetryError("too-many-runs", f"you have {MOST_RUNS} runs already", remedy="cloister ps, cloister stop RUN")
     asked = _Asked(request, caller, grant, account, place)
     broker = _connect_broker()
     try:
@@ -240,9 +244,7 @@ def _stand_up(
         with theirs:
             started = unit_start.start(manager, unit, record.plan.launch.argv, theirs.fileno())
         stack.callback(os.close, started.pidfd)
-        owner = os.fstat(sources.workspace)
-        owners = unit_mounts.Owners(owner.st_uid, owner.st_gid, asked.account)
-        count = unit_mounts.make_mounts(unit, started.pid, sources, owners)
+        count = unit_mounts.make_mounts(unit, started.pid, sources, _owners(unit, asked))
         unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
         shim = Wire(socket.socket(fileno=os.dup(ours.fileno())))
         shim.send("B")  # the mounts are made: it may look at its walls
@@ -255,7 +257,31 @@ def _stand_up(
         said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified)
         ours.setblocking(True)
         broker.allow(PLAN_S)
+        _note(f"{asked.caller.name} started {asked.account.name} in {asked.place.path} as {unit.unit}")
         broker.send("S", msgspec.json.encode(said), (ours.fileno(), started.pidfd))
+
+
+def _owners(unit: UnitLaunch, asked: _Asked) -> unit_mounts.Owners:
+    """Return whose files become the agent's: the caller's own, never those of somebody who shares the directory.
+
+    Raises:
+        UnsupportedError: the ids of a workspace that is shared by a group would be mapped: the agent would have the
+            rights of its owner, which the caller has not.
+    """
+    status = os.fstat(asked.place.workspace)
+    if unit.ownership == "idmap" and status.st_uid != asked.caller.uid:
+        raise UnsupportedError(
+            "workspace-ownership", "a workspace that a group shares is used by that group", where=asked.place.path,
+            remedy='[agents.X.unit] ownership = "group", with project_group',
+        )  # fmt: skip
+    group = status.st_gid if status.st_gid in asked.caller.groups else asked.caller.gid
+    return unit_mounts.Owners(asked.caller.uid, group, asked.account)
+
+
+def _note(text: str) -> None:
+    """Write a line to the journal: who asked for what, and what came of it. Never words or environment of a run."""
+    shown = "".join(char if char.isprintable() else "?" for char in text)
+    sys.stderr.write(f"{shown}\n")
 
 
 def _open_sources(unit: UnitLaunch, run: str, asked: _Asked, stack: contextlib.ExitStack) -> unit_mounts.Sources:

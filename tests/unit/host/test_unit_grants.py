@@ -48,7 +48,7 @@ def test_a_grant_is_for_one_user_and_agent() -> None:
 
 
 def test_words_reach_the_shim_as_they_are() -> None:
-    """systemd would replace `$NAME` in words: it is told not to from 254 on, and `$` is doubled before."""
+    """Without being told, systemd replaces `$NAME` in words: it is told from 254 on, and `$` is doubled before."""
     unit = UnitLaunch(
         unit="cloister-run-x.service", account="a", uid=FIRST_UID, mounts=(),
         properties=(("User", "a"), ("StandardOutput", "null"), ("CollectMode", "inactive-or-failed")),

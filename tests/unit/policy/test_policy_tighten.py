@@ -191,9 +191,7 @@ def test_what_holds_already_may_be_written(same):
     narrowed(same)
 
 
-@pytest.mark.parametrize(
-    "wider", ["hardening.nested = true", "hardening.ptrace = true", "workspace.roots = ['/s']"]
-)
+@pytest.mark.parametrize("wider", ["hardening.nested = true", "hardening.ptrace = true", "workspace.roots = ['/s']"])
 def test_opt_outs_cannot_be_made_by_a_project(wider):
     """A repository cannot weaken the sandbox of whoever clones it."""
     assert refused(wider, "bare")

@@ -25,10 +25,14 @@ def attack(box: Box) -> None:
     box.refused("remove .git", "EBUSY EROFS", os.unlink, pointer)
     box.refused("rename .git", "EBUSY EROFS", os.rename, pointer, box.path("moved"))
     for name in ("commondir", "gitdir", "config.worktree"):
-        box.refused(name, "EROFS EACCES ENXIO", append, f"{git_dir}/{name}", "evil\n")
+        box.refused(name, "EROFS EACCES ENXIO ENOENT", append, f"{git_dir}/{name}", "evil\n")
     for name in ("config", "hooks/pre-commit", "config.worktree"):
         box.refused(
-            f"main {name}", "EROFS EACCES", append, f"{main}/{name}", '[core]\n\tfsmonitor = touch "$PROVE_MARKER"\n'
+            f"main {name}",
+            "EROFS EACCES ENOENT",
+            append,
+            f"{main}/{name}",
+            '[core]\n\tfsmonitor = touch "$PROVE_MARKER"\n',
         )
     box.refused("another worktree", "EROFS EACCES", os.makedirs, f"{main}/worktrees/evil")
 

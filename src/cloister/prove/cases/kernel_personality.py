@@ -20,5 +20,5 @@ def attack(box: Box) -> None:
 
 
 def twin(box: Box) -> None:
-    """Asking is allowed."""
-    box.works("personality(0xffffffff)", syscall("personality", 0xFFFFFFFF) >= 0)
+    """Becoming what one is."""
+    box.works("personality(PER_LINUX)", syscall("personality", 0) >= 0)

@@ -22,8 +22,8 @@ def attack(box: Box) -> None:
         for pid in ("self", "1"):
             try:
                 handle = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY)
-            except PermissionError:
-                box.stopped(f"/proc/{pid}/ns/{kind}: EACCES")
+            except (PermissionError, FileNotFoundError) as error:
+                box.stopped(f"/proc/{pid}/ns/{kind}: {error.strerror}")
                 continue
             box.refused(f"setns {pid} {kind}", "EPERM", in_child, syscall, "setns", handle, 0)
             os.close(handle)

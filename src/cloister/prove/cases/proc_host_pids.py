@@ -16,10 +16,11 @@ SHAPE = "any"
 def attack(box: Box) -> None:
     """A process of the host by number, and whatever /proc shows."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    box.must(len(pids) < 30 and max(pids) < 100000, f"{len(pids)} processes in /proc")
-    with open("/proc/1/status") as file:
-        name = file.readline().split()[1]
-    box.must(name not in ("systemd", "init"), f"PID 1 is {name}")
+    box.must(len(pids) < 30, f"{len(pids)} processes in /proc")
+    if os.path.exists("/proc/1"):
+        with open("/proc/1/status") as file:
+            name = file.readline().split()[1]
+        box.must(name not in ("systemd", "init"), f"PID 1 is {name}")
     with open("/proc/self/status") as file:
         levels = next(line for line in file if line.startswith("NSpid:")).split()[1:]
     box.must(len(levels) == 1, f"NSpid shows {len(levels)} level")
@@ -30,7 +31,7 @@ def attack(box: Box) -> None:
                 raise CannotRunError(f"pid {host} exists inside as well")
         box.breach(f"the host's process {host} is visible")
     for number in (0, signal.SIGTERM, signal.SIGKILL):
-        box.refused(f"signal {int(number)} to {host}", "ESRCH", os.kill, host, number)
+        box.refused(f"signal {int(number)} to {host}", "ESRCH EPERM", os.kill, host, number)
 
 
 def twin(box: Box) -> None:

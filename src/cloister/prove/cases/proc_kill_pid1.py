@@ -33,6 +33,9 @@ def attack(box: Box) -> None:
         except PermissionError:
             box.stopped(f"{number.name}: EPERM")
     time.sleep(0.05)
+    if not os.path.exists("/proc/1"):
+        box.stopped("PID 1 is not visible")
+        return
     with open("/proc/1/status") as file:
         state = next(line for line in file if line.startswith("State:")).split()[1]
     box.must(state in "SRD", f"state {state}")

@@ -142,6 +142,11 @@ class Box:
             result = action(*arguments)
         except TimeoutError:
             raise
+        except ChildProcessError as error:  # of in_child: a filter that kills has refused as well
+            if "SIGSYS" not in str(error):
+                raise
+            self.stopped(f"{what}: SIGSYS")
+            return True
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, str(error))
             if name in names.split():
