@@ -37,8 +37,8 @@ def test_the_probe_says_what_a_unit_is(unit: Unit) -> None:
     found = set(unit.begin())
     uid = 4242 if os.getuid() == 0 else os.getuid()
     expected = {"write:/usr=denied", "connect:192.0.2.1:9=denied", "userns=denied", "egress=allowed"}
-    expected |= {"seccomp=2", "no-new-privs=1", f"uid={uid}", "capabilities=none", "subreaper=1", "verdict=passed"}
-    assert expected <= found
+    expected |= {"seccomp=2", "no-new-privs=1", f"uid={uid}", "capabilities=none", "subreaper=1", "loopback=allowed"}
+    assert expected | {"verdict=passed"} <= found
     assert not [item for item in found if item.startswith("pid=")]
 
 
@@ -123,7 +123,7 @@ def test_systemd_stop_asks_the_agent_and_takes_its_status(unit: Unit) -> None:
     reading = started(unit, "sh", "-c", AGENT)
     unit.stop(signal.SIGTERM)
     assert unit.process.wait(5) == 9
-    assert os.read(reading, 99) == b"polite\n"
+    assert os.read(reading, 99).endswith(b"polite\n")  # before it, a shell may say what else was ended
     os.close(reading)
 
 

@@ -1,4 +1,4 @@
-"""A machine on which alice may start agents as system users: set up by `cloister setup`, asked by her own `cloister`."""
+"""A machine on which alice may start agents as system users: set up by `cloister setup`, asked by her `cloister`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ roots = ["~/p"]
 """
 POLICY_FILE = "/etc/cloister/cloister.toml"
 STATE = ".local/state/cloister"
-ASK_PROXY = """exec 3<>/dev/tcp/127.0.0.1/3128; printf 'CONNECT %s HTTP/1.1\\r\\nHost: %s\\r\\n\\r\\n' "$0" "$0" >&3; head -1 <&3"""
+ASK_PROXY = r"""
+exec 3<>/dev/tcp/127.0.0.1/3128
+printf 'CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n' "$0" "$0" >&3
+head -1 <&3
+"""
 """Words for bash: what the proxy inside says of a host and port."""
 
 

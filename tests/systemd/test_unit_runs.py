@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from runs_rig import ASK_PROXY, POLICY, POLICY_FILE, Rig
+
 from support.machines import Machine
 
 TERMINAL = """
@@ -173,11 +173,12 @@ def terminal(rig: Rig, steps: str, *words: str) -> str:
 
 def test_a_terminal(rig: Rig) -> None:
     """With a terminal the agent has one, of the same size, and what is typed arrives."""
-    steps = "terminal.until('rows 24'); terminal.type('hello\\n'); terminal.until('got hello'); print(terminal.process.wait(20))"
-    assert (
-        terminal(rig, steps, "run", "sh", "--", "sh", "-c", 'stty -a | head -1; tty; read x; echo "got $x"').strip()
-        == "0"
+    steps = (
+        "terminal.until('rows 24'); terminal.type('hello\\n'); terminal.until('got hello');"
+        "print(terminal.process.wait(20))"
     )
+    script = 'stty -a | head -1; tty; read x; echo "got $x"'
+    assert terminal(rig, steps, "run", "sh", "--", "sh", "-c", script).strip() == "0"
 
 
 def test_ctrl_c(rig: Rig) -> None:
@@ -255,7 +256,8 @@ def test_a_project_may_only_narrow(rig: Rig) -> None:
 def test_the_users_own_policy_may_only_narrow(rig: Rig) -> None:
     """A user's table of an agent that the system has takes from it what it says, under systemd as well."""
     path = "/home/alice/.config/cloister/cloister.toml"
-    own = 'schema = 1\n[agents.web]\nisolation = "unit"\negress = { allow = ["other.example:443"] }\n'
+    own = 'schema = 1\n[agents.web]\nisolation = "unit"\ncommand = ["/bin/sh"]\n'
+    own += 'egress = { allow = ["other.example:443"] }\n'
     rig.machine.write(path, own, owner="alice")
     try:
         done = rig.cloister("run", "web", "--", "/bin/bash", "-c", ASK_PROXY, "allowed.example:443")
@@ -366,7 +368,7 @@ def test_whoever_dies_the_run_ends(rig: Rig, kill: Callable[[Rig, str], None]) -
 
 
 def test_hostd_may_be_gone_while_a_run_lasts(rig: Rig) -> None:
-    """hostd is not needed while a run lasts: it is started again to end it."""
+    """Root's daemon is not needed while a run lasts: it is started again to end it."""
     run = rig.detach("sleep 300")
     pid = rig.main_pid("cloister-hostd.service")
     if pid:

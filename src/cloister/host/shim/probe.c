@@ -177,6 +177,32 @@ static int try_connect(const char *text)
     return error;
 }
 
+/*
+ * 0 when loopback of our own network carries a connection, else errno: systemd's IPAddressDeny=any drops it without a
+ * word, and whoever goes to the forwarder would wait for ever.
+ */
+static int try_loopback(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    int error = 0, client = -1, server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (server < 0 || bind(server, (struct sockaddr *)&address, length) < 0 || listen(server, 1) < 0 ||
+        getsockname(server, (struct sockaddr *)&address, &length) < 0)
+        error = errno;
+    if (!error && (client = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)) < 0)
+        error = errno;
+    if (!error && connect(client, (struct sockaddr *)&address, length) < 0)
+        error = errno;
+    struct pollfd wait = {.fd = client, .events = POLLOUT};
+    if (error == EINPROGRESS)
+        error = poll(&wait, 1, REFUSED_WITHIN_MS) > 0 && !(wait.revents & (POLLERR | POLLHUP)) ? 0 : ETIMEDOUT;
+    if (client >= 0)
+        close(client);
+    if (server >= 0)
+        close(server);
+    return error;
+}
+
 /* 0 when a user namespace can be made, else errno; tried in a child, which it would change. */
 static int try_user_namespace(void)
 {
@@ -257,6 +283,11 @@ static bool probe_place(const struct options *options, struct writer *findings)
     probe_note(findings, "uid", "", text);
     bool bare = capabilities_none();
     probe_note(findings, "capabilities", "", bare ? "none" : "some");
+    if (options->listen.count > 0) {
+        int error = try_loopback();
+        probe_note(findings, "loopback", "", result_name(error));
+        good = good && error == 0;
+    }
     return good && bare && getuid() != 0 && geteuid() == getuid();
 }
 
