@@ -13,7 +13,6 @@ from cloister.policy.services import Tools
 from cloister.runs.service_documents import report
 from support.gateways import FACTS, POLICY, SOURCES, files, rendered
 
-
 SIGNS = "'a b' holds spaces or signs: a service is shown names of letters, digits and /._+@- only"
 
 
