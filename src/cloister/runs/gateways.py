@@ -45,7 +45,7 @@ def chosen(found: Read, words: Iterable[str]) -> tuple[Gateway, ...]:
         if not os.path.exists(f"{UNITS}/{unit_name(one.joined)}"):
             message = f"the gateway {one.label} is not installed yet"
             raise UsageError("service-not-installed", message, remedy="sudo cloister apply")
-    return tuple(dict.fromkeys(picked))
+    return tuple({one.joined: one for one in picked}.values())
 
 
 def units_of(gateways: Iterable[Gateway]) -> tuple[str, ...]:

@@ -1,0 +1,242 @@
+"""Real OpenClaw gateways as services: two instances, installed by `cloister setup`, against the fake model.
+
+One machine per Debian has both for all tests, since a gateway takes a quarter of a minute to come up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.machines import AGENTS, Machine
+from support.model_inside import ModelInside
+
+pytestmark = pytest.mark.agents
+
+TOKEN = "gateway-token-0123456789abcdef0123456789"  # made up
+KEY = "provider-key-0123456789abcdef"
+POLICY = """\
+schema = 1
+
+[providers.anthropic]
+base_url = "{url}"
+key = "file:/etc/cloister/keys/anthropic"
+
+[agents.claw]
+preset = "openclaw"
+isolation = "unit"
+command = ["{agents}/bin/openclaw"]
+
+[agents.claw.llm]
+providers = ["anthropic"]
+models = ["fake-1"]
+
+[services.home]
+agent = "claw"
+model.primary = "anthropic/fake-1"
+auth.token = "file:/etc/cloister/keys/gateway"
+documents.directory = "/etc/cloister-docs"
+tools = {{ include = ["ls"], exclude = ["dd"] }}
+
+[[services.home.skills]]
+name = "greet"
+mode = "inline"
+description = "say hello"
+body = "Say hello."
+
+[services.home.instances.a]
+
+[services.home.instances.b]
+port = 19000
+"""
+UNIT_A, UNIT_B = "cloister-service-home-a.service", "cloister-service-home-b.service"
+STATE = "/var/lib/cloister/services/cl-home-a"
+ASK = """\
+import json, sys, urllib.request
+body = json.dumps({"model": "openclaw", "messages": [{"role": "user", "content": "hi"}]}).encode()
+head = {"Authorization": "Bearer " + sys.argv[2], "Content-Type": "application/json"}
+request = urllib.request.Request(f"http://127.0.0.1:{sys.argv[1]}/v1/chat/completions", body, head)
+try:
+    print(json.load(urllib.request.urlopen(request, timeout=60))["choices"][0]["message"]["content"])
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+class Gateways:
+    """A machine with both gateways up, and the model they talk to."""
+
+    def __init__(self, machine: Machine, model: ModelInside) -> None:
+        """Install them."""
+        self.machine, self.model = machine, model
+        machine.run(["ln", "-sfn", f"{AGENTS}/bin/node", "/usr/local/bin/node"])
+        machine.write("/etc/cloister/keys/gateway", TOKEN + "\n", mode=0o600)
+        machine.write("/etc/cloister/keys/anthropic", KEY + "\n", mode=0o600)
+        for name in ("CLAUDE.md", "SOUL.md", "TOOLS.md"):
+            machine.write(f"/etc/cloister-docs/{name}", f"# {name}\ndeclared\n")
+        machine.write("/etc/cloister/cloister.toml", POLICY.format(url=model.url, agents=AGENTS))
+        machine.run(["cloister", "setup", "--yes"], timeout=120)
+
+    def ask(self, port: int = 18789, token: str = TOKEN) -> str:
+        """Return what a gateway answers to somebody on the machine."""
+        return str(self.machine.run(["python3", "-c", ASK, str(port), token], user="alice", timeout=90).stdout).strip()
+
+    def inside(self, script: str, unit: str = UNIT_A) -> Any:
+        """Run a shell script as the gateway: its user, its namespaces, after its main process."""
+        pid = self.machine.show(unit, "MainPID")
+        words = ["nsenter", "--target", pid, "--mount", "--net", "--ipc", "--pid", "--root", "--wd", "--"]
+        name = "cl-home-a" if unit == UNIT_A else "cl-home-b"
+        uid = self.machine.run(["id", "-u", name]).stdout.strip()
+        return self.machine.run(
+            [*words, "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "/bin/sh", "-c", script],
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def up(suite: str, layers: Any, agents_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateways]:
+    """Both gateways, ready by a round trip through their model."""
+    place = tmp_path_factory.mktemp(f"gateways-{suite}")
+    with (
+        Machine(suite, layers(suite), place, binds={AGENTS: agents_bin.parent}) as machine,
+        ModelInside(machine) as model,
+    ):
+        made = Gateways(machine, model)
+        done = machine.run(["cloister", "up", "home"], timeout=240, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr + machine.journal(UNIT_A)[-6000:]
+        yield made
+
+
+def test_both_answer_through_their_model(up: Gateways) -> None:
+    """Ready is a round trip: the port on the host's loopback, the gateway, our proxy, the provider, and back."""
+    assert up.ask() == "FAKE-OK"
+    assert up.ask(19000) == "FAKE-OK"
+    assert {request["headers"].get("x-api-key") for request in up.model.requests} == {KEY}
+
+
+def test_a_wrong_token_opens_nothing(up: Gateways) -> None:
+    """OF6: the gateway checks the token of its own file, not one that it made up."""
+    assert up.ask(token="wrong") == "401"  # made up
+
+
+def test_instances_are_strangers(up: Gateways) -> None:
+    """OF10: two users; the state, secrets and sockets of one are not there for the other."""
+    users = {up.machine.show(unit, "User") for unit in (UNIT_A, UNIT_B)}
+    assert users == {"cl-home-a", "cl-home-b"}
+    other = "/var/lib/cloister/services/cl-home-b"
+    assert up.inside(f"ls {other} {other}.d; ls /run/cloister/services/cl-home-b/secrets").returncode != 0
+    assert up.inside(f"touch {STATE}/home/mine && ls {STATE}.d").returncode == 0
+
+
+def test_the_configuration_cannot_be_replaced(up: Gateways) -> None:
+    """OF8: neither written, nor removed, nor led away from; its own state is writable."""
+    tree, config = f"{STATE}.d", f"{STATE}.d/openclaw.json"
+    before = up.machine.read(config)
+    for attack in (f"echo >{config}", f"rm -f {config}", f"mv {tree} {STATE}/x", f"ln -sfn /tmp/x {config}"):
+        assert up.inside(attack).returncode != 0, attack
+    assert up.machine.read(config) == before
+    assert up.inside(f"echo {{}} >{STATE}/home/.openclaw/openclaw.json").returncode == 0
+
+
+def test_documents_and_skills_cannot_be_rewritten(up: Gateways) -> None:
+    """OF9: what the agent is told at its next start is what was declared; its workspace is its own otherwise."""
+    work = f"{STATE}/workspace"
+    for attack in (
+        f"echo evil >{work}/AGENTS.md", f"rm -f {work}/AGENTS.md", f"mv {work}/AGENTS.md {work}/x",
+        f"mv {work}/skills {work}/y", f"mkdir {work}/skills/evil", f"rm -rf {work}/skills/greet",
+        f"mv {work} {STATE}/z", f"ln -sfn /tmp/evil {work}/SOUL.md",
+    ):  # fmt: skip
+        assert up.inside(attack).returncode != 0, attack
+    assert up.inside(f"cat {work}/AGENTS.md").stdout == "# CLAUDE.md\ndeclared\n"
+    assert up.inside(f"ls {work}/skills").stdout == "greet\n"
+    assert up.inside(f"echo note >{work}/note.md && cat {work}/note.md").stdout == "note\n"
+
+
+def test_secrets_are_in_no_environment(up: Gateways) -> None:
+    """OF5: the gateway and everything it starts have neither its token nor the provider's key in their variables."""
+    script = "for pid in $(pgrep -u cl-home-a); do tr '\\0' '\\n' </proc/$pid/environ; done"
+    said = up.machine.run(["sh", "-c", script]).stdout
+    assert "OPENCLAW_CONFIG_PATH=" in said
+    assert TOKEN not in said
+    assert KEY not in said
+    assert KEY not in up.inside(f"grep -rs {KEY} {STATE} {STATE}.d /run/cloister /tmp").stdout
+    assert TOKEN not in up.machine.run(["systemctl", "show", UNIT_A], user="alice").stdout
+
+
+def test_the_network_is_the_proxy(up: Gateways) -> None:
+    """OF11: no interface but loopback, so neither the host's services nor the LAN can be spoken to."""
+    port = int(up.model.url.rpartition(":")[2])
+    assert up.inside("ls /sys/class/net 2>/dev/null || cut -d: -f1 /proc/net/dev").stdout.split().count("lo") == 1
+    script = f"exec 3<>/dev/tcp/127.0.0.1/{port}"
+    assert up.inside(f"/bin/bash -c '{script}'").returncode != 0
+    assert up.inside("/bin/bash -c 'exec 3<>/dev/tcp/127.0.0.1/3128'").returncode == 0
+
+
+def test_an_excluded_tool_cannot_be_run(up: Gateways) -> None:
+    """O17: what the policy takes away is not executable; what it includes is, and is reported."""
+    assert up.inside("dd if=/dev/null of=/dev/null").returncode in {126, 127}
+    assert up.inside("ls /").returncode == 0
+    assert "- ls" in up.inside(f"cat {STATE}/workspace/TOOLS.md").stdout
+
+
+def test_the_product_finds_nothing_critical(up: Gateways) -> None:
+    """OF16: `openclaw security audit`, with the gateway's own configuration, has no critical finding."""
+    environment = (
+        f"HOME={STATE}/home OPENCLAW_STATE_DIR={STATE}/home/.openclaw OPENCLAW_CONFIG_PATH={STATE}.d/openclaw.json"
+    )
+    done = up.inside(f"cd {STATE}/workspace; PATH=/.cloister/bin:/usr/bin {environment} openclaw security audit --json")
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    assert found["summary"]["critical"] == 0, done.stdout
+    assert "checkId" in done.stdout
+
+
+def test_a_killed_gateway_comes_back(up: Gateways) -> None:
+    """Kill -9: systemd starts it again, and it answers."""
+    before = up.machine.show(UNIT_B, "MainPID")
+    up.machine.run(["kill", "-KILL", before])
+    done = up.machine.run(["cloister", "up", "home/b"], timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert up.machine.show(UNIT_B, "MainPID") not in {"0", before}
+
+
+def test_an_unreadable_secret_fails_in_the_open(up: Gateways) -> None:
+    """OF6: without its token a gateway does not start, and systemd says so; with it, it does."""
+    up.machine.run(["mv", "/etc/cloister/keys/gateway", "/etc/cloister/keys/gone"])
+    up.machine.run(["systemctl", "stop", UNIT_B])
+    failed = up.machine.run(["systemctl", "start", UNIT_B], check=False)
+    up.machine.run(["mv", "/etc/cloister/keys/gone", "/etc/cloister/keys/gateway"])
+    assert failed.returncode != 0
+    assert up.machine.run(["cloister", "restart", "home/b"], timeout=200).returncode == 0
+
+
+def test_nothing_is_left_to_apply(up: Gateways) -> None:
+    """A second apply finds everything as declared; `down` stops a gateway and frees nothing else."""
+    again = up.machine.run(["cloister", "apply", "--dry-run", "--json"], check=False)
+    assert json.loads(again.stdout)["steps"] == [], again.stdout
+    up.machine.run(["cloister", "down", "home/b"], timeout=120)
+    assert up.machine.show(UNIT_B, "ActiveState") == "inactive", up.machine.journal(UNIT_B)[-3000:]
+    assert up.ask() == "FAKE-OK"
+
+
+def test_a_link_left_behind_leads_nowhere(up: Gateways) -> None:
+    """OF9: a link that the agent left where a document is declared later makes the start fail, and nothing else."""
+    up.inside(f"ln -s {STATE}/home/evil.md {STATE}/workspace/IDENTITY.md")
+    up.machine.write("/etc/cloister-docs/IDENTITY.md", "declared\n")
+    refused = up.machine.run(["cloister", "apply", "--yes"], timeout=240, check=False)
+    assert refused.returncode != 0
+    assert not up.machine.path(f"{STATE}/home/evil.md").exists()
+    up.machine.path(f"{STATE}/workspace/IDENTITY.md").unlink()
+    up.machine.run(["systemctl", "reset-failed"])
+    assert up.machine.run(["cloister", "apply", "--yes"], timeout=240, check=False).returncode == 0
+    assert up.inside(f"cat {STATE}/workspace/IDENTITY.md").stdout == "declared\n"
+
+
+def test_uninstalling_takes_the_gateways_away(up: Gateways) -> None:
+    """Last of all: units and sockets are gone; what the gateways kept stays."""
+    up.machine.run(["cloister", "uninstall", "--yes"], timeout=200)
+    assert not list(up.machine.path("/etc/systemd/system").glob("cloister-*"))
+    assert up.machine.path(f"{STATE}/home").exists()
