@@ -53,7 +53,7 @@ def command(script: str, *options: str) -> list[str]:
 def living(machine: Machine) -> list[dict[str, Any]]:
     """Return alice's runs that are not over, as `cloister ps` tells them."""
     told = machine.run(["cloister", "ps", "--json"], user="alice").stdout
-    return [one for one in json.loads(told)["runs"] if one["status"] not in {"ended", "failed", "lost"}]
+    return [one for one in json.loads(told) if one["status"] in {"starting", "running"}]
 
 
 LOOK = """
@@ -98,7 +98,7 @@ class Leftovers:
         code = LOOK.replace("below(PROJECT)", f"below({PROJECT!r})")
         return dict(json.loads(self._machine.run([PYTHON, "-I", "-c", code]).stdout))
 
-    def pause(self, allowed: tuple[str, ...] = (), patience_s: float = 3.0) -> None:
+    def pause(self, allowed: tuple[str, ...] = (), patience_s: float = 1.5) -> None:
         """Give what ends by itself the time for it; what only the next start finds may still be there afterwards."""
         until = time.monotonic() + patience_s
         while self._more(allowed) and time.monotonic() < until:

@@ -189,7 +189,11 @@ def _open(root: str) -> int:
 def _repository(opened: int, root: str, git: Node, uid: int) -> tuple[GitShape, GitDir | None, str]:
     if git.kind == "directory":
         with beneath.directory(opened, ".git") as inner:
-            return "clone", git_probe.probe_git_dir(inner, f"{root}/.git", root), ""
+            # Without a HEAD it is no repository (setup.c, is_git_directory), and may be another run's placeholder:
+            # taken for a clone it would not be shared with that run, whose end would remove it under this one.
+            if beneath.look(inner, "HEAD").kind != "absent":
+                return "clone", git_probe.probe_git_dir(inner, f"{root}/.git", root), ""
+        return "none", None, ""
     if git.kind == "file":
         data = beneath.read_file(opened, ".git", limit=git_probe.MAX_POINTER_BYTES)
         pointer = git_probe.Pointer(root, data, uid)

@@ -184,6 +184,25 @@ def test_two_runs_share_placeholders(clone, place):
     assert snapshot(clone.root) == before
 
 
+def test_two_runs_outside_of_a_repository_share_the_git_that_is_none(plain, place):
+    """An empty `.git` of one run is no repository to the next: it is shared, so no end opens a way for hooks."""
+    before = snapshot(plain.root)
+    plain.start("one")
+    second = plain.start("two")
+    agent = plain.spawn(
+        second, place / "contents", "read line; mkdir -p .git/hooks && echo x > .git/hooks/post-checkout"
+    )
+    assert plain.end("one") == []
+    assert (plain.root / ".git").exists()
+    agent.stdin.write("go\n")
+    agent.communicate(timeout=30)
+
+    assert agent.returncode != 0
+    assert not (plain.root / ".git/hooks").exists()
+    assert plain.end("two") == []
+    assert snapshot(plain.root) == before
+
+
 def test_what_a_person_put_in_the_way_stays(clone):
     """A placeholder that was replaced by somebody's file is not removed."""
     clone.start("run")
