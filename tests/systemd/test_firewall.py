@@ -146,7 +146,7 @@ def test_the_host_itself_is_closed(host: Machine) -> None:
 
 SERVE = """
 import socket
-server = socket.create_server(("0.0.0.0", 8097)); server.settimeout(3); print("up", flush=True)
+server = socket.create_server(("0.0.0.0", 8097)); server.settimeout(1.5); print("up", flush=True)
 try:
     server.accept(); print("met")
 except TimeoutError:
