@@ -30,6 +30,7 @@ from cloister.host.unit_syscalls import (
     id_namespace,
     mount_id,
     name_host,
+    new_terminals,
     new_tmpfs,
     open_absolute,
     open_below,
@@ -39,6 +40,9 @@ from cloister.plan.unit import SKELETON, Account, UnitLaunch, UnitMount
 
 HOST_NAME = "cloister"
 """What every agent sees; it is also what its `/etc/hosts` knows."""
+_TERMINALS = "/dev/pts"
+"""In a private /dev it is the host's, with the terminals of everybody."""
+_NOEXEC = 8
 _IDS = 1 << 31
 _WALK = PATH_ONLY | os.O_NOFOLLOW
 _WALK_DIRECTORY = _WALK | os.O_DIRECTORY
@@ -274,7 +278,10 @@ def _child(namespace: int, names: int, say: int, prepared: list[_Prepared], acco
         run_of_host = os.stat("/run").st_dev
         if names >= 0:
             name_host(names, HOST_NAME)
+        failure.target = _TERMINALS
+        terminals = new_terminals(NOSUID | _NOEXEC)
         enter_mount_namespace(namespace)
+        attach_mount(terminals, os.open(_TERMINALS, _WALK_DIRECTORY))  # systemd's /dev, which only root can change
         os.umask(0o022)
         root = os.open("/", PATH_ONLY | os.O_DIRECTORY)
         _furnish_run(root, run_of_host, prepared, account)

@@ -88,7 +88,16 @@ def set_mount(mount: int, flags: int, userns: int = -1, *, writable: bool = Fals
 
 def new_tmpfs(options: dict[str, str], flags: int) -> int:
     """Return a detached mount of a fresh tmpfs (tmpfs(5) has the options)."""
-    context = _call(_FSOPEN, b"tmpfs", ctypes.c_uint(1))
+    return _new_file_system(b"tmpfs", options, flags)
+
+
+def new_terminals(flags: int) -> int:
+    """Return a detached mount of a fresh instance of devpts, with rights as systemd gives them."""
+    return _new_file_system(b"devpts", {"mode": "0620", "gid": "5", "ptmxmode": "0666"}, flags)
+
+
+def _new_file_system(kind: bytes, options: dict[str, str], flags: int) -> int:
+    context = _call(_FSOPEN, kind, ctypes.c_uint(1))
     try:
         for name, value in options.items():
             _call(_FSCONFIG, context, ctypes.c_uint(_FSCONFIG_SET_STRING), name.encode(), value.encode(), 0)

@@ -97,12 +97,7 @@ def compile_unit(
     """
     refuse_unenforced_unit(agent)
     _refuse_out_of_reach(agent, facts)
-    refuse_homeless_settings(agent, preset)
-    files = generated_files(agent, preset, facts, egress)
-    if agent.settings and preset.settings not in dict(facts.carried):
-        # The user's broker merges them into what it carries in; where it did not, the policy's stand alone.
-        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
-        files.homed.append((preset.settings, SETTINGS))
+    files = _files(agent, preset, facts, egress)
     mounts = tuple(_mounts(agent, preset, facts, files))
     literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
     launch = Launch(
@@ -116,8 +111,7 @@ def compile_unit(
         runtime_s=parse_duration(agent.limits.runtime_max) if agent.limits.runtime_max else None,
         unit=_unit(agent, preset, facts, files, mounts),
     )
-    box = f"{facts.run_runtime}/box"
-    identity = identity_files.tokens_step(agent.identity, box, facts.user, facts.caller_uid, mode=0o444)
+    identity = _identity(agent, facts)
     return Plan(
         run=facts.run,
         agent=facts.agent_name,
@@ -136,6 +130,21 @@ def compile_unit(
         opt_outs=opt_outs(agent, facts, direct=False),
         notices=(*notices(agent, facts, direct=False), *_unit_notices(facts)),
     )
+
+
+def _identity(agent: Agent, facts: UnitFacts) -> IdentityTokens | None:
+    box = f"{facts.run_runtime}/box"
+    return identity_files.tokens_step(agent.identity, box, facts.user, facts.caller_uid, mode=0o444)
+
+
+def _files(agent: Agent, preset: Preset, facts: UnitFacts, egress: tuple[str, ...]) -> Files:
+    """Return what is generated; settings of the policy alone where the user's broker has merged none."""
+    refuse_homeless_settings(agent, preset)
+    files = generated_files(agent, preset, facts, egress)
+    if agent.settings and preset.settings not in dict(facts.carried):
+        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
+        files.homed.append((preset.settings, SETTINGS))
+    return files
 
 
 def _preparations(facts: UnitFacts, files: Files, launch: Launch, identity: IdentityTokens | None) -> Iterator[AnyStep]:
