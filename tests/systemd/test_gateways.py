@@ -158,8 +158,8 @@ def test_documents_and_skills_cannot_be_rewritten(up: Gateways) -> None:
 
 def test_secrets_are_in_no_environment(up: Gateways) -> None:
     """OF5: the gateway and everything it starts have neither its token nor the provider's key in their variables."""
-    script = "cat /proc/[0-9]*/environ | tr '\\0' '\\n'; env"
-    said = up.inside(script).stdout
+    script = "for pid in $(pgrep -u cl-home-a); do tr '\\0' '\\n' </proc/$pid/environ; done"
+    said = up.machine.run(["sh", "-c", script]).stdout
     assert "OPENCLAW_CONFIG_PATH=" in said
     assert TOKEN not in said
     assert KEY not in said
@@ -218,8 +218,21 @@ def test_nothing_is_left_to_apply(up: Gateways) -> None:
     again = up.machine.run(["cloister", "apply", "--dry-run", "--json"], check=False)
     assert json.loads(again.stdout)["steps"] == [], again.stdout
     up.machine.run(["cloister", "down", "home/b"], timeout=120)
-    assert up.machine.show(UNIT_B, "ActiveState") == "inactive"
+    assert up.machine.show(UNIT_B, "ActiveState") == "inactive", up.machine.journal(UNIT_B)[-3000:]
     assert up.ask() == "FAKE-OK"
+
+
+def test_a_link_left_behind_leads_nowhere(up: Gateways) -> None:
+    """OF9: a link that the agent left where a document is declared later makes the start fail, and nothing else."""
+    up.inside(f"ln -s {STATE}/home/evil.md {STATE}/workspace/IDENTITY.md")
+    up.machine.write("/etc/cloister-docs/IDENTITY.md", "declared\n")
+    refused = up.machine.run(["cloister", "apply", "--yes"], timeout=240, check=False)
+    assert refused.returncode != 0
+    assert not up.machine.path(f"{STATE}/home/evil.md").exists()
+    up.machine.path(f"{STATE}/workspace/IDENTITY.md").unlink()
+    up.machine.run(["systemctl", "reset-failed"])
+    assert up.machine.run(["cloister", "apply", "--yes"], timeout=240, check=False).returncode == 0
+    assert up.inside(f"cat {STATE}/workspace/IDENTITY.md").stdout == "declared\n"
 
 
 def test_uninstalling_takes_the_gateways_away(up: Gateways) -> None:

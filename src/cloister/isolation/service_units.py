@@ -6,8 +6,8 @@ port is served by a socket of systemd's and `systemd-socket-proxyd`, another use
 own, which connects to a Unix socket that the shim publishes.
 
 A run is mounted by `cloister-hostd`; a service is mounted by systemd, in a root directory of its own below /run that
-`tmpfiles_text` describes. Where the gateway can write, mount points belong to root and stand in a sticky
-directory of root's: nothing it leaves behind decides what is mounted where.
+`tmpfiles_text` describes. What the gateway can write never decides what is mounted where: mount points are looked at
+without following links, before each start, when nothing of it lives, and cannot be moved while it does.
 
 Sources: systemd.unit(5), systemd.exec(5), systemd.service(5), systemd-socket-proxyd(8), tmpfiles.d(5);
 docs.openclaw.ai for KillMode, TimeoutStopSec, SuccessExitStatus, RestartPreventExitStatus and OOMPolicy.
@@ -122,7 +122,7 @@ class Owned(str):
 
     @property
     def workspace(self) -> str:
-        """Root's, sticky, and the account's group may write."""
+        """The account's, with what was declared mounted into it."""
         return f"{SERVICES}/{self}/workspace"
 
     @property
@@ -353,17 +353,18 @@ RELAY_HARDENING = (
 def tmpfiles_text(unit: ServiceUnit) -> str:
     """Return what must be there before the sandbox is mounted, for systemd-tmpfiles(8), which follows no links.
 
-    Documents and skills are mounted over files and a directory of root's in a sticky directory: the gateway can
-    neither remove nor rename those.
+    Documents and skills are mounted over files and a directory of the gateway's own. It runs only while they are
+    mounted, and the kernel neither removes nor renames a mount point; when this runs, nothing of it lives. A link
+    that it left where something new is declared is an error, not a way elsewhere.
     """
     at, name = unit.places, unit.account
     lines = [
         f"d {SERVICES} 0755 root root",
         f"d {SERVICES}/{name} 0750 root {name}",
         f"d {at.home} 0700 {name} {name}",
-        f"d {at.workspace} 1770 root {name}",
-        f"d {at.workspace}/skills 0750 root {name}",
-        *(f"f {at.workspace}/{document} 0640 root {name}" for document in unit.documents),
+        f"d {at.workspace} 0700 {name} {name}",
+        f"d {at.workspace}/skills 0750 {name} {name}",
+        *(f"f {at.workspace}/{document} 0640 {name} {name}" for document in unit.documents),
         *(
             f"C {at.workspace}/{document} 0640 {name} {name} - {at.tree}/documents/{document}"
             for document in unit.seeded

@@ -213,11 +213,15 @@ def difference(desired: Desired, found: Found, before: Made, unfinished: tuple[A
     changed = {step.path for step in things if isinstance(step, InstallFile | RemoveFile)}
     changed |= {step.path for step in unfinished if isinstance(step, InstallFile | RemoveFile)}
     reload = any(path.startswith(UNIT_DIRECTORY) for path in changed)
+    runs: list[AnySystemStep] = [StopUnit(unit=unit, why=why, transient=True) for unit, why in desired.stop]
+    # Not granted any more: after hostd's list says so, so that none is started again meanwhile. Without a packet filter
+    # from now on: before it is gone, and after nobody listens any more.
+    early, late = (runs, []) if desired.firewall is None else ([], runs)
     steps = [
         *_ending(desired, found, before),
+        *early,
         *things,
-        # After the list of grants is another one, so that none of them is started again meanwhile.
-        *(StopUnit(unit=unit, why=why, transient=True) for unit, why in desired.stop),
+        *late,
         *([ReloadManager()] if reload else []),
         *_starting(desired, found, changed),
     ]

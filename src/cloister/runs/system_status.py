@@ -68,7 +68,9 @@ def status(*, root: bool) -> Status:
         as_declared=as_declared,
         trouble=trouble,
         daemons=tuple(lines[unit] for unit in DAEMONS if unit in lines),
-        services=tuple(lines[unit] for unit in living if unit.startswith(SERVICE_PREFIX)),
+        services=tuple(
+            lines[unit] for unit in living if unit.startswith(SERVICE_PREFIX) and lines[unit].state != "absent"
+        ),
         runs=tuple(lines[unit] for unit in living if unit.startswith(UNIT_PREFIX)),
         accounts=system.accounts,
         grants=system.grants,

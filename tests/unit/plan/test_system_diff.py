@@ -94,6 +94,17 @@ def test_an_empty_declaration_takes_everything_back() -> None:
     ]
 
 
+def test_runs_end_after_their_grant_and_before_their_packet_filter() -> None:
+    """None is started again by a list that still has it, and none lives on without a filter."""
+    stop = (("cloister-run-1.service", "why"),)
+    kept = Desired(firewall="table inet cloister {}\n", files=(File(path="/var/lib/x/list", text="new\n"),), stop=stop)
+    order = steps(difference(kept, Found(firewall="table inet cloister {}\n"), Made()))
+    assert order == ["write /var/lib/x/list (root, 0644)", "stop cloister-run-1.service: why"]
+    order = steps(difference(Desired(stop=stop), THERE, OURS))
+    assert order.index("disable x.service") < order.index("stop cloister-run-1.service: why")
+    assert order.index("stop cloister-run-1.service: why") < order.index(f"remove {UNIT}")
+
+
 def test_what_was_changed_by_hand_is_named_and_put_right() -> None:
     """Content, rights and absence are three ways to differ, and each is said."""
     files = {

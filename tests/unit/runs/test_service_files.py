@@ -13,6 +13,8 @@ from cloister.policy.services import Tools
 from cloister.runs.service_documents import report
 from support.gateways import FACTS, POLICY, SOURCES, files, rendered
 
+SIGNS = "'a b' holds spaces or signs: a service is shown names of letters, digits and /._+@- only"
+
 
 def config(joined: str = "home-a", policy: str = POLICY) -> dict[str, object]:
     """Return the configuration of a gateway."""
@@ -114,8 +116,8 @@ def test_documents_are_mounted_over_what_the_agent_has():
     assert made["documents/AGENTS.md"].text == "# Who you are\n"
     points = made["mount-points.conf"].text.splitlines()
     at = "/var/lib/cloister/services/cl-home-a"
-    assert f"f {at}/workspace/AGENTS.md 0640 root cl-home-a" in points
-    assert f"d {at}/workspace 1770 root cl-home-a" in points
+    assert f"f {at}/workspace/AGENTS.md 0640 cl-home-a cl-home-a" in points
+    assert f"d {at}/workspace 0700 cl-home-a cl-home-a" in points
     assert any(line.startswith(f"C {at}/workspace/SOUL.md") for line in points)
     assert f"BindReadOnlyPaths={at}.d/documents/AGENTS.md:{at}/workspace/AGENTS.md" in lines()
     assert not any("documents/SOUL.md" in line for line in lines())
@@ -172,7 +174,7 @@ def test_the_three_documents_must_be_there(name, kept):
         ('name = "notes"\nstate_dirs = ["x"]\nrequired_env = ["MORE"]\n', "the plugin notes needs the variable MORE"),
         ('name = "notes"\nstate_dirs = ["../x"]\n', "/etc/plugins/notes/plugin.toml: a path in a policy has no .."),
         ('name = "notes"\nstate_dirs = ["x"]\nskills = ["gone"]\n', "the skill gone has no SKILL.md"),
-        ('name = "notes"\nstate_dirs = ["a b"]\n', "'a b' holds spaces or signs: a service is shown names of letters, digits and /._+@- only"),
+        ('name = "notes"\nstate_dirs = ["a b"]\n', SIGNS),
     ],
 )  # fmt: skip
 def test_a_plugin_is_whole_or_refused(text, message):
