@@ -15,7 +15,7 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cloister.errors import PolicyError, Problem
+from cloister.errors import PolicyError, Problem, UnsupportedError
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
@@ -174,6 +174,14 @@ class PolicyFiles:
         self._refresh()
         for document in self._documents:
             refuse_tables(document)
+        own = self._document
+        if self._system_path and own is not None and not self._only_system and own.tables.get("services"):
+            raise UnsupportedError(
+                "services-are-roots",
+                "gateways are declared in the system's policy: they have system users of their own",
+                where=own.where(("services",)),
+                remedy=f"move [services] to {SYSTEM_POLICY}, then: sudo cloister apply",
+            )
 
     def ledger(self) -> Ledger:
         """Return where model calls are written down: as the system's policy says, else as the user's does."""
