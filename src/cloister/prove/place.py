@@ -23,6 +23,7 @@ from cloister.host.owner import Owner, identify
 from cloister.policy.merge import ResolvedAgent
 from cloister.runs.paths import Paths, locate
 from cloister.runs.policies import PolicyFiles
+from cloister.runs.workspaces import expand
 
 _MAX_SOCKET_PATH = 107  # unix(7): sun_path is 108 bytes with its end
 _SOCKET = "/cloister/runs/0123456789ab/box/egress.sock"
@@ -42,10 +43,14 @@ class Place:
         self.user_paths: Paths = locate(environ, self.owner.home, self.owner.uid)
         self.agent = agent
         self.profile = profile
-        self.resolved: ResolvedAgent = PolicyFiles(self.user_paths, self.owner.uid).resolve(agent, profile)
+        policies = PolicyFiles(self.user_paths, self.owner.uid)
+        self.resolved: ResolvedAgent = policies.resolve(agent, profile)
+        self.unit = self.resolved.agent.isolation == "unit"
+        """Whether runs are units of the system, so that root's daemon and the system's broker are attacked as well."""
         self._environ = dict(environ)
         name = f"prove-{secrets.token_hex(4)}"
-        self.base = f"{_parent(self.resolved.agent.workspace.roots, self.owner.home)}/{name}"
+        limits = (self.resolved.agent.workspace.roots, policies.admit(self.owner.name, agent))
+        self.base = f"{_parent(limits, self.owner.home)}/{name}"
         runtime = environ.get("XDG_RUNTIME_DIR", "")
         short = f"{runtime}/cloister-{name}" if runtime.startswith("/") else ""
         self.runtime = short if short and os.path.isdir(runtime) else f"{self.base}/run"
@@ -116,14 +121,13 @@ class Place:
             time.sleep(0.02)
 
 
-def _parent(roots: tuple[str, ...], home: str) -> str:
-    """Return where our directory goes: below the first root the agent may work in, else the user's cache."""
-    for root in roots:
-        expanded = os.path.normpath(
-            home + root[1:] if root == "~" or root.startswith("~/") else os.path.join(home, root)
-        )
-        if os.path.isdir(expanded) and not os.path.islink(expanded):
-            return f"{expanded}/.cloister"
+def _parent(limits: tuple[tuple[str, ...], ...], home: str) -> str:
+    """Return where our directory goes: below the first root that the agent and `[users]` allow, else in the cache."""
+    lists = [expand(roots, home) for roots in limits if roots]
+    for path in (path for roots in lists for path in roots):
+        held = all(any(f"{path}/".startswith(f"{root.rstrip('/')}/") for root in roots) for roots in lists)
+        if held and os.path.isdir(path) and not os.path.islink(path):
+            return f"{path.rstrip('/')}/.cloister"
     return f"{home}/.cache/cloister"
 
 
