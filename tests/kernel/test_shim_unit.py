@@ -167,7 +167,7 @@ def test_nothing_outlives_the_unit(rig: Rig, unit: Unit, ending: str) -> None:
         unit.channel.close()
     elif ending == "stop":
         unit.stop(signal.SIGTERM)
-    assert unit.process.wait(5) == {"agent": 3, "kill": 137, "closed": 125, "stop": 143}[ending]
+    assert unit.process.wait(15) == {"agent": 3, "kill": 137, "closed": 125, "stop": 143}[ending]
     assert living(ours) == set()
     assert len(living(theirs)) >= 7
     other.close()
