@@ -224,10 +224,11 @@ def test_nothing_is_left_to_apply(up: Gateways) -> None:
 
 def test_a_link_left_behind_leads_nowhere(up: Gateways) -> None:
     """OF9: a link that the agent left where a document is declared later makes the start fail, and nothing else."""
-    up.inside(f"ln -s {STATE}/home/evil.md {STATE}/workspace/IDENTITY.md")
+    linked = up.inside(f"rm -f {STATE}/workspace/IDENTITY.md; ln -s {STATE}/home/evil.md {STATE}/workspace/IDENTITY.md")
+    assert linked.returncode == 0, linked.stderr
     up.machine.write("/etc/cloister-docs/IDENTITY.md", "declared\n")
     refused = up.machine.run(["cloister", "apply", "--yes"], timeout=240, check=False)
-    assert refused.returncode != 0
+    assert refused.returncode != 0, refused.stdout + up.machine.journal(UNIT_A)[-3000:]
     assert not up.machine.path(f"{STATE}/home/evil.md").exists()
     up.machine.path(f"{STATE}/workspace/IDENTITY.md").unlink()
     up.machine.run(["systemctl", "reset-failed"])
