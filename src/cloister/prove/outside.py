@@ -1,4 +1,4 @@
-"""Cases that attack from the user's side of the host: what a hostile program of the person's could ask of root's daemon.
+"""Cases that attack from the user's side of the host: what a hostile program of the person's could ask of root.
 
 A run lives meanwhile. The case's first stage is tried by a process of the user outside of any sandbox; its last
 one inside that run, which must be as it was.
@@ -41,5 +41,5 @@ def from_outside(battery: Battery, case: Case, workspace: str, facts: dict[str, 
             last = session.ask(request(case.stages[-1], {}, twin=False))
         except SessionError as error:
             last = {"outcome": "allowed", "detail": f"the run of somebody else ended: {error}"}
-    twin = {"twin": first.get("twin", "none")}
-    return [first, {**last, **twin}]
+    both = "; ".join(str(answer["detail"]) for answer in (first, last) if answer["outcome"] == "denied")
+    return [first, {**last, "twin": first.get("twin", "none"), "detail": both or last["detail"]}]

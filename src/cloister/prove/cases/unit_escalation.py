@@ -14,7 +14,7 @@ SHAPE = "any"
 IF_POLICY = ("unit",)
 LIMIT_S = 40.0
 
-TRACE = "/tmp/cloister-prove-escalated"  # noqa: S108  # the unit's own, looked at right here
+TRACE = "/tmp/cloister-prove-escalated"  # the unit's own, looked at right here
 COMMANDS = (
     ["systemd-run", "--wait", "touch", TRACE],
     ["systemd-run", "--uid=0", "--scope", "touch", TRACE],
@@ -39,7 +39,6 @@ COMMANDS = (
     ["loginctl", "enable-linger"],
     ["loginctl", "terminate-user", "root"],
     ["machinectl", "list"],
-    ["journalctl", "-f", "-n1"],
     ["at", "-f", "/dev/null", "now"],
     ["crontab", "-l"],
     ["nft", "flush", "ruleset"],
@@ -54,7 +53,7 @@ FOLDERS = ("/usr/local/bin", "/usr/bin", "/usr/sbin", "/usr/local/sbin", "/opt/c
 
 def attack(box: Box) -> None:
     """With every tool that is there, and with files where others look for orders."""
-    write("/tmp/evil.service", f"[Service]\nExecStart=/usr/bin/touch {TRACE}\n")  # noqa: S108
+    write("/tmp/evil.service", f"[Service]\nExecStart=/usr/bin/touch {TRACE}\n")
     absent = []
     for words in COMMANDS:
         path = next((f"{folder}/{words[0]}" for folder in FOLDERS if os.access(f"{folder}/{words[0]}", os.X_OK)), "")
@@ -62,11 +61,13 @@ def attack(box: Box) -> None:
             absent.append(words[0])
             continue
         try:
-            done = subprocess.run([path, *words[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=4, check=False)
+            done = subprocess.run(
+                [path, *words[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=4, check=False
+            )
         except (subprocess.TimeoutExpired, PermissionError) as error:
             box.stopped(f"{' '.join(words)[:60]}: {type(error).__name__}")
             continue
-        nothing_done = words[:2] == ["newgrp", "root"] and b"" == done.stdout
+        nothing_done = words[:2] == ["newgrp", "root"] and done.stdout == b""
         box.must(done.returncode != 0 or nothing_done, f"{' '.join(words)[:60]}: exit {done.returncode}")
     box.must(not os.path.exists(TRACE), f"nothing ran for us; not there: {', '.join(dict.fromkeys(absent))}")
     for folder in ("/etc/systemd/system", "/run/systemd/system", "/etc/systemd/system/cloister-hostd.service.d",

@@ -36,7 +36,13 @@ def attack(box: Box) -> None:
             arguments = (0x10, pid, *words) if name == "ptrace" else (pid, *words)
             box.refused(f"{name} of a neighbour", "EPERM ESRCH ENOSYS EBADF", syscall, name, *arguments)
     box.stopped(f"{len(others)} processes of other runs in sight")
-    for path in ("/tmp/cloister-prove-sibling", "/dev/shm/cloister-prove-sibling", f"{box.home}/cloister-prove-sibling"):
+    reached = [pid for pid in _numbers() if pid not in own and _signalled(pid)]
+    box.must(not [pid for pid in reached if pid not in _family()], f"signals by number reach {len(reached)} processes")
+    for path in (
+        "/tmp/cloister-prove-sibling",
+        "/dev/shm/cloister-prove-sibling",
+        f"{box.home}/cloister-prove-sibling",
+    ):
         box.refused(path, "ENOENT EACCES", read, path)
 
 
@@ -51,6 +57,19 @@ def twin(box: Box) -> None:
     box.works("its end", os.waitpid(child, 0)[1] == signal.SIGKILL)
 
 
+def _numbers() -> range:
+    """Return the numbers that processes have: a hidden one can still be named."""
+    return range(2, min(int(read("/proc/sys/kernel/pid_max")), 1 << 18))
+
+
+def _signalled(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
 def _nonempty(path: str) -> str:
     """Read something; what reads as nothing has shown nothing."""
     text = read(path)
@@ -60,7 +79,10 @@ def _nonempty(path: str) -> str:
 
 
 def _family() -> set[int]:
-    """Return our own ancestors, and whatever descends from the oldest of them that is in sight."""
+    """Return our own ancestors, and whatever descends from the oldest of them that is in sight.
+
+    Its parent is the unit's main process, which may be hidden: it has our uid, and killing it ends our own run.
+    """
     parents = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -70,7 +92,7 @@ def _family() -> set[int]:
     top = os.getpid()
     while parents.get(top) in parents:
         top = parents[top]
-    family = {top}
+    family = {top, parents.get(top, top)}
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
     return family
