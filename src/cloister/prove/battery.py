@@ -13,7 +13,7 @@ from cloister.host.addresses import own_addresses
 from cloister.policy.model import Agent
 from cloister.policy.protected import effective_names
 from cloister.policy.units import parse_size
-from cloister.prove import policy_facts
+from cloister.prove import policy_facts, units
 from cloister.prove.canaries import Canaries
 from cloister.prove.case import Case, load
 from cloister.prove.known_secrets import read
@@ -60,6 +60,8 @@ def prove(  # noqa: PLR0913  # the command line, as values
         lifting = lifted(place.resolved.agent) | {word for word, opens in opened(place.resolved).items() if opens}
         battery = Battery(place, canaries, lifting, facts(place), on_result, here, held(place.resolved))
         _preflight(battery)
+        if place.unit:
+            units.refuse_another(place.base)
         if battery.held:
             from cloister.host.secrets_memory import forbid_looking  # it loads the C library, as in policy_facts
 
@@ -135,6 +137,7 @@ def facts(place: Place) -> dict[str, Any]:
         "host_name": os.uname().nodename,
         "host_machine_id": _machine_id(),
         "nested": "hardening.nested" in lifted(agent),
+        **units.facts(place.resolved, place.owner.uid),
         **policy_facts.facts(place.resolved, paths, own),
     }
 

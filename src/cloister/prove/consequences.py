@@ -14,12 +14,15 @@ from collections.abc import Callable
 import msgspec
 
 from cloister.policy.protected import effective_names
+from cloister.prove import units
 
 MARKER = "cloister-prove-was-here"
 """A file of this name in the workspace's parent, or this word in a command line, is the trace of a breach."""
 PATIENCE_S = 3.0
 HAUL = "cloister-prove-haul"
 """Where in the workspace a case leaves what it could read."""
+REFUSED_HOST = "refused.cloister-prove.example"
+"""What a case asks the proxy for, to be found in the receipt."""
 KEEPERS = ("authority", "identity", "logins")
 """Directories of our state that are there to keep a secret."""
 STARTUP_FILES = (
@@ -153,6 +156,16 @@ def records_hold_no_secret(scene: Scene) -> str:
     return "; ".join(found)
 
 
+def no_unit_left(scene: Scene) -> str:
+    """Systemd knows no unit of a run that is over."""
+    return units.left_over(scene.base)
+
+
+def refusal_recorded(scene: Scene) -> str:
+    """The receipt of the run names the host that it was refused: what stopped it is on record."""
+    return units.unsaid(scene.base, scene.workspace, REFUSED_HOST)
+
+
 def _content(path: str, most: int = 1 << 20) -> bytes:
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -188,4 +201,6 @@ CHECKS: dict[str, Callable[[Scene], str]] = {
     "home-untouched": home_untouched,
     "haul-holds-no-secret": haul_holds_no_secret,
     "records-hold-no-secret": records_hold_no_secret,
+    "no-unit-left": no_unit_left,
+    "refusal-recorded": refusal_recorded,
 }

@@ -31,6 +31,7 @@ def held(resolved: ResolvedAgent) -> frozenset[str]:
         "logins": any(login_of(reference) for _, reference in named(resolved)),
         "identity": bool(agent.identity.audiences),
         "models": bool(agent.llm.providers),
+        "unit": agent.isolation == "unit",
     }
     return frozenset(word for word, holds in words.items() if holds)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cloister.prove.case import Case
+from cloister.prove.outside import from_outside
 from cloister.prove.session import COMMAND, Session, SessionError
 
 if TYPE_CHECKING:
@@ -108,4 +109,5 @@ PROCEDURES: dict[str, Callable[[Any, Case, str, dict[str, Any]], Answers]] = {
     "kill-broker": kill_broker,
     "kill-client": kill_client,
     "terminal": in_terminal,
+    "from-outside": from_outside,
 }

@@ -23,7 +23,7 @@ _BOOT = (
 )
 COMMAND = (PYTHON, "-I", "-S", "-B", "-c", _BOOT)
 """What is run in the sandbox; the rest comes through standard input."""
-MODULES = ("support", "clients")
+MODULES = ("support", "clients", "asking")
 """What cases import, in the order in which they need each other."""
 _INSIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside")
 
@@ -129,6 +129,15 @@ def bootstrap(request: Mapping[str, Any], start: str, end: str) -> str:
         f"install_all({ {name: _text(f'{name}.py') for name in MODULES}!r})\n"
         f"print({start!r}+json.dumps(judge(json.loads({json.dumps(request)!r})))+{end!r})\n"
     )
+
+
+def answer_in(text: str, start: str, end: str) -> dict[str, Any]:
+    """Return the answer that such a program printed between its marks; nothing where there is none."""
+    first, last = text.find(start), text.rfind(end)
+    if first < 0 or last < first:
+        return {}
+    answer: dict[str, Any] = json.loads(text[first + len(start) : last])
+    return answer
 
 
 def _text(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import select
@@ -13,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cloister.prove.session import bootstrap
+from cloister.prove.session import answer_in, bootstrap
 
 LIMIT_S = 20.0
 _START, _END = "<<<case ", ">>>"
@@ -82,8 +81,5 @@ def _typed(terminal: int) -> bytes:
 
 def _answer(said: str) -> dict[str, Any]:
     text = said.replace("\r", "").replace("\n", "")
-    start, end = text.find(_START), text.rfind(_END)
-    if start < 0 or end < start:
-        return {"outcome": "error", "detail": f"no answer from the terminal: {text[-300:]!r}"}
-    answer: dict[str, Any] = json.loads(text[start + len(_START) : end])
-    return answer
+    nothing = {"outcome": "error", "detail": f"no answer from the terminal: {text[-300:]!r}"}
+    return answer_in(text, _START, _END) or nothing

@@ -38,8 +38,11 @@ def attack(box: Box) -> None:
 
 
 def twin(box: Box) -> None:
-    """A commit in the worktree works."""
+    """A commit in the worktree works; an agent with a uid of its own has the files alone, and no repository."""
     append(box.path("README"), "more\n")
+    if box.facts.get("unit"):
+        box.stopped("the repository lies outside of the workspace, where a unit sees nothing: no git inside")
+        return
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     for words in (["add", "-A"], ["commit", "-q", "-m", "in a worktree"]):
         done = subprocess.run(
