@@ -406,7 +406,7 @@ def test_hostd_may_be_gone_while_a_run_lasts(rig: Rig) -> None:
 
 def test_a_caller_that_leaves_while_the_unit_is_made(rig: Rig) -> None:
     """A client killed at any moment of a start leaves nothing behind."""
-    for delay in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
+    for delay in (0.0, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.25, 0.3):
         client = rig.machine.popen(["cloister", "run", "sh", "--", "sleep", "300"], user="alice", cwd=rig.project)
         time.sleep(delay)
         client.send_signal(signal.SIGKILL)
