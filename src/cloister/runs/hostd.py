@@ -15,6 +15,7 @@ from cloister.host.frames import Frame, encode_list
 from cloister.plan.unit import HOSTD_SOCKET
 from cloister.runs.links import Connect
 
+_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 ANSWER_S = 60.0
 """Stopping a unit may take its whole TimeoutStopSec=, and undoing is behind that."""
 
@@ -32,7 +33,14 @@ class Hostd:
         Raises:
             RetryError: nobody answered in time; hostd undoes it by itself, when it starts next.
         """
-        answer = await self._ask({"verb": "end", "run": run})
+        for pause in _PAUSES_S:
+            try:
+                answer = await self._ask({"verb": "end", "run": run})
+                break
+            except RetryError:  # such as while the child that made the unit still holds its lock
+                await asyncio.sleep(pause)
+        else:
+            answer = await self._ask({"verb": "end", "run": run})
         ended = answer.get("ended")
         return ended if isinstance(ended, dict) else {}
 
