@@ -1,0 +1,148 @@
+"""The battery against agents that are units of the system, as their user types it; and against weak units."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cloister.prove.case import load
+from runs_rig import POLICY, POLICY_FILE, Rig
+from support.machines import PYTHON, TESTS, Machine
+
+CASES = load()
+UNIT = {name for name, case in CASES.items() if "unit" in case.if_policy}
+OF_POLICY = {name for name, case in CASES.items() if case.if_policy} - UNIT
+"""They need credentials, models and the like in the policy."""
+LIMITS = {"limits-memory", "limits-disk", "limits-tasks"}
+"""They need limits in the policy; tried below."""
+LIMITED = """
+[agents.limited]
+isolation = "unit"
+command = ["/bin/sh"]
+limits = { memory_max = "512M", tasks_max = 64, disk_max = "16M" }
+"""
+
+
+@pytest.fixture(scope="module")
+def rig(suite: str, layers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """One installed machine for the tests of this file, on Debian 12 and 13."""
+    with Machine(suite, layers(suite), tmp_path_factory.mktemp(f"prove-{suite}")) as machine:
+        made = Rig(machine)
+        policy = POLICY.replace('"box"]', '"box", "limited"]').replace("[users.alice]", f"{LIMITED}\n[users.alice]")
+        machine.write(POLICY_FILE, policy)
+        machine.run(["cloister", "apply", "--yes"], timeout=120)
+        yield made
+
+
+def prove(rig: Rig, *words: str, agent: str = "sh", user: str = "alice") -> dict[str, dict[str, Any]]:
+    """Attack an agent as its user would; return what came of each case, by id."""
+    cwd = rig.project.replace("alice", user)
+    done = rig.cloister("prove", agent, "--json", *words, user=user, cwd=cwd, timeout=150)
+    assert done.returncode in (0, 1, 69), done.stderr
+    assert done.stdout, done.stderr
+    return {case["id"]: case for case in json.loads(done.stdout)["cases"]}
+
+
+@pytest.fixture(scope="module")
+def battery(rig: Rig) -> dict[str, dict[str, Any]]:
+    """Run the whole battery once for each machine; alice's home is as before."""
+    before = rig.machine.run(["find", "/home/alice", "/tmp", "/var/tmp", "/dev/shm", "-newer", "/etc/hostname"]).stdout
+    found = prove(rig)
+    rig.clean()
+    after = rig.machine.run(["find", "/home/alice", "/tmp", "/var/tmp", "/dev/shm", "-newer", "/etc/hostname"]).stdout
+    new = set(after.splitlines()) - set(before.splitlines())
+    assert not {path for path in new if "canary" in path or "/.cloister/" in path or "prove-" in path}
+    return found
+
+
+@pytest.mark.parametrize("case", sorted(set(CASES) - LIMITS - OF_POLICY))
+def test_an_attack_on_a_unit_is_denied(case: str, battery: dict[str, dict[str, Any]]) -> None:
+    """The attack fails, nothing on the host was touched, and what must work works."""
+    result = battery[case]
+    expected = "warned" if CASES[case].warned_of else "denied"
+
+    assert result["outcome"] == expected, f"{result['detail']}\nexpected: {CASES[case].expect}"
+    assert result["twin"] in ("ok", "none")
+
+
+def test_what_the_policy_does_not_have_is_told(battery: dict[str, dict[str, Any]]) -> None:
+    """Cases for secrets and models are counted and left out; limits that are not set are opted out by name."""
+    assert {battery[case]["outcome"] for case in OF_POLICY} == {"not-in-policy"}
+    assert {battery[case]["outcome"] for case in LIMITS} == {"opted-out"}
+
+
+def test_limits_of_a_unit_hold(rig: Rig) -> None:
+    """Memory, disk and processes cannot be used up, where the machine has the controllers."""
+    controllers = rig.machine.controllers
+    needed = {"limits-memory": "memory", "limits-tasks": "pids", "limits-disk": ""}
+    names = sorted(case for case, controller in needed.items() if not controller or controller in controllers)
+    found = prove(rig, *(word for name in names for word in ("--case", name)), agent="limited")
+
+    assert {name: found[name]["outcome"] for name in names} == dict.fromkeys(names, "denied"), found
+
+
+def test_another_user_sees_the_same(rig: Rig) -> None:
+    """Bob's account, projects and daemon are attacked by bob, with the same end."""
+    found = prove(rig, *(word for name in sorted(UNIT) for word in ("--case", name)), user="bob")
+
+    assert {name: result["outcome"] for name, result in found.items()} == dict.fromkeys(UNIT, "denied"), found
+
+
+def test_attacks_on_units_are_none_of_a_namespace_run(rig: Rig) -> None:
+    """An agent of the same policy that is no unit has nothing of that to attack."""
+    found = prove(rig, "--case", "unit-accounts", agent="box")
+
+    assert found["unit-accounts"]["outcome"] == "not-in-policy"
+
+
+def test_the_second_layer_holds_the_account_without_its_unit(rig: Rig) -> None:
+    """With the account's uid, outside of any unit: no hostd, no broker, no state of others, no packet but loopback's."""
+    code = """
+import os, socket, sys
+uid = int(sys.argv[1])
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+def refused(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError as error:
+        return type(error).__name__
+    return "ALLOWED"
+def unix(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(bytes([13, 0, 0, 0]) + b"L" + bytes([1, 0, 0, 0, 5, 0, 0, 0]) + b"verb=")
+        if not (answer := client.recv(64)) or answer[4:5] == b"F":
+            raise PermissionError(13, "refused in words")
+def tcp(host, port):
+    socket.create_connection((host, port), 2).close()
+print({
+    "hostd": refused(unix, "/run/cloister/hostd.sock"),
+    "proxyd": refused(unix, "/run/cloister/proxyd.sock"),
+    "states": refused(os.listdir, "/var/lib/cloister/agents/cl-sh-bob"),
+    "records": refused(os.listdir, "/var/lib/cloister/proxy"),
+    "boxes": refused(os.listdir, "/run/cloister/proxy/runs"),
+    "plans": refused(os.listdir, "/var/lib/cloister/hostd"),
+    "home": refused(os.listdir, "/root"),
+    "loopback": refused(tcp, "127.0.0.1", int(sys.argv[2])),
+    "own file": refused(os.listdir, "/"),
+})
+"""
+    listener = rig.machine.popen(
+        ["python3", "-c", "import socket as s; l=s.create_server(('127.0.0.1',0)); print(l.getsockname()[1],flush=True);"
+         "l.accept()"], stdout=-1, text=True,
+    )  # fmt: skip
+    assert listener.stdout
+    try:
+        port = listener.stdout.readline().strip()
+        uid = rig.machine.run(["id", "-u", "cl-sh-alice"]).stdout.strip()
+        told = rig.machine.run(["python3", "-c", code, uid, port]).stdout
+    finally:
+        listener.kill()
+        listener.wait()
+    outcomes = dict(item.split(": ") for item in told.strip().strip("{}").replace("'", "").split(", "))
+
+    assert outcomes.pop("own file") == "ALLOWED"
+    assert "ALLOWED" not in outcomes.values(), outcomes
