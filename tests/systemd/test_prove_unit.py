@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from runs_rig import POLICY, POLICY_FILE, Rig
 
 from cloister.prove.case import load
-from runs_rig import POLICY, POLICY_FILE, Rig
 from support.machines import PYTHON, TESTS, Machine
 
 CASES = load()
@@ -24,6 +24,32 @@ isolation = "unit"
 command = ["/bin/sh"]
 limits = { memory_max = "512M", tasks_max = 64, disk_max = "16M" }
 """
+
+# What is left out, and the case that finds it out: denied with all properties, allowed without these.
+FOUND_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("User", "Group"), "unit-accounts"),
+    (("RootDirectory",), "fs-home-canary"),
+    (("RootDirectory",), "ipc-unix-socket"),
+    (("ProtectHome",), "fs-other-homes"),
+    (("TemporaryFileSystem",), "ipc-posix"),
+    (("InaccessiblePaths",), "unit-properties"),
+    (("PrivateDevices",), "fs-devices"),
+    (("PrivateIPC",), "ipc-system-v"),
+    (("PrivateNetwork",), "unit-properties"),
+    (("PrivateUsers",), "unit-properties"),
+    (("ProtectProc", "PrivatePIDs"), "proc-host-pids"),
+    (("CapabilityBoundingSet",), "unit-properties"),
+    (("NoNewPrivileges",), "unit-properties"),
+    (("NoNewPrivileges",), "fs-setuid-programs"),
+    (("RestrictNamespaces",), "kernel-userns-unshare"),
+    (("RestrictNamespaces",), "kernel-userns-clone3"),
+    (("LockPersonality",), "kernel-personality"),
+    (("SystemCallFilter",), "kernel-io-uring"),
+    (("SystemCallFilter",), "kernel-ptrace"),
+    (("LimitCORE",), "proc-core-dumps"),
+)
+SECOND_LAYER = "net-direct-tcp"
+"""Without PrivateNetwork= the packet filter of accounts refuses the same."""
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +172,30 @@ print({
 
     assert outcomes.pop("own file") == "ALLOWED"
     assert "ALLOWED" not in outcomes.values(), outcomes
+
+
+@pytest.fixture(scope="module")
+def weak(rig: Rig) -> dict[tuple[str, ...], dict[str, str]]:
+    """Run the battery's cases once for each weakness; return outcomes by what was left out, nothing of it first."""
+    attempts: dict[tuple[str, ...], set[str]] = {(): {case for _, case in FOUND_OUT} | {SECOND_LAYER}}
+    for without, case in FOUND_OUT:
+        attempts.setdefault(without, set()).add(case)
+    attempts[("PrivateNetwork",)].add(SECOND_LAYER)
+    asked = json.dumps([[without, sorted(cases)] for without, cases in attempts.items()])
+    command = [PYTHON, f"{TESTS}/systemd/weak_units.py", asked]
+    done = rig.machine.run(command, env={"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"}, timeout=240)
+    return dict(zip(attempts, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize(("without", "case"), FOUND_OUT, ids=[f"{one[0]}-{case}" for one, case in FOUND_OUT])
+def test_a_weak_unit_is_found_out(
+    weak: dict[tuple[str, ...], dict[str, str]], without: tuple[str, ...], case: str
+) -> None:
+    """With all properties, and nothing else of ours, the case is denied; without this one it gets through."""
+    assert weak[()][case].startswith("denied"), weak[()][case]
+    assert weak[without][case].startswith("allowed"), weak[without][case]
+
+
+def test_without_a_network_of_its_own_the_packet_filter_holds(weak: dict[tuple[str, ...], dict[str, str]]) -> None:
+    """A unit that has lost PrivateNetwork= reaches no listener of the host: its uid is refused."""
+    assert weak[("PrivateNetwork",)][SECOND_LAYER].startswith("denied"), weak[("PrivateNetwork",)]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from runs_rig import ASK_PROXY, POLICY, POLICY_FILE, Rig
+
 from support.machines import Machine
 
 TERMINAL = """
@@ -366,7 +366,7 @@ def test_whoever_dies_the_run_ends(rig: Rig, kill: Callable[[Rig, str], None]) -
 
 
 def test_hostd_may_be_gone_while_a_run_lasts(rig: Rig) -> None:
-    """hostd is not needed while a run lasts: it is started again to end it."""
+    """Hostd is not needed while a run lasts: it is started again to end it."""
     run = rig.detach("sleep 300")
     pid = rig.main_pid("cloister-hostd.service")
     if pid:

@@ -25,9 +25,13 @@ from cloister.prove.runner import Battery
 ACCOUNT, UID = "cl-weak-alice", 1900000778
 TREE = "/run/weak-root"
 ETC = "/run/weak-etc"
+BASES = "/srv/weak"
+"""Without set-uid programs and devices, as hostd mounts workspaces."""
 _SETUP = f"""
     set -e
-    id {ACCOUNT} >/dev/null 2>&1 || useradd --uid {UID} -U -M -s /usr/sbin/nologin {ACCOUNT} 2>/dev/null
+    getent group {ACCOUNT} >/dev/null || groupadd --gid {UID} {ACCOUNT}
+    id {ACCOUNT} >/dev/null 2>&1 || useradd --uid {UID} --gid {UID} -M -s /usr/sbin/nologin {ACCOUNT} 2>/dev/null
+    mkdir -p {BASES}; mountpoint -q {BASES} || mount -t tmpfs -o nosuid,nodev,mode=755 tmpfs {BASES}
     for name in usr etc proc sys dev run tmp home root var/tmp .cloister; do mkdir -p {TREE}/$name; done
     for name in bin sbin lib lib64; do [ -L {TREE}/$name ] || ln -s usr/$name {TREE}/$name; done
     mkdir -p {ETC} && cp -r /etc/passwd /etc/group /etc/ld.so.cache /etc/ssl /etc/alternatives {ETC}
@@ -77,7 +81,7 @@ class Weak(Battery):
 
 def attack(without: list[str], names: list[str]) -> dict[str, str]:
     """Try cases; return outcomes by id."""
-    base = tempfile.mkdtemp(prefix="weak-", dir="/srv")
+    base = tempfile.mkdtemp(prefix="weak-", dir=BASES)
     protected = effective_names((), ())
     facts = {
         "protected": [[entry.name, entry.kind] for entry in protected if entry.when == "always"],
