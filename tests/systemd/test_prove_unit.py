@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,42 @@ FOUND_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (("SystemCallFilter",), "kernel-ptrace"),
     (("LimitCORE",), "proc-core-dumps"),
 )
+LISTENER = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+while server.accept():
+    pass
+"""
+AS_ACCOUNT = """
+import json, os, socket, sys
+uid = int(sys.argv[1])
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+def refused(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError as error:
+        return type(error).__name__
+    return "ALLOWED"
+def unix(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(bytes([13, 0, 0, 0]) + b"L" + bytes([1, 0, 0, 0, 5, 0, 0, 0]) + b"verb=")
+        if not (answer := client.recv(64)) or answer[4:5] == b"F":
+            raise PermissionError(13, "refused in words")
+def tcp(host, port):
+    socket.create_connection((host, port), 2).close()
+print(json.dumps({
+    "hostd": refused(unix, "/run/cloister/hostd.sock"),
+    "proxyd": refused(unix, "/run/cloister/proxyd.sock"),
+    "records": refused(os.listdir, "/var/lib/cloister/proxy"),
+    "boxes": refused(os.listdir, "/run/cloister/proxy/runs"),
+    "plans": refused(os.listdir, "/var/lib/cloister/hostd"),
+    "home": refused(os.listdir, "/root"),
+    "loopback": refused(tcp, "127.0.0.1", int(sys.argv[2])),
+}))
+"""
+"""Takes a uid and a port of the host's loopback, and says of each door whether it opens."""
 SECOND_LAYER = "net-direct-tcp"
 """Without PrivateNetwork= the packet filter of accounts refuses the same."""
 
@@ -117,61 +154,30 @@ def test_another_user_sees_the_same(rig: Rig) -> None:
     assert {name: result["outcome"] for name, result in found.items()} == dict.fromkeys(UNIT, "denied"), found
 
 
-def test_attacks_on_units_are_none_of_a_namespace_run(rig: Rig) -> None:
-    """An agent of the same policy that is no unit has nothing of that to attack."""
-    found = prove(rig, "--case", "unit-accounts", agent="box")
-
-    assert found["unit-accounts"]["outcome"] == "not-in-policy"
-
-
 def test_the_second_layer_holds_the_account_without_its_unit(rig: Rig) -> None:
-    """With the account's uid, outside of any unit: no hostd, no broker, no state of others, no packet but loopback's."""
-    code = """
-import os, socket, sys
-uid = int(sys.argv[1])
-os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
-def refused(action, *arguments):
-    try:
-        action(*arguments)
-    except OSError as error:
-        return type(error).__name__
-    return "ALLOWED"
-def unix(path):
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(path)
-        client.sendall(bytes([13, 0, 0, 0]) + b"L" + bytes([1, 0, 0, 0, 5, 0, 0, 0]) + b"verb=")
-        if not (answer := client.recv(64)) or answer[4:5] == b"F":
-            raise PermissionError(13, "refused in words")
-def tcp(host, port):
-    socket.create_connection((host, port), 2).close()
-print({
-    "hostd": refused(unix, "/run/cloister/hostd.sock"),
-    "proxyd": refused(unix, "/run/cloister/proxyd.sock"),
-    "states": refused(os.listdir, "/var/lib/cloister/agents/cl-sh-bob"),
-    "records": refused(os.listdir, "/var/lib/cloister/proxy"),
-    "boxes": refused(os.listdir, "/run/cloister/proxy/runs"),
-    "plans": refused(os.listdir, "/var/lib/cloister/hostd"),
-    "home": refused(os.listdir, "/root"),
-    "loopback": refused(tcp, "127.0.0.1", int(sys.argv[2])),
-    "own file": refused(os.listdir, "/"),
-})
-"""
-    listener = rig.machine.popen(
-        ["python3", "-c", "import socket as s; l=s.create_server(('127.0.0.1',0)); print(l.getsockname()[1],flush=True);"
-         "l.accept()"], stdout=-1, text=True,
-    )  # fmt: skip
+    """With the account's uid, outside of any unit: no hostd, no broker, no state of others, no packet."""
+    listener = rig.machine.popen(["python3", "-c", LISTENER], stdout=subprocess.PIPE, text=True)
     assert listener.stdout
     try:
         port = listener.stdout.readline().strip()
-        uid = rig.machine.run(["id", "-u", "cl-sh-alice"]).stdout.strip()
-        told = rig.machine.run(["python3", "-c", code, uid, port]).stdout
+        account, alice = (rig.machine.run(["id", "-u", name]).stdout.strip() for name in ("cl-sh-alice", "alice"))
+        told, twin = (
+            json.loads(rig.machine.run(["python3", "-c", AS_ACCOUNT, uid, port]).stdout) for uid in (account, alice)
+        )
     finally:
         listener.kill()
         listener.wait()
-    outcomes = dict(item.split(": ") for item in told.strip().strip("{}").replace("'", "").split(", "))
 
-    assert outcomes.pop("own file") == "ALLOWED"
-    assert "ALLOWED" not in outcomes.values(), outcomes
+    assert told.pop("loopback") == "ConnectionRefusedError"
+    assert twin["loopback"] == "ALLOWED"
+    assert set(told.values()) == {"PermissionError"}, told
+
+
+def test_a_ladder_of_a_unit_is_refused(rig: Rig) -> None:
+    """`--ladder` compares from within namespaces of its own, where no unit can be: it says so."""
+    done = rig.cloister("prove", "sh", "--ladder")
+
+    assert (done.returncode, "ladder-unit" in done.stderr) == (69, True), done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def attack(without: list[str], names: list[str]) -> dict[str, str]:
 def main() -> None:
     """Make all attempts."""
     subprocess.run(["sh", "-c", _SETUP], check=True)
-    print(json.dumps([attack(without, names) for without, names in json.loads(sys.argv[1])]))
+    json.dump([attack(without, names) for without, names in json.loads(sys.argv[1])], sys.stdout)
 
 
 if __name__ == "__main__":
