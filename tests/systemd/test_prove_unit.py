@@ -24,7 +24,22 @@ LIMITED = """
 isolation = "unit"
 command = ["/bin/sh"]
 limits = { memory_max = "512M", tasks_max = 64, disk_max = "16M" }
+
+[agents.armed]
+isolation = "unit"
+command = ["/bin/sh"]
+egress = { allow = ["bound.example:443"] }
+
+[agents.armed.credentials.api]
+secret = "file:/etc/cloister/secrets/api"
+env = "API_KEY"
+inject = { scheme = "bearer", host = "bound.example" }
 """
+SECRET = "made-up-9f2c7d1e5b8a4f60"
+ARMED = ("cred-authority-key", "cred-certificates", "cred-elsewhere", "cred-placeholders", "fs-secret-stores",
+         "proc-environment", "unit-accounts", "unit-daemons")  # fmt: skip
+HAUL = "cat /proc/*/environ /proc/*/cmdline; find /etc /run /tmp /home /dev/shm /var /opt -type f -exec cat {} +; env"
+"""Everything that an agent can read and that could hold a secret."""
 
 # What is left out, and the case that finds it out: denied with all properties, allowed without these.
 FOUND_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -94,7 +109,10 @@ def rig(suite: str, layers: Any, tmp_path_factory: pytest.TempPathFactory) -> It
     """One installed machine for the tests of this file, on Debian 12 and 13."""
     with Machine(suite, layers(suite), tmp_path_factory.mktemp(f"prove-{suite}")) as machine:
         made = Rig(machine)
-        policy = POLICY.replace('"box"]', '"box", "limited"]').replace("[users.alice]", f"{LIMITED}\n[users.alice]")
+        machine.write("/etc/cloister/secrets/api", SECRET, mode=0o600)
+        policy = POLICY.replace('"box"]', '"box", "limited", "armed"]').replace(
+            "[users.alice]", f"{LIMITED}\n[users.alice]"
+        )
         machine.write(POLICY_FILE, policy)
         machine.run(["cloister", "apply", "--yes"], timeout=120)
         yield made
@@ -147,6 +165,21 @@ def test_limits_of_a_unit_hold(rig: Rig) -> None:
     assert {name: found[name]["outcome"] for name in names} == dict.fromkeys(names, "denied"), found
 
 
+def test_secrets_of_the_system_are_never_inside(rig: Rig) -> None:
+    """An agent with a credential of the system's has a placeholder; nobody but root and the broker sees the value."""
+    found = prove(rig, *(word for name in (*ARMED, "cred-records") for word in ("--case", name)), agent="armed")
+    hauled = rig.sh(HAUL, agent="armed", timeout=120, text=False).stdout
+    kept = rig.machine.run(["grep", "-rl", SECRET, "/home/alice", "/run/user", "/var/lib/cloister", "/run/cloister"],
+                           check=False)  # fmt: skip
+
+    assert {name: found[name]["outcome"] for name in ARMED} == dict.fromkeys(ARMED, "denied"), found
+    assert found["cred-records"]["outcome"] == "cannot-run"  # a person cannot read it, so cannot look for it
+    assert b"API_KEY=" in hauled
+    assert SECRET.encode() not in hauled
+    assert SECRET not in json.dumps(found)
+    assert kept.stdout == ""
+
+
 def test_another_user_sees_the_same(rig: Rig) -> None:
     """Bob's account, projects and daemon are attacked by bob, with the same end."""
     found = prove(rig, *(word for name in sorted(UNIT) for word in ("--case", name)), user="bob")
@@ -156,6 +189,7 @@ def test_another_user_sees_the_same(rig: Rig) -> None:
 
 def test_the_second_layer_holds_the_account_without_its_unit(rig: Rig) -> None:
     """With the account's uid, outside of any unit: no hostd, no broker, no state of others, no packet."""
+    assert rig.sh("true").returncode == 0  # the daemons' directories are there
     listener = rig.machine.popen(["python3", "-c", LISTENER], stdout=subprocess.PIPE, text=True)
     assert listener.stdout
     try:
