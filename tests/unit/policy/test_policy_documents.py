@@ -18,7 +18,7 @@ from cloister.runs.signing_review import unreachable
 from cloister.runs.unenforced import refuse_unenforced
 
 ROOT = Path(__file__).parents[3]
-PAGES = ("README.md", "docs/credentials.md", "docs/models.md", "docs/services.md")
+PAGES = ("README.md", "docs/credentials.md", "docs/models.md", "docs/services.md", "docs/units.md")
 BLOCKS = [
     (page, text)
     for page in PAGES
