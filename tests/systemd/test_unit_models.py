@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from models_rig import KEY, KEY_FILE, PLANTED, SEARCH, SECRET, SECRET_FILE, Models
+
 from support.machines import AGENTS, Machine
 
 pytestmark = pytest.mark.agents
@@ -128,10 +128,8 @@ def test_a_question_is_put_on_the_persons_terminal(up: Models) -> None:
     """Mode `ask`: alice sees the host and decides; what she allowed for good is not allowed for bob."""
     script = "curl -sS -m 30 -o /dev/null -w 'code=%{http_connect}\\n' https://asked.invalid/; echo over"
     words = ("run", "asking", "--", "/bin/bash", "-c", script)
-    steps = (
-        "terminal.until('asked.invalid'); terminal.type('a');"
-    steps += "terminal.until('over'); print(terminal.process.wait(20))"
-    )
+    steps = "terminal.until('asked.invalid'); terminal.type('a'); terminal.until('over');"
+    steps += "print(terminal.process.wait(20))"
     assert on_terminal(up, steps, *words).strip() == "0"
     again = up.inside("asking", script)
     assert "code=403" not in again.stdout, again
