@@ -111,11 +111,7 @@ class Supervisor(Supervision):
         run.confine = confiner(self._loop, run)
         holder.append(run)
         self._runs[plan.run] = run
-        if plan.launch.pasta:
-            run.network = Attachment(
-                self._loop, plan.launch.pasta, self._paths.run_runtime(plan.run),
-                on_ready=lambda pidfd: outer.send("G", b"", (pidfd,)), on_failed=run.live.network_failed,
-            )  # fmt: skip
+        self._attach(run)
 
         def outer_closed(closed: Any) -> None:
             run.live.outer_closed()
@@ -125,6 +121,14 @@ class Supervisor(Supervision):
         await self._provisions.serve(run, prepared, applied, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
+
+    def _attach(self, run: ActiveRun) -> None:
+        """Get ready to connect the run's own network, in mode `internet`."""
+        if run.plan.launch.pasta:
+            run.network = Attachment(
+                self._loop, run.plan.launch.pasta, self._paths.run_runtime(run.plan.run),
+                on_ready=lambda pidfd: run.outer.send("G", b"", (pidfd,)), on_failed=run.live.network_failed,
+            )  # fmt: skip
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
