@@ -1,6 +1,7 @@
 # Root file systems of Debian and wheels for the Python in them: what the scripts that make test machines share.
 # Sourced after common.sh, never run.
 # shellcheck shell=bash
+set -euo pipefail
 
 as_root=()
 [[ $(id -u) == 0 ]] || as_root=(sudo)

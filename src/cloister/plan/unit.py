@@ -55,6 +55,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     agent: str
     account: str
     roots: tuple[str, ...]
+    nested: bool = False
+    """The policy lets the agent build sandboxes of its own, so what these need may be missing from its unit."""
+    network: bool = False
+    """The policy gives the agent the host's network, behind the packet filter of its account."""
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import PROXY_USER, SYSTEM_FILE, Account, Grant, System, delivered_name
 from cloister.policy.model import Policy
+from cloister.runs.compile_parts import is_nested
 from cloister.runs.firewall_compile import compile_firewall
 from cloister.runs.system_judge import SystemPolicy, problems, references, refuse_host
 from cloister.runs.system_services import directories_of, files_of, units_of
@@ -64,7 +65,13 @@ def compile_system(
     """
     services = tuple(services)
     grants = tuple(
-        Grant(user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots)
+        Grant(
+            user=user,
+            agent=agent,
+            account=find(accounts, Owner(agent, user)).name,
+            roots=roots,
+            nested=_may_nest(source, agent),
+        )
         for user, agent, roots in _granted(source.policy)
     )
     granted = {grant.account for grant in grants} | {one.account for one in services}
@@ -107,6 +114,11 @@ def _granted(policy: Policy) -> list[tuple[str, str, tuple[str, ...]]]:
         for agent in table.agents
         if policy.agents[agent].isolation == "unit"
     ]
+
+
+def _may_nest(source: SystemPolicy, agent: str) -> bool:
+    """Say whether the agent, or any profile that could be laid over it, builds sandboxes of its own."""
+    return any(is_nested(one) for one in (source.agents[agent], *source.policy.profiles.values()))
 
 
 def _daemons(renewed: str) -> tuple[Wanted, ...]:

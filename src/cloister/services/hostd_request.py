@@ -222,7 +222,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
     unit_etc.make_etc(plan, account)
-    unit = check_plan(plan, Bounds(account, place.path, SHIMS, uid_filtered))
+    unit = check_plan(plan, Bounds(asked.grant, account, place.path, SHIMS, uid_filtered))
     _check_groups(unit, asked)
     try:
         lock = unit_records.Lock(plan.run)
