@@ -323,7 +323,11 @@ def test_a_broker_in_wrong_hands_lifts_nothing(rig: Rig, project: str) -> None:
     box = unit.UnitBox(
         systemd=rig.machine.version, account=ACCOUNT, shim=SHIM, etc_directory="/etc", merged_usr=True, nested=True
     )
-    rig.answer(rig.plan(["true"], properties=[list(one) for one in unit.properties(box)]))
+    plan = rig.plan(["true"], properties=[list(one) for one in unit.properties(box)])
+    rig.answer(plan)
+    assert "below-the-floor" in rig.refusal(project)
+    plan["steps"][-1]["argv"].append("--nested")
+    rig.answer(plan)
     assert "below-the-floor" in rig.refusal(project)
     rig.grant({"alice": ["~/p", "work", "/srv/shared"]}, nested=True)
     try:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from cloister.errors import RetryError, StepError, UnsupportedError
 from cloister.host.programs import find
+from cloister.host.unit_limits import process_limits_wrong, seconds
 from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
 
 START_S = 30.0
@@ -184,7 +185,7 @@ _LONGEST_COMPLAINT = 1 << 16
 def _verify(manager: Manager, unit: UnitLaunch) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "Job")
+    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "Job", "RuntimeMaxUSec")
     until = time.monotonic() + START_S
     # With Type=exec a unit has a job until its program was executed, with everything applied.
     while (shown := show(manager, unit.unit, wanted)).get("Job", "0") not in {"", "0"} and time.monotonic() < until:
@@ -198,6 +199,8 @@ def _verify(manager: Manager, unit: UnitLaunch) -> Started:
     for name in names:
         if name in shown and shown[name] != asked[name]:
             raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
+    if "RuntimeMaxSec" in asked and not _same_time(asked["RuntimeMaxSec"], shown.get("RuntimeMaxUSec", "")):
+        raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
     if shown.get("Environment"):
         raise _deviates(unit, "it has an environment")
     pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
@@ -231,10 +234,22 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
             raise _deviates(unit, f"its first process has {name} {status.get(name)!r}")
     if unit.firewall and "PrivateNetwork" not in dict(unit.properties):
         shared = [name for name in shared if name != "net"]
+    if wrong := process_limits_wrong(unit.properties, pid):
+        raise _deviates(unit, f"its first process has another {wrong}")
     if shared:
         raise _deviates(unit, f"it shares a namespace with the host: {shared[0]}")
     if not control_group.endswith(f"/{unit.unit}") or control_group not in groups:
         raise _deviates(unit, "its first process is not in its control group")
+
+
+def _same_time(asked: str, shown: str) -> bool:
+    try:
+        return abs(seconds(asked) - seconds(shown)) < _SAME_S or asked == shown
+    except ValueError:
+        return False
+
+
+_SAME_S = 0.001
 
 
 def _namespace(pid: int, name: str) -> str:

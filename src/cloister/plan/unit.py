@@ -127,6 +127,8 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where the workspace is mounted: its own absolute path."""
     firewall: bool = False
     """The unit shares the host's network, and starts only where the packet filter of its uid is loaded."""
+    limited: bool = False
+    """The policy wants its limits kept by the kernel: the unit does not start where one of them is not in force."""
 
 
 def delivered_name(path: str) -> str:

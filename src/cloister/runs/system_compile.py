@@ -64,16 +64,7 @@ def compile_system(
         PolicyError: `firewall-invalid`, with every mistake found.
     """
     services = tuple(services)
-    grants = tuple(
-        Grant(
-            user=user,
-            agent=agent,
-            account=find(accounts, Owner(agent, user)).name,
-            roots=roots,
-            nested=_may_nest(source, agent),
-        )
-        for user, agent, roots in _granted(source.policy)
-    )
+    grants = _grants(source, accounts)
     granted = {grant.account for grant in grants} | {one.account for one in services}
     made = tuple(account for account in accounts if account.name in granted or _known(account, facts))
     daemons = DaemonFacts(python=facts.python, root_links=facts.root_links, root_directories=facts.root_directories)
@@ -114,6 +105,17 @@ def _granted(policy: Policy) -> list[tuple[str, str, tuple[str, ...]]]:
         for agent in table.agents
         if policy.agents[agent].isolation == "unit"
     ]
+
+
+def _grants(source: SystemPolicy, accounts: tuple[Account, ...]) -> tuple[Grant, ...]:
+    """Return who may start what where as whom, and what of a unit's hardening the policy lifts."""
+    return tuple(
+        Grant(
+            user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots,
+            nested=_may_nest(source, agent),
+        )
+        for user, agent, roots in _granted(source.policy)
+    )  # fmt: skip
 
 
 def _may_nest(source: SystemPolicy, agent: str) -> bool:
