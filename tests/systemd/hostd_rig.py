@@ -64,14 +64,15 @@ class Rig:
         machine.run(["install", "-d", "-o", "cloister-proxy", "-m", "0755", self._folder])
         self.answer(self.plan(["true"]))
 
-    def grant(self, roots: dict[str, list[str]]) -> None:
+    def grant(self, roots: dict[str, list[str]], *, nested: bool = False) -> None:
         """Write down who may start pi below which roots."""
         accounts = [
             {"name": name, "uid": uid, "agent": "pi", "user": user}
             for user, name, uid in (("alice", ACCOUNT, UID), ("bob", BOB_ACCOUNT, BOB_UID))
         ]
         grants = [
-            {"user": user, "agent": "pi", "account": f"cl-pi-{user}", "roots": places} for user, places in roots.items()
+            {"user": user, "agent": "pi", "account": f"cl-pi-{user}", "roots": places, "nested": nested}
+            for user, places in roots.items()
         ]
         system = {"version": 1, "policy_digest": "", "accounts": accounts, "grants": grants}
         self.machine.write("/var/lib/cloister/system.json", json.dumps(system))

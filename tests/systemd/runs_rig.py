@@ -27,6 +27,11 @@ isolation = "unit"
 command = ["/bin/sh"]
 limits = { memory_max = "48M" }
 
+[agents.kept]
+isolation = "unit"
+command = ["/bin/sh"]
+limits = { memory_max = "96M", tasks_max = 60, enforce = "cgroup" }
+
 [agents.web]
 isolation = "unit"
 command = ["/bin/sh"]
@@ -36,7 +41,7 @@ egress = { allow = ["allowed.example:443", "other.example:443"] }
 command = ["/bin/sh"]
 
 [users.alice]
-agents = ["sh", "short", "small", "web", "box"]
+agents = ["sh", "short", "small", "kept", "web", "box"]
 roots = ["~/p"]
 
 [users.bob]

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hostd_rig import ACCOUNT, UID, Rig
+from hostd_rig import ACCOUNT, SHIM, UID, Rig
 
+from cloister.isolation import unit
 from support.machines import PYTHON, TESTS, Machine
 
 GOOD = [["J", {"receipt": {"exit": 0}}]]
@@ -315,6 +316,24 @@ def test_a_broker_that_was_taken_over_gets_no_more(rig: Rig, project: str, chang
     said = rig.refusal(project)
     assert "below-the-floor" in said
     assert named in said
+
+
+def test_a_broker_in_wrong_hands_lifts_nothing(rig: Rig, project: str) -> None:
+    """Properties for an agent that builds sandboxes are refused, except where the grant says that it may."""
+    box = unit.UnitBox(
+        systemd=rig.machine.version, account=ACCOUNT, shim=SHIM, etc_directory="/etc", merged_usr=True, nested=True
+    )
+    plan = rig.plan(["true"], properties=[list(one) for one in unit.properties(box)])
+    rig.answer(plan)
+    assert "below-the-floor" in rig.refusal(project)
+    plan["steps"][-1]["argv"].append("--nested")
+    rig.answer(plan)
+    assert "below-the-floor" in rig.refusal(project)
+    rig.grant({"alice": ["~/p", "work", "/srv/shared"]}, nested=True)
+    try:
+        assert rig.ask(project)[0] == GOOD, rig.told()
+    finally:
+        rig.grant({"alice": ["~/p", "work", "/srv/shared"], "bob": ["~/p"]})
 
 
 def test_a_refusal_of_the_broker_is_handed_on(rig: Rig, project: str) -> None:

@@ -204,6 +204,21 @@ def test_runtime(rig: Rig) -> None:
     assert "timed-out" in done.stderr
 
 
+def test_limits_that_the_kernel_keeps(rig: Rig) -> None:
+    """Limits without a controller, of which systemd says nothing, are told; who insists on them starts nothing."""
+    there = {"memory", "pids"} <= rig.machine.controllers
+    assert rig.sh("true", agent="small").returncode == 0
+    said = rig.receipt()
+    assert (0 < said["host"].get("memory_peak", 0) <= 48 << 20) is there, said["host"]
+    memory = next(words for words in said["limits"] if words.startswith("memory_max"))
+    assert ("not in force" in memory) is not there, said
+    assert any("memory_max 48M is not in force" in notice for notice in said["notices"]) is not there
+    done = rig.sh("echo limited", agent="kept")
+    assert (done.stdout == "limited\n") is there, done.stderr
+    assert there or "limits-not-in-force" in done.stderr
+    rig.clean()
+
+
 def test_memory(rig: Rig) -> None:
     """A run that uses up its memory is ended, and its receipt says so; what needs less lives."""
     if "memory" not in rig.machine.controllers:

@@ -5,6 +5,7 @@ Nothing is asked of systemd, and nothing changed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from cloister.host import limits
@@ -26,3 +27,12 @@ def limits_reached(unit: str) -> tuple[str, ...]:
     return found or limits.reached(
         f"{_ROOT}/memory/{SLICE}/{unit}", f"{_ROOT}/pids/{SLICE}/{unit}", memory_file="memory.oom_control"
     )
+
+
+def memory_peak(unit: str) -> int:
+    """Return the most memory that the unit had in use, in bytes; 0 where the kernel does not say (v2: Linux 5.19)."""
+    places = (f"{_ROOT}/{SLICE}/{unit}/memory.peak", f"{_ROOT}/memory/{SLICE}/{unit}/memory.max_usage_in_bytes")
+    for place in places:
+        with contextlib.suppress(OSError, ValueError), open(place, encoding="ascii") as file:
+            return int(file.read())
+    return 0

@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator
 
 from cloister.errors import StepError
 from cloister.host.unit_caller import is_ours
+from cloister.host.unit_floor_calls import worse_than_allowed
+from cloister.plan.firewall import WATCHDOG_UNIT
 from cloister.plan.steps import Plan
-from cloister.plan.unit import ACCOUNT_PREFIX, SKELETON, SLICE, UNIT_PREFIX, Account, UnitLaunch, UnitMount
+from cloister.plan.unit import ACCOUNT_PREFIX, SKELETON, SLICE, UNIT_PREFIX, Account, Grant, UnitLaunch, UnitMount
 
 SHIM_INSIDE = "/.cloister/cloister-shim"
 ETC_COPIES = "/run/cloister/etc/"
 _RUN = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _PROJECT = re.compile(r"[0-9a-f]{16}")
+_NOT_GRANTED = "sudo cloister apply, if the policy says otherwise by now"
 _LARGEST = {"properties": 256, "mounts": 4096, "state": 256, "argv": 4096}
 _LARGEST_SEED = 1 << 20
 _LONGEST_VALUE = 64 << 10
@@ -47,17 +50,17 @@ _ALLOWED: dict[str, str] = {
     "AmbientCapabilities": "",
     "DevicePolicy": "closed|strict",
     "ProtectSystem": "strict",
-    "ProtectHome": "yes|tmpfs|no",
-    "ProtectProc": "invisible|ptraceable|noaccess|default",
+    "ProtectHome": "yes|tmpfs",
+    "ProtectProc": "invisible|ptraceable|noaccess",
     "ProcSubset": "all|pid",
     "ProtectControlGroups": "yes|strict|private",
     "ProtectControlGroupsEx": "yes|strict|private",
     "ProtectHostname": "yes|private",
     "PrivateTmp": "yes|disconnected",
     "PrivateTmpEx": "yes|disconnected",
-    "PrivateUsers": "yes|self|identity|no",
-    "PrivateUsersEx": "yes|self|identity|no",
-    "RestrictNamespaces": "yes|no|[a-z~ ]+",
+    "PrivateUsers": "yes|self",
+    "PrivateUsersEx": "yes|self",
+    "RestrictNamespaces": _YES,
     "RestrictFileSystems": r"~?[@a-z0-9_.-]+( [@a-z0-9_.-]+)*",
     "RestrictAddressFamilies": _FAMILIES,
     "SystemCallFilter": _CALLS,
@@ -120,6 +123,7 @@ _REQUIRED = (
         "TemporaryFileSystem",
         "PrivateUsers",
         "InaccessiblePaths",
+        "ProtectProc",
     ),
     *("LockPersonality", "RestrictAddressFamilies", "SystemCallFilter", "SystemCallErrorNumber"),
     *("SystemCallArchitectures", "KeyringMode", "UMask", "Slice", "Delegate", "LimitCORE", "KillMode"),
@@ -127,7 +131,7 @@ _REQUIRED = (
 _REQUIRED_WITHOUT_MOUNTS = (
     *("RestrictNamespaces", "RestrictSUIDSGID", "ProtectHostname", "ProtectKernelTunables", "ProtectKernelLogs"),
 )
-"""Where the agent may not make mounts. A sandbox of its own (`hardening.nested`) needs namespaces and a bare /proc."""
+"""Unless the grant says `nested`: a sandbox of the agent's own needs namespaces and a bare /proc."""
 _SEVERAL = frozenset({"SystemCallFilter", "BindReadOnlyPaths", "InaccessiblePaths", "IPAddressDeny", "After"})
 """What may stand several times: everything else must not, as the last one would win."""
 _NEVER_TARGETS = (
@@ -139,12 +143,16 @@ _NEVER_WHOLE = ("/", "/var", "/var/lib", "/mnt", "/media", "/srv", "/tmp", "/var
 
 
 class Bounds:
-    """What of the request and the host a plan is held against. `shim` are the paths of our own helper."""
+    """What of the grant, the request and the host a plan is held against. `shim` are the paths of our own helper.
+
+    What may be lifted is the grant's word, never the plan's: the broker, which makes the plan, could be an attacker's.
+    """
 
     def __init__(
-        self, account: Account, workspace: str, shim: tuple[str, ...], filtered: Callable[[int], bool]
+        self, grant: Grant, account: Account, workspace: str, shim: tuple[str, ...], filtered: Callable[[int], bool]
     ) -> None:
-        """Keep the four; `filtered` says whether the packet filter of a uid is loaded."""
+        """Keep the five; `filtered` says whether the packet filter of a uid is loaded."""
+        self.grant = grant
         self.account = account
         self.workspace = workspace
         self.shim = shim
@@ -161,7 +169,7 @@ def check_plan(plan: Plan, bounds: Bounds) -> UnitLaunch:
     if launch is None or (unit := plan.launch.unit) is None:
         raise _refused("the plan starts no unit", plan.run)
     _check_names(plan, unit, bounds)
-    _check_argv(plan.launch.argv)
+    _check_argv(plan.launch.argv, nested=bounds.grant.nested)
     check_properties(unit, bounds)
     _check_state(unit)
     targets: set[str] = set()
@@ -198,13 +206,14 @@ def check_properties(unit: UnitLaunch, bounds: Bounds) -> None:
             raise _refused("the unit runs as somebody else", shown)
         if name == "BindReadOnlyPaths":
             _check_bind(value, bounds)
-    calls = [value.split() for name, value in unit.properties if name == "SystemCallFilter"]
-    mounting = any("@mount" in words for words in calls)
-    missing = [name for name in (*_REQUIRED, *(() if mounting else _REQUIRED_WITHOUT_MOUNTS)) if name not in seen]
+    required = (*_REQUIRED, *(() if bounds.grant.nested else _REQUIRED_WITHOUT_MOUNTS))
+    missing = [name for name in required if name not in seen]
     if missing:
         raise _refused("the unit lacks a property", missing[0])
     _check_network(unit, seen, bounds)
-    _check_filter(unit)
+    filters = [value for name, value in unit.properties if name == "SystemCallFilter"]
+    if worse := worse_than_allowed(filters, nested=bounds.grant.nested):
+        raise _refused("system calls that no agent of this policy gets", f"SystemCallFilter={worse[:200]}")
 
 
 def _check_names(plan: Plan, unit: UnitLaunch, bounds: Bounds) -> None:
@@ -221,9 +230,11 @@ def _check_names(plan: Plan, unit: UnitLaunch, bounds: Bounds) -> None:
         raise _refused("the workspace is not the one that was granted", unit.workspace)
 
 
-def _check_argv(argv: tuple[str, ...]) -> None:
+def _check_argv(argv: tuple[str, ...], *, nested: bool) -> None:
     if argv[:2] != (SHIM_INSIDE, "inner") or "--unit" not in argv or len(argv) > _LARGEST["argv"]:
         raise _refused("the unit's first process is not our shim", " ".join(argv[:2]))
+    if "--nested" in argv and not nested:
+        raise _refused("the policy lets this agent build no sandbox of its own", "--nested", remedy=_NOT_GRANTED)
     if any("\0" in word or "\n" in word for word in argv):
         raise _refused("a word of the unit's command has a line break", argv[0])
 
@@ -233,15 +244,12 @@ def _check_network(unit: UnitLaunch, seen: set[str], bounds: Bounds) -> None:
         return
     if not unit.firewall:
         raise _refused("the unit lacks a property", "PrivateNetwork")
+    if not bounds.grant.network:
+        raise _refused("the policy gives this agent no network of the host's", unit.account, remedy=_NOT_GRANTED)
+    if ("BindsTo", WATCHDOG_UNIT) not in unit.properties:
+        raise _refused("a unit in the host's network ends with the watchdog of the filter", f"BindsTo={WATCHDOG_UNIT}")
     if not bounds.filtered(unit.uid):
         raise _refused("the packet filter of this account is not loaded", unit.account, remedy="sudo cloister apply")
-
-
-def _check_filter(unit: UnitLaunch) -> None:
-    """A list of what is allowed must come first: with a list of refusals alone all else is allowed."""
-    first = next(value for name, value in unit.properties if name == "SystemCallFilter")
-    if first.startswith("~"):
-        raise _refused("the first SystemCallFilter= must say what is allowed", first[:200])
 
 
 def _check_bind(value: str, bounds: Bounds) -> None:

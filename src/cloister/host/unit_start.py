@@ -18,6 +18,7 @@ from cloister.errors import RetryError, StepError, UnsupportedError
 from cloister.host.programs import find
 from cloister.host.systemd_manager import ManagerError
 from cloister.host.systemd_units import UnitManager
+from cloister.host.unit_limits import process_limits_wrong, seconds
 from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
 
 START_S = 30.0
@@ -228,7 +229,7 @@ def _silent(error: ManagerError) -> RetryError:
 def _verify(bus: UnitManager, unit: UnitLaunch) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment")
+    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "RuntimeMaxUSec")
     try:
         # With Type=exec a unit has a job until its program was executed, with everything applied.
         bus.await_job(unit.unit)
@@ -244,6 +245,8 @@ def _verify(bus: UnitManager, unit: UnitLaunch) -> Started:
     for name in names:
         if name in shown and shown[name] != asked[name]:
             raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
+    if "RuntimeMaxSec" in asked and not _same_time(asked["RuntimeMaxSec"], shown.get("RuntimeMaxUSec", "")):
+        raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
     if shown.get("Environment"):
         raise _deviates(unit, "it has an environment")
     pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
@@ -277,10 +280,23 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
             raise _deviates(unit, f"its first process has {name} {status.get(name)!r}")
     if unit.firewall and "PrivateNetwork" not in dict(unit.properties):
         shared = [name for name in shared if name != "net"]
+    if wrong := process_limits_wrong(unit.properties, pid):
+        raise _deviates(unit, f"its first process has another {wrong}")
     if shared:
         raise _deviates(unit, f"it shares a namespace with the host: {shared[0]}")
     if not control_group.endswith(f"/{unit.unit}") or control_group not in groups:
         raise _deviates(unit, "its first process is not in its control group")
+
+
+def _same_time(asked: str, shown: str) -> bool:
+    """Compare a time span with what the manager says, which is a number of microseconds, the largest one for no end."""
+    if asked == "infinity" or not shown.isdecimal():
+        return asked == "infinity" and shown == str(_NO_END)
+    return abs(seconds(asked) - int(shown) / 1e6) < _SAME_S
+
+
+_SAME_S = 0.001
+_NO_END = 2**64 - 1
 
 
 def _namespace(pid: int, name: str) -> str:

@@ -148,7 +148,7 @@ def _limits(limits: UnitLimits) -> Iterator[tuple[str, str]]:
     if limits.io_weight is not None:
         yield "IOWeight", str(limits.io_weight)
     if limits.runtime_s is not None:
-        yield "RuntimeMaxSec", f"{limits.runtime_s:g}s"
+        yield "RuntimeMaxSec", f"{limits.runtime_s:.3f}".rstrip("0").rstrip(".") + "s"
     if limits.open_files is not None:
         yield "LimitNOFILE", str(limits.open_files)
 

@@ -55,6 +55,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     agent: str
     account: str
     roots: tuple[str, ...]
+    nested: bool = False
+    """The policy lets the agent build sandboxes of its own, so what these need may be missing from its unit."""
+    network: bool = False
+    """The policy gives the agent the host's network, behind the packet filter of its account."""
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +127,8 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where the workspace is mounted: its own absolute path."""
     firewall: bool = False
     """The unit shares the host's network, and starts only where the packet filter of its uid is loaded."""
+    limited: bool = False
+    """The policy wants its limits kept by the kernel: the unit does not start where one of them is not in force."""
 
 
 def delivered_name(path: str) -> str:

@@ -101,6 +101,8 @@ class ActiveRun:
         """Puts the sandbox under its limits and says `release` then; none without limits that need it."""
         self.cgroup = ""
         self.limits_reached: tuple[str, ...] = ()
+        self.memory_peak = 0
+        """Bytes, of a unit that is over; 0 where nobody knows."""
         self.network: Attachment | None = None
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
@@ -272,6 +274,7 @@ class ActiveRun:
         """Keep which limits were reached, while their cgroup is there to say so: systemd removes an empty one."""
         if unit := self.plan.launch.unit:
             self.limits_reached = unit_cgroup.limits_reached(unit.unit) or self.limits_reached
+            self.memory_peak = unit_cgroup.memory_peak(unit.unit) or self.memory_peak
         elif self.cgroup:
             self.limits_reached = reached(self.cgroup) or self.limits_reached
 

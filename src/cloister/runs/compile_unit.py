@@ -207,6 +207,7 @@ def _unit(agent: Agent, preset: Preset, facts: UnitFacts, files: Files, mounts: 
         project=facts.project_id,
         ownership=ownership,
         workspace=facts.layout.root,
+        limited=limits.enforce == "cgroup",
     )
 
 

@@ -99,17 +99,11 @@ class Supervisor(Supervision):
         outer, pid = link, link.peer_pid
         if request.detach:
             outer, pid = detach(self._loop, self._connect, self._store.output_path(plan.run))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        holder: list[ActiveRun] = []
-        inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].inner_closed())
-        run = ActiveRun(
-            plan, record, self._store, (outer, inner), self._loop.call_later, self._ended, _host_words(prepared)
-        )
-        run.layout, run.outer_pid = prepared.layout, pid
+        run, theirs = self._run(prepared, record, outer)
+        run.outer_pid = pid
         self._provisions.attach(provided, run)
         run.starter = Starter(link, os.dup(stdio[1]), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
-        holder.append(run)
         self._runs[plan.run] = run
         self._attach(run)
 
@@ -129,6 +123,19 @@ class Supervisor(Supervision):
                 self._loop, run.plan.launch.pasta, self._paths.run_runtime(run.plan.run),
                 on_ready=lambda pidfd: run.outer.send("G", b"", (pidfd,)), on_failed=run.live.network_failed,
             )  # fmt: skip
+
+    def _run(self, prepared: Prepared, record: Record, outer: Any) -> tuple[ActiveRun, socket.socket]:
+        """Return the run, which nobody knows yet, and the end of its channel that is the inner half's."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        holder: list[ActiveRun] = []
+        inner = self._connect(ours, lambda _, frame: holder[0].inner_frame(frame), lambda _: holder[0].inner_closed())
+        run = ActiveRun(
+            prepared.plan, record, self._store, (outer, inner), self._loop.call_later, self._ended,
+            _host_words(prepared),
+        )  # fmt: skip
+        run.layout = prepared.layout
+        holder.append(run)
+        return run, theirs
 
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""

@@ -22,6 +22,7 @@ from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import PROXY_USER, SYSTEM_FILE, Account, Grant, System, delivered_name
 from cloister.policy.model import Policy
+from cloister.runs.compile_parts import is_nested
 from cloister.runs.firewall_compile import compile_firewall
 from cloister.runs.system_judge import SystemPolicy, problems, references, refuse_host
 from cloister.runs.system_services import directories_of, files_of, units_of
@@ -63,10 +64,7 @@ def compile_system(
         PolicyError: `firewall-invalid`, with every mistake found.
     """
     services = tuple(services)
-    grants = tuple(
-        Grant(user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots)
-        for user, agent, roots in _granted(source.policy)
-    )
+    grants = _grants(source, accounts)
     granted = {grant.account for grant in grants} | {one.account for one in services}
     made = tuple(account for account in accounts if account.name in granted or _known(account, facts))
     daemons = DaemonFacts(python=facts.python, root_links=facts.root_links, root_directories=facts.root_directories)
@@ -107,6 +105,22 @@ def _granted(policy: Policy) -> list[tuple[str, str, tuple[str, ...]]]:
         for agent in table.agents
         if policy.agents[agent].isolation == "unit"
     ]
+
+
+def _grants(source: SystemPolicy, accounts: tuple[Account, ...]) -> tuple[Grant, ...]:
+    """Return who may start what where as whom, and what of a unit's hardening the policy lifts."""
+    return tuple(
+        Grant(
+            user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots,
+            nested=_may_nest(source, agent),
+        )
+        for user, agent, roots in _granted(source.policy)
+    )  # fmt: skip
+
+
+def _may_nest(source: SystemPolicy, agent: str) -> bool:
+    """Say whether the agent, or any profile that could be laid over it, builds sandboxes of its own."""
+    return any(is_nested(one) for one in (source.agents[agent], *source.policy.profiles.values()))
 
 
 def _daemons(renewed: str) -> tuple[Wanted, ...]:

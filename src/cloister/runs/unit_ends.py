@@ -1,4 +1,7 @@
-"""How a unit ended, by systemd's word (systemd.service(5), `$SERVICE_RESULT`), in ours."""
+"""What hostd and systemd say of a unit in our words: limits that hold, and how it ended.
+
+The end is systemd.service(5), `$SERVICE_RESULT`.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,27 @@ def explain_end(outcome: Outcome, end: Mapping[str, Any]) -> Outcome:
 def limits_reached(end: Mapping[str, Any]) -> tuple[str, ...]:
     """Return in words which limit systemd saw reached."""
     return ("memory_max was reached: systemd ended the unit",) if end.get("Result") == "oom-kill" else ()
+
+
+def without(limits: tuple[str, ...], lacking: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what keeps each limit where the kernel does not keep all of them, and one notice for each that is lost.
+
+    Args:
+        limits: what was planned, such as `tasks_max 5: unit (TasksMax=)`.
+        lacking: names of properties that are not in force.
+    """
+    kept, lost = list[str](), list[str]()
+    for words in limits:
+        what, _, how = words.partition(": ")
+        if any(f"({name}=)" in how for name in lacking):
+            kept.append(f"{what}: not in force")
+            lost.append(f"{what} is not in force: this host's kernel has no such controller for units")
+        elif "MemorySwapMax" in lacking and "MemoryMax" not in lacking and "(MemoryMax=)" in how:
+            kept.append(words.replace(", no swap", ", and as much swap as there is"))
+            lost.append(f"{what} counts no swap, which this host's kernel cannot limit for units")
+        else:
+            kept.append(words)
+    return tuple(kept), tuple(lost)
 
 
 def told(end: Mapping[str, Any]) -> dict[str, object]:

@@ -33,7 +33,7 @@ from cloister.runs.provisions import Provided
 from cloister.runs.store import Receipt, Record
 from cloister.runs.supervision import Supervision
 from cloister.runs.unit_asked import Asked
-from cloister.runs.unit_ends import explain_end, limits_reached, told
+from cloister.runs.unit_ends import explain_end, limits_reached, told, without
 from cloister.runs.unit_lease import Lease
 from cloister.runs.unit_prepare import UnitKitchen
 from cloister.runs.unit_words import Told
@@ -63,6 +63,8 @@ class Stood(msgspec.Struct, frozen=True, kw_only=True):
     invocation: str = ""
     verified: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
+    """Limits, by the property's name, that the kernel does not keep."""
 
 
 class UnitSupervisor(Supervision):
@@ -131,7 +133,8 @@ class UnitSupervisor(Supervision):
         )
         words = {"kernel": prepared.host.kernel, "arch": prepared.host.arch, "landlock_abi": prepared.host.landlock_abi,
                  "unit": stood.unit, "invocation": stood.invocation, "verified": "; ".join(stood.verified)}  # fmt: skip
-        noticed = msgspec.structs.replace(plan, notices=(*plan.notices, *stood.notices))
+        limits, lost = without(plan.limits, stood.lacking)
+        noticed = msgspec.structs.replace(plan, limits=limits, notices=(*plan.notices, *stood.notices, *lost))
         run = ActiveRun(noticed, record, self._store, (outer, inner), self._loop.call_later, self._ended, words)
         holder.append(run)
         run.ready = False
@@ -220,7 +223,8 @@ class UnitSupervisor(Supervision):
             run.limits_reached = (*run.limits_reached, f"{error.message} [hostd-silent]")
             return outcome
         run.limits_reached = (*run.limits_reached, *limits_reached(end))
-        run.host = {**run.host, **told(end)}
+        peak: dict[str, object] = {"memory_peak": run.memory_peak} if run.memory_peak else {}
+        run.host = {**run.host, **peak, **told(end)}
         return explain_end(outcome, end)
 
     async def _take_leave(self, run: ActiveRun, receipt: Receipt) -> tuple[str, ...]:  # type: ignore[explicit-override]  # Python 3.12

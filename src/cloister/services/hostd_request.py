@@ -19,7 +19,7 @@ import msgspec
 
 import cloister
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
-from cloister.host import unit_carry, unit_etc, unit_mounts, unit_records, unit_start, unit_state
+from cloister.host import unit_carry, unit_etc, unit_limits, unit_mounts, unit_records, unit_start, unit_state
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
@@ -48,6 +48,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     invocation: str
     verified: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
+    """Limits, by the property's name, that the kernel does not keep."""
 
 
 class _Asked(NamedTuple):
@@ -222,7 +224,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
     unit_etc.make_etc(plan, account)
-    unit = check_plan(plan, Bounds(account, place.path, SHIMS, uid_filtered))
+    unit = check_plan(plan, Bounds(asked.grant, account, place.path, SHIMS, uid_filtered))
     _check_groups(unit, asked)
     try:
         lock = unit_records.Lock(plan.run)
@@ -266,6 +268,7 @@ def _stand_up(
             raise
         started = starting.finish()
         stack.callback(os.close, started.pidfd)
+        lacking = _limits_in_force(unit, started.pid)
         count = mounts.put(started.pid)
         unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
         shim = Wire(socket.socket(fileno=os.dup(ours.fileno())))
@@ -276,11 +279,26 @@ def _stand_up(
             f"{count} mounts",
             "ids, powers, filter and namespaces of the first process",
         )
-        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified)
+        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking)
         ours.setblocking(True)
         broker.allow(PLAN_S)
         _note(f"{asked.caller.name} started {asked.account.name} in {asked.place.path} as {unit.unit}")
         broker.send("S", msgspec.json.encode(said), (ours.fileno(), started.pidfd))
+
+
+def _limits_in_force(unit: UnitLaunch, pid: int) -> tuple[str, ...]:
+    """Return the limits that the kernel does not keep, which systemd does not say.
+
+    Raises:
+        UnsupportedError: there is one, and the policy insists on them.
+    """
+    lacking = unit_limits.not_in_force(unit.properties, unit_limits.cgroups_of(pid, unit.unit))
+    if unit.limited and set(lacking) - {"IOWeight"}:  # a share, not a limit
+        raise UnsupportedError(
+            "limits-not-in-force", "this host has no controller for a limit, and limits.enforce wants all of them kept",
+            where=", ".join(f"{name}=" for name in lacking), remedy='limits.enforce = "available", or cloister doctor',
+        )  # fmt: skip
+    return tuple(lacking)
 
 
 def _owners(unit: UnitLaunch, asked: _Asked) -> unit_mounts.Owners:

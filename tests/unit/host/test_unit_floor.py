@@ -12,7 +12,7 @@ from cloister.errors import StepError
 from cloister.host import unit_floor
 from cloister.isolation import unit
 from cloister.plan.steps import Plan
-from cloister.plan.unit import Account, UnitLaunch, UnitMount
+from cloister.plan.unit import Account, Grant, UnitLaunch, UnitMount
 
 PLANS = Path(__file__).parents[2] / "golden" / "unit_plans"
 PLAN = msgspec.json.decode((PLANS / "shell.257.json").read_bytes(), type=Plan)
@@ -41,9 +41,19 @@ class ROOTS:
     st_mode = 0o040755
 
 
-def bounds(*, filtered: bool = True, workspace: str = "") -> unit_floor.Bounds:
+def bounds(*, filtered: bool = True, nested: bool = False, network: bool = False) -> unit_floor.Bounds:
     """Return what the golden plan is held against."""
-    return unit_floor.Bounds(ACCOUNT, workspace or launch().workspace, (SHIM,), lambda _: filtered)
+    grant = Grant(user="alice", agent=PLAN.agent, account=ACCOUNT.name, roots=("~",), nested=nested, network=network)
+    return unit_floor.Bounds(grant, ACCOUNT, launch().workspace, (SHIM,), lambda _: filtered)
+
+
+def compiled(*, nested: bool = False, network: bool = False) -> UnitLaunch:
+    """Return the golden unit with properties as the compiler makes them for other choices."""
+    box = unit.UnitBox(
+        systemd=257, account=ACCOUNT.name, shim=SHIM, etc_directory="/run/cloister/etc/00", merged_usr=True,
+        nested=nested, network=network,
+    )  # fmt: skip
+    return msgspec.structs.replace(launch(), properties=unit.properties(box), firewall=network)
 
 
 def changed(**changes: Any) -> Plan:
@@ -73,7 +83,8 @@ def test_what_the_compiler_makes_is_above(name: str) -> None:
     """Every golden plan passes."""
     plan = msgspec.json.decode((PLANS / name).read_bytes(), type=Plan)
     account = Account(name=launch(plan).account, uid=launch(plan).uid, agent=plan.agent, user="alice")
-    held = unit_floor.Bounds(account, launch(plan).workspace, (SHIM,), lambda _: False)
+    grant = Grant(user="alice", agent=plan.agent, account=account.name, roots=("~",))
+    held = unit_floor.Bounds(grant, account, launch(plan).workspace, (SHIM,), lambda _: False)
     assert unit_floor.check_plan(plan, held) == launch(plan)
 
 
@@ -90,7 +101,7 @@ def test_every_choice_of_the_compiler_is_above(version: int, *, nested: bool, ne
         nested=nested, network=network, write_execute=False, groups=("project",), limits=limits,
     )  # fmt: skip
     made = msgspec.structs.replace(launch(), properties=unit.properties(box), firewall=network)
-    unit_floor.check_properties(made, bounds())
+    unit_floor.check_properties(made, bounds(nested=nested, network=network))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +109,9 @@ def test_every_choice_of_the_compiler_is_above(version: int, *, nested: bool, ne
     [
         ("User", "root"), ("User", "cl-pi-bob"), ("Group", "root"), ("NoNewPrivileges", "no"),
         ("CapabilityBoundingSet", "CAP_CHOWN"), ("AmbientCapabilities", "CAP_CHOWN"), ("ProtectSystem", "no"),
-        ("ProtectSystem", "full"), ("RootDirectory", "/"), ("RootDirectory", "/home/alice"), ("RootImage", "/x"),
+        ("RestrictNamespaces", "no"), ("RestrictNamespaces", None), ("PrivateUsers", "no"), ("ProtectProc", "default"),
+        ("ProtectProc", None), ("ProtectHome", "no"), ("ProtectSystem", "full"),
+        ("RootDirectory", "/"), ("RootDirectory", "/home/alice"), ("RootImage", "/x"),
         ("PrivateNetwork", "no"), ("PrivateNetwork", None), ("PrivateDevices", "no"), ("PrivateDevices", None),
         ("DeviceAllow", "/dev/kvm"), ("DevicePolicy", "auto"), ("RestrictSUIDSGID", "no"), ("RestrictSUIDSGID", None),
         ("SystemCallFilter", None), ("SystemCallFilter", "~@mount"), ("SystemCallFilter", ""), ("Delegate", "yes"),
@@ -139,12 +152,51 @@ def test_a_property_stands_once() -> None:
 
 
 def test_the_hosts_network_needs_the_packet_filter() -> None:
-    """A unit without a network namespace of its own starts only where the packet filter of its account is loaded."""
-    kept = tuple(one for one in launch().properties if one[0] != "PrivateNetwork")
-    shared = changed(properties=kept, firewall=True)
-    unit_floor.check_plan(shared, bounds(filtered=True))
+    """In the host's network starts only what the grant says, what is filtered, and what ends with the watchdog."""
+    shared = compiled(network=True)
+    unit_floor.check_properties(shared, bounds(network=True))
     with pytest.raises(StepError, match="packet filter"):
-        unit_floor.check_plan(shared, bounds(filtered=False))
+        unit_floor.check_properties(shared, bounds(network=True, filtered=False))
+    with pytest.raises(StepError, match="no network of the host's"):
+        unit_floor.check_properties(shared, bounds())
+    for other in ((), (("BindsTo", "cloister-hostd.service"),)):
+        kept = tuple(one for one in shared.properties if one[0] != "BindsTo")
+        with pytest.raises(StepError, match="watchdog"):
+            unit_floor.check_properties(
+                msgspec.structs.replace(shared, properties=(*kept, *other)), bounds(network=True)
+            )
+
+
+def test_only_the_grant_lets_an_agent_build_sandboxes() -> None:
+    """The broker, were it an attacker's, cannot choose the weaker variant for an agent whose policy does not."""
+    unit_floor.check_properties(compiled(nested=True), bounds(nested=True))
+    with pytest.raises(StepError, match="lacks a property"):
+        unit_floor.check_properties(compiled(nested=True), bounds())
+    argv = (*PLAN.launch.argv, "--nested")
+    unit_floor.check_plan(with_launch(argv=argv), bounds(nested=True))
+    with pytest.raises(StepError, match="no sandbox of its own"):
+        unit_floor.check_plan(with_launch(argv=argv), bounds())
+
+
+PLAIN = [value for name, value in launch().properties if name == "SystemCallFilter"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "named"),
+    [
+        ([*PLAIN, "@mount"], "@mount"), ([*PLAIN, "clone3"], "clone3"), ([*PLAIN, "setns unshare"], "setns"),
+        ([*PLAIN, "@system-service"], "@system-service"), (["@known", *PLAIN[1:]], "@known"),
+        (["@system-service bpf", *PLAIN[1:]], "bpf"), (["@system-service"], "~@clock"), (PLAIN[:-1], "~@mount"),
+        (["~@clock", *PLAIN], "~@clock"), (["@system-service", "~@mount:EPERM"], "~@clock"),
+    ],
+)  # fmt: skip
+def test_no_further_system_call(filters: list[str], named: str) -> None:
+    """A list of system calls with a word more, or with a group fewer that is refused, is below the floor."""
+    kept = tuple(one for one in launch().properties if one[0] != "SystemCallFilter")
+    made = msgspec.structs.replace(launch(), properties=(*kept, *(("SystemCallFilter", line) for line in filters)))
+    with pytest.raises(StepError, match="system calls") as refused:
+        unit_floor.check_properties(made, bounds())
+    assert refused.value.where == f"SystemCallFilter={named}"
 
 
 @pytest.mark.parametrize(

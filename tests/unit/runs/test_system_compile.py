@@ -78,6 +78,19 @@ def test_grants_are_for_agents_that_are_units() -> None:
     assert system.policy_digest == "d1"
 
 
+def test_a_grant_says_what_may_be_lifted() -> None:
+    """Hostd takes it from the owner's policy, in which an agent or a profile builds sandboxes, and from no plan."""
+    for more, nested in (
+        ("", False),
+        ("[agents.pi.hardening]\nnested = true", True),
+        ("[agents.pi.agent_sandbox]\nmanaged = true", True),
+        ("[profiles.deep.hardening]\nnested = true", True),
+        ("[agents.own.hardening]\nnested = true", False),
+    ):
+        system = msgspec.json.decode(file(compiled(POLICY + more + "\n"), SYSTEM_FILE), type=System)
+        assert [(one.nested, one.network) for one in system.grants] == [(nested, False)], more
+
+
 def test_the_same_input_gives_the_same_system() -> None:
     """Otherwise every apply would find something to do."""
     assert compiled() == compiled()

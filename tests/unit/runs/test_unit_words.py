@@ -15,7 +15,7 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.runs.live import Outcome
 from cloister.runs.request import Incoming
 from cloister.runs.unit_asked import decode_asked
-from cloister.runs.unit_ends import explain_end, limits_reached, told
+from cloister.runs.unit_ends import explain_end, limits_reached, told, without
 from cloister.runs.unit_request import UserPart
 from cloister.runs.unit_words import MAX_WORDS, Told, closing_words, decode, encode, read_closing_words
 
@@ -140,3 +140,19 @@ def test_a_request_comes_in_order() -> None:
             incoming.take(wrong)
     with pytest.raises(FrameError):
         Incoming().take(Frame("N", encode_list([])))
+
+
+def test_limits_that_are_not_in_force() -> None:
+    """What the kernel does not keep is no promise of the receipt any more, and a notice names it."""
+    planned = (
+        "core dumps: off (LimitCORE=)",
+        "memory_max 1G: unit (MemoryMax=), no swap",
+        "tasks_max 5: unit (TasksMax=)",
+    )
+    assert without(planned, ()) == (planned, ())
+    kept, lost = without(planned, ("TasksMax",))
+    assert kept == (*planned[:2], "tasks_max 5: not in force")
+    assert [words.partition(":")[0] for words in lost] == ["tasks_max 5 is not in force"]
+    kept, lost = without(planned, ("MemorySwapMax",))
+    assert kept[1] == "memory_max 1G: unit (MemoryMax=), and as much swap as there is"
+    assert len(lost) == 1
