@@ -128,7 +128,7 @@ def test_a_question_is_put_on_the_persons_terminal(up: Models) -> None:
     """Mode `ask`: alice sees the host and decides; what she allowed for good is not allowed for bob."""
     script = "curl -sS -m 30 -o /dev/null -w 'code=%{http_connect}\\n' https://asked.invalid/; echo over"
     words = ("run", "asking", "--", "/bin/bash", "-c", script)
-    steps = "terminal.until('asked.invalid'); terminal.type('a'); terminal.until('over');"
+    steps = "terminal.answer('this time? ', 'a'); terminal.until('over');"
     steps += "print(terminal.process.wait(20))"
     assert on_terminal(up, steps, *words).strip() == "0"
     again = up.inside("asking", script)
@@ -140,10 +140,10 @@ def test_the_look_at_what_is_carried_in(up: Models) -> None:
     """With `--env` the person is shown what the agent will see, masked, before the unit is made; no is no."""
     words = ("run", "-e", "MORE", "sh", "--", "/bin/bash", "-c", 'echo "got=$MORE=$CARRIED"')
     env = {"MORE": "token-made-up-77aa88bb99cc", "CARRIED": "plain"}
-    steps = "seen = terminal.until('[Y/n]'); terminal.type('{}\\n'); seen += terminal.until('{}');"
+    steps = "seen = terminal.answer('[Y/n] ', '{}') + terminal.until('{}');"
     steps += "print(seen, terminal.process.wait(20))"
     shown = on_terminal(up, steps.format("y", "got=token"), *words, env=env)
     assert "MORE" in shown
     assert shown.split()[-1] == "0"
-    refused = on_terminal(up, steps.format("n", "cloister"), *words, env=env)
+    refused = on_terminal(up, steps.format("n", "not-started"), *words, env=env)
     assert refused.split()[-1] == "125", refused
