@@ -221,6 +221,7 @@ def weak(rig: Rig) -> dict[tuple[str, ...], dict[str, str]]:
     for without, case in FOUND_OUT:
         attempts.setdefault(without, set()).add(case)
     attempts[("PrivateNetwork",)].add(SECOND_LAYER)
+    attempts[("ProtectProc", "PrivatePIDs")].add("unit-neighbours")
     asked = json.dumps([[without, sorted(cases)] for without, cases in attempts.items()])
     command = [PYTHON, f"{TESTS}/systemd/weak_units.py", asked]
     done = rig.machine.run(command, env={"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"}, timeout=240)
@@ -239,3 +240,12 @@ def test_a_weak_unit_is_found_out(
 def test_without_a_network_of_its_own_the_packet_filter_holds(weak: dict[tuple[str, ...], dict[str, str]]) -> None:
     """A unit that has lost PrivateNetwork= reaches no listener of the host: its uid is refused."""
     assert weak[("PrivateNetwork",)][SECOND_LAYER].startswith("denied"), weak[("PrivateNetwork",)]
+
+
+def test_neighbours_of_one_uid_are_found_where_nothing_keeps_them_apart(
+    weak: dict[tuple[str, ...], dict[str, str]],
+) -> None:
+    """Without PID namespace, hidden processes and the shim's Landlock another run's processes are reached."""
+    told = weak[("ProtectProc", "PrivatePIDs")]["unit-neighbours"]
+
+    assert told.startswith("allowed"), told

@@ -77,8 +77,14 @@ def spellings(secret: bytes) -> Iterator[bytes]:
 
 
 def read(place: Place) -> KnownSecrets:
-    """Read what the agent's policy refers to, and the keys that the battery's own broker made."""
+    """Read what the agent's policy refers to, and the keys that the battery's own broker made.
+
+    What a unit's policy refers to is the system's: a person cannot read it, and runs no command of root's for it.
+    """
     known = KnownSecrets()
+    if place.unit:
+        known.unread = [name for name, _ in named(place.resolved)]
+        return known
     asyncio.run(_references(known, place))
     for login in _logins(place.resolved):
         try:
