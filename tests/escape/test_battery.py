@@ -16,7 +16,7 @@ LIMITS = {"limits-memory", "limits-disk", "limits-tasks"}
 
 
 OF_POLICY = {name for name, case in CASES.items() if case.if_policy}
-"""They need credentials, models and the like in the policy; tried in test_armed.py."""
+"""They need credentials, models and the like in the policy; tried in test_armed.py, those for units in tests/systemd."""
 
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - LIMITS - OF_POLICY))

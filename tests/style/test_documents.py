@@ -7,7 +7,8 @@ LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 PROMISE = re.compile(r"^\| (P-\d{3}) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 THREAT = re.compile(r"^\| (T-\d{2}) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 TEST = re.compile(r"`(tests/[^`]+)`")
-CASES = re.compile(r"`tests/escape/test_(?:battery|armed)\.py`: ([a-z0-9, -]+)")
+_BATTERIES = r"`tests/(?:escape/test_(?:battery|armed)|systemd/test_prove_unit)\.py(?:::\w+)?`"
+CASES = re.compile(_BATTERIES + r": ([a-z0-9, -]+)")
 STATES = {"mitigated", "partial", "open", "pending"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from support.machines import AGENTS, Machine
 from support.model_inside import ModelInside
 
-pytestmark = pytest.mark.agents
+pytestmark = [pytest.mark.agents, pytest.mark.slow]
 
 TOKEN = "gateway-token-0123456789abcdef0123456789"  # made up
 KEY = "provider-key-0123456789abcdef"

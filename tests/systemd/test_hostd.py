@@ -457,3 +457,4 @@ def test_a_shared_workspace_gives_no_rights_of_its_owner(rig: Rig, project: str)
         assert "below-the-floor" in rig.refusal("/srv/shared/x")
     finally:
         rig.machine.run(["rm", "-rf", "/srv/shared"])
+        rig.machine.run(["groupdel", "team"])

@@ -11,17 +11,19 @@ import msgspec
 
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
-from cloister.cli.plan import kitchen
+from cloister.cli.plan import kitchen, prepared_for
 from cloister.egress.decision import Target, decide
 from cloister.egress.hosts import HostError, parse_authority, parse_host
 from cloister.errors import UsageError
 from cloister.host.agent_program import ProgramMissingError
 from cloister.isolation.inner import MODEL_PORT
 from cloister.llm.upstreams import compile_upstream
+from cloister.plan.unit import AGENTS
 from cloister.policy.values import check_read_path
 from cloister.runs.approvals import Approvals
 from cloister.runs.credentials_plan import credentials_for
 from cloister.runs.explain import Access, Explainer, look
+from cloister.runs.explain_unit import unit_mounts
 from cloister.runs.prepare import Kitchen, Prepared
 from cloister.runs.reasons import Reasons
 from cloister.runs.request import RunRequest
@@ -98,7 +100,9 @@ def main(argv: list[str]) -> int:
     cook = kitchen()
     prepared = _prepare(cook, options)
     written = cook.policies.resolve(options.agent, options.profile)
-    reasons = Reasons(written, prepared.layout, places.home, places.agents)
+    unit = prepared.plan.launch.unit is not None
+    home = prepared.plan.launch.environment["HOME"] if unit else places.home
+    reasons = Reasons(written, prepared.layout, home, AGENTS if unit else places.agents)
     if _is_path(options.what):
         answer = about_path(options.what, prepared, reasons)
         good = answer.writable if options.write else answer.allowed
@@ -122,9 +126,9 @@ def _prepare(cook: Kitchen, options: argparse.Namespace) -> Prepared:
         environment=dict(os.environ),
     )
     try:
-        return cook.prepare(request)
+        return prepared_for(cook, request)
     except ProgramMissingError:
-        return cook.prepare(msgspec.structs.replace(request, words=("/usr/bin/true",), replaced=True))
+        return prepared_for(cook, msgspec.structs.replace(request, words=("/usr/bin/true",), replaced=True))
 
 
 def _is_path(word: str) -> bool:
@@ -134,7 +138,9 @@ def _is_path(word: str) -> bool:
 def about_path(word: str, prepared: Prepared, reasons: Reasons) -> Answer:
     """Answer about a path, relative ones from where the agent would start."""
     path = str(Path(prepared.plan.launch.directory) / Path(word).expanduser())
-    access = Explainer(prepared.plan, look).ask(path)
+    unit = prepared.plan.launch.unit
+    mounts = unit_mounts(prepared.plan, records.places().home) if unit else ()
+    access = Explainer(prepared.plan, look, mounts).ask(path)
     return Answer(
         question=path,
         kind="path",

@@ -18,7 +18,7 @@ from cloister.isolation import seccomp
 from cloister.plan import render
 from cloister.plan.steps import Plan
 from cloister.runs import words
-from cloister.runs.prepare import Kitchen
+from cloister.runs.prepare import Kitchen, Prepared
 from cloister.runs.request import RunRequest
 
 
@@ -28,8 +28,9 @@ def parser() -> Parser:
         "plan",
         "Show what would be done for a run, and do nothing.",
         prose=(
-            "Takes the options and words of `cloister run`. Prints the steps, the exact command line of bubblewrap, "
-            "the names of environment variables, egress rules, limits and opt-outs. Nothing is started or written."
+            "Takes the options and words of `cloister run`. Prints the steps, the exact command line of bubblewrap "
+            "(for an agent under systemd: the properties and mounts of its unit), the names of environment "
+            "variables, egress rules, limits and opt-outs. Nothing is started or written."
         ),
         examples=(
             ("cloister plan claude", "what `cloister run claude` would do here"),
@@ -78,7 +79,7 @@ def show(options: dict[str, str], agent: str, command: list[str], *, replaced: b
         extra_names=tuple(name for name in options.get("env", "").split(",") if name),
         pty=os.isatty(0) and os.isatty(1) and "no-pty" not in options,
     )
-    prepared = kitchen().prepare(request)
+    prepared = prepared_for(kitchen(), request)
     if "json" in options:
         sys.stdout.write(render.as_json(prepared.plan).decode())
         return 0
@@ -86,6 +87,20 @@ def show(options: dict[str, str], agent: str, command: list[str], *, replaced: b
     if "verbose" in options:
         print("\n".join(["", "system calls", *(f"  {line}" for line in filter_lines(prepared.plan))]))
     return 0
+
+
+def prepared_for(cook: Kitchen, request: RunRequest) -> Prepared:
+    """Return the run that a request means, as the broker that would start it prepares it.
+
+    Raises:
+        CloisterError: what would stop it.
+    """
+    looked = cook.look(request)
+    if looked.agent.isolation == "unit":
+        from cloister.runs.unit_plan import prepare_unit_plan
+
+        return prepare_unit_plan(cook, request, looked)
+    return cook.prepare(request, looked=looked)
 
 
 def kitchen() -> Kitchen:

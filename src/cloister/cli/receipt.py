@@ -9,7 +9,7 @@ from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import CloisterError, UsageError
 from cloister.plan.steps import Plan
-from cloister.runs.store import Receipt
+from cloister.runs.store import ModelUse, Receipt
 
 
 def parser() -> Parser:
@@ -66,12 +66,22 @@ def model_calls(receipt: Receipt, plan: Plan | None) -> tuple[str, ...]:
     """Return what a run's model calls used, by the ledger as it is now; nothing for a run without models."""
     if plan is None or not plan.models:
         return ()
+    if receipt.isolation == "unit":
+        return (usage_words(receipt.model_use),)
     from cloister.cli.usage import of_run
 
     try:
         return (of_run(receipt.id, receipt.agent, receipt.started, receipt.finished),)
     except CloisterError as error:
         return (f"the ledger cannot be read now: {error.message} (cloister usage)",)
+
+
+def usage_words(used: ModelUse | None) -> str:
+    """Return what the calls of a unit used, which the system's broker has told: its ledger is not the user's."""
+    if used is None:
+        return "not known here: they are in the system's ledger (sudo cloister usage --system)"
+    calls = f"{used.calls:,} call{'' if used.calls == 1 else 's'}"
+    return f"{calls}, {used.tokens:,} tokens, ${used.cost_usd:,.4f}"
 
 
 def page(receipt: Receipt, models: tuple[str, ...] = ()) -> str:

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
-from cloister.errors import PolicyError
+from cloister.errors import DeniedError, PolicyError
+from cloister.plan.unit import HOSTD_SOCKET
 from cloister.policy.model import Ledger
 from cloister.policy.units import parse_duration
 from cloister.runs import books_open, usage
+from cloister.runs.paths import SYSTEM_POLICY
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.usage import Line, Question, Usage
 
@@ -77,6 +79,7 @@ def parser() -> Parser:
             ("cloister usage --by model --since today", "which models, since midnight UTC"),
             ("cloister usage --by day --agent claude", "one agent, day by day"),
             ("cloister usage --since 2026-11-01 --csv", "for a spreadsheet"),
+            ("sudo cloister usage --system --by user", "agents under systemd, by who started them"),
         ),
     )
     verb.add_argument("--by", choices=usage.BYS, default="agent", help="what to add up by (default: agent)")
@@ -86,6 +89,10 @@ def parser() -> Parser:
     )  # fmt: skip
     verb.add_argument("--until", metavar="WHEN", type=_moment, default="now", help="before then (default: now)")
     verb.add_argument("--agent", default="", help="only this agent")
+    verb.add_argument(
+        "--system", action="store_true",
+        help="calls of the system's agents and gateways, of all users (root; with --by user, by user)",
+    )  # fmt: skip
     form = verb.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print comma-separated values, RFC 4180")
     form.add_argument(
@@ -103,13 +110,17 @@ def main(argv: list[str]) -> int:
         RetryError: the ledger cannot be read now.
     """
     options = parser().read(argv)
-    found = _gather(Question(by=options.by, since=options.since, until=options.until, agent=options.agent))
+    found = _gather(
+        Question(by=options.by, since=options.since, until=options.until, agent=options.agent), system=options.system
+    )
     if options.json:
         output.print_json(_plain(found))
     elif options.csv:
         _print_csv(found)
     elif not found.lines and not found.under_way:
         print("no model calls; `cloister usage --since all` looks further back" if options.since else "no model calls")
+        if not options.system and os.path.exists(HOSTD_SOCKET):
+            print("agents under systemd: `cloister receipt RUN`, and for root `cloister usage --system`")
     else:
         print(render(found, shutil.get_terminal_size().columns if output.is_terminal() else 0))
     return 0
@@ -302,10 +313,17 @@ def of_run(run: str, agent: str, started: float, finished: float) -> str:
     return f"{calls}, {count(given)} tokens in, {count(line.output_tokens)} out, {sign}{dollars(line.cost_usd)}"
 
 
-def _gather(question: Question) -> Usage:
-    places = records.places()
+def _gather(question: Question, *, system: bool = False) -> Usage:
+    if system and os.geteuid() != 0:
+        raise DeniedError(
+            "root-needed", "the system's ledger has the calls of all its users, so only root reads it",
+            remedy="sudo cloister usage --system; what your own runs used is in `cloister receipt RUN`",
+        )  # fmt: skip
+    from cloister.runs.unit_prepare import system_paths
+
+    places = system_paths() if system else records.places()
     try:
-        settings = PolicyFiles(places, os.getuid()).ledger()
+        settings = PolicyFiles(places, os.getuid(), system="" if system else SYSTEM_POLICY).ledger()
     except PolicyError as error:
         if error.reference != "policy-missing":
             raise

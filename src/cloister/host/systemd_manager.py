@@ -21,8 +21,9 @@ from typing import NamedTuple, Self
 
 TIMEOUT_S = 5.0
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
-_CALL, _ANSWER, _ERROR, _SIGNAL = 1, 2, 3, 4
-_PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SIGNATURE = 1, 2, 3, 4, 5, 6, 8
+_CALL, ANSWER, ERROR, SIGNAL = 1, 2, 3, 4
+_PATH, _INTERFACE, MEMBER, _ERROR_NAME, REPLY_SERIAL, _DESTINATION, _SIGNATURE = 1, 2, 3, 4, 5, 6, 8
+_MANAGER_PATH, _MANAGER = "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
 _MAX_MESSAGE = 1 << 20
 _MAX_GREETING = 1024
 _SHORTEST_S = 0.001
@@ -40,7 +41,7 @@ class ManagerError(Exception):
         self.name = name
 
 
-class _Message(NamedTuple):
+class Message(NamedTuple):
     """A message that came in."""
 
     kind: int
@@ -62,11 +63,11 @@ class Manager:
         Raises:
             ManagerError: it is not there, or does not want us.
         """
-        self._serial = 0
+        self.serial = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._until = time.monotonic() + timeout_s
         self._socket.settimeout(timeout_s)
-        with self._in_words():
+        with self.in_words():
             self._socket.connect(path or private_socket(os.geteuid()))
             self._greet()
 
@@ -76,6 +77,10 @@ class Manager:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
         self._socket.close()
 
     def start_scope(self, unit: str, pid: int, properties: dict[str, Value]) -> None:
@@ -84,7 +89,7 @@ class Manager:
         Raises:
             ManagerError: there is no such scope now.
         """
-        body = _Writer()
+        body = Writer()
         body.string(unit)
         body.string("fail")  # never instead of one that exists
         with body.array():
@@ -94,8 +99,8 @@ class Manager:
                 body.variant(value)
         with body.array():
             pass  # no auxiliary units
-        with self._in_words():
-            job = _string(self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data).body, 0)[0]
+        with self.in_words():
+            job = read_string(self.call("StartTransientUnit", "ssa(sv)a(sa(sv))", body.data).body, 0)[0]
             self._await_job(job)
 
     def stop(self, unit: str) -> None:
@@ -104,12 +109,12 @@ class Manager:
         Raises:
             ManagerError: the manager refuses for another reason.
         """
-        body = _Writer()
+        body = Writer()
         body.string(unit)
         body.string("replace")
         try:
-            with self._in_words():
-                self._call("StopUnit", "ss", body.data)
+            with self.in_words():
+                self.call("StopUnit", "ss", body.data)
         except ManagerError as error:
             if error.name != NO_SUCH_UNIT:
                 raise
@@ -126,15 +131,33 @@ class Manager:
         if not line.startswith(b"OK "):
             raise ManagerError("", f"the manager does not want us: {line.decode('ascii', 'replace').strip()}")
 
-    def _call(self, member: str, signature: str, body: bytearray) -> _Message:
-        self._serial += 1
-        header = _Writer()
-        header.data += struct.pack("<cBBBII", b"l", _CALL, 0, 1, len(body), self._serial)
+    def call(self, member: str, signature: str, body: bytearray) -> Message:
+        """Call a method of the manager and return its answer.
+
+        Raises:
+            ManagerError: it refuses.
+        """
+        self.send(self.marshal(member, signature, body))
+        while True:
+            message = self.next()
+            if message.kind in (ANSWER, ERROR) and message.fields.get(REPLY_SERIAL) == self.serial:
+                break
+        if message.kind == ERROR:
+            raise error_of(message)
+        return message
+
+    def marshal(
+        self, member: str, signature: str, body: bytearray, path: str = _MANAGER_PATH, interface: str = _MANAGER
+    ) -> bytearray:
+        """Return a call as bytes; its answer will carry `serial` as it is now."""
+        self.serial += 1
+        header = Writer()
+        header.data += struct.pack("<cBBBII", b"l", _CALL, 0, 1, len(body), self.serial)
         with header.array():
             for field, kind, text in (
-                (_PATH, "o", "/org/freedesktop/systemd1"),
-                (_INTERFACE, "s", "org.freedesktop.systemd1.Manager"),
-                (_MEMBER, "s", member),
+                (_PATH, "o", path),
+                (_INTERFACE, "s", interface),
+                (MEMBER, "s", member),
                 (_DESTINATION, "s", "org.freedesktop.systemd1"),
                 (_SIGNATURE, "g", signature),
             ):
@@ -142,37 +165,35 @@ class Manager:
                 header.data.append(field)
                 header.variant((kind, text))
         header.align(8)
-        self._socket.sendall(header.data + body)
-        while True:
-            message = self._read()
-            if message.kind in (_ANSWER, _ERROR) and message.fields.get(_REPLY_SERIAL) == self._serial:
-                break
-        if message.kind == _ERROR:
-            raise ManagerError(str(message.fields.get(_ERROR_NAME, "")), _string(message.body, 0)[0])
-        return message
+        return header.data + body
+
+    def send(self, calls: bytearray) -> None:
+        """Send one call or several."""
+        self._socket.sendall(calls)
 
     def _await_job(self, job: str) -> None:
         """Wait for the end of a job; on this socket the manager tells of all of them, unasked."""
         while True:
-            message = self._read()
-            if message.kind != _SIGNAL or message.fields.get(_MEMBER) != "JobRemoved":
+            message = self.next()
+            if message.kind != SIGNAL or message.fields.get(MEMBER) != "JobRemoved":
                 continue
-            path, offset = _string(message.body, 4)
+            path, offset = read_string(message.body, 4)
             if path != job:
                 continue
-            _, offset = _string(message.body, offset)
-            result, _ = _string(message.body, offset)
+            _, offset = read_string(message.body, offset)
+            result, _ = read_string(message.body, offset)
             if result != "done":
                 raise ManagerError("", f"the scope's job ended as {result!r}")
             return
 
-    def _read(self) -> _Message:
+    def next(self) -> Message:
+        """Return the next message, whatever it is; call it inside of `in_words`."""
         head = self._receive(16)
         order, kind, _, _, length, _, fields_length = struct.unpack("<cBBBIII", head)
         if order != b"l" or length + fields_length > _MAX_MESSAGE:
             raise ManagerError("", "the manager's answer is not understood")
         fields = self._receive(-(-fields_length // 8) * 8)[:fields_length]
-        return _Message(kind, dict(_fields(fields)), self._receive(length))
+        return Message(kind, dict(_fields(fields)), self._receive(length))
 
     def _receive(self, size: int) -> bytes:
         data = b""
@@ -188,7 +209,7 @@ class Manager:
         return data
 
     @contextlib.contextmanager
-    def _in_words(self) -> Iterator[None]:
+    def in_words(self) -> Iterator[None]:
         """Turn what the socket or a malformed message raises into our error; close the connection then."""
         try:
             yield
@@ -200,7 +221,7 @@ class Manager:
             raise ManagerError("", f"no answer from the systemd manager: {error}") from error
 
 
-class _Writer:
+class Writer:
     """Marshals values, little endian (D-Bus Specification, "Marshaling")."""
 
     def __init__(self) -> None:
@@ -249,7 +270,12 @@ class _Writer:
             self.string(value)
 
 
-def _string(data: bytes, offset: int) -> tuple[str, int]:
+def error_of(message: Message) -> ManagerError:
+    """Return what a message of the kind `ERROR` says."""
+    return ManagerError(str(message.fields.get(_ERROR_NAME, "")), read_string(message.body, 0)[0])
+
+
+def read_string(data: bytes, offset: int) -> tuple[str, int]:
     """Return the string at `offset`, aligned, and where the next value begins."""
     offset += -offset % 4
     (length,) = struct.unpack_from("<I", data, offset)
@@ -266,7 +292,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, str | int]]:
         code, kind = data[offset], chr(data[offset + 2])
         offset += 4  # field, length of the signature, one letter, NUL
         if kind in "so":
-            value, offset = _string(data, offset)
+            value, offset = read_string(data, offset)
             yield code, value
         elif kind == "g":
             length = data[offset]

@@ -19,7 +19,10 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Caller(NamedTuple):
-    """A user of this host. `groups` are those of the group database: what a login gives."""
+    """A user of this host. `groups` are those of the group database: what a login gives.
+
+    Of the system's broker they are not asked for: it ends runs, and has no directory.
+    """
 
     uid: int
     gid: int
@@ -54,7 +57,7 @@ def identify_caller(sock: socket.socket) -> Caller:
         raise DeniedError(
             "caller-unknown", "the password database does not know who asks", where=f"uid {uid}"
         ) from None
-    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    groups = () if entry.pw_name == PROXY_USER else tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     return Caller(uid, entry.pw_gid, pid, entry.pw_name, entry.pw_dir, groups)
 
 

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -85,30 +85,57 @@ class _Failure(msgspec.Struct):
     reason: str = ""
 
 
-def make_mounts(unit: UnitLaunch, pid: int, sources: Sources, owners: Owners) -> int:
-    """Make the mounts of a unit whose first process is `pid`; return how many were made.
+class Mounts:
+    """The mounts of a unit, made ready before it is there. Use it in a `with` block."""
 
-    Raises:
-        StepError: a source or a place is not what it must be.
-        UnsupportedError: this kernel or file system cannot map the ids of the workspace.
-    """
-    prepared: list[_Prepared] = []
-    userns = -1
-    try:
-        if unit.ownership == "idmap":
-            userns = _map(owners)
-        for mount in unit.mounts:
-            made = _prepare(mount, sources, owners, userns)
-            if made is not None:
-                prepared.append(made)
-        _make_tops(unit)
-        _inside(pid, prepared, owners.account)
-        check(pid, [(made.mount, made.id) for made in prepared])
-    finally:
-        for descriptor in (userns, *(made.descriptor for made in prepared)):
-            if descriptor >= 0:
-                os.close(descriptor)
-    return len(prepared)
+    def __init__(self, unit: UnitLaunch, sources: Sources, owners: Owners) -> None:
+        """Open and clone every source.
+
+        Raises:
+            StepError: a source is not what it must be.
+            UnsupportedError: this kernel or file system cannot map the ids of the workspace.
+        """
+        self._unit, self._account = unit, owners.account
+        self._prepared: list[_Prepared] = []
+        userns = -1
+        try:
+            if unit.ownership == "idmap":
+                userns = _map(owners)
+            for mount in unit.mounts:
+                made = _prepare(mount, sources, owners, userns)
+                if made is not None:
+                    self._prepared.append(made)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if userns >= 0:
+                os.close(userns)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what is held; what was put stays where it is."""
+        self.close()
+
+    def put(self, pid: int) -> int:
+        """Put every mount at its place in the unit whose first process is `pid`; return how many there are.
+
+        Raises:
+            StepError: a place is not what it must be, or something else came of it.
+        """
+        _make_tops(self._unit)
+        _inside(pid, self._prepared, self._account)
+        check(pid, [(made.mount, made.id) for made in self._prepared])
+        return len(self._prepared)
+
+    def close(self) -> None:
+        """Close what is held."""
+        for made in self._prepared:
+            os.close(made.descriptor)
+        self._prepared = []
 
 
 def check(pid: int, made: list[tuple[UnitMount, int]]) -> None:

@@ -185,7 +185,7 @@ def recover(manager: unit_start.Manager, living: frozenset[str] | None = None, d
         except BlockingIOError:
             continue
         record = read(run, directory)  # only now: until it had the lock, its start may have been under way
-        if living is None and record is not None and record.state == "started" and _active(manager, record.unit):
+        if living is None and record is not None and record.state == "started" and _active(record.unit):
             lock.release(remove=True)
             continue
         _undo_locked(manager, run, lock, directory)
@@ -193,8 +193,8 @@ def recover(manager: unit_start.Manager, living: frozenset[str] | None = None, d
     return undone
 
 
-def _active(manager: unit_start.Manager, unit: str) -> bool:
-    return unit_start.show(manager, unit, ("ActiveState",)).get("ActiveState") in {
+def _active(unit: str) -> bool:
+    return unit_start.show(unit, ("ActiveState",)).get("ActiveState") in {
         "active",
         "activating",
         "deactivating",

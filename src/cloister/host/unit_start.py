@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from cloister.errors import RetryError, StepError, UnsupportedError
 from cloister.host.programs import find
+from cloister.host.systemd_manager import ManagerError
+from cloister.host.systemd_units import UnitManager
 from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
 
 START_S = 30.0
@@ -90,24 +92,51 @@ def command_line(manager: Manager, unit: UnitLaunch, argv: tuple[str, ...]) -> l
     return words + [word.replace("$", "$$") if expands else word for word in argv]
 
 
-def start(manager: Manager, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> Started:
-    """Start the unit; return when its first process was executed and is what was asked for.
+class Starting:
+    """A unit that systemd is asked for; meanwhile other things can be done. `finish` or `abandon` must follow."""
 
-    Raises:
-        StepError: systemd refuses, or what came is not what was asked for; then nothing of it is left.
-    """
-    said, running = _launch(command_line(manager, unit, argv), channel)
-    if not running:
-        stop(manager, unit.unit)
+    def __init__(self, manager: Manager, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> None:
+        """Ask for the unit.
+
+        Raises:
+            RetryError: systemd does not answer.
+        """
+        self._manager, self._unit = manager, unit
+        self._bus = _connect()  # first of all, since it shall hear of the job's end
+        self._client = subprocess.Popen(
+            command_line(manager, unit, argv),
+            stdin=channel, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/",
+        )  # fmt: skip
+
+    def finish(self) -> Started:
+        """Return when the unit's first process was executed and is what was asked for.
+
+        Raises:
+            StepError: systemd refuses, or what came is not what was asked for; then nothing of it is left.
+        """
+        try:
+            said, running = _hear(self._client)
+            if running:
+                return _verify(self._bus, self._unit)
+        except BaseException:
+            stop(self._manager, self._unit.unit)
+            raise
+        finally:
+            self._bus.close()
+        stop(self._manager, self._unit.unit)
         why = " ".join(said.strip().splitlines()[-2:]) or "it did not answer in time"
         raise StepError(
-            "unit-not-started", f"systemd refused the unit: {why}", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
-        )
-    try:
-        return _verify(manager, unit)
-    except BaseException:
-        stop(manager, unit.unit)
-        raise
+            "unit-not-started", f"systemd refused the unit: {why}", where=self._unit.unit,
+            remedy=f"journalctl -u {self._unit.unit}",
+        )  # fmt: skip
+
+    def abandon(self) -> None:
+        """End the unit, once systemd has heard of it: what is still on its way to it could not be stopped."""
+        try:
+            _hear(self._client)
+        finally:
+            self._bus.close()
+            stop(self._manager, self._unit.unit)
 
 
 def stop(manager: Manager, unit: str) -> dict[str, str]:
@@ -115,33 +144,41 @@ def stop(manager: Manager, unit: str) -> dict[str, str]:
 
     Raises:
         StepError: something of it still runs.
+        RetryError: systemd does not answer.
     """
+    del manager
     last: dict[str, str] = {}
     until = time.monotonic() + STOP_S
-    for number in range(_TRIES):
-        last = show(manager, unit, _ENDED) or last
-        state = last.get("ActiveState", "")
-        if last.get("LoadState") == "not-found" or state in {"inactive", "failed"}:
-            if state == "failed":
-                forget(manager, unit)
-            return last
-        verb = ["stop"] if number == 0 else ["kill", "-s", "KILL"]
-        _run([manager.systemctl, *verb, "--", unit], limit_s=max(until - time.monotonic(), 1.0), patient=True)
+    with _connect() as bus:
+        for number in range(_TRIES):
+            try:
+                last = bus.show(unit, _ENDED) or last
+                state = last.get("ActiveState", "")
+                if last.get("LoadState") == "not-found" or state in {"inactive", "failed"}:
+                    if state == "failed":
+                        bus.forget(unit)
+                    return last
+                bus.allow(max(until - time.monotonic(), 1.0))
+                bus.end(unit, kill=number > 0)
+            except ManagerError as error:
+                raise _silent(error) from error
     raise StepError("unit-not-stopped", "the unit does not end", where=unit, remedy=f"systemctl status {unit}")
 
 
 _TRIES = 5
 
 
-def forget(manager: Manager, unit: str) -> None:
-    """Let systemd drop a unit that has failed."""
-    _run([manager.systemctl, "reset-failed", "--", unit], patient=True)
+def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
+    """Return properties of a unit as systemd shows them.
 
-
-def show(manager: Manager, unit: str, names: tuple[str, ...]) -> dict[str, str]:
-    """Return properties of a unit as systemd shows them."""
-    done = _run([manager.systemctl, "show", "-p", ",".join(names), "--", unit], patient=True)
-    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    Raises:
+        RetryError: systemd does not answer.
+    """
+    with _connect() as bus:
+        try:
+            return bus.show(unit, names)
+        except ManagerError as error:
+            raise _silent(error) from error
 
 
 def living_units(manager: Manager) -> list[str]:
@@ -150,14 +187,11 @@ def living_units(manager: Manager) -> list[str]:
     return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
 
 
-def _launch(words: list[str], channel: int) -> tuple[str, bool]:
-    """Run systemd-run until it says that the unit runs; return what it said, and whether that was it.
+def _hear(client: subprocess.Popen[bytes]) -> tuple[str, bool]:
+    """Wait until systemd-run says that the unit runs; return what it said, and whether that was it.
 
     With --pipe it would wait for the unit's end. It is not needed for that: the unit lives on without it.
     """
-    client = subprocess.Popen(
-        words, stdin=channel, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/"
-    )
     assert client.stderr is not None  # noqa: S101  it was asked for
     said = b""
     until = time.monotonic() + START_S
@@ -176,19 +210,31 @@ def _launch(words: list[str], channel: int) -> tuple[str, bool]:
     return said.decode("utf-8", "replace"), _RUNNING in said
 
 
-_PAUSE_S = 0.003
 _RUNNING = b"Running as unit: "
 _LONGEST_COMPLAINT = 1 << 16
 
 
-def _verify(manager: Manager, unit: UnitLaunch) -> Started:
+def _connect() -> UnitManager:
+    try:
+        return UnitManager(timeout_s=START_S)
+    except ManagerError as error:
+        raise _silent(error) from error
+
+
+def _silent(error: ManagerError) -> RetryError:
+    return RetryError("systemd-slow", f"systemd did not answer: {error}", remedy="systemctl is-system-running")
+
+
+def _verify(bus: UnitManager, unit: UnitLaunch) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "Job")
-    until = time.monotonic() + START_S
-    # With Type=exec a unit has a job until its program was executed, with everything applied.
-    while (shown := show(manager, unit.unit, wanted)).get("Job", "0") not in {"", "0"} and time.monotonic() < until:
-        time.sleep(_PAUSE_S)
+    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment")
+    try:
+        # With Type=exec a unit has a job until its program was executed, with everything applied.
+        bus.await_job(unit.unit)
+        shown = bus.show(unit.unit, wanted)
+    except ManagerError as error:
+        raise _silent(error) from error
     pid = int(shown.get("MainPID", "0") or 0)
     if shown.get("ActiveState") != "active" or pid == 0:
         raise StepError(

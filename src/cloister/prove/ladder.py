@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from cloister.errors import UnsupportedError
 from cloister.prove import private_network, workspaces
 from cloister.prove.place import Place
 from cloister.prove.session import PYTHON
@@ -61,8 +62,14 @@ def climb(agent: str, environ: Mapping[str, str]) -> list[Rung]:
     """Try every posture; return the rungs from the lowest up.
 
     Raises:
+        UnsupportedError: `ladder-unit`: a unit of the system does not stand in a network namespace of ours.
         CloisterError: the policy is wrong, or no network namespace of our own can be made.
     """
+    if Place(environ, agent).unit:
+        raise UnsupportedError(
+            "ladder-unit", f"{agent!r} is a unit of the system, outside of the namespaces of a ladder",
+            where=f".agents.{agent}.isolation", remedy=f"cloister prove {agent}",
+        )  # fmt: skip
     answer = private_network.inside(lambda: msgspec.json.encode(_climb(agent, environ)))
     return msgspec.json.decode(answer, type=list[Rung])
 

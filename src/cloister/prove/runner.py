@@ -211,7 +211,8 @@ class Battery:
             base=self.ground.base, workspace=workspace, runtime=self.ground.runtime, home=self.ground.home,
             found_in=self.canaries.known.found_in,
         )  # fmt: skip
-        seen += [found for name in case.checks if (found := CHECKS[name](scene))]
+        checks = case.checks if outcome != "cannot-run" else ()  # what was not tried has left nothing to look at
+        seen += [found for name in checks if (found := CHECKS[name](scene))]
         if seen and case.warned_of and warned(self.ground.base, workspace, case.warned_of):
             outcome, details = "warned", [f"not prevented, but the run's end names it: {seen[0]}"]
         elif seen:

@@ -97,16 +97,19 @@ class Checker:
         return self.report
 
     def _policy(self, path: str, kind: Kind, text: Callable[[], bytes | None]) -> Document | None:
-        return self._attempt(path, kind, lambda: self._load_policy(path, text()))
+        return self._attempt(path, kind, lambda: self._load_policy(path, kind, text()))
 
-    def _load_policy(self, path: str, text: bytes | None) -> Document | None:
+    def _load_policy(self, path: str, kind: Kind, text: bytes | None) -> Document | None:
         if text is None:
             return None
         presets = self._presets()
         document = read(text, path)
         policy = load_document(document, preset_names=tuple(presets))
         for name in policy.agents:
-            self._agent(resolve(document, name, presets=presets))
+            resolved = resolve(document, name, presets=presets)
+            self._agent(resolved)
+            if kind == "user policy" and resolved.agent.isolation == "unit":
+                self._own_unit(resolved)
         for name, what, remedy in login_warnings(policy.providers, self._logins):
             self._warn(Finding(message=what, where=document.where(("providers", name)), remedy=remedy))
         return document
@@ -130,7 +133,7 @@ class Checker:
             where = resolved.source(("llm",))
             self._warn(Finding(message=what, where=where, remedy='add providers = ["NAME"], and [providers.NAME]'))
         keys = list(unenforced_keys(resolved.agent))
-        if resolved.agent.isolation != "namespace":
+        if resolved.agent.isolation not in ("namespace", "unit"):
             keys.append("isolation")
         for key in keys:
             what = f"nothing in this version enforces `{key}`"
@@ -139,6 +142,21 @@ class Checker:
             what = f"the agent {resolved.name!r} will not start: {what}"
             where = resolved.source(tuple(key.split(".")))
             self._warn(Finding(message=what, where=where, remedy=f"remove `{key}` until it is there"))
+
+    def _own_unit(self, resolved: ResolvedAgent) -> None:
+        """Say of an agent of the user's own that only the system's policy can make it a system user."""
+        if self._system_has(resolved.name):
+            return
+        what = f"the agent {resolved.name!r} will not start: only the system's policy gives an agent a system user"
+        remedy = 'isolation = "namespace", or ask the owner of this machine: sudo cloister setup'
+        self._warn(Finding(message=what, where=resolved.source(("isolation",)), remedy=remedy))
+
+    def _system_has(self, name: str) -> bool:
+        """Tell whether the system's policy, where it is good, has an agent of this name as a unit."""
+        try:
+            return PolicyFiles(self._paths, self._uid).system_isolation(name) == "unit"
+        except PolicyError:
+            return False
 
     def _warn(self, finding: Finding) -> None:
         if finding not in self.report.warnings:

@@ -148,10 +148,10 @@ def _seal(found: list[Mounted], target: str) -> list[Mounted]:
 class Explainer:
     """Answers about the paths of one planned sandbox."""
 
-    def __init__(self, plan: Plan, look: Look) -> None:
-        """Take a plan that was compiled for the host that `look` sees."""
+    def __init__(self, plan: Plan, look: Look, mounts: tuple[Mounted, ...] = ()) -> None:
+        """Take a plan that was compiled for the host that `look` sees; `mounts` are a unit's (`explain_unit`)."""
         launch: Launch = plan.launch
-        self._mounts = with_holds(parse_mounts(launch.argv), plan)
+        self._mounts = mounts or with_holds(parse_mounts(launch.argv), plan)
         self._look = look
         self._held: dict[str, str] = {}
         """What will be made on the host so that something can be mounted onto it."""

@@ -15,6 +15,7 @@ from cloister.host.owner import Owner
 from cloister.policy.model import Ledger, Llm, Policy
 from cloister.runs.paths import Paths
 from cloister.runs.run_recordings import RunRecordings
+from cloister.runs.store import ModelUse
 
 if TYPE_CHECKING:
     from cloister.llm.budgets import Alert
@@ -138,6 +139,21 @@ class RunModels:
         self._calls.update(caller, llm, policy)
         self._secrets[run.plan.run] = _references(llm, policy)
         self._recordings.obey(run, caller, wanted=llm.record)
+
+    async def used(self, run: str, agent: str, user: str, since: float) -> ModelUse | None:
+        """Return what the calls of a run used since it started; None where the ledger cannot be asked.
+
+        Asked in a thread of its own: the ledger may be on another host.
+        """
+        books = self._store.books if self._store is not None else None
+        if books is None:
+            return None
+        ask = partial(books.spent, agent, since - 1, float("inf"), run, user)
+        try:
+            spent = await asyncio.get_running_loop().run_in_executor(None, ask)
+        except RetryError:
+            return None
+        return ModelUse(calls=spent.requests, tokens=spent.tokens, cost_usd=spent.cost_usd)
 
     def left(self, run: str) -> tuple[str, ...]:
         """A run is over: its placeholder opens nothing any more. Returns what its receipt says."""

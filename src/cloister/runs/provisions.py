@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cloister.runs.credentials_start import CredentialStarts
     from cloister.runs.logins import LoginEvent
     from cloister.runs.metrics import Told
+    from cloister.runs.store import ModelUse
 
 
 class Provided(msgspec.Struct, frozen=True):
@@ -135,6 +136,10 @@ class Provisions:
         revoked = run.obey(agent, *rules)
         self._identities.narrow(run.plan.run, agent.identity, kitchen.policies.digest)
         return revoked
+
+    async def models_used(self, run: ActiveRun) -> ModelUse | None:
+        """Return what a run's model calls used; None where the ledger cannot be asked."""
+        return await self._models.used(run.plan.run, run.plan.agent, run.record.user, run.record.started)
 
     def obey_blocks(self) -> int:
         """Obey the kill switch of model calls as it is now; return how many calls under way were ended."""

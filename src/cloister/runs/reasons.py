@@ -58,6 +58,8 @@ class Reasons:
         }
         if at in fixed:
             return fixed[at]
+        if at in ("/", "/home", "/run", "/var"):
+            return "nothing of the host is mounted there"
         if at in _SYSTEM:
             return "a system directory, read-only in every sandbox"
         if at.startswith("/run/cloister"):

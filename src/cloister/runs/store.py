@@ -62,6 +62,15 @@ class Direct(msgspec.Struct, frozen=True):
     """Refused packets, by what the address is or by the deny rule."""
 
 
+class ModelUse(msgspec.Struct, kw_only=True, frozen=True):
+    """What the model calls of one run used together."""
+
+    calls: int
+    tokens: int
+    """Input and output."""
+    cost_usd: float
+
+
 class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     """What happened, in the end: the answer to "what did it do, under which rules?"."""
 
@@ -90,6 +99,8 @@ class Receipt(msgspec.Struct, kw_only=True, frozen=True):
     warnings: tuple[str, ...] = ()
     credentials: tuple[str, ...] = ()
     """Which credential was used how often and where, by name."""
+    model_use: ModelUse | None = None
+    """Units only: what the run's model calls used. They are in the system's ledger, which no user can read."""
     direct: Direct | None = None
     """Mode `internet` only: what went past the proxy. None there means that the counters were lost."""
 

@@ -229,6 +229,9 @@ class UnitSupervisor(Supervision):
         self._units.forget(run.plan.run)
         if lease is None:
             return receipt.warnings
+        if run.plan.models:
+            used = await self._provisions.models_used(run)
+            receipt = msgspec.structs.replace(receipt, model_use=used)
         found = await lease.finish(receipt, CLOSING_WORDS_S)
         return (*found, *receipt.warnings)
 

@@ -253,13 +253,20 @@ def _stand_up(
 ) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
-        sources = _open_sources(unit, record.run, asked, stack)
+        sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
         with theirs:
-            started = unit_start.start(manager, unit, record.plan.launch.argv, theirs.fileno())
+            starting = unit_start.Starting(manager, unit, record.plan.launch.argv, theirs.fileno())
+        try:
+            # While systemd makes the unit, its mounts are made ready.
+            mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
+        except BaseException:
+            starting.abandon()
+            raise
+        started = starting.finish()
         stack.callback(os.close, started.pidfd)
-        count = unit_mounts.make_mounts(unit, started.pid, sources, _owners(unit, asked))
+        count = mounts.put(started.pid)
         unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
         shim = Wire(socket.socket(fileno=os.dup(ours.fileno())))
         shim.send("B")  # the mounts are made: it may look at its walls

@@ -10,12 +10,13 @@ import pytest
 from cloister.errors import CloisterError
 from cloister.isolation import seccomp
 from cloister.plan.steps import Listen, MakeDirectory, MakeLink, Plan, Step, WriteBytes, WriteFile
-from cloister.plan.unit import Account, UnitLaunch, UnitMount
+from cloister.plan.unit import AGENTS, Account, UnitLaunch, UnitMount
 from cloister.plan.workspace import Mount, Node, WorkspaceLayout
 from cloister.policy.document import read
 from cloister.policy.merge import resolve
 from cloister.policy.presets import builtin_presets
 from cloister.runs.compile_unit import UnitFacts, compile_unit, unit_home
+from cloister.runs.credentials_places import writable_places
 from cloister.runs.unenforced import refuse_unenforced
 
 ACCOUNT = Account(name="cl-a-alice", uid=1_900_000_001, agent="a", user="alice")
@@ -212,6 +213,11 @@ def test_ownership_follows_policy_and_host() -> None:
     assert _unit(group, idmap=False).ownership == "group"
     assert ("SupplementaryGroups", "devs") in _unit(group, idmap=False).properties
     assert ("SupplementaryGroups", "devs") not in _unit(group).properties
+
+
+def test_no_secret_and_no_program_is_taken_from_where_a_unit_can_write() -> None:
+    """Its workspace, its own state and the broker's are no places for secrets; its argv, the shim's, is not read."""
+    assert set(writable_places(_plan(), "/state")) == {ROOT, AGENTS, "/state"}
 
 
 def test_no_secret_and_no_variable_of_the_caller_is_in_what_root_is_asked() -> None:

@@ -30,6 +30,8 @@ def attack(box: Box) -> None:
     lines = [line.split() for line in open("/proc/self/uid_map")]
     whole = any(int(words[2]) > 1 for words in lines)  # 0 and our own, one each (PrivateUsers=self)
     box.must(not whole, "no uids but ours and root's in the user namespace")
+    sockets = [line.split()[-1] for line in open("/proc/self/net/unix") if "/systemd/" in line or "/dbus/" in line]
+    box.must(not sockets, f"sockets of the host in our network namespace: {len(sockets)}")
     for words in map(str.split, open("/proc/self/mountinfo")):
         flags = words[5].split(",")
         box.must("nosuid" in flags, f"nosuid: {words[4]}")

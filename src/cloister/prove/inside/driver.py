@@ -58,9 +58,9 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
             answer["twin"] = try_twin(namespace["twin"], twin_box)
             answer["detail"] = "; ".join([answer["detail"], *twin_box.stops])  # what a twin could not try
     except CannotRunError as error:
-        answer |= {"outcome": "cannot-run", "detail": str(error)}
+        answer |= unfinished(box.breaches, "cannot-run", str(error))
     except BaseException:  # noqa: BLE001  # a case that fails in an unforeseen way has proved nothing
-        answer |= {"outcome": "error", "detail": "; ".join([*box.breaches, traceback.format_exc()[-1500:]])}
+        answer |= unfinished(box.breaches, "error", traceback.format_exc()[-1500:])
     answer["detail"] = answer["detail"][:MAX_DETAIL]
     return answer
 
@@ -74,6 +74,11 @@ def outcome(breaches: list[str], stops: list[str], surprises: list[str]) -> dict
     if not stops:
         return {"outcome": "error", "detail": "the case tried nothing"}
     return {"outcome": "denied", "detail": "; ".join(dict.fromkeys(stops))}
+
+
+def unfinished(breaches: list[str], why: str, detail: str) -> dict[str, str]:
+    """Return the outcome of a case that broke off: what had got through until then has got through."""
+    return {"outcome": "allowed" if breaches else why, "detail": "; ".join([*breaches, detail])}
 
 
 def try_twin(twin: Any, box: Any) -> str:

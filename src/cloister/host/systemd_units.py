@@ -1,0 +1,200 @@
+"""What root's part asks of the system's manager about units, over its private D-Bus socket: state, ends, stopping.
+
+`systemctl` says the same, but is a program: with each start some of them cost as much as all the rest together, and
+while a unit starts they take the processor from the manager. Here a unit's start is waited for
+by the manager's own signal. Which units are started, and with what, is not asked here (`unit_start`).
+
+Sources: D-Bus Specification (marshaling), org.freedesktop.systemd1(5).
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import NamedTuple
+
+from cloister.host.systemd_manager import (
+    ANSWER,
+    ERROR,
+    MEMBER,
+    NO_SUCH_UNIT,
+    REPLY_SERIAL,
+    SIGNAL,
+    Manager,
+    ManagerError,
+    Message,
+    Writer,
+    error_of,
+    read_string,
+)
+
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+_UNKNOWN = "org.freedesktop.DBus.Error.UnknownProperty"
+_OF_EVERY_UNIT = frozenset({"LoadState", "ActiveState", "InvocationID", "Job", "CollectMode"})
+_NUMBERS = {"y": "B", "n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "t": "Q"}
+_INFINITY = (1 << 64) - 1
+_CAPABILITIES = frozenset({"CapabilityBoundingSet", "AmbientCapabilities"})
+
+
+class JobEnd(NamedTuple):
+    """How a job of a unit ended: `done`, `failed`, `canceled`, `timeout`, `dependency` and others."""
+
+    unit: str
+    result: str
+
+
+class UnitManager(Manager):
+    """A connection to the system's manager, as root. Use it in a `with` block; what is waited for has its own limit."""
+
+    def __init__(self, path: str = "", timeout_s: float = 30.0) -> None:
+        """Connect; the jobs that end from here on are heard.
+
+        Raises:
+            ManagerError: the manager is not there, or does not want us.
+        """
+        self._ended: dict[str, str] = {}
+        super().__init__(path, timeout_s)
+
+    def allow(self, seconds: float) -> None:
+        """Set a new end in time, counted from now."""
+        self._until = time.monotonic() + seconds
+
+    def show(self, unit: str, names: tuple[str, ...]) -> dict[str, str]:
+        """Return properties of a unit, in the words of `systemctl show`; times are numbers in µs.
+
+        Names that this manager does not know are left out.
+
+        Raises:
+            ManagerError: no answer, or one that is not understood.
+        """
+        path = f"/org/freedesktop/systemd1/unit/{_label(unit)}"
+        shown: dict[str, str] = {}
+        with self.in_words():
+            waiting: dict[int, str] = {}
+            calls = bytearray()
+            for name in names:
+                body = Writer()
+                body.string(f"org.freedesktop.systemd1.{'Unit' if name in _OF_EVERY_UNIT else 'Service'}")
+                body.string(name)
+                calls += self.marshal("Get", "ss", body.data, path, _PROPERTIES)
+                waiting[self.serial] = name
+            self.send(calls)
+            while waiting:
+                message = self.next()
+                if message.kind not in (ANSWER, ERROR):
+                    continue
+                name = waiting.pop(int(message.fields.get(REPLY_SERIAL, 0)), "")
+                if message.kind == ERROR and (error := error_of(message)).name != _UNKNOWN:
+                    raise error
+                if message.kind == ANSWER and name:
+                    shown[name] = _in_words(name, message.body)
+        return shown
+
+    def await_job(self, unit: str) -> JobEnd:
+        """Wait for the end of a job of this unit, also one that ended since we connected.
+
+        Raises:
+            ManagerError: none did in time.
+        """
+        with self.in_words():
+            while unit not in self._ended:
+                self.next()
+        return JobEnd(unit, self._ended.pop(unit))
+
+    def end(self, unit: str, *, kill: bool) -> None:
+        """Stop a unit and wait for that, or send SIGKILL to all of it; one that is not there is fine.
+
+        Raises:
+            ManagerError: the manager refuses for another reason, or the unit does not end in time.
+        """
+        self._ended.pop(unit, None)
+        body = Writer()
+        body.string(unit)
+        body.string("all" if kill else "replace")
+        try:
+            with self.in_words():
+                if kill:
+                    body.number("i", 9)
+                    self.call("KillUnit", "ssi", body.data)
+                else:
+                    self.call("StopUnit", "ss", body.data)
+        except ManagerError as error:
+            if error.name != NO_SUCH_UNIT:
+                raise
+            return
+        if not kill:
+            self.await_job(unit)
+
+    def forget(self, unit: str) -> None:
+        """Let the manager drop a unit that has failed; one that is not there is fine."""
+        body = Writer()
+        body.string(unit)
+        try:
+            with self.in_words():
+                self.call("ResetFailedUnit", "s", body.data)
+        except ManagerError as error:
+            if error.name != NO_SUCH_UNIT:
+                raise
+
+    def next(self) -> Message:  # type: ignore[explicit-override]  # typing.override: Python 3.12
+        """Return the next message, and keep in mind which jobs have ended."""
+        message = super().next()
+        if message.kind == SIGNAL and message.fields.get(MEMBER) == "JobRemoved":
+            _, offset = read_string(message.body, 4)  # behind the job's number: its path
+            unit, offset = read_string(message.body, offset)
+            self._ended[unit] = read_string(message.body, offset)[0]
+        return message
+
+
+def _label(unit: str) -> str:
+    """Return a unit's name as a part of an object path (sd_bus_path_encode(3))."""
+    plain = (ord(char) for char in unit)
+    return "".join(
+        chr(code) if chr(code).isascii() and chr(code).isalnum() and not (at == 0 and chr(code).isdigit())
+        else f"_{code:02x}"
+        for at, code in enumerate(plain)
+    )  # fmt: skip
+
+
+def _in_words(name: str, body: bytes) -> str:
+    """Return a variant in the words of `systemctl show`; a type that is not known is told as it is."""
+    kind = body[1 : 1 + body[0]].decode("ascii")
+    offset = body[0] + 2
+    if kind in {"s", "o"}:
+        return read_string(body, offset)[0]
+    if kind == "b":
+        return "yes" if _number(body, offset, "I") else "no"
+    if kind in _NUMBERS:
+        number = _number(body, offset, _NUMBERS[kind])
+        if name == "RestrictNamespaces":  # a set of those that are allowed
+            return "no" if number & _NAMESPACES == _NAMESPACES else "yes" if number == 0 else f"{number:#x}"
+        if name in _CAPABILITIES:
+            return f"{number:#x}" if number else ""
+        return "infinity" if kind == "t" and number == _INFINITY else str(number)
+    if kind == "ay":
+        start = offset + -offset % 4 + 4
+        return body[start : start + _number(body, offset, "I")].hex()
+    if kind == "as":
+        return " ".join(_strings(body, offset))
+    if kind == "(uo)":
+        return str(_number(body, offset + -offset % 8, "I"))
+    raise IndexError(f"{name} has the type {kind!r}")
+
+
+_NAMESPACES = 0x7E020080
+"""CLONE_NEWNS, -TIME, -CGROUP, -UTS, -IPC, -USER, -PID, -NET."""
+
+
+def _number(body: bytes, offset: int, code: str) -> int:
+    offset += -offset % struct.calcsize(code)
+    return int(struct.unpack_from(f"<{code}", body, offset)[0])
+
+
+def _strings(body: bytes, offset: int) -> list[str]:
+    end = offset + -offset % 4 + 4 + _number(body, offset, "I")
+    offset += -offset % 4 + 4
+    found = []
+    while offset < end:
+        text, offset = read_string(body, offset)
+        found.append(text)
+    return found
