@@ -230,13 +230,15 @@ class Unit(Table, frozen=True):
     """`[agents.NAME.unit]`: the system user and its unit, where `isolation = "unit"`; in the system's policy only."""
 
     ownership: Literal["auto", "idmap", "group"] = "auto"
-    """How files of the agent become the user's: idmapped mount or `project_group`; `auto` takes what there is."""
+    """How files of the agent become the user's. `idmap`: by an idmapped mount; `group`: by `project_group`, and
+    they stay the account's; `auto`: `idmap`, or `group` where one is named and the kernel has no idmapped mounts."""
     project_group: str = ""
-    """A group that owns the workspace, with setgid directories that it may write."""
+    """A group that owns the workspace, with setgid directories that it may write; the user must be in it."""
     block: tuple[str, ...] = ()
-    """More networks (CIDR) that the packet filter refuses to this agent."""
+    """More networks (CIDR) that the packet filter refuses to this agent, where it shares the host's network."""
     firewall: tuple[str, ...] = ()
-    """More statements of nft(8) for this agent's packets, such as `tcp dport 22 counter reject`; never for others'."""
+    """More statements of nft(8) for this agent's packets, such as `tcp dport 22 counter reject`. They refuse or
+    count, and never concern others' packets."""
     io_weight: Annotated[int, msgspec.Meta(ge=1, le=10000)] | None = None
     """Share of the disks' time, against 100 of everything else."""
     oom: Literal["stop", "continue", "kill"] = "kill"
@@ -275,7 +277,7 @@ class Agent(Table, frozen=True):
     into `credentials`."""
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """Settings of the product, laid over those in the home for the time of a run: tables are merged, everything else
-    is replaced. For products whose preset names a file of settings."""
+    is replaced. Only for products whose preset names a JSON file of settings: Claude Code and Pi."""
     pass_environment: tuple[str, ...] = ()
     """Names of variables carried in from the caller, such as `EDITOR`."""
     carry: tuple[str, ...] = ()
@@ -295,7 +297,7 @@ class Agent(Table, frozen=True):
     credentials: dict[str, Credential] = msgspec.field(default_factory=dict)
     """Secrets it may use without seeing them, by name."""
     identity: Identity = Identity()
-    """By what it can prove to others who it is."""
+    """Tokens by which it proves to others who it is."""
     llm: Llm = Llm()
     """Which models, and how much of them."""
     limits: Limits = Limits()
@@ -311,15 +313,16 @@ class Agent(Table, frozen=True):
 
 
 class User(Table, frozen=True):
-    """`[users.NAME]` (system policy): who may start what, and where."""
+    """`[users.NAME]`: which agents a user may start, and where; in the system's policy only."""
 
     agents: tuple[str, ...] = ()
     """Agents this user may start; at least one."""
     roots: tuple[str, ...] = ()
-    """Directories below which the user may start them; at least one; `~` is that user's home."""
+    """Directories below which the user may start them; at least one. `~` is that user's home, and what a
+    bare name lies in."""
     config: str | dict[str, str] = ""
-    """Directory below the home that holds the user's configuration of the agent, where that is not the product's own
-    place; by agent, as in `{ pi = "dotfiles/pi" }`, or one for all of them."""
+    """Where below the home the user keeps an agent's configuration, if not at the product's own place: by agent, as in
+    `{ pi = "dotfiles/pi" }`, or one directory for all of them."""
 
 
 class Images(Table, frozen=True):

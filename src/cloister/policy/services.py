@@ -42,7 +42,8 @@ class Telegram(Table, frozen=True):
     groups: dict[str, Any] = msgspec.field(default_factory=dict)
     """Groups it takes part in, by number, each with a table that the gateway itself checks."""
     dm_policy: Literal["allowlist", "pairing", "open", "disabled"] = "allowlist"
-    """Who else may write to it directly. `allowlist`: nobody; `pairing`: who is approved by its own command."""
+    """Who besides `allow_from` may write to it directly. `allowlist`: nobody; `pairing`: whoever is approved by
+    OpenClaw's own command; `open`: everybody; `disabled`: nobody at all."""
 
 
 class Channels(Table, frozen=True):
@@ -56,7 +57,7 @@ class Channels(Table, frozen=True):
 
 
 class Auth(Table, frozen=True):
-    """`[services.NAME.auth]`: by what whoever opens its port shows who they are."""
+    """`[services.NAME.auth]`: what somebody who opens its port must know."""
 
     mode: Literal["token", "password"] = "token"
     """Which of the two."""
@@ -142,7 +143,7 @@ class Instance(Table, frozen=True):
     agent: str = ""
     """The agent whose sandbox, egress, models, credentials and limits it has; `isolation = "unit"`."""
     enable: bool = False
-    """Whether it is started with the host and kept running. An instance is unless it says `false`."""
+    """Whether it is started with the host and kept running. Instances are, unless they say `false`."""
     port: Port = DEFAULT_PORT
     """The loopback port it serves; gateways of OpenClaw need 120 ports of distance."""
     restart: Literal["always", "on-failure", "no"] = "always"
@@ -158,7 +159,7 @@ class Instance(Table, frozen=True):
     documents: Documents = Documents()
     """What it is told about itself."""
     skills: tuple[Skill, ...] = ()
-    """What it has learnt."""
+    """Skills it has."""
     plugins: dict[str, ServicePlugin] = msgspec.field(default_factory=dict)
     """What is added to it."""
     tools: Tools = Tools()
@@ -178,4 +179,4 @@ class Service(Instance, frozen=True):
     """`[services.NAME]`: a gateway, in the system's policy only. Without `instances` it is one, named `default`."""
 
     instances: dict[str, Instance] = msgspec.field(default_factory=dict)
-    """Several of it, each with its own user, port, state and workspace."""
+    """Several of the same kind, each with its own user, port, state and workspace."""
