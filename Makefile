@@ -31,7 +31,8 @@ format: setup ## Format the Python sources in place
 build: setup ## Build the wheel into dist/
 	@tools/build
 
-install: setup ## Install: for all users as root, else for you alone
+install: ## Install: for all users as root, else for you alone
+	@tools/packages install
 	@tools/install
 
 bench: setup ## Measure against plain bubblewrap and the field; results in benchmarks/
