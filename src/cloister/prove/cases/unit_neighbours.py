@@ -79,20 +79,24 @@ def _nonempty(path: str) -> str:
 
 
 def _family() -> set[int]:
-    """Return our own ancestors, and whatever descends from the oldest of them that is in sight.
+    """Return our own ancestors as far as they have our uid, and whatever descends from the oldest of them.
 
-    Its parent is the unit's main process, which may be hidden: it has our uid, and killing it ends our own run.
+    That is the unit's main process, which may be hidden: killing it ends our own run. A manager in sight is no
+    ancestor of ours, or all its services would be family.
     """
-    parents = {}
+    parents, mine = {}, set()
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             parents[int(name)] = int(read(f"/proc/{name}/stat", 4000).rpartition(")")[2].split()[1])
+            uids = next(line for line in read(f"/proc/{name}/status", 4000).splitlines() if line.startswith("Uid:"))
         except OSError:
             continue
+        if uids.split()[1] == str(os.getuid()):
+            mine.add(int(name))
     top = os.getpid()
-    while parents.get(top) in parents:
+    while parents.get(top) in mine:
         top = parents[top]
-    family = {top, parents.get(top, top)}
+    family = {top} if parents.get(top) in parents else {top, parents.get(top, top)}
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
     return family
