@@ -81,7 +81,7 @@ _ALLOWED: dict[str, str] = {
     "StandardInput": "null",
     "StandardOutput": "null",
     "StandardError": "null",
-    "KillMode": "control-group",
+    "KillMode": "mixed",
     "KillSignal": "SIG(TERM|KILL)",
     "SendSIGKILL": _YES,
     "TimeoutStopSec": _SECONDS,
