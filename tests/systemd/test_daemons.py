@@ -53,6 +53,31 @@ def test_the_daemons_are_held_back_and_do_their_work(installed: Machine) -> None
     assert installed.path("/home/alice/src/p/made").stat().st_uid == 1000
 
 
+def test_the_broker_is_started_when_it_answers(installed: Machine) -> None:
+    """Its unit is active only once it has said so, and a run right after a restart finds it."""
+    installed.run(["systemctl", "restart", "cloister-proxyd.service"])
+    assert installed.show("cloister-proxyd.service", "Type") == "notify"
+    assert installed.show("cloister-proxyd.service", "ActiveState") == "active"
+    done = installed.run(["cloister", "run", "sh", "-c", "true"], user="alice", cwd="/home/alice/src/p", check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_broker_that_dies_at_each_start_keeps_its_socket(installed: Machine) -> None:
+    """However often it failed, the next request starts it again: systemd does not give its socket up."""
+    drop_in = "/run/systemd/system/cloister-proxyd.service.d/broken.conf"
+    installed.run(["mkdir", "-p", drop_in.rpartition("/")[0]])
+    installed.write(drop_in, "[Service]\nExecStart=\nExecStart=/bin/sh -c 'sleep 0.2; exit 1'\n")
+    installed.run(["systemctl", "stop", "cloister-proxyd.service"])
+    installed.run(["systemctl", "daemon-reload"])
+    for _ in range(8):  # systemd gives up after five in ten seconds
+        assert installed.run(["systemctl", "start", "cloister-proxyd.service"], check=False).returncode != 0
+    assert installed.show("cloister-proxyd.socket", "ActiveState") == "active"
+    installed.run(["rm", drop_in])
+    installed.run(["systemctl", "daemon-reload"])
+    done = installed.run(["cloister", "run", "sh", "-c", "true"], user="alice", cwd="/home/alice/src/p", check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_broker_of_the_system_reads_keys_of_roots_that_it_could_not_open(installed: Machine) -> None:
     """A key that only root may read reaches the broker, and its user cannot read it in any other way."""
     installed.write("/etc/cloister/keys/x.key", "made-up-key\n", 0o600)

@@ -204,6 +204,19 @@ def test_runtime(rig: Rig) -> None:
     assert "timed-out" in done.stderr
 
 
+def test_the_agent_hears_a_polite_end_once(rig: Rig) -> None:
+    """`systemctl stop` tells the shim alone, which tells the agent: not both of them (KillMode=mixed)."""
+    # A sub-second handler, so that a second TERM meets the agent before it has ended.
+    script = "trap 'echo x >>heard; sleep 0.5; exit 3' TERM; echo up >up; while :; do sleep 0.1; done"
+    rig.machine.run(["rm", "-f", "heard", "up"], user="alice", cwd=rig.project)
+    run = rig.detach(script)
+    rig.until(lambda: rig.machine.path(f"{rig.project}/up").exists())
+    rig.machine.run(["systemctl", "stop", f"cloister-run-{run}.service"])
+    assert rig.machine.read(f"{rig.project}/heard").splitlines() == ["x"]
+    rig.machine.run(["rm", "-f", "heard", "up"], user="alice", cwd=rig.project)
+    rig.clean()
+
+
 def test_limits_that_the_kernel_keeps(rig: Rig) -> None:
     """Limits without a controller, of which systemd says nothing, are told; who insists on them starts nothing."""
     there = {"memory", "pids"} <= rig.machine.controllers

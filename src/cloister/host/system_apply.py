@@ -301,7 +301,7 @@ class Applier:
         self._replace(place, data, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
 
     def _make_accounts(self, step: MakeAccounts) -> None:
-        """Make users by systemd-sysusers, or useradd(8) where it is missing, and look at what came of it.
+        """Make users by systemd-sysusers, and look at what came of it.
 
         systemd-sysusers takes another number, without a word, where ours is not free.
         """

@@ -53,7 +53,7 @@ def take_facts(users: Iterable[str] = (), keys: Iterable[str] = (), proxyd: str 
         changeable=changeable(filter(os.path.lexists, _INSTALLATION)),
         nft=host.nft.path,
         attached=attached_networks(),
-        sysusers=_maker(),
+        sysusers=users_program(),
         root_links=host.root_links,
         root_directories=host.root_directories,
         users=dict(_known(users)),
@@ -170,9 +170,9 @@ def version() -> int:
     return int(found[1]) if found else 0
 
 
-def _maker() -> str:
-    found = (programs.find(name, "").path for name in ("systemd-sysusers", "useradd"))
-    return next(filter(None, found), "")
+def users_program() -> str:
+    """Return the path of systemd-sysusers, which makes the accounts; empty without it: useradd(8) alone is not used."""
+    return programs.find("systemd-sysusers", "").path
 
 
 def _known(users: Iterable[str]) -> Iterable[tuple[str, int]]:

@@ -81,7 +81,7 @@ _ALLOWED: dict[str, str] = {
     "StandardInput": "null",
     "StandardOutput": "null",
     "StandardError": "null",
-    "KillMode": "control-group",
+    "KillMode": "mixed",
     "KillSignal": "SIG(TERM|KILL)",
     "SendSIGKILL": _YES,
     "TimeoutStopSec": _SECONDS,
@@ -209,7 +209,8 @@ def check_properties(unit: UnitLaunch, bounds: Bounds) -> None:
     required = (*_REQUIRED, *(() if bounds.grant.nested else _REQUIRED_WITHOUT_MOUNTS))
     missing = [name for name in required if name not in seen]
     if missing:
-        raise _refused("the unit lacks a property", missing[0])
+        remedy = _NOT_GRANTED if missing[0] in _REQUIRED_WITHOUT_MOUNTS else ""
+        raise _refused("the unit lacks a property", missing[0], remedy=remedy)
     _check_network(unit, seen, bounds)
     filters = [value for name, value in unit.properties if name == "SystemCallFilter"]
     if worse := worse_than_allowed(filters, nested=bounds.grant.nested):

@@ -180,7 +180,9 @@ def _open(root: str) -> int:
     except (OSError, ValueError) as error:
         code = error.errno if isinstance(error, OSError) else errno.EINVAL
         if code in {errno.ELOOP, errno.ENOTDIR}:
-            remedy = f"start from the real path: cd {os.path.realpath(root)}"
+            remedy = "start from the real path"
+            with suppress(OSError):  # of a link that is none any more when it is read
+                remedy += f": cd {os.path.realpath(root)}"
             message = "the workspace is not a directory, or its path goes through a symbolic link"
             raise DeniedError("workspace-not-directory", message, where=root, remedy=remedy) from error
         raise DeniedError("workspace-unreadable", f"cannot open the workspace: {error}", where=root) from error

@@ -258,7 +258,7 @@ def places_text(unit: ServiceUnit) -> str:
         "",
         "[Service]",
         "Type=oneshot",
-        # The broker is there as soon as its process is; what it keeps for the gateway comes a moment later.
+        # The broker has it before it says that it is there; for a gateway that `apply` adds it is told to look again.
         f"ExecStart=/bin/sh -c {_WAIT} sh {box}/egress.sock",
         f"ExecStart={unit.systemd_tmpfiles} --create {unit.places.tree}/{MOUNT_POINTS}",
         f"ReadWritePaths={RUNTIME} {STATE}",

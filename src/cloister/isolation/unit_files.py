@@ -223,8 +223,14 @@ Description=Policy, egress and models of the system's agents (Cloister)
 Documentation=man:cloister(1)
 Requires={PROXYD}.socket
 After={PROXYD}.socket network.target nss-lookup.target
+# One that dies at each start would be given up with its socket, and with it every later request.
+StartLimitIntervalSec=0
 
 [Service]
+# Started when it listens and every gateway has its socket: what is ordered after it finds them.
+Type=notify
+NotifyAccess=main
+TimeoutStartSec=300
 ExecStart={word(facts.python)} -I -m cloister.services.proxyd
 ExecReload=/bin/kill -HUP $MAINPID
 User={PROXY_USER}

@@ -39,7 +39,7 @@ class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
     attached: tuple[str, ...] = ()
     """Networks that the host has an address in."""
     sysusers: str = ""
-    """Path of systemd-sysusers or useradd."""
+    """Path of systemd-sysusers; empty without it."""
     root_links: dict[str, str] = msgspec.field(default_factory=dict)
     root_directories: tuple[str, ...] = ()
     users: dict[str, int] = msgspec.field(default_factory=dict)

@@ -48,7 +48,7 @@ from cloister.runs.signing import look_up_keys
 from cloister.runs.signing_model import Situation as SigningSituation
 from cloister.runs.signing_model import Sources
 from cloister.runs.store import new_id
-from cloister.runs.workspaces import Workspaces, expand, project_id
+from cloister.runs.workspaces import Workspaces, expand, project_id, real_path
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
 
@@ -217,7 +217,7 @@ class Kitchen:
             PolicyError: one that the policy names cannot be used.
         """
         paths, preset = self.paths, resolved.preset
-        theirs = (root, paths.agents, *map(os.path.realpath, expand(agent.filesystem.write, paths.home)))
+        theirs = (root, paths.agents, *map(real_path, expand(agent.filesystem.write, paths.home)))
         home, notices = of_home(paths.home, found.environment, agent, theirs)
         if agent.settings:
             notices += merge_settings(agent, preset, found.settings)[1]
@@ -231,7 +231,7 @@ class Kitchen:
         program: Program | None, found: HomeFiles, direct: Internet | None,
     ) -> Facts:  # fmt: skip
         paths, owner, host = self.paths, self.owner, self.host()
-        real, root = os.path.realpath(request.directory), layout.root
+        real, root = real_path(request.directory), layout.root
         masks = [(f"{paths.home}/{name}", kind) for name, kind in found.masks]
         masks += [(path, _kind(path)) for path in expand(agent.filesystem.hide, paths.home) if os.path.lexists(path)]
         return Facts(
@@ -414,7 +414,7 @@ def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]
     directory can ask the broker for a sandbox of another policy.
     """
     for name in names:
-        where, real = f".filesystem.{key}", os.path.realpath(name)
+        where, real = f".filesystem.{key}", real_path(name)
         if not os.path.exists(name):
             problem = Problem(f"{name} does not exist", where, f"remove it, or: mkdir -p {name}")
             raise PolicyError([problem], reference="path-missing")

@@ -62,8 +62,8 @@ def refuse_host(facts: SystemFacts) -> None:
         message = "cloister-shim, the first process of each unit, was not built with this installation"
         raise UnsupportedError("no-helper", message, remedy=remedies.REINSTALL)
     if not facts.sysusers:
-        message = "neither systemd-sysusers nor useradd is installed"
-        raise UnsupportedError("no-sysusers", message, remedy="apt install passwd")
+        message = "systemd-sysusers, which makes the agents' accounts, is not installed"
+        raise UnsupportedError("no-sysusers", message, remedy="apt install systemd, or systemd-standalone-sysusers")
 
 
 def unit_agents(policy: Policy) -> dict[str, Agent]:

@@ -32,6 +32,7 @@ from cloister.runs.request import RunRequest
 from cloister.runs.store import Record, Store, new_id
 from cloister.runs.unit_part import OfHome, carried_environment, first_plan, of_home_for, part_of, refuse_unfit
 from cloister.runs.unit_run import UnitRun, gone
+from cloister.runs.workspaces import real_path
 
 _LOOK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -125,7 +126,7 @@ class UnitRuns:
                 said = opened(output, os.O_WRONLY | os.O_APPEND)
                 stdio = (opened(os.devnull, os.O_RDONLY), said, said)
             run.link = outer
-            places = (opened(looked.layout.root, _LOOK), opened(os.path.realpath(request.directory), _LOOK))
+            places = (opened(looked.layout.root, _LOOK), opened(real_path(request.directory), _LOOK))
             run.lease = self._connect(lease, run.on_frame, run.on_close)
             fields = [os.fsencode(f"{key}={value}") for key, value in _fields(request, run.plan.run).items()]
             run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places, carry))

@@ -36,7 +36,7 @@ class Workspaces:
         Raises:
             UsageError: there is no such directory.
         """
-        real = os.path.realpath(directory)
+        real = real_path(directory)
         if not os.path.isdir(real):
             raise UsageError(
                 "directory-unusable", "cannot start there: no such directory", where=directory, remedy="cd to a project"
@@ -51,8 +51,9 @@ class Workspaces:
         Raises:
             PolicyError: no root holds the directory.
             DeniedError: it is no fit workspace.
+            UsageError: it is being replaced while it is looked at.
         """
-        real, paths = os.path.realpath(directory), self._paths
+        real, paths = real_path(directory), self._paths
         choices = [choose_root(roots, real, project, paths.home, name) for roots in (agent.workspace.roots, admitted)]
         root = max(choices, key=len)  # each holds the directory, so one holds the other
         protected = _protected(agent)
@@ -82,6 +83,21 @@ class Workspaces:
         if self._layout is None or self._layout[0] != key:
             self._layout = (key, workspace_layout.layout(found, protected, options))
         return self._layout[1]
+
+
+def real_path(path: str) -> str:
+    """Return a path without symbolic links (realpath(3)).
+
+    Raises:
+        UsageError: what is there changes meanwhile: what was a link is none any more when it is read (EINVAL).
+    """
+    try:
+        return os.path.realpath(path)
+    except OSError as error:
+        raise UsageError(
+            "directory-unusable", f"it is being replaced while it is looked at: {error.strerror}", where=path,
+            remedy="try again when it is quiet",
+        ) from error  # fmt: skip
 
 
 def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:

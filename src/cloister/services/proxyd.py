@@ -104,6 +104,16 @@ def listener(path: str) -> socket.socket:
     return socket.socket(fileno=_FIRST_LISTENER)
 
 
+def notify_ready() -> None:
+    """Tell the service manager that requests are answered (sd_notify(3)); nobody hears it outside of systemd."""
+    place = os.environ.pop("NOTIFY_SOCKET", "")
+    if not place.startswith(("/", "@")):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(f"\0{place[1:]}" if place.startswith("@") else place)
+        sock.send(b"READY=1")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serve until told to stop; return the exit status."""
     parser = argparse.ArgumentParser(prog="cloister-proxyd", description="Serve the runs of units.")
@@ -143,6 +153,7 @@ def _serve(sock: socket.socket, paths: Paths, owner: Owner, hostd: str) -> int:
         await proxyd.requests.recover_units()  # before any new run, which hostd must not take for a left one
         await proxyd.requests.serve_gateways()
         proxyd.serve()
+        notify_ready()
         gc.freeze()  # what is loaded now stays: nothing of it needs to be looked through again
         try:
             await proxyd.stopped

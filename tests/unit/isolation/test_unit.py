@@ -13,7 +13,7 @@ ALWAYS = {
     "PrivateUsers": "yes", "PrivateMounts": "yes", "ProtectKernelModules": "yes", "ProtectControlGroups": "yes",
     "ProtectClock": "yes", "RestrictRealtime": "yes", "LockPersonality": "yes", "KeyringMode": "private",
     "RemoveIPC": "yes", "UMask": "0077", "SystemCallArchitectures": "native", "SystemCallErrorNumber": "EPERM",
-    "LimitCORE": "0", "Delegate": "no", "NotifyAccess": "none", "KillMode": "control-group", "Slice": "cloister.slice",
+    "LimitCORE": "0", "Delegate": "no", "NotifyAccess": "none", "KillMode": "mixed", "Slice": "cloister.slice",
     "ProtectProc": "invisible",
 }  # fmt: skip
 NOT_NESTED = {
