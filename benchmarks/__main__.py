@@ -25,8 +25,8 @@ BUDGET_S = 270.0
 MODEL_CALLS = ("llm", "tls", "tokens")
 """Measured when they are named; `llm` stands for all three."""
 ORDER = ("cold", "warm", "memory", "egress", "scale", *MODEL_CALLS)
-PAGE = (*ORDER, "filter")
-"""The parts of results.md in order. `filter` is measured by root: `benchmarks/units/nft_apply.py`."""
+PAGE = (*ORDER, "units", "filter")
+"""The parts of results.md in order. `units` and `filter` are measured by root: `benchmarks/units`."""
 
 
 def main() -> int:

@@ -380,11 +380,11 @@ def test_root_ends_a_run(rig: Rig, project: str) -> None:
 
 
 def test_a_hostile_crowd_holds_up_nobody_else(rig: Rig, project: str) -> None:
-    """Beyond what one user may have at once the next is told to try again, and another user is served."""
+    """Beyond what of one user is served and waits the next is told to try again, and another user is served."""
     shell(rig, "true")
     code = """
 import socket, sys, time
-held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+held = [socket.socket(socket.AF_UNIX) for _ in range(160)]
 for sock in held: sock.connect("/run/cloister/hostd.sock")
 print("held", flush=True); sys.stdin.read()
 """

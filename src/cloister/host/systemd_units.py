@@ -9,8 +9,8 @@ Sources: D-Bus Specification (marshaling), org.freedesktop.systemd1(5).
 
 from __future__ import annotations
 
+import signal
 import struct
-import time
 from typing import NamedTuple
 
 from cloister.host.systemd_manager import (
@@ -36,7 +36,7 @@ _INFINITY = (1 << 64) - 1
 _CAPABILITIES = frozenset({"CapabilityBoundingSet", "AmbientCapabilities"})
 
 
-class JobEnd(NamedTuple):
+class _Job(NamedTuple):
     """How a job of a unit ended: `done`, `failed`, `canceled`, `timeout`, `dependency` and others."""
 
     unit: str
@@ -52,12 +52,8 @@ class UnitManager(Manager):
         Raises:
             ManagerError: the manager is not there, or does not want us.
         """
-        self._ended: dict[str, str] = {}
+        self._ended: dict[str, _Job] = {}
         super().__init__(path, timeout_s)
-
-    def allow(self, seconds: float) -> None:
-        """Set a new end in time, counted from now."""
-        self._until = time.monotonic() + seconds
 
     def show(self, unit: str, names: tuple[str, ...]) -> dict[str, str]:
         """Return properties of a unit, in the words of `systemctl show`; times are numbers in µs.
@@ -90,40 +86,42 @@ class UnitManager(Manager):
                     shown[name] = _in_words(name, message.body)
         return shown
 
-    def await_job(self, unit: str) -> JobEnd:
-        """Wait for the end of a job of this unit, also one that ended since we connected.
+    def await_job(self, unit: str) -> str:
+        """Wait for the end of a job of this unit, also one that ended since we connected; return how it ended.
 
         Raises:
             ManagerError: none did in time.
         """
         with self.in_words():
-            while unit not in self._ended:
+            while True:
+                for job in self._ended.values():
+                    if job.unit == unit:
+                        return job.result
                 self.next()
-        return JobEnd(unit, self._ended.pop(unit))
 
     def end(self, unit: str, *, kill: bool) -> None:
-        """Stop a unit and wait for that, or send SIGKILL to all of it; one that is not there is fine.
+        """Stop a unit, on request with SIGKILL for all of it, and wait for that; one that is not there is fine.
 
         Raises:
             ManagerError: the manager refuses for another reason, or the unit does not end in time.
         """
-        self._ended.pop(unit, None)
-        body = Writer()
-        body.string(unit)
-        body.string("all" if kill else "replace")
         try:
             with self.in_words():
                 if kill:
-                    body.number("i", 9)
+                    body = Writer()
+                    body.string(unit)
+                    body.string("all")
+                    body.number("i", signal.SIGKILL)
                     self.call("KillUnit", "ssi", body.data)
-                else:
-                    self.call("StopUnit", "ss", body.data)
+                body = Writer()
+                body.string(unit)
+                body.string("replace")
+                job = read_string(self.call("StopUnit", "ss", body.data).body, 0)[0]
+                while job not in self._ended:  # a start that was under way has a job that ends before
+                    self.next()
         except ManagerError as error:
             if error.name != NO_SUCH_UNIT:
                 raise
-            return
-        if not kill:
-            self.await_job(unit)
 
     def forget(self, unit: str) -> None:
         """Let the manager drop a unit that has failed; one that is not there is fine."""
@@ -140,9 +138,9 @@ class UnitManager(Manager):
         """Return the next message, and keep in mind which jobs have ended."""
         message = super().next()
         if message.kind == SIGNAL and message.fields.get(MEMBER) == "JobRemoved":
-            _, offset = read_string(message.body, 4)  # behind the job's number: its path
+            job, offset = read_string(message.body, 4)  # behind its number
             unit, offset = read_string(message.body, offset)
-            self._ended[unit] = read_string(message.body, offset)[0]
+            self._ended[job] = _Job(unit, read_string(message.body, offset)[0])
         return message
 
 

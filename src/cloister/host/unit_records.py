@@ -140,20 +140,20 @@ def is_run(text: str) -> bool:
     return _RUN.fullmatch(text) is not None
 
 
-def undo(manager: unit_start.Manager, run: str, directory: str = DIRECTORY) -> dict[str, str]:
+def undo(run: str, directory: str = DIRECTORY) -> dict[str, str]:
     """Stop the unit of a run, wait for its end, and remove what was made for it. Its mounts end with it.
 
     Raises:
         BlockingIOError: it is being started or undone by another process.
         StepError: the unit does not end; the record stays.
     """
-    return _undo_locked(manager, run, Lock(run, directory, _PATIENCE_S), directory)
+    return _undo_locked(run, Lock(run, directory, _PATIENCE_S), directory)
 
 
-def _undo_locked(manager: unit_start.Manager, run: str, lock: Lock, directory: str) -> dict[str, str]:
+def _undo_locked(run: str, lock: Lock, directory: str) -> dict[str, str]:
     done = False
     try:
-        ended = unit_start.stop(manager, f"{UNIT_PREFIX}{run}.service")
+        ended = unit_start.stop(f"{UNIT_PREFIX}{run}.service")
         remove(run, directory)
         done = True
         return ended
@@ -188,7 +188,7 @@ def recover(manager: unit_start.Manager, living: frozenset[str] | None = None, d
         if living is None and record is not None and record.state == "started" and _active(record.unit):
             lock.release(remove=True)
             continue
-        _undo_locked(manager, run, lock, directory)
+        _undo_locked(run, lock, directory)
         undone.append(run)
     return undone
 

@@ -102,7 +102,7 @@ class Starting:
         Raises:
             RetryError: systemd does not answer.
         """
-        self._manager, self._unit = manager, unit
+        self._unit = unit
         self._bus = _connect()  # first of all, since it shall hear of the job's end
         self._client = subprocess.Popen(
             command_line(manager, unit, argv),
@@ -120,11 +120,11 @@ class Starting:
             if running:
                 return _verify(self._bus, self._unit)
         except BaseException:
-            stop(self._manager, self._unit.unit)
+            stop(self._unit.unit)
             raise
         finally:
             self._bus.close()
-        stop(self._manager, self._unit.unit)
+        stop(self._unit.unit)
         why = " ".join(said.strip().splitlines()[-2:]) or "it did not answer in time"
         raise StepError(
             "unit-not-started", f"systemd refused the unit: {why}", where=self._unit.unit,
@@ -137,32 +137,33 @@ class Starting:
             _hear(self._client)
         finally:
             self._bus.close()
-            stop(self._manager, self._unit.unit)
+            stop(self._unit.unit)
 
 
-def stop(manager: Manager, unit: str) -> dict[str, str]:
+def stop(unit: str) -> dict[str, str]:
     """End a unit and everything in it; return what systemd says of its end, nothing where it forgot already.
 
     Raises:
         StepError: something of it still runs.
         RetryError: systemd does not answer.
     """
-    del manager
     last: dict[str, str] = {}
+    silent: ManagerError | None = None
     until = time.monotonic() + STOP_S
-    with _connect() as bus:
-        for number in range(_TRIES):
-            try:
+    for number in range(_TRIES):
+        try:
+            with UnitManager(timeout_s=max(until - time.monotonic(), 1.0)) as bus:
                 last = bus.show(unit, _ENDED) or last
                 state = last.get("ActiveState", "")
                 if last.get("LoadState") == "not-found" or state in {"inactive", "failed"}:
                     if state == "failed":
                         bus.forget(unit)
                     return last
-                bus.allow(max(until - time.monotonic(), 1.0))
                 bus.end(unit, kill=number > 0)
-            except ManagerError as error:
-                raise _silent(error) from error
+        except ManagerError as error:  # it may be slow to stop: then it is killed
+            silent = error
+    if silent:
+        raise _silent(silent) from silent
     raise StepError("unit-not-stopped", "the unit does not end", where=unit, remedy=f"systemctl status {unit}")
 
 

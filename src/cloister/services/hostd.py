@@ -33,6 +33,8 @@ from cloister.services import hostd_request
 IDLE_S = 60.0
 PER_CALLER = 16
 IN_ALL = 256
+WAITING_EACH, WAITING = 112, 512
+"""Beyond what is served at once, so many of a user and of all wait for their turn. A user's runs are bounded too."""
 LONGEST_S = 180.0
 """A child that is older has met something that does not answer, such as a file system of its caller's."""
 _FIRST_LISTENER = 3
@@ -60,6 +62,7 @@ class Daemon:
         self._idle_s = idle_s
         self._children: dict[int, Child] = {}
         self._turned_away: deque[socket.socket] = deque(maxlen=_KEPT)
+        self._waiting: deque[tuple[int, socket.socket]] = deque()
         self._leaving = False
         hear, say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals = hear
@@ -78,7 +81,8 @@ class Daemon:
             ready = {descriptor for descriptor, _ in poll.poll(_TICK_S * 1000)}
             with contextlib.suppress(BlockingIOError):
                 os.read(self._signals, 4096)
-            self._reap()
+            if self._reap():
+                self._serve_waiting()
             if not ready:
                 self._turned_away.clear()
             if self._listener.fileno() in ready:
@@ -101,13 +105,30 @@ class Daemon:
         except OSError:
             return  # it left again, or we are short of descriptors: the others wait
         uid = peer_uid(sock)
-        requests = [child for child in self._children.values() if child.uid >= 0]
-        if len(requests) >= IN_ALL or sum(child.uid == uid for child in requests) >= self._share(uid):
+        if self._has_room(uid):
+            self._serve(uid, sock)
+        elif len(self._waiting) < WAITING and sum(uid == other for other, _ in self._waiting) < WAITING_EACH:
+            self._waiting.append((uid, sock))
+        else:
             self._turn_away(sock)
-            return
+
+    def _has_room(self, uid: int) -> bool:
+        requests = [child for child in self._children.values() if child.uid >= 0]
+        return len(requests) < IN_ALL and sum(child.uid == uid for child in requests) < self._share(uid)
+
+    def _serve(self, uid: int, sock: socket.socket) -> None:
         self._fork(uid, sock)
         if sock not in self._turned_away:
             sock.close()
+
+    def _serve_waiting(self) -> None:
+        """Serve whose turn it is; of each user in the order in which they came."""
+        for _ in range(len(self._waiting)):
+            uid, sock = self._waiting.popleft()
+            if self._has_room(uid):
+                self._serve(uid, sock)
+            else:
+                self._waiting.append((uid, sock))
 
     def _turn_away(self, sock: socket.socket) -> None:
         """Send somebody away, but keep the connection: what is still being sent must not fail before they read."""
@@ -142,7 +163,7 @@ class Daemon:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._listener.close()
             os.close(self._signals)
-            for other in self._turned_away:
+            for other in (*self._turned_away, *(waiting for _, waiting in self._waiting)):
                 other.close()
             if sock is None:
                 unit_records.recover(self._manager)
@@ -157,7 +178,9 @@ class Daemon:
             sys.stderr.flush()
             os._exit(code)
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Collect children that have ended; return whether there were any."""
+        ended = False
         for pid, child in list(self._children.items()):
             if child.until < time.monotonic():
                 with contextlib.suppress(ProcessLookupError):
@@ -166,8 +189,10 @@ class Daemon:
             if not found:
                 continue
             del self._children[pid]
+            ended = True
             if status != 0 and child.uid >= 0 and not self._leaving:
                 self._fork(-1, None)  # it died half-way: somebody must undo what it had begun
+        return ended
 
 
 _FIRST_PERSON = 1000

@@ -95,7 +95,7 @@ def _control(wire: Wire, first: Frame, manager: unit_start.Manager) -> None:
     fields = read_control(first)
     match fields.get("verb"):
         case "end" if unit_records.is_run(fields.get("run", "")):
-            told: dict[str, object] = {"ended": unit_records.undo(manager, fields["run"])}
+            told: dict[str, object] = {"ended": unit_records.undo(fields["run"])}
         case "recover":
             living = frozenset(filter(None, fields.get("living", "").split(",")))
             told = {"undone": unit_records.recover(manager, living)}
@@ -244,7 +244,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
             done = True
         finally:
             if not done:
-                unit_start.stop(manager, f"{UNIT_PREFIX}{plan.run}.service")
+                unit_start.stop(f"{UNIT_PREFIX}{plan.run}.service")
                 unit_records.remove(plan.run)
     finally:
         lock.release(remove=True)
