@@ -118,6 +118,19 @@ def test_both_answer_through_their_model(up: Gateways) -> None:
     assert {request["headers"].get("x-api-key") for request in up.model.requests} == {KEY}
 
 
+def test_status_shows_ports_and_asks_only_when_told_to(up: Gateways) -> None:
+    """`cloister status` names each gateway's port; `--ready`, for root, is one model call each."""
+    before = len(up.model.requests)
+    told = json.loads(up.machine.run(["cloister", "status", "--json"], user="alice").stdout)["services"]
+    assert {line["unit"]: (line["port"], line["ready"]) for line in told} == {UNIT_A: (18789, ""), UNIT_B: (19000, "")}
+    assert len(up.model.requests) == before
+    denied = up.machine.run(["cloister", "status", "--ready"], user="alice", check=False)
+    assert (denied.returncode, "root-needed" in denied.stderr) == (77, True)
+    told = json.loads(up.machine.run(["cloister", "status", "--ready", "--json"], timeout=120).stdout)["services"]
+    assert {line["ready"] for line in told} == {"yes"}
+    assert len(up.model.requests) >= before + 2
+
+
 def test_a_wrong_token_opens_nothing(up: Gateways) -> None:
     """OF6: the gateway checks the token of its own file, not one that it made up."""
     assert up.ask(token="wrong") == "401"  # made up

@@ -333,6 +333,62 @@ def test_a_unit_needs_the_systems_policy(rig: Rig) -> None:
         rig.machine.path(path).unlink()
 
 
+def test_plan_shows_what_is_asked_of_root(rig: Rig) -> None:
+    """`cloister plan` of a person has the properties and mounts that a run then gets, and starts nothing."""
+    planned = json.loads(rig.cloister("plan", "--json", "sh", "--", "/bin/sh", "-c", "true").stdout)
+    assert not rig.units()
+    rig.sh("true")
+    run = rig.receipt()["id"]
+    real = json.loads(rig.machine.read(f"/var/lib/cloister/proxy/runs/{run}/plan.json"))
+    shown, got = planned["steps"][-1], real["steps"][-1]
+    assert shown["unit"]["unit"] == got["unit"]["unit"].replace(run, planned["run"])
+    for key in ("account", "uid", "properties", "mounts", "project", "ownership"):
+        assert shown["unit"][key] == got["unit"][key], key
+    assert (shown["argv"], shown["command"], planned["egress"]) == (got["argv"], got["command"], real["egress"])
+    page = rig.cloister("plan", "sh").stdout
+    assert "as cl-sh-alice (19" in page
+    assert "PrivateNetwork=yes" in page
+    denied = rig.cloister("plan", "web", user="bob", cwd="/home/bob/p/one")
+    assert (denied.returncode, "not-allowed" in denied.stderr) == (77, True), denied.stderr
+
+
+def test_explain_tells_the_truth(rig: Rig) -> None:
+    """What `explain` says of paths and hosts is what the unit then finds."""
+    rig.machine.write(f"{rig.project}/kept", "x", owner="alice")
+    rig.machine.write("/home/alice/own", "x", owner="alice")
+    for path, readable, writable in (
+        (f"{rig.project}/kept", True, True),
+        (f"{rig.project}/.git/hooks", True, False),
+        ("/home/alice/own", False, False),
+        ("/etc/passwd", True, False),
+        ("/etc/cloister/cloister.toml", False, False),
+        ("/bin/sh", True, False),
+        ("/var/lib/cloister/system.json", False, False),
+    ):
+        told = json.loads(rig.cloister("explain", "sh", path, "--json").stdout)
+        assert (told["allowed"], told["writable"]) == (readable, writable), told
+        found = rig.sh(f"test -r {path}; r=$?; test -w {path}; echo $r $?").stdout.split()
+        assert found == [str(int(not readable)), str(int(not writable))], path
+    assert rig.cloister("explain", "web", "allowed.example").returncode == 0
+    assert rig.cloister("explain", "web", "denied.example").returncode == 1
+
+
+def test_check_and_reload_say_whose_units_are(rig: Rig) -> None:
+    """`check` finds nothing wrong with units of the system, and warns of one that a person's own policy asks for."""
+    told = rig.cloister("check")
+    assert (told.returncode, "will not start" in told.stdout) == (0, False), told.stdout
+    path = "/home/alice/.config/cloister/cloister.toml"
+    own = 'schema = 1\n[agents.mine]\nisolation = "unit"\ncommand = ["/bin/sh"]\n'
+    rig.machine.write(path, own + own.partition("\n")[2].replace("mine", "sh"), owner="alice")
+    try:
+        said = rig.cloister("check").stdout
+        assert "the agent 'mine' will not start: only the system's policy" in said
+        assert "'sh' will not start" not in said
+        assert "systemctl reload cloister-proxyd" in rig.cloister("policy", "reload").stdout
+    finally:
+        rig.machine.path(path).unlink()
+
+
 def test_who_may_not(rig: Rig) -> None:
     """Agents that are not granted, and directories outside of the roots, are refused with 125 and a reason."""
     done = rig.cloister("run", "web", "--", "true", user="bob", cwd="/home/bob/p/one")

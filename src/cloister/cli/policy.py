@@ -8,6 +8,7 @@ import msgspec
 
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
+from cloister.plan.unit import HOSTD_SOCKET
 from cloister.policy.document import show_path
 from cloister.policy.model import Policy, Preset, Project
 from cloister.policy.schema import json_schema
@@ -90,6 +91,8 @@ def _reload(*, as_json: bool) -> int:
         print(f"{one['run']}  {output.clean(one.get('error') or 'policy ' + one.get('policy', '')[:16] + revoked)}")
     if not answer and not as_json:
         print("no living runs; the next start reads the policy anyway")
+    if not as_json and os.path.exists(HOSTD_SOCKET):
+        print("agents under systemd follow the system's policy: sudo systemctl reload cloister-proxyd")
     return 1 if failed else 0
 
 

@@ -6,6 +6,7 @@ import os
 
 from cloister.cli.arguments import Parser
 from cloister.cli.output import colour, pairs, print_json, size, table
+from cloister.errors import DeniedError
 from cloister.plan.unit import Account
 from cloister.runs.system_status import Status, UnitLine, status
 
@@ -23,16 +24,34 @@ def parser() -> Parser:
             "whether `cloister apply` would find anything to do. Your own runs in namespaces are in `cloister ps`."
         ),
         examples=(("sudo cloister status", "is all as declared?"),),
-        exits=(("1", "a daemon has failed, or the system is not as its policy says"), ("69", "nothing is installed")),
+        exits=(
+            ("1", "a daemon has failed, a gateway did not answer, or the system is not as its policy says"),
+            ("69", "nothing is installed"),
+        ),
     )
+    verb.add_argument(
+        "--ready", action="store_true",
+        help="ask each gateway for an answer through its model (root; costs a model call each)",
+    )  # fmt: skip
     verb.json_option("installed, as_declared, trouble, daemons, services, runs, accounts, grants")
     return verb
 
 
 def main(argv: list[str]) -> int:
-    """Show it."""
+    """Show it.
+
+    Raises:
+        DeniedError: gateways were to be asked, by somebody else than root.
+    """
     options = parser().read(argv)
-    found = status(root=os.geteuid() == 0)
+    root = os.geteuid() == 0
+    if options.ready and not root:
+        raise DeniedError(
+            "root-needed",
+            "only root reads the tokens with which gateways are asked",
+            remedy="sudo cloister status --ready",
+        )
+    found = status(root=root, ask=options.ready)
     if options.json:
         print_json(found)
     else:
@@ -40,6 +59,7 @@ def main(argv: list[str]) -> int:
     if not found.installed:
         return NOT_INSTALLED
     failed = any(line.state == "failed" for line in (*found.daemons, *found.services))
+    failed |= any(line.ready not in {"", "yes"} and not line.ready.startswith("not asked") for line in found.services)
     return NOT_AS_DECLARED if failed or found.as_declared is False or found.trouble else 0
 
 
@@ -50,10 +70,17 @@ def render(found: Status) -> str:
     declared = {True: "as its policy says", False: "NOT as its policy says: sudo cloister apply", None: found.trouble}
     parts = [pairs([("system", declared[found.as_declared])])] if found.as_declared is not None or found.trouble else []
     parts.append(table(("DAEMON", "STATE", "SINCE"), [(line.unit, _state(line), line.since) for line in found.daemons]))
-    for title, lines in (("SERVICE", found.services), ("RUN", found.runs)):
-        if lines:
-            rows = [(line.unit, _state(line), line.account, _memory(line), line.since) for line in lines]
-            parts.append(table((title, "STATE", "ACCOUNT", "MEMORY", "SINCE"), rows))
+    if found.services:
+        asked = any(line.ready for line in found.services)
+        rows = [
+            (line.unit, _state(line), str(line.port or "-"), *([line.ready] if asked else []), *_rest(line))
+            for line in found.services
+        ]
+        heads = ("SERVICE", "STATE", "PORT", *(["READY"] if asked else []), "ACCOUNT", "MEMORY", "SINCE")
+        parts.append(table(heads, rows))
+    if found.runs:
+        rows = [(line.unit, _state(line), *_rest(line)) for line in found.runs]
+        parts.append(table(("RUN", "STATE", "ACCOUNT", "MEMORY", "SINCE"), rows))
     if found.accounts:
         roots = {grant.account: " ".join(grant.roots) for grant in found.grants}
         rows = [
@@ -67,6 +94,10 @@ def render(found: Status) -> str:
 
 def _roots(account: Account, roots: dict[str, str]) -> str:
     return "-" if account.service else roots.get(account.name, "not granted")
+
+
+def _rest(line: UnitLine) -> tuple[str, str, str]:
+    return line.account, _memory(line), line.since
 
 
 def _state(line: UnitLine) -> str:

@@ -35,6 +35,25 @@ _MEMORY = 2 << 30
 """OpenClaw takes 1.24 GB after one turn."""
 
 
+_OWN_WORKSPACE = "its workspace is its own, with nobody else's files in it"
+_WITHOUT_EFFECT = {
+    "workspace.mode": _OWN_WORKSPACE,
+    "workspace.protect": _OWN_WORKSPACE,
+    "workspace.unprotected": _OWN_WORKSPACE,
+    "unit.ownership": _OWN_WORKSPACE,
+    "unit.project_group": _OWN_WORKSPACE,
+    "filesystem.hide": "it sees nothing that is not named",
+    "carry": "nobody's home is there",
+    "pass_environment": "nobody starts it, so nobody's variables are there",
+    "environment_files": "environment_files of the service are read",
+    "settings": "what it is told is made of the service's own keys",
+    "limits.disk_max": "its state is kept on the disk, where nothing counts it",
+    "agent_sandbox.managed": "the product of a gateway brings no such sandbox",
+    "llm.on_exhausted": "nobody is there who could be asked",
+}
+"""Keys of an agent that a gateway does not obey, each with why."""
+
+
 def active(document: Document) -> tuple[Gateway, ...]:
     """Return the gateways of a checked policy that are enabled; each needs an account, named by `Gateway.joined`."""
     return tuple(gateway for gateway in gateways(document.tables) if gateway.settings.enable)
@@ -134,7 +153,13 @@ class _Maker:
         )
 
     def _refuse(self, gateway: Gateway, agent: Agent) -> None:
-        """Note what the agent has and no gateway can be given."""
+        """Note what the agent has and no gateway can be given, and what would have no effect on one."""
+        name, plain = gateway.settings.agent, Agent()
+        written = self._resolved.policy.agents[name]  # a preset's own words are for runs
+        for key, why in _WITHOUT_EFFECT.items():
+            if (value := _at(written, key)) != _at(plain, key):
+                message = f"{key} = {json.dumps(value, default=str)[:80]} would have no effect on a gateway: {why}"
+                self._problems.append(Problem(message, show_path(("agents", name, *key.split("."))), f"remove {key}"))
         where = show_path(("agents", gateway.settings.agent))
         for key, asked in (
             ("filesystem.write", agent.filesystem.write),
@@ -299,6 +324,14 @@ class _Maker:
         return ServiceFile(
             path=path, text=file.text, mode=0o750 if file.executable else 0o640, account=self._account.name
         )
+
+
+def _at(agent: Agent, key: str) -> object:
+    """Return the value of a key of an agent, by its path with dots."""
+    value: object = agent
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _plugin_secret(plugin: str, variable: str) -> str:

@@ -11,8 +11,10 @@ from cloister.errors import CloisterError
 from cloister.host.system_apply import Record
 from cloister.host.system_probe import living_units, properties
 from cloister.isolation import unit_files
+from cloister.isolation.service_units import port_units, unit_name
 from cloister.plan.unit import SERVICE_PREFIX, SYSTEM_FILE, UNIT_PREFIX, Account, Grant, System
-from cloister.runs import system_setup
+from cloister.runs import gateways, system_setup
+from cloister.runs.service_files import active
 
 DAEMONS = (
     f"{unit_files.HOSTD}.socket",
@@ -35,6 +37,10 @@ class UnitLine(msgspec.Struct, frozen=True, kw_only=True):
     since: str = ""
     account: str = ""
     memory_bytes: int | None = None
+    port: int | None = None
+    """Gateways: where the host's loopback has it."""
+    ready: str = ""
+    """Gateways, where that was asked for: `yes`, or why not."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,11 +58,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     grants: tuple[Grant, ...] = ()
 
 
-def status(*, root: bool) -> Status:
+def status(*, root: bool, ask: bool = False) -> Status:
     """Return how the installation stands.
 
     Args:
         root: whether we may read what only root can.
+        ask: whether each gateway is asked for an answer through its model, which costs a call. For root.
+
+    Raises:
+        PolicyError: gateways were to be asked, and the policy, which has their tokens, is wrong.
     """
     system = _system()
     declared = (f"{SERVICE_PREFIX}{account.service}.service" for account in system.accounts if account.service)
@@ -68,8 +78,9 @@ def status(*, root: bool) -> Status:
         as_declared=as_declared,
         trouble=trouble,
         daemons=tuple(lines[unit] for unit in DAEMONS if unit in lines),
-        services=tuple(
-            lines[unit] for unit in living if unit.startswith(SERVICE_PREFIX) and lines[unit].state != "absent"
+        services=_with_ports(
+            [lines[unit] for unit in living if unit.startswith(SERVICE_PREFIX) and lines[unit].state != "absent"],
+            _asked() if ask else {},
         ),
         runs=tuple(lines[unit] for unit in living if unit.startswith(UNIT_PREFIX)),
         accounts=system.accounts,
@@ -81,6 +92,36 @@ def unit_lines(units: tuple[str, ...]) -> tuple[UnitLine, ...]:
     """Return the state of units, in this order."""
     found = properties(units, _NAMES)
     return tuple(_line(unit, found.get(unit, {})) for unit in units)
+
+
+def _with_ports(lines: list[UnitLine], ready: dict[str, str]) -> tuple[UnitLine, ...]:
+    """Add to gateways where they listen, as systemd holds it for them, and what they answered."""
+    sockets = {
+        line.unit: port_units(line.unit.removeprefix(SERVICE_PREFIX).removesuffix(".service"))[0] for line in lines
+    }
+    found = properties(tuple(sockets.values()), ("Listen",))
+    return tuple(
+        msgspec.structs.replace(
+            line, port=_port(found.get(sockets[line.unit], {}).get("Listen", "")), ready=ready.get(line.unit, "")
+        )
+        for line in lines
+    )
+
+
+def _port(listen: str) -> int | None:
+    """Return the port of a `Listen` property, such as `127.0.0.1:18789 (Stream)`."""
+    port = listen.partition(" ")[0].rpartition(":")[2]
+    return int(port) if port.isdecimal() else None
+
+
+def _asked() -> dict[str, str]:
+    """Ask every gateway of the policy for an answer through its model; return `yes`, or why not, by unit."""
+    found = system_setup.read_policy()
+    answers = {
+        unit_name(one.joined): gateways.readiness(one, found.system.policy, gateways.ANSWER_S)
+        for one in active(found.document)
+    }
+    return {unit: why or "yes" for unit, why in answers.items()}
 
 
 def _line(unit: str, values: dict[str, str]) -> UnitLine:

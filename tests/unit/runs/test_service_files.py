@@ -210,6 +210,32 @@ def test_what_a_gateway_cannot_have_is_refused():
     assert len(set(problems(wide))) == 2
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'workspace.mode = "overlay"', 'workspace.protect = ["x"]', 'workspace.unprotected = [".vscode"]',
+        'filesystem.hide = ["/srv/x"]', 'carry = ["~/.gitconfig"]', 'pass_environment = ["EDITOR"]',
+        'environment_files = ["/etc/x"]', 'limits.disk_max = "1G"', 'unit.ownership = "idmap"',
+        'llm.on_exhausted = "ask"',
+    ],
+)  # fmt: skip
+def test_a_key_without_effect_is_refused(line):
+    """No option is dead: a key of the agent that a gateway does not obey is refused by its name, with the reason."""
+    key = line.partition(" ")[0]
+    text = line.removeprefix("llm.")
+    at = "[agents.claw.llm]\n" if key.startswith("llm.") else "[agents.claw.llm]"
+    wide = POLICY.replace(at, f"{at}{text}\n" if key.startswith("llm.") else f"{text}\n{at}")
+    (found,) = set(problems(wide))
+    assert found.startswith(f"{key} = "), found
+    assert "would have no effect on a gateway: " in found
+
+
+def test_what_a_preset_says_is_no_option():
+    """The twin: the product's own protections are for runs, and stop no gateway; opt-outs that hold are no refusal."""
+    assert problems() == []
+    assert problems(POLICY.replace("[agents.claw.llm]", "sandbox_note = false\n[agents.claw.llm]")) == []
+
+
 def test_a_missing_program_is_said():
     """O11: what is not installed cannot be served."""
     assert set(problems(programs={})) == {"no program 'openclaw' was found"}
