@@ -54,7 +54,10 @@ class Workspaces:
             UsageError: it is being replaced while it is looked at.
         """
         real, paths = real_path(directory), self._paths
-        choices = [choose_root(roots, real, project, paths.home, name) for roots in (agent.workspace.roots, admitted)]
+        choices = [
+            choose_root(agent.workspace.roots, real, project, paths.home, name),
+            choose_root(admitted, real, project, paths.home, name, where="[users] roots, in the system's policy"),
+        ]
         root = max(choices, key=len)  # each holds the directory, so one holds the other
         protected = _protected(agent)
         options = workspace_layout.Options(
@@ -100,7 +103,9 @@ def real_path(path: str) -> str:
         ) from error  # fmt: skip
 
 
-def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str, agent: str) -> str:
+def choose_root(  # noqa: PLR0913  # a question with its words
+    roots: tuple[str, ...], directory: str, project: str, home: str, agent: str, *, where: str = ""
+) -> str:
     """Return the workspace: the project directory, or the longest configured root that holds `directory`.
 
     With roots, the project is the workspace when it lies in one of them; else the root itself is.
@@ -118,9 +123,9 @@ def choose_root(roots: tuple[str, ...], directory: str, project: str, home: str,
     missing = [root for path, root in expanded if path not in existing]
     shown = "allowed: " + ", ".join(existing or ["none"]) + (f"; missing: {', '.join(missing)}" if missing else "")
     message = f"{directory} is outside the workspaces of {agent!r} ({shown})"
+    remedy = "cd into one of them, or " + ("ask for the directory" if where else "add the directory to roots")
     raise PolicyError(
-        [Problem(message, f".agents.{agent}.workspace.roots", "cd into one of them, or add the directory to roots")],
-        reference="workspace-outside-roots",
+        [Problem(message, where or f".agents.{agent}.workspace.roots", remedy)], reference="workspace-outside-roots"
     )
 
 
