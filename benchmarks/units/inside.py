@@ -1,4 +1,4 @@
-"""What is measured inside of a machine of the tests: `python inside.py NAME JSON`, as its root. Prints JSON.
+"""What is measured inside of a machine of the tests: `python inside.py NAME <JSON`, as its root. Prints JSON.
 
 Times are taken here, beside the commands, so that getting into the machine is not in them. What is measured and
 what it means is said by `starts.py`, `load.py`. Standard library alone: it runs with the installed Cloister's Python.
@@ -166,7 +166,7 @@ def main() -> int:
     acts: dict[str, Callable[[dict[str, Any]], Any]] = {
         "rounds": rounds, "stages": stages, "sizes": sizes, "crowd": crowd,
     }  # fmt: skip
-    print(json.dumps(acts[sys.argv[1]](json.loads(sys.argv[2]))))
+    print(json.dumps(acts[sys.argv[1]](json.load(sys.stdin))))
     return 0
 
 

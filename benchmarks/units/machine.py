@@ -65,7 +65,8 @@ class Rig:
 
     def ask(self, name: str, **asked: Any) -> Any:
         """Have `inside.py` measure something in the machine; return what it tells."""
-        told = self.machine.run([PYTHON, "-I", f"{PLACE}/inside.py", name, json.dumps(asked)], timeout=900)
+        command = [PYTHON, "-I", f"{PLACE}/inside.py", name]
+        told = self.machine.run(command, input=json.dumps(asked), timeout=900)
         return json.loads(told.stdout)
 
     def detach(self, seconds: int, agent: str = AGENT) -> str:
