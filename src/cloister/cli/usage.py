@@ -18,7 +18,7 @@ from cloister.plan.unit import HOSTD_SOCKET
 from cloister.policy.model import Ledger
 from cloister.policy.units import parse_duration
 from cloister.runs import books_open, usage
-from cloister.runs.paths import SYSTEM_POLICY
+from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.usage import Line, Question, Usage
 
@@ -319,9 +319,7 @@ def _gather(question: Question, *, system: bool = False) -> Usage:
             "root-needed", "the system's ledger has the calls of all its users, so only root reads it",
             remedy="sudo cloister usage --system; what your own runs used is in `cloister receipt RUN`",
         )  # fmt: skip
-    from cloister.runs.unit_prepare import system_paths
-
-    places = system_paths() if system else records.places()
+    places = _system_places() if system else records.places()
     try:
         settings = PolicyFiles(places, os.getuid(), system="" if system else SYSTEM_POLICY).ledger()
     except PolicyError as error:
@@ -333,6 +331,12 @@ def _gather(question: Question, *, system: bool = False) -> Usage:
         address = books_open.address_of(settings.database, places.home, os.getuid(), os.environ)
         return usage.gather(directory, usage.postgres_ledger(address()), question)
     return usage.gather(directory, usage.sqlite_ledger(f"{directory}/ledger.db"), question)
+
+
+def _system_places() -> Paths:
+    from cloister.runs.unit_prepare import system_paths  # what the system's broker has: much, for other verbs' start
+
+    return system_paths()
 
 
 def _moment(text: str) -> float:

@@ -69,7 +69,7 @@ def _absent(builder: Builder) -> None:
     builder.protect_in(builder.base, Protected(".git", "directory", why="no repository here"), builder.facts.git)
     builder.note(
         "this is not a git repository, and the agent cannot make it one: hooks and configuration in a new .git "
-        'would run on your machine; run `git init` yourself first, or use workspace.mode = "overlay"'
+        "would run on your machine; run `git init` yourself first"
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.cli import output, usage
-from cloister.errors import RetryError, UsageError
+from cloister.errors import DeniedError, RetryError, UsageError
 from cloister.llm.ledger import Row
 from cloister.runs.usage import BYS, Line, Question, Usage, gather, sqlite_ledger
 from support.books import MIDNIGHT, ended, noted, open_books, refusal
@@ -269,3 +269,13 @@ def test_tokens_are_short(number: int, text: str) -> None:
 def test_cents_are_not_lost(amount: float, text: str) -> None:
     """Small amounts show the digits that matter; a cost is never shown as nothing."""
     assert usage.dollars(amount) == text
+
+
+def test_the_systems_ledger_is_roots(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
+    """Somebody else than root is told where the own numbers are; nothing is read."""
+    del state
+    monkeypatch.setattr("os.geteuid", lambda: 4242)
+    with pytest.raises(DeniedError) as caught:
+        usage.main(["--system"])
+    assert caught.value.reference == "root-needed"
+    assert "cloister receipt" in caught.value.remedy
