@@ -41,7 +41,7 @@ egress = { allow = ["allowed.example:443", "other.example:443"] }
 command = ["/bin/sh"]
 
 [users.alice]
-agents = ["sh", "short", "small", "kept", "web", "box"]
+agents = ["sh", "short", "small", "web", "kept", "box"]
 roots = ["~/p"]
 
 [users.bob]

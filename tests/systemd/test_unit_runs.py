@@ -206,8 +206,16 @@ def test_runtime(rig: Rig) -> None:
 
 def test_the_agent_hears_a_polite_end_once(rig: Rig) -> None:
     """`systemctl stop` tells the shim alone, which tells the agent: not both of them (KillMode=mixed)."""
-    # A sub-second handler, so that a second TERM meets the agent before it has ended.
-    script = "trap 'echo x >>heard; sleep 0.5; exit 3' TERM; echo up >up; while :; do sleep 0.1; done"
+    # It counts at once and stays half a second, so that a second TERM meets it; a shell would take two for one.
+    script = """exec python3 -c '
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: open("heard", "a").write("x\\n"))
+open("up", "w").close()
+signal.pause()
+until = time.monotonic() + 0.5
+while time.monotonic() < until:
+    time.sleep(0.05)
+'"""
     rig.machine.run(["rm", "-f", "heard", "up"], user="alice", cwd=rig.project)
     run = rig.detach(script)
     rig.until(lambda: rig.machine.path(f"{rig.project}/up").exists())
