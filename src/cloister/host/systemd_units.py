@@ -44,7 +44,7 @@ class _Job(NamedTuple):
 
 
 class UnitManager(Manager):
-    """A connection to the system's manager, as root. Use it in a `with` block; what is waited for has its own limit."""
+    """A connection to the system's manager, as root. Use it in a `with` block; after an error it is closed."""
 
     def __init__(self, path: str = "", timeout_s: float = 30.0) -> None:
         """Connect; the jobs that end from here on are heard.
