@@ -241,12 +241,10 @@ def test_limits_that_the_kernel_keeps(rig: Rig) -> None:
 
 
 def test_memory(rig: Rig) -> None:
-    """A run that uses up its memory is ended, and its receipt says so; what needs less lives."""
-    if "memory" not in rig.machine.controllers:
-        pytest.skip("this machine has no memory controller")
-    done = rig.sh("head -c 200000000 /dev/zero | tail", agent="small")
-    assert done.returncode != 0
-    assert any("memory_max" in warning for warning in rig.receipt()["warnings"]), rig.receipt()
+    """A run that uses up its memory is ended where that is in force, and its receipt says so; what needs less lives."""
+    there = "memory" in rig.machine.controllers
+    assert (rig.sh("head -c 200000000 /dev/zero | tail >/dev/null", agent="small").returncode != 0) is there
+    assert any("memory_max" in warning for warning in rig.receipt()["warnings"]) is there, rig.receipt()
     assert rig.sh("true", agent="small").returncode == 0
 
 
@@ -487,8 +485,7 @@ def test_whoever_dies_the_run_ends(rig: Rig, kill: Callable[[Rig, str], None]) -
 def test_hostd_may_be_gone_while_a_run_lasts(rig: Rig) -> None:
     """Root's daemon is not needed while a run lasts: it is started again to end it."""
     run = rig.detach("sleep 300")
-    pid = rig.main_pid("cloister-hostd.service")
-    if pid:
+    if pid := rig.main_pid("cloister-hostd.service"):
         rig.kill(pid)
     time.sleep(0.3)
     assert rig.cloister("exec", run, "--", "true").returncode == 0
@@ -497,10 +494,7 @@ def test_hostd_may_be_gone_while_a_run_lasts(rig: Rig) -> None:
 
 def test_a_caller_that_leaves_while_the_unit_is_made(rig: Rig) -> None:
     """A client killed at any moment of a start leaves nothing behind."""
-    script = """
-        for delay in 0 0.02 0.05 0.08 0.1 0.12 0.15 0.18 0.2 0.25 0.3; do
-            cloister run sh -- sleep 300 & sleep $delay; kill -9 $!
-        done
-    """
+    delays = "0 0.02 0.05 0.08 0.1 0.12 0.15 0.18 0.2 0.25 0.3"
+    script = f"for delay in {delays}; do cloister run sh -- sleep 300 & sleep $delay; kill -9 $!; done"
     rig.machine.run(["bash", "-c", script], user="alice", cwd=rig.project)
     rig.clean(40)
