@@ -196,7 +196,8 @@ class Rig:
 
     def nothing_left(self, run: str) -> None:
         """Look that neither unit, record nor directory of a run is there."""
-        assert run not in self.machine.run(["systemctl", "list-units", "--all", "cloister-run-*"]).stdout
+        # systemd forgets a unit that has ended once the bus has told it that systemd-run, which asked for it, is gone.
+        self.machine.wait_for(f"! systemctl list-units --all --plain | grep -q cloister-run-{run}.service", 5)
         assert not self.machine.path(f"/run/cloister/units/{run}").exists()
         assert run not in self.machine.run(["ls", "/var/lib/cloister/hostd/runs"], check=False).stdout
 
