@@ -89,9 +89,9 @@ def by_property(rig: Rig, rounds: int) -> Section:
     return Section(
         f"Units: start by property, {rig.name}", "ms", [all_of_them[0], *least[:SHOWN], all_of_them[-1]],
         f"systemd-run with all of the unit's properties, and with one name left out at a time: the {SHOWN} that cost "
-        f"most by the median. Those of the other {len(rest)} are between {min(rest):.2f} and {max(rest):.2f} of the first "
-        "row, which is how far noise reaches here: believe what is clearly more in both columns. Where "
-        "several need the same thing (a mount namespace, a filter), leaving one out saves nothing.",
+        f"most by the median. The other {len(rest)} have medians from {min(rest):.2f} to {max(rest):.2f} of the first "
+        "row: so far does noise reach here, so believe what is clearly more in both columns. Where several need the "
+        "same thing (a mount namespace, a filter), leaving one out saves nothing.",
     )  # fmt: skip
 
 
