@@ -62,7 +62,7 @@ def measure(rig: Rig, rounds: int, *, quick: bool) -> list[Section | Grid]:
     for name, make in (
         ("starts", lambda: starts.starts(rig, rounds)),
         ("stages", lambda: starts.stages(rig, max(3, rounds // 2))),
-        ("by property", lambda: starts.by_property(rig, 2 if quick else max(3, rounds // 4))),
+        ("by property", lambda: starts.by_property(rig, 2 if quick else max(3, rounds // 2))),
         ("crowd", lambda: load.crowd(rig)),
         ("memory", lambda: load.memory(rig, patient=not quick)),
     ):

@@ -138,10 +138,10 @@ def sizes(_: dict[str, Any]) -> dict[str, float]:
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended; one that is hidden is an error
             words = (folder / "cmdline").read_bytes().split(b"\0")
             rollup = (folder / "smaps_rollup").read_text()
-            taken = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+            taken = sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
             told["all"] += taken
             for name in (b"hostd", b"proxyd", b"broker"):
                 if b"cloister.services." + name in words:

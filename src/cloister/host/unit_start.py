@@ -36,6 +36,7 @@ _ECHOED = (
 _ENDED = (
     "LoadState",
     "ActiveState",
+    "Job",
     "Result",
     "ExecMainCode",
     "ExecMainStatus",
@@ -155,7 +156,9 @@ def stop(unit: str) -> dict[str, str]:
             with UnitManager(timeout_s=max(until - time.monotonic(), 1.0)) as bus:
                 last = bus.show(unit, _ENDED) or last
                 state = last.get("ActiveState", "")
-                if last.get("LoadState") == "not-found" or state in {"inactive", "failed"}:
+                # A unit whose start has only been put in line is inactive too.
+                idle = state in {"inactive", "failed"} and last.get("Job", "0") == "0"
+                if last.get("LoadState") == "not-found" or idle:
                     if state == "failed":
                         bus.forget(unit)
                     return last
