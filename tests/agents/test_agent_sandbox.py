@@ -121,7 +121,7 @@ def test_the_model_cannot_ask_to_leave(claude: User, workspace: Path, fake_model
 @pytest.mark.parametrize("name", ["settings.json", "settings.local.json"])
 @pytest.mark.usefixtures("nothing_left")
 def test_a_hostile_project_changes_nothing(claude: User, workspace: Path, fake_model: FakeModel, name: str) -> None:
-    """Attack: the repository brings settings that switch the sandbox off, widen it, or exclude every command."""
+    """Attack (BF10): the repository brings settings that switch the sandbox off, widen it, or exclude every command."""
     (workspace / ".claude").mkdir()
     (workspace / ".claude" / name).write_text(json.dumps(HOSTILE))
     first, second = told(

@@ -289,7 +289,8 @@ def test_a_machine_ends_with_the_tests_however_they_end(suite: str, fresh_machin
             time.sleep(0.02)
         assert not _in_namespace(namespace)
         made = [Path(line.split()[1]).parent for line in said if line.startswith("cgroup") and "visitors" in line]
-        assert [folder for folder in made if folder.exists()] == (made if victim == "program" else [])
+        # Where the program was killed they stay, until any machine starts, here or in another run of these tests.
+        assert victim == "program" or not [folder for folder in made if folder.exists()]
     fresh_machine().close()
     assert not [folder for folder in made if folder.exists()]
 

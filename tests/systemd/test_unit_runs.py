@@ -340,7 +340,7 @@ def test_a_unit_needs_the_systems_policy(rig: Rig) -> None:
 
 
 def test_plan_shows_what_is_asked_of_root(rig: Rig) -> None:
-    """`cloister plan` of a person has the properties and mounts that a run then gets, and starts nothing."""
+    """PF19: `cloister plan` has, for any person, the properties and mounts that a run then gets, and starts nothing."""
     planned = json.loads(rig.cloister("plan", "--json", "sh", "--", "/bin/sh", "-c", "true").stdout)
     assert not rig.units()
     rig.sh("true")
