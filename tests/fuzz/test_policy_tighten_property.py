@@ -60,7 +60,8 @@ agents = table(
                  enforce=st.sampled_from(["available", "cgroup"])),
     hardening=table(nested=st.booleans(), ptrace=st.booleans(), netlink=st.booleans(), write_execute=st.booleans(),
                     landlock=st.sampled_from(["off", "available", "required"])),
-    service=table(enable=st.booleans(), port=numbers),
+    unit=table(block=st.lists(st.sampled_from(["198.51.100.0/24", "2001:db8::/32"]), unique=True), io_weight=numbers),
+    environment_files=st.lists(st.sampled_from(["/etc/a.env", "/etc/b.env"]), unique=True),
 )  # fmt: skip
 
 
@@ -116,17 +117,21 @@ def power(agent):
         set(agent.filesystem.write), set(agent.workspace.unprotected), set(agent.llm.providers), models(agent),
         {address for address in [*HOSTS[3:], "192.168.0.1"]
          if any(ipaddress.ip_address(address) in ipaddress.ip_network(net) for net in agent.egress.private)},
-        reachable(agent), set(agent.workspace.roots) or {"project"}, {agent.service.port}, set(agent.command),
+        reachable(agent), set(agent.workspace.roots) or {"project"}, {agent.unit.io_weight},
+        set(agent.command), set(agent.environment_files),
     )  # fmt: skip
     scale = (
         isolation.index(agent.isolation), modes.index(agent.egress.mode), agent.workspace.mode == "direct",
         parse_size(limit.memory_max) if limit.memory_max else float("inf"), limit.tasks_max or float("inf"),
         parse_duration(limit.runtime_max) if limit.runtime_max else float("inf"), limit.enforce == "available",
         agent.hardening.nested, agent.hardening.ptrace, agent.hardening.netlink, agent.hardening.write_execute,
-        ["required", "available", "off"].index(agent.hardening.landlock), agent.service.enable,
+        ["required", "available", "off"].index(agent.hardening.landlock),
         agent.llm.concurrency or float("inf"), agent.git_identity,
     )  # fmt: skip
-    refused = (set(agent.workspace.protect), set(agent.filesystem.hide), set(agent.agent_sandbox.deny_read))
+    refused = (
+        set(agent.workspace.protect), set(agent.filesystem.hide), set(agent.agent_sandbox.deny_read),
+        set(agent.unit.block),
+    )  # fmt: skip
     return sets, scale, refused
 
 

@@ -78,7 +78,7 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
         ("schema = 2\n", "policy-invalid"),
         ("not toml at all [", "policy-unreadable"),
         ("schema = 1\n[agents.shell]\npreset = 'shell'\nisolation = 'unit'\n", "unit-needs-system-policy"),
-        ("schema = 1\n[agents.shell]\npreset = 'shell'\nservice = { enable = true }\n", "policy-not-enforceable"),
+        ("schema = 1\n[agents.shell]\npreset = 'shell'\nmicrovm = { cpus = 2 }\n", "policy-not-enforceable"),
         ("schema = 1\n[agents.shell]\npreset = 'shell'\nfilesystem = { read = ['/nonexistent/x'] }\n", "path-missing"),
         (
             "schema = 1\n[agents.shell]\npreset = 'shell'\nworkspace = { roots = ['~/other'] }\n",

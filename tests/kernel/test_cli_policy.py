@@ -63,14 +63,14 @@ def test_check_holds_files_against_each_other(user: User, workspace: Path) -> No
 
 def test_what_check_warns_of_is_refused_at_the_start(user: User, workspace: Path) -> None:
     """A valid key that nothing enforces is a warning with its line in check and agents, and stops a run."""
-    user.write_policy(f"{BASE}\n[agents.shell.service]\nenable = true\n")
+    user.write_policy(f"{BASE}\n[agents.shell.microvm]\ncpus = 2\n")
     report = json.loads(user.run("check", "--json", cwd=workspace).stdout)
     agents = json.loads(user.run("agents", "--json", cwd=workspace).stdout)
     run = user.inside("true", cwd=workspace)
 
-    assert [one["where"].split("/")[-1] for one in report["warnings"]] == ["cloister.toml:7 .agents.shell.service"]
+    assert [one["where"].split("/")[-1] for one in report["warnings"]] == ["cloister.toml:7 .agents.shell.microvm"]
     assert report["problems"] == []
-    assert agents[0]["unenforced"] == ["service"]
+    assert agents[0]["unenforced"] == ["microvm"]
     assert (run.returncode, "policy-not-enforceable" in run.stderr) == (125, True)
     user.close()
 
