@@ -25,6 +25,9 @@ from cloister.plan.system import (
 from cloister.plan.system_diff import Made, digest
 from cloister.plan.unit import FIRST_UID, STATE, Account
 
+pytestmark = pytest.mark.root
+"""Root's part: what it makes and changes must be root's on every level, so as anybody else it refuses."""
+
 ACCOUNT = Account(name="cl-pi-alice", uid=FIRST_UID, agent="pi", user="alice")
 STEPS: tuple[AnySystemStep, ...] = (
     MakeAccounts(accounts=(ACCOUNT,), daemon="cloister-proxy"),
