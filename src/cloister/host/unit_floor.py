@@ -16,7 +16,7 @@ from cloister.errors import StepError
 from cloister.host.unit_caller import is_ours
 from cloister.host.unit_floor_calls import worse_than_allowed
 from cloister.plan.firewall import WATCHDOG_UNIT
-from cloister.plan.steps import Plan
+from cloister.plan.steps import Launch, Plan
 from cloister.plan.unit import ACCOUNT_PREFIX, SKELETON, SLICE, UNIT_PREFIX, Account, Grant, UnitLaunch, UnitMount
 
 SHIM_INSIDE = "/.cloister/cloister-shim"
@@ -165,9 +165,9 @@ def check_plan(plan: Plan, bounds: Bounds) -> UnitLaunch:
     Raises:
         StepError: it is not; the message names the property, mount or word.
     """
-    launch = next((step for step in plan.steps if step.__class__.__name__ == "Launch"), None)
-    if launch is None or (unit := plan.launch.unit) is None:
-        raise _refused("the plan starts no unit", plan.run)
+    launches = [step for step in plan.steps if isinstance(step, Launch)]
+    if len(launches) != 1 or (unit := launches[0].unit) is None:
+        raise _refused("the plan starts no unit, or more than one", plan.run)
     _check_names(plan, unit, bounds)
     _check_argv(plan.launch.argv, nested=bounds.grant.nested)
     check_properties(unit, bounds)

@@ -57,7 +57,7 @@ def fill_project(project: int, unit: UnitLaunch, account: Account) -> None:
             kind = "directory" if text is None else "file"
             raise StepError(
                 "state-replaced", f"the agent's state has something else where a {kind} must be: {error.strerror}",
-                where=f"{account.name}: {name}", remedy="cloister gc removes an agent's state, or remove what is there",
+                where=f"{account.name}: {name}", remedy="as root, once its runs have ended: remove what is there",
             ) from error  # fmt: skip
 
 

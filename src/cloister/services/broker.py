@@ -22,7 +22,6 @@ import socket
 import struct
 import sys
 import time
-import traceback
 
 from cloister.errors import CloisterError, RetryError, render
 from cloister.host.owner import identify
@@ -30,6 +29,7 @@ from cloister.host.secrets_memory import keep_memory_private
 from cloister.runs.paths import Paths, locate
 from cloister.services.connection import Connection
 from cloister.services.requests import Requests
+from cloister.services.uncaught import log_exception
 
 IDLE_S = 300.0
 _BACKLOG = 64
@@ -170,7 +170,7 @@ def _serve(paths: Paths, options: argparse.Namespace) -> int:
         broker = Broker(loop, paths, options.idle_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, broker.stop)
-        loop.set_exception_handler(_log_exception)
+        loop.set_exception_handler(log_exception)
         broker.listen()
         _ready(options.ready_fd)
         _become_quiet(paths)
@@ -182,16 +182,6 @@ def _serve(paths: Paths, options: argparse.Namespace) -> int:
 
     uvloop.run(serve())
     return 0
-
-
-def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    """Write bugs to the broker's log instead of losing them."""
-    del loop
-    error = context.get("exception")
-    sys.stderr.write(f"{time.strftime('%FT%TZ', time.gmtime())} {context.get('message')}\n")
-    if isinstance(error, BaseException):
-        traceback.print_exception(error)
-    sys.stderr.flush()
 
 
 def _become_quiet(paths: Paths) -> None:

@@ -19,8 +19,6 @@ import socket
 import stat
 import struct
 import sys
-import time
-import traceback
 
 from cloister.errors import CloisterError, RetryError, render
 from cloister.host.owner import Owner, identify
@@ -30,6 +28,7 @@ from cloister.runs.paths import Paths
 from cloister.runs.unit_prepare import system_paths
 from cloister.services.broker import prepare_runtime, take_lock
 from cloister.services.proxyd_requests import SystemRequests
+from cloister.services.uncaught import log_exception
 
 _FIRST_LISTENER = 3
 _BACKLOG = 256
@@ -149,7 +148,7 @@ def _serve(sock: socket.socket, paths: Paths, owner: Owner, hostd: str) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, proxyd.stop)
         loop.add_signal_handler(signal.SIGHUP, proxyd.requests.reload)
-        loop.set_exception_handler(_log_exception)
+        loop.set_exception_handler(log_exception)
         await proxyd.requests.recover_units()  # before any new run, which hostd must not take for a left one
         await proxyd.requests.serve_gateways()
         proxyd.serve()
@@ -162,16 +161,6 @@ def _serve(sock: socket.socket, paths: Paths, owner: Owner, hostd: str) -> int:
 
     uvloop.run(serve())
     return 0
-
-
-def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    """Write bugs to the journal instead of losing them."""
-    del loop
-    error = context.get("exception")
-    sys.stderr.write(f"{time.strftime('%FT%TZ', time.gmtime())} {context.get('message')}\n")
-    if isinstance(error, BaseException):
-        traceback.print_exception(error)
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -214,6 +214,15 @@ def test_no_other_name_or_place(changes: dict[str, Any]) -> None:
         unit_floor.check_plan(changed(**changes), bounds())
 
 
+def test_a_plan_starts_one_unit() -> None:
+    """A plan without a launch, for another backend, or with a second one beside the one that is judged, is refused."""
+    second = msgspec.structs.replace(PLAN.launch, unit=msgspec.structs.replace(launch(), account="root"))
+    for steps in (PLAN.steps[:-1], with_launch(unit=None).steps, (*PLAN.steps, second), (second, *PLAN.steps)):
+        with pytest.raises(StepError, match="starts no unit, or more than one"):
+            unit_floor.check_plan(msgspec.structs.replace(PLAN, steps=steps), bounds())
+    unit_floor.check_plan(PLAN, bounds())
+
+
 def test_the_first_process_is_our_shim() -> None:
     """No other program, and no other half of the shim, is a unit's main process."""
     for argv in (("/bin/sh",), (unit.SHIM, "outer"), (unit.SHIM, "inner", "--ctl", "0"), ()):
