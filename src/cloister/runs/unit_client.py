@@ -30,7 +30,17 @@ from cloister.runs.prepare import Kitchen, Looked, mapping
 from cloister.runs.protections import Protections
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Record, Store, new_id
-from cloister.runs.unit_part import OfHome, carried_environment, first_plan, of_home_for, part_of, refuse_unfit
+from cloister.runs.unit_part import (
+    COPY,
+    OfHome,
+    carried_environment,
+    first_plan,
+    keeps_aside,
+    of_home_for,
+    part_of,
+    refuse_unfit,
+    repository_of,
+)
 from cloister.runs.unit_run import UnitRun, gone
 from cloister.runs.workspaces import real_path
 
@@ -81,12 +91,13 @@ class UnitRuns:
         policies, paths = self._kitchen.policies, self._kitchen.paths
         part = part_of(looked, request, policies, self._kitchen.git(), home)
         name = request.run or new_id(time.time())
-        plan = first_plan(name, request, looked, policies.digest)
+        plan = first_plan(name, request, looked, policies.digest, paths.run_state(name))
         lease = connect_hostd(self._hostd)
         try:
             record = Record(
                 id=name, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
                 started=time.time(), broker_pid=os.getpid(), detached=request.detach,
+                mode="overlay" if keeps_aside(looked) else "direct",
             )  # fmt: skip
             self._store.create(plan, record)
             host_apply.apply(plan, paths.state)
@@ -95,7 +106,7 @@ class UnitRuns:
             raise
         run = UnitRun(self._loop, self._store, paths.state, plan, record, looked.layout, self._ended)
         self._runs[name] = run
-        if warning := self._protections.add(name, looked.layout):
+        if not keeps_aside(looked) and (warning := self._protections.add(name, looked.layout)):
             run.warn(warning)
         try:
             self._hand_over(run, request, looked, caller, (lease, home.packed.memory), msgspec.json.encode(part))
@@ -128,8 +139,14 @@ class UnitRuns:
             run.link = outer
             places = (opened(looked.layout.root, _LOOK), opened(real_path(request.directory), _LOOK))
             run.lease = self._connect(lease, run.on_frame, run.on_close)
-            fields = [os.fsencode(f"{key}={value}") for key, value in _fields(request, run.plan.run).items()]
-            run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places, carry))
+            brings = {"carry": carry}
+            if keeps_aside(looked):
+                brings["copy"] = opened(f"{self._kitchen.paths.run_state(run.plan.run)}/{COPY}", _LOOK)
+            if repository := repository_of(looked.layout):
+                brings["repository"] = opened(repository, _LOOK)
+            named = _fields(request, run.plan.run) | {"brings": ",".join(brings)}
+            fields = [os.fsencode(f"{key}={value}") for key, value in named.items()]
+            run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places, *brings.values()))
             run.lease.send("U", part)
             run.lease.send("V", encode_list([os.fsencode(word) for word in request.words]))
             run.lease.send("N", encode_list(mapping(carried_environment(looked, request))))

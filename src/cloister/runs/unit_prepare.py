@@ -205,6 +205,8 @@ class UnitKitchen(Kitchen):
             extra_system=tuple(path for path in _EXTRA_SYSTEM if os.path.isdir(path)),
             directory=asked.directory,
             layout=part.layout,
+            repository=asked.repository,
+            copied=part.copied,
             program_path=program.path if program else "",
             program_binds=program.binds if program else (),
             program_names=program.names if program else (),
