@@ -49,20 +49,20 @@ class Namespace(NamedTuple):
 
 
 def open_copy(sent: int, caller: Caller) -> int:
-    """Return the caller's directory for changes, opened anew with the caller's own rights.
+    """Return the caller's directory for changes, opened anew in this mount namespace with the caller's own rights.
 
     Raises:
         DeniedError: it, or one of the two directories that it must have, is not the caller's alone.
     """
     try:
         with acting_as(caller.uid, caller.gid, caller.groups):
-            copy = open_below(sent, "", _DIRECTORY)
+            copy = open_absolute(os.readlink(f"/proc/self/fd/{sent}"), _DIRECTORY)
             try:
-                _check_own(copy, caller, ".")
+                _check_own(copy, caller, sent)
                 for name in (COPY_UPPER, COPY_WORK):
                     below = open_below(copy, name, _DIRECTORY, one_file_system=True)
                     try:
-                        _check_own(below, caller, name)
+                        _check_own(below, caller)
                     finally:
                         os.close(below)
             except BaseException:
@@ -73,10 +73,12 @@ def open_copy(sent: int, caller: Caller) -> int:
     return copy
 
 
-def _check_own(descriptor: int, caller: Caller, name: str) -> None:
-    status = os.fstat(descriptor)
+def _check_own(found: int, caller: Caller, sent: int = -1) -> None:
+    status = os.fstat(found)
+    if sent >= 0 and not os.path.samestat(status, os.fstat(sent)):
+        raise _not_own("was replaced")
     if status.st_uid != caller.uid or status.st_mode & _OTHERS:
-        raise _not_own(f"is not yours alone (mode 0700): {name}")
+        raise _not_own("must be yours alone, with mode 0700")
 
 
 def _not_own(why: str) -> DeniedError:
