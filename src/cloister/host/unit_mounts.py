@@ -193,8 +193,8 @@ def map_ids(owners: Owners) -> int:
 def _no_mapping(error: OSError) -> UnsupportedError:
     return UnsupportedError(
         "workspace-ownership", f"the workspace's files cannot be shown as the agent's own: {error.strerror}",
-        remedy="a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12), or a group that you share:"
-        ' [agents.X.unit] ownership = "group"',
+        remedy="a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12); or a group that you share: "
+        '[agents.X.unit] ownership = "group"; or work on a copy that you review: workspace.mode = "overlay"',
     )  # fmt: skip
 
 

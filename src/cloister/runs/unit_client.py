@@ -20,9 +20,11 @@ import msgspec
 
 from cloister.errors import CloisterError, RetryError, UnsupportedError
 from cloister.host import apply as host_apply
+from cloister.host import overlay_apply
 from cloister.host.frames import encode_list
+from cloister.host.workspace_copy import copy_workspace
 from cloister.plan.steps import Plan
-from cloister.plan.unit import HOSTD_SOCKET
+from cloister.plan.unit import COPY_UPPER, HOSTD_SOCKET
 from cloister.runs.active import Starter
 from cloister.runs.detached import detach
 from cloister.runs.links import Connect
@@ -74,7 +76,7 @@ class UnitRuns:
         """Return a living run by its id."""
         return self._runs.get(name)
 
-    def start(self, request: RunRequest, looked: Looked, link: Any, stdio: tuple[int, ...]) -> None:
+    async def start(self, request: RunRequest, looked: Looked, link: Any, stdio: tuple[int, ...]) -> None:
         """Ask for a run; what comes of it is told to `link`.
 
         Raises:
@@ -83,11 +85,13 @@ class UnitRuns:
         refuse_unfit(looked, self._kitchen.policies, request.profile)
         home = of_home_for(looked, self._kitchen)
         try:
-            self._ask(request, looked, (link, stdio), home)
+            await self._ask(request, looked, (link, stdio), home)
         finally:
             os.close(home.packed.memory)
 
-    def _ask(self, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]], home: OfHome) -> None:
+    async def _ask(
+        self, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]], home: OfHome
+    ) -> None:
         policies, paths = self._kitchen.policies, self._kitchen.paths
         part = part_of(looked, request, policies, self._kitchen.git(), home)
         name = request.run or new_id(time.time())
@@ -101,6 +105,8 @@ class UnitRuns:
             )  # fmt: skip
             self._store.create(plan, record)
             host_apply.apply(plan, paths.state)
+            if part.copied:
+                await self._copy(plan, caller[0])
         except BaseException:
             lease.close()
             raise
@@ -116,6 +122,22 @@ class UnitRuns:
             if not isinstance(error, OSError):
                 raise
             raise RetryError("unit-not-asked", f"the request could not be made: {error.strerror}") from error
+
+    async def _copy(self, plan: Plan, caller: Any) -> None:
+        """Copy the workspace into the run's directory for changes.
+
+        Raises:
+            CloisterError: it cannot be done, or nobody waits for it any more; then nothing of it is left.
+        """
+        copy = f"{self._kitchen.paths.run_state(plan.run)}/{COPY}"
+        try:
+            await self._loop.run_in_executor(None, copy_workspace, plan.workspace, f"{copy}/{COPY_UPPER}")
+            _refuse_alone(caller)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                overlay_apply.discard(copy)
+            self._store.remove(plan.run)
+            raise
 
     def _hand_over(  # noqa: PLR0913  # one place, the parts of one request
         self, run: UnitRun, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]],
@@ -176,6 +198,11 @@ class UnitRuns:
         """End those that are still there: their leases go with this process anyway."""
         for run in list(self._runs.values()):
             run.drop_lease()
+
+
+def _refuse_alone(caller: Any) -> None:
+    if caller.closed:
+        raise RetryError("caller-gone", "nobody waits for the run any more")
 
 
 def connect_hostd(path: str) -> socket.socket:

@@ -5,9 +5,11 @@ The system's broker believes none of it beyond the user's own workspace (`runs/u
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from cloister.errors import PolicyError, Problem
+from cloister.host.idmap_support import has_idmapped_mounts
 from cloister.isolation.environment import INHERITED
 from cloister.plan.steps import Launch, MakeDirectory, Placeholders, Plan
 from cloister.plan.unit import COPY_UPPER, COPY_WORK, UNIT_PREFIX, UnitLaunch
@@ -100,7 +102,16 @@ def part_of(
         variables=tuple(home.variables.items()),
         notices=home.notices,
         carried=home.packed.carried,
+        copied=keeps_aside(looked) and not _maps_ids(looked.layout.root),
     )
+
+
+def _maps_ids(directory: str) -> bool:
+    opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return has_idmapped_mounts(opened)
+    finally:
+        os.close(opened)
 
 
 def first_plan(run: str, request: RunRequest, looked: Looked, digest: str, state: str) -> Plan:

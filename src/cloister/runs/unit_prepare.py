@@ -205,6 +205,7 @@ class UnitKitchen(Kitchen):
             extra_system=tuple(path for path in _EXTRA_SYSTEM if os.path.isdir(path)),
             directory=asked.directory,
             layout=part.layout,
+            idmap=asked.idmap,
             repository=asked.repository,
             copied=part.copied,
             program_path=program.path if program else "",

@@ -22,6 +22,7 @@ from cloister.errors import CloisterError, DeniedError, RetryError, StepError, U
 from cloister.host import unit_carry, unit_etc, unit_limits, unit_mounts, unit_records, unit_start, unit_state
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
+from cloister.host.idmap_support import has_idmapped_mounts
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
 from cloister.host.unit_floor import Bounds, check_plan
 from cloister.host.unit_grants import (
@@ -209,6 +210,7 @@ def _ask_broker(broker: Wire, lease: Wire, asked: _Asked) -> Plan:
         "root": place.path,
         "granted": place.root,
         "repository": asked.repository[0],
+        "idmap": "1" if has_idmapped_mounts(place.workspace) else "",
         "directory": f"{place.path.rstrip('/')}/{place.inside}" if place.inside else place.path,
     }
     packed = encode_list(f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in fields.items())
