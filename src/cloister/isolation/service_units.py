@@ -32,6 +32,8 @@ PROGRAMS = "/.cloister/bin"
 PUBLISH = "/run/cloister/publish"
 """Where the shim makes the gateway's port a Unix socket, in the sandbox."""
 SOCKET = "gateway.sock"
+END = "end.sock"
+"""Where the shim is asked to end, beside it."""
 SOCKET_PROXY = "/usr/lib/systemd/systemd-socket-proxyd"
 PROXYD = "cloister-proxyd.service"
 MOUNT_POINTS = "mount-points.conf"
@@ -235,7 +237,7 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
     shim = [SHIM, "service", "--egress", EGRESS_SOCKET]
     for port in (PROXY_PORT, MODEL_PORT):
         shim += ["--listen", f"127.0.0.1:{port}"]
-    shim += ["--publish", f"{PUBLISH}/{SOCKET}=127.0.0.1:{unit.port}"]
+    shim += ["--publish", f"{PUBLISH}/{SOCKET}=127.0.0.1:{unit.port}", "--end", f"{PUBLISH}/{END}"]
     shim += ["--probe-write", "/usr", "--probe-connect", PROBE_ADDRESS, "--landlock", unit.landlock]
     if unit.landlock != "off":
         writable = (at.home, at.workspace, "/tmp", "/var/tmp", "/dev", "/proc")  # noqa: S108  # the unit's own
@@ -246,6 +248,9 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
         shim += ["--seccomp", FILTER]
     shim.append("--")
     yield "ExecStart=" + " ".join(_word(word) for word in (*shim, *unit.command))
+    # systemd 257 with PrivatePIDs= often takes the main process for a stranger's child, and would kill it in the moment
+    # of its TERM; for this it waits (host/shim/ending.h).
+    yield f"ExecStop={SHIM} end {PUBLISH}/{END}"
 
 
 def places_text(unit: ServiceUnit) -> str:
