@@ -120,7 +120,7 @@ def test_who_asks_for_the_end_waits_for_it(gateway: Service) -> None:
 
 
 def test_a_gateway_that_does_not_end_when_asked_is_ended_by_the_next_word(rig: Rig) -> None:
-    """The asker waits as long as the gateway takes; TERM, which systemd sends when the time is over, ends it at once."""
+    """The asker waits as long as it takes; TERM, which systemd sends when the time is over, ends it at once."""
     service = Service(rig, "sh", "-c", "trap 'echo heard' TERM; echo up; while :; do sleep 0.05; done")
     assert service.process.stdout.readline() == b"up\n"
     asking = subprocess.Popen([rig.shim, "end", rig.work / "end.sock"], **as_user())
