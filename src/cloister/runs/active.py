@@ -338,7 +338,7 @@ class ActiveRun:
         if event.verdict != "allow":
             self._count_denied(f"{event.host}:{event.port} {event.reason}")
         if self.credentials:
-            self.credentials.note(event)
+            event = self.credentials.note(event)
         self.write_event("egress", msgspec.to_builtins(event))
 
     def note_signing(self, event: SigningEvent) -> None:
