@@ -18,6 +18,7 @@ from support import leftovers, skips
 from support.fake_model import FakeModel
 from support.guard import Guard
 from support.homes import make_home, make_workspace
+from support.machines import SUITES
 
 TESTS = Path(__file__).parent
 NEEDS_ROOT = TESTS / "systemd"
@@ -60,12 +61,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _in_pass(item: pytest.Item) -> bool:
-    """Whether a test belongs to this pass: `user`, `root`, or one of the halves of the latter."""
+    """Whether a test belongs to this pass: `user`; `root`, or a part of it: `root-alone`, or a suite's machines."""
     of_root = item.get_closest_marker("root") is not None
     if not of_root or PASS in {"user", "root"}:
         return of_root == (PASS != "user")
-    call = getattr(item, "callspec", None)  # only tests with parameters have one
-    return (call is not None and call.params.get("suite") == "trixie") == (PASS == "root-trixie")
+    if NEEDS_ROOT not in item.path.parents:
+        return PASS == "root-alone"  # some look for what is left of root's processes anywhere
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    suite = parameters.get("suite", SUITES[0])
+    return f"root-{suite}" == PASS
 
 
 @pytest.hookimpl(wrapper=True)
