@@ -96,7 +96,6 @@ _ALLOWED: dict[str, str] = {
     "SendSIGKILL": _YES,
     "TimeoutStopSec": _SECONDS,
     "TimeoutStartSec": _SECONDS,
-    "TimeoutStopUSec": _SECONDS,
     "RuntimeMaxSec": _SECONDS,
     "OOMPolicy": "stop|kill|continue",
     "OOMScoreAdjust": "[0-9]{1,4}",

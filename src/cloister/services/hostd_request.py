@@ -82,7 +82,7 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
         if caller.is_system and not is_run(first):
             _control(wire, first, manager)
         else:
-            _run(wire, first, caller, manager)
+            _run(wire, first, caller)
     except _PassedError as passed:
         wire.refuse(passed.payload)
     except CloisterError as error:
@@ -115,7 +115,7 @@ def _control(wire: Wire, first: Frame, manager: unit_start.Manager) -> None:
     wire.send("J", msgspec.json.encode(told))
 
 
-def _run(wire: Wire, first: Frame, caller: Caller, manager: unit_start.Manager) -> None:
+def _run(wire: Wire, first: Frame, caller: Caller) -> None:
     request = read_request(wire, first)
     grant, account = find_grant(read_system(), caller, request.fields["agent"])
     place = open_place(caller, grant, request.workspace, request.directory)
@@ -130,7 +130,7 @@ def _run(wire: Wire, first: Frame, caller: Caller, manager: unit_start.Manager) 
     try:
         plan = _ask_broker(broker, wire, asked)
         try:
-            _start(broker, plan, asked, manager)
+            _start(broker, plan, asked)
         except CloisterError as error:
             broker.finish(error)  # it has a connection to the caller by now, and answers there
         except OSError as error:
@@ -237,7 +237,7 @@ class _PassedError(Exception):
         self.payload = payload
 
 
-def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager) -> None:
+def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
     unit_etc.make_etc(plan, account)
@@ -258,7 +258,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
         )  # fmt: skip
         unit_records.write(record)
         try:
-            _stand_up(broker, unit, record, asked, manager)
+            _stand_up(broker, unit, record, asked)
             done = True
         finally:
             if not done:
@@ -268,16 +268,14 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
         lock.release(remove=True)
 
 
-def _stand_up(
-    broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, manager: unit_start.Manager
-) -> None:
+def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
         with theirs:
-            starting = unit_start.Starting(manager, unit, record.plan.launch.argv, theirs.fileno())
+            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno())
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
