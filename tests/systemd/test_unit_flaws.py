@@ -105,8 +105,8 @@ def test_the_agent_hears_a_polite_end_once(rig: Rig) -> None:
         unit = f"cloister-run-{rig.detach(POLITE)}.service"
         rig.until(lambda: rig.machine.path(f"{rig.project}/up").exists())
         rig.machine.run(["systemctl", "stop", unit])
-        # A flaw of systemd 257 on a loaded machine: the first process of PrivatePIDs= is somebody else's to it where the
-        # one between them has not ended yet. It says so, and kills at once instead of waiting.
+        # A flaw of systemd 257 on a loaded machine: to it the first process of PrivatePIDs= is somebody else's where
+        # the one between them has not ended yet. It says so, and kills at once instead of waiting.
         if "which is not our child" not in rig.machine.run(["journalctl", "-u", unit, "-o", "cat"]).stdout:
             break
     said = rig.machine.run(["cat", "heard"], user="alice", cwd=rig.project, check=False).stdout
