@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from cloister.audit.event import Endpoint, Event, File, Http, Model, Process
+from cloister.host.audit_files import segment_name
 from cloister.host.audit_pack import pack
 
 START_NS = 1_790_000_000_000_000_000
@@ -72,7 +73,7 @@ class Writer:
     def _open(self) -> None:
         if self._file:
             self._file.close()
-        self._file = (self.directory / f"{self.seq}.jsonl").open("wb")
+        self._file = (self.directory / segment_name(self.seq)).open("wb")
         self._left = self.per_segment
 
 

@@ -23,8 +23,8 @@ from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.cli.moments import moment
 from cloister.errors import DeniedError, RetryError, UsageError
+from cloister.host.audit_files import segments
 from cloister.host.audit_index import Progress
-from cloister.host.audit_segments import segments
 from cloister.runs.audit_log import SYSTEM_LOG, AuditLog
 
 SEVERITIES = ("informational", "low", "medium", "high", "critical")

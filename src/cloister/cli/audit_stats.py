@@ -10,7 +10,7 @@ from collections import Counter
 from cloister.audit.kinds import kinds
 from cloister.cli import audit_options, output
 from cloister.cli.arguments import Parser
-from cloister.host.audit_segments import segments
+from cloister.host.audit_files import segments
 from cloister.runs.audit_log import AuditLog
 
 BYS = ("kind", "class", "run", "agent", "user", "severity", "decision", "host", "path", "rule")

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import apsw
 
 from cloister.host import audit_postings as postings
-from cloister.host.audit_segments import Opened, Segment, segments
+from cloister.host.audit_files import Segment, segments
+from cloister.host.audit_segments import Opened
 from cloister.host.audit_words import WORDS, hash_of, words_of
 
 VERSION = 1

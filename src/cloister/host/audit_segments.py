@@ -1,33 +1,21 @@
-"""Segments of the audit log as readers see them: `FIRST-SEQ.jsonl`, or `.jsonl.gz` once closed. Reads, never writes.
+"""A segment of the audit log, open for reading from any place: plain or packed. Reads, never writes.
 
-A log is a directory. Its files grow, are packed and are removed by its keeper while others read; so a reader takes
-what is there when it looks, and one that finds a file gone looks again. Offsets are those of the plain text, so they
+Segments grow, are packed and are removed by their keeper while others read; so a reader takes what is there when it
+looks, and one that finds a file gone looks again (`audit_files.segments`). Offsets are those of the plain text, so they
 stay true when a segment is packed.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from cloister.host.audit_files import MAX_LINE, Segment
 from cloister.host.audit_pack import Packed
 
-_NAME = re.compile(r"(\d{1,20})\.jsonl(\.gz)?")
 BLOCK = 1 << 20
-LONGEST = 1 << 24
-"""Bytes of a line that is given up: nothing that a keeper writes is as long."""
-
-
-class Segment(NamedTuple):
-    """One file of a log."""
-
-    first: int
-    """Sequence number of its first event."""
-    path: str
-    compressed: bool
 
 
 class Sign(NamedTuple):
@@ -36,20 +24,6 @@ class Sign(NamedTuple):
     inode: int
     size: int
     changed_ns: int
-
-
-def segments(directory: str) -> list[Segment]:
-    """Return the segments of a log in order; a packed file counts before the plain one that it was made from.
-
-    Raises:
-        OSError: the directory cannot be read.
-    """
-    found: dict[int, Segment] = {}
-    for name in sorted(os.listdir(directory)):
-        if match := _NAME.fullmatch(name):
-            segment = Segment(int(match[1]), f"{directory}/{name}", match[2] is not None)
-            found[segment.first] = segment  # sorted: `.jsonl` before `.jsonl.gz`
-    return [found[first] for first in sorted(found)]
 
 
 class Opened:
@@ -109,7 +83,7 @@ class Opened:
             if newline:
                 yield offset, whole + newline
                 offset += len(whole) + 1
-            elif len(rest) > LONGEST:
+            elif len(rest) > MAX_LINE:
                 return
 
     def blocks_backwards(self, size: int = BLOCK) -> Iterator[bytes]:

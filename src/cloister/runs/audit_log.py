@@ -16,9 +16,10 @@ from cloister.audit import kept
 from cloister.audit.event import Event
 from cloister.audit.kept import Kept
 from cloister.audit.question import MOST_SEVERE, Question, hosts_of, is_pattern, one_of, paths_of
+from cloister.host.audit_files import Segment, segments
 from cloister.host.audit_index import AuditIndex, Chunk, Progress, Wanted
 from cloister.host.audit_postings import positions, to_bits
-from cloister.host.audit_segments import BLOCK, Opened, Segment, segments
+from cloister.host.audit_segments import BLOCK, Opened
 
 SYSTEM_LOG = "/var/log/cloister/audit"
 _OPEN_SEGMENTS = 8
