@@ -20,7 +20,7 @@ from cloister.host.programs import find
 from cloister.host.systemd_manager import ManagerError
 from cloister.host.systemd_units import UnitManager
 from cloister.host.unit_limits import process_limits_wrong, seconds
-from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
+from cloister.plan.unit import NETWORK_PREFIX, UNIT_PREFIX, UnitLaunch
 
 START_S = 30.0
 STOP_S = 20.0
@@ -88,16 +88,36 @@ def asked_of_manager(unit: UnitLaunch) -> tuple[tuple[str, str], ...]:
 class Starting:
     """A unit that systemd is asked for; meanwhile other things can be done. `finish` or `abandon` must follow."""
 
-    def __init__(self, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> None:
+    def __init__(  # what a unit is started from
+        self, unit: UnitLaunch, argv: tuple[str, ...], channel: int, *, space: int = -1, shares: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         """Ask for the unit, with `channel` as the standard input of its first process and nothing as the others.
+
+        Args:
+            unit: which one.
+            argv: its first process.
+            channel: its standard input.
+            space: the network namespace to put it into; without, the service manager makes an empty one.
+            shares: namespaces that it may have in common with the host.
+
+        Args:
+            manager: whom to ask.
+            unit: which one.
+            argv: its first process.
+            channel: its standard input.
+            space: the network namespace to put it into; without, the service manager makes an empty one.
+            shares: namespaces that it may have in common with the host.
 
         Raises:
             RetryError: systemd does not answer.
             StepError: a property is not understood.
         """
         self._unit = unit
+        self._shares = shares
+        # The manager opens it while this process lives: the name leads to this very namespace.
+        put = (("NetworkNamespacePath", f"/proc/{os.getpid()}/fd/{space}"),) if space >= 0 else ()
         try:
-            body = unit_dbus.start_call(unit.unit, asked_of_manager(unit), argv)
+            body = unit_dbus.start_call(unit.unit, (*asked_of_manager(unit), *put), argv)
         except ValueError as error:
             raise StepError("unit-not-started", f"a property is not understood: {error}", where=unit.unit) from error
         self._bus = _connect()
@@ -117,7 +137,7 @@ class Starting:
             RetryError: systemd does not answer.
         """
         try:
-            return _verify(self._bus, self._unit, self._await())
+            return _verify(self._bus, self._unit, self._shares, self._await())
         except BaseException:
             stop(self._unit.unit)
             raise
@@ -191,8 +211,9 @@ def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def living_units(manager: Manager) -> list[str]:
-    """Return the names of all units of runs that systemd knows."""
-    words = [manager.systemctl, "list-units", "--all", "--plain", "--no-legend", "--full", f"{UNIT_PREFIX}*.service"]
+    """Return the names of all units of runs, and of their networks, that systemd knows."""
+    patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, NETWORK_PREFIX)]
+    words = [manager.systemctl, "list-units", "--all", "--plain", "--no-legend", "--full", *patterns]
     return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
 
 
@@ -207,7 +228,7 @@ def _silent(error: ManagerError) -> RetryError:
     return RetryError("systemd-slow", f"systemd did not answer: {error}", remedy="systemctl is-system-running")
 
 
-def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
+def _verify(bus: UnitManager, unit: UnitLaunch, shares: tuple[str, ...], job: str) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
     wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "RuntimeMaxUSec")
@@ -232,15 +253,17 @@ def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
         raise _deviates(unit, "it has an environment")
     pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
     try:
-        check_process(pid, unit, shown.get("ControlGroup", ""))
+        check_process(pid, unit, shown.get("ControlGroup", ""), shares)
     except BaseException:
         os.close(pidfd)
         raise
     return Started(pid, pidfd, shown.get("InvocationID", ""))
 
 
-def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
+def check_process(pid: int, unit: UnitLaunch, control_group: str, shares: tuple[str, ...] = ()) -> None:
     """Hold what the kernel says of a unit's first process against the plan (proc(5)).
+
+    `shares` are namespaces that it may have in common with the host.
 
     Raises:
         StepError: it runs as somebody else, has powers, no filter, or the host's network.
@@ -250,7 +273,11 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
             status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
             groups = [line.rstrip("\n").split(":", 2)[2] for line in file]
-        shared = [name for name in ("mnt", "ipc", "net") if _namespace(pid, name) == _namespace(1, name)]
+        shared = [
+            name
+            for name in ("mnt", "ipc", "net")
+            if name not in shares and _namespace(pid, name) == _namespace(1, name)
+        ]
     except (OSError, ValueError) as error:
         raise _deviates(unit, "its first process is gone") from error
     own = "\t".join([str(unit.uid)] * 4)
@@ -259,8 +286,6 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
     for name, value in wanted.items():
         if status.get(name) != value:
             raise _deviates(unit, f"its first process has {name} {status.get(name)!r}")
-    if unit.firewall and "PrivateNetwork" not in dict(unit.properties):
-        shared = [name for name in shared if name != "net"]
     if wrong := process_limits_wrong(unit.properties, pid):
         raise _deviates(unit, f"its first process has another {wrong}")
     if shared:

@@ -19,7 +19,16 @@ import msgspec
 
 import cloister
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
-from cloister.host import unit_carry, unit_etc, unit_limits, unit_mounts, unit_records, unit_start, unit_state
+from cloister.host import (
+    unit_carry,
+    unit_etc,
+    unit_limits,
+    unit_mounts,
+    unit_network,
+    unit_records,
+    unit_start,
+    unit_state,
+)
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.idmap_support import has_idmapped_mounts
@@ -36,7 +45,7 @@ from cloister.host.unit_grants import (
 from cloister.host.unit_overlay import open_copy
 from cloister.host.unit_wire import Request, Wire, is_run, read_control, read_request
 from cloister.plan.steps import Plan
-from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
+from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, Account, Grant, UnitLaunch
 
 PLAN_S = 60.0
 MOST_RUNS = 256
@@ -262,7 +271,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
             done = True
         finally:
             if not done:
-                unit_start.stop(f"{UNIT_PREFIX}{plan.run}.service")
+                unit_records.stop_units(plan.run)
                 unit_records.remove(plan.run)
     finally:
         lock.release(remove=True)
@@ -272,10 +281,14 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
+        network = unit_network.connect(unit, record.plan.launch) if unit.network else None
+        for descriptor in network or ():
+            stack.callback(os.close, descriptor)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
         with theirs:
-            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno())
+            space = network.space if network else -1
+            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno(), space=space)
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
@@ -284,6 +297,8 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
             raise
         started = starting.finish()
         stack.callback(os.close, started.pidfd)
+        if network:
+            unit_network.check_inside(started.pid, network.space)
         lacking = _limits_in_force(unit, started.pid)
         count = mounts.put(started.pid)
         unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
@@ -295,11 +310,23 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
             f"{count} mounts",
             "ids, powers, filter and namespaces of the first process",
         )
-        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking)
+        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking,
+                        notices=_network_notices() if network else ())  # fmt: skip
         ours.setblocking(True)
         broker.allow(PLAN_S)
         _note(f"{asked.caller.name} started {asked.account.name} in {asked.place.path} as {unit.unit}")
-        broker.send("S", msgspec.json.encode(said), (ours.fileno(), started.pidfd))
+        broker.send(
+            "S", msgspec.json.encode(said), (ours.fileno(), started.pidfd, *((network.channel,) if network else ()))
+        )
+
+
+def _network_notices() -> tuple[str, ...]:
+    """Say what of the network is not as at the last `cloister apply`."""
+    unknown = unit_network.unknown_resolvers()
+    if not unknown:
+        return ()
+    told = f"the packet filter does not know {', '.join(unknown)}, whom this host asks for names: names may resolve by"
+    return (f"{told} the proxy only, until sudo cloister apply",)
 
 
 def _limits_in_force(unit: UnitLaunch, pid: int) -> tuple[str, ...]:
