@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +48,8 @@ REFUSED = [
     lan.HOST4, lan.HOST6, lan.HOST_PUBLIC, "192.0.2.1",
 ]  # fmt: skip
 SOON_S = 2.0
+HARD = 1.1
+SLOW = pytest.mark.slow
 LIVE = "sleep 1000"
 
 
@@ -114,7 +117,9 @@ def test_public_addresses_by_tcp_udp_and_name(rig: Rig) -> None:
     assert counted["names"] == 1
     listed = rig.machine.run(["nft", "list", "table", "inet", "cloister"]).stdout
     uid = rig.machine.run(["id", "-u", "cl-web-alice"]).stdout.strip()
-    assert "packets 0 " not in listed[listed.index(f"counter sent_{uid}") :][:200]
+    sent = re.search(rf"counter sent_{uid} {{\s+comment [^\n]+\s+packets (\d+) ", listed)
+    assert sent
+    assert int(sent[1]) >= len(wanted)
 
 
 def test_everything_else_is_refused_at_once(rig: Rig) -> None:
@@ -148,32 +153,35 @@ def test_an_agents_own_rules_hold_for_it_alone(rig: Rig) -> None:
 
 
 def test_the_agent_changes_nothing_of_its_network(rig: Rig) -> None:
-    """No filter, address or route, no namespace of pasta's, no tracing of it: nothing that the account's uid could buy."""
+    """No filter, address or route, no namespace of pasta's, no memory of it: the same uid is not enough."""
     attack = r"""
-for words in "/usr/sbin/nft flush ruleset" "/usr/sbin/ip link set net0 down" "/usr/sbin/ip route add 10.0.0.0/8 dev net0" \
-    "/usr/bin/unshare -Un true"; do $words 2>&1 && echo "done: $words"; done
-for pid in /proc/[0-9]*; do
-    for name in ns/net ns/user root/ fd/0; do
-        case $(readlink $pid/$name 2>/dev/null) in "" | $(readlink /proc/self/$name)) ;; *) echo "seen: $pid/$name" ;; esac
-    done
-    head -c1 $pid/mem >/dev/null 2>&1 && echo "read: $pid"
+PATH=/usr/sbin:/usr/bin:/bin
+for words in "nft flush ruleset" "ip link set net0 down" "ip route add 10.0.0.0/8 dev net0" "unshare -Un true"; do
+    $words 2>&1 && echo "done: $words"
 done
-cat /proc/[0-9]*/comm
+for pid in /proc/[0-9]*; do
+    for name in ns/net ns/user; do
+        there=$(readlink $pid/$name 2>/dev/null) || continue
+        [ "$there" = "$(readlink /proc/self/$name)" ] || echo "seen: $pid/$name"
+    done
+done
+echo tried
 """
-    done = rig.sh(attack)
-    own = {"/proc/self", "cloister"}
+    done = rig.sh(attack, agent="web")
 
+    assert "tried" in done.stdout
     assert "done:" not in done.stdout
-    assert "read:" not in done.stdout
-    assert [line for line in done.stdout.splitlines() if line.startswith("seen:") and "ns/" in line] == [], own
+    assert "seen:" not in done.stdout
+    hidden = rig.sh("cat /proc/[0-9]*/comm", agent="web").stdout
+    assert rig.machine.suite == "bookworm" or "pasta" not in hidden
 
 
 # --- each layer without the others ----------------------------------------------------------------
 
 
 def test_each_layer_holds_without_the_one_above(rig: Rig) -> None:
-    """With the filter inside gone the account's holds, in another cgroup as well; with both gone, systemd's list does."""
-    run = rig.detach(LIVE)
+    """With the filter inside gone the account's holds, in any cgroup; with both gone, systemd's list does."""
+    run = rig.detach(LIVE, agent="web")
     unit, lan4, pasta = network_unit(run), f"tcp:{lan.LAN4[0]}:80", "pgrep -f 'pasta .*--config-net' -U cl-web-alice"
     target = rig.machine.run(["sh", "-c", pasta]).stdout.split()[0]
     main = rig.main_pid(f"cloister-run-{run}.service")
@@ -206,7 +214,7 @@ def test_each_layer_holds_without_the_one_above(rig: Rig) -> None:
 
 def test_the_agents_unit_stays_as_hard(rig: Rig) -> None:
     """`systemd-analyze security` gives the agent's own unit at most 1.1, and it is in no network of the host's."""
-    run = rig.detach(LIVE)
+    run = rig.detach(LIVE, agent="web")
     told = rig.machine.run(["systemd-analyze", "security", "--no-pager", f"cloister-run-{run}.service"]).stdout
     spaces = [
         rig.machine.run(["readlink", f"/proc/{pid}/ns/net"]).stdout
@@ -214,7 +222,9 @@ def test_the_agents_unit_stays_as_hard(rig: Rig) -> None:
     ]
     rig.cloister("stop", run)
 
-    assert float(told.rpartition(":")[0].rpartition(":")[2] or told.split()[-3]) <= 1.1 or "0." in told.splitlines()[-1]
+    level = re.search(r"level for \S+: ([0-9.]+)", told)
+    assert level
+    assert float(level[1]) <= HARD
     assert spaces[0] == spaces[1] != spaces[2]
 
 
@@ -223,7 +233,7 @@ def test_the_agents_unit_stays_as_hard(rig: Rig) -> None:
 
 def test_a_foreign_flush_ends_the_run(rig: Rig) -> None:
     """Somebody flushes the host's packet filter: the network is gone within two seconds, then the run, with 125."""
-    run = rig.detach(LIVE)
+    run = rig.detach(LIVE, agent="web")
     began = time.monotonic()
     rig.machine.run(["nft", "flush", "ruleset"])
     rig.until(lambda: rig.machine.show(network_unit(run), "MainPID") in {"", "0"})
@@ -237,10 +247,10 @@ def test_a_foreign_flush_ends_the_run(rig: Rig) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("who", ["pasta", "shim", "holder"])
+@pytest.mark.parametrize("who", ["pasta", pytest.param("shim", marks=SLOW), pytest.param("holder", marks=SLOW)])
 def test_a_killed_network_ends_the_run(rig: Rig, who: str) -> None:
     """Nobody takes the silence for an empty internet: 125, with the reason, and nothing is left."""
-    run = rig.detach(LIVE)
+    run = rig.detach(LIVE, agent="web")
     main = rig.main_pid(network_unit(run))
     below = rig.machine.run(["pgrep", "-P", str(main)]).stdout.split()
     names = {pid: rig.machine.read(f"/proc/{pid}/comm").strip() for pid in below}
@@ -251,10 +261,11 @@ def test_a_killed_network_ends_the_run(rig: Rig, who: str) -> None:
     assert (told["exit_code"], told["reason"]) == (125, "network-failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["agent", "proxyd", "hostd", "client"])
 def test_killed_elsewhere_nothing_of_the_network_is_left(rig: Rig, who: str) -> None:
     """Whoever is killed, pasta goes with the run; hostd's end ends nothing."""
-    run = rig.detach(LIVE)
+    run = rig.detach(LIVE, agent="web")
     match who:
         case "agent":
             rig.kill(rig.main_pid(f"cloister-run-{run}.service"))
@@ -268,6 +279,23 @@ def test_killed_elsewhere_nothing_of_the_network_is_left(rig: Rig, who: str) -> 
             rig.cloister("stop", run)
     rig.until(lambda: rig.machine.show(network_unit(run), "MainPID") in {"", "0"})
     assert tried(rig, f"tcp:{PUBLIC4}:80") == {f"tcp:{PUBLIC4}:80": "open"}
+
+
+@pytest.mark.slow
+def test_root_is_killed_while_it_waits_for_pasta(rig: Rig) -> None:
+    """The child of hostd dies before the namespace is connected: the caller hears of it, and nothing is left."""
+    machine = rig.machine
+    machine.run(["sh", "-c", "mv /usr/bin/pasta /usr/bin/away; printf '#!/bin/sh\nsleep 600\n' >/usr/bin/pasta"])
+    machine.run(["chmod", "0755", "/usr/bin/pasta"])
+    try:
+        waiting = machine.popen(["cloister", "run", "web", "--", "/bin/true"], user="alice", cwd=rig.project)
+        machine.wait_for("pgrep -U cl-web-alice sleep")
+        machine.run(["pkill", "-KILL", "-P", str(rig.main_pid("cloister-hostd.service"))])
+        assert waiting.wait(30) != 0
+        rig.until(lambda: not living(rig), shown=lambda: living(rig))
+    finally:
+        machine.run(["mv", "/usr/bin/away", "/usr/bin/pasta"])
+    assert rig.sh("exit 0", agent="web").returncode == 0
 
 
 # --- what is refused before anything starts -------------------------------------------------------
@@ -305,11 +333,11 @@ def test_what_is_missing_is_said_with_a_remedy(rig: Rig) -> None:
 def test_another_resolver_is_said(rig: Rig) -> None:
     """The packet filter knows whom the host asked for names at the last apply; that it is another one now is said."""
     rig.machine.write("/etc/resolv.conf", "nameserver 172.20.0.99\n")
-    done = rig.sh("exit 0", agent="web")
+    assert rig.sh("exit 0", agent="web").returncode == 0
     rig.machine.write("/etc/resolv.conf", f"nameserver {RESOLVER}\n")
 
-    assert "172.20.0.99" in done.stderr
-    assert "cloister apply" in done.stderr
+    [told] = [notice for notice in rig.receipt()["notices"] if "172.20.0.99" in notice]
+    assert "sudo cloister apply" in told
 
 
 def test_the_plan_says_what_it_is(rig: Rig) -> None:
