@@ -25,7 +25,7 @@ import msgspec
 
 from cloister.egress.addresses import Guard, Network
 from cloister.egress.hosts import Address
-from cloister.egress.nft import denied, lifted_embedding, quoted, refused_ranges, shown_range
+from cloister.egress.nft import blocked, denied, lifted_embedding, quoted, refused_ranges, shown_range
 from cloister.egress.nft_statements import check_statement
 from cloister.egress.rules import Rule
 from cloister.plan.firewall import TABLE
@@ -235,7 +235,7 @@ def _own(each: AccountRules, target: str) -> str:
         return ""
     lines = [
         *each.statements,
-        *(f"{_family(network)} daddr {network} counter goto refuse" for network in each.block),
+        *blocked(each.block),
         *denied(each.deny),
         f"goto {target}",
     ]

@@ -11,14 +11,19 @@ from ipaddress import IPv4Network, collapse_addresses, ip_network
 
 import msgspec
 
-from cloister.egress.addresses import Guard, Network
+from cloister.egress.addresses import Guard, Network, parse_network
+from cloister.egress.nft import blocked
 from cloister.egress.rules import Ruleset
 from cloister.errors import UnsupportedError
 from cloister.isolation.unit_network import Addresses
 from cloister.plan.facts import HostFacts
 from cloister.policy.model import Agent
 from cloister.runs.firewall_compile import direct_rules
-from cloister.runs.internet import Internet, internet
+from cloister.runs.internet import GATEWAY_IPV6, Internet, internet
+
+_NEIGHBOURS = ("ff02::1:ff00:0/104", f"{GATEWAY_IPV6}/128")
+"""Whom the kernel asks inside where pasta's gateway is (RFC 4861): it does so in the name of the unit that made the
+namespace, so systemd's addresses hold for that too. On the host both packet filters refuse them."""
 
 
 class UnitInternet(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,12 +52,14 @@ def unit_internet(
         PolicyError: rules that this mode cannot keep.
     """
     _refuse_wider(*agents, rules.agent)
-    decided = internet(rules, guard, msgspec.structs.replace(host, tun=True, uid=max(host.uid, 1)), resolvers)
+    unit = agents[0].unit
+    more = (*unit.firewall, *blocked(map(parse_network, unit.block)))
+    decided = internet(rules, guard, msgspec.structs.replace(host, tun=True, uid=max(host.uid, 1)), resolvers, more)
     deny = _networks(network for network, _, _ in guard.refused())
     lifted = tuple(map(str, guard.exceptions))
     return UnitInternet(
         internet=decided,
-        outside=Addresses(allow=(*resolvers, *lifted), deny=deny),
+        outside=Addresses(allow=(*resolvers, *_NEIGHBOURS, *lifted), deny=deny),
     )
 
 
@@ -65,12 +72,20 @@ def _networks(networks: Iterable[Network]) -> tuple[str, ...]:
     return (*map(str, four), *map(str, six))
 
 
+def _opened(network: Network, private: tuple[str, ...]) -> bool:
+    """Say whether a network lies inside one that the account may reach."""
+    return any(
+        network.version == outer.version and outer.prefixlen <= network.prefixlen and network.network_address in outer
+        for outer in map(parse_network, private)
+    )
+
+
 def _refuse_wider(run: Agent, account: Agent, name: str) -> None:
     wanted, kept = direct_rules(run, name), direct_rules(account, name)
     which = ""
     if not kept.internet:
         which = "egress.mode"
-    elif not set(wanted.private) <= set(kept.private):
+    elif not all(_opened(parse_network(text), kept.private) for text in wanted.private):
         which = "egress.private"
     elif not {(str(network), rule.text) for network, rule in kept.deny} <= {
         (str(network), rule.text) for network, rule in wanted.deny

@@ -47,7 +47,7 @@ from cloister.runs.prepare import (
 )
 from cloister.runs.store import new_id
 from cloister.runs.unit_asked import Asked
-from cloister.runs.unit_internet import unit_internet
+from cloister.runs.unit_internet import UnitInternet, unit_internet
 
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for: the caller's own PATH leads into a home that no unit sees."""
@@ -102,8 +102,7 @@ class UnitKitchen(Kitchen):
         files = self._files_for(asked, agent, resolved.name)
         facts = with_files(self._unit_facts(asked, resolved, agent, command[0]), files)
         if agent.egress.mode == "internet":
-            direct = unit_internet(self._both(agent, request.agent), ruleset, guard, self.host(), nameservers())
-            facts = msgspec.structs.replace(facts, direct=direct)
+            facts = msgspec.structs.replace(facts, direct=self._internet(request.agent, agent, ruleset, guard))
         facts = with_model_words(facts, agent, resolved)
         plan = compile_unit(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         refuse_visible(plan, self.paths.home)
@@ -168,9 +167,13 @@ class UnitKitchen(Kitchen):
         resolved = self._narrowed(self._asked[plan.run])
         return resolved.agent.llm, resolved.policy
 
-    def _both(self, agent: Agent, name: str) -> tuple[Agent, Agent]:
-        """Return an agent as a run has it, and as the packet filter of its account knows it."""
-        return agent, self.policies.resolve(name, "").agent
+    def _internet(self, name: str, agent: Agent, rules: Ruleset, guard: Guard) -> UnitInternet:
+        """Decide how a run gets its network; the packet filter of its account has the agent without profile."""
+        agents = agent, self.policies.resolve(name, "").agent
+        return unit_internet(agents, rules, guard, self.host(), nameservers())
+
+    def _direct(self, name: str, agent: Agent, rules: Ruleset, guard: Guard) -> str:  # type: ignore[explicit-override]  # Python 3.12
+        return self._internet(name, agent, rules, guard).internet.ruleset
 
     def _narrowed(self, asked: Asked) -> ResolvedAgent:
         """Return the system's agent, narrowed by the user's own policy and by the project's file.
