@@ -15,17 +15,17 @@ from cloister.errors import UnsupportedError
 from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
 from cloister.isolation.unit_network import network_unit
-from cloister.plan.settings import merged
+from cloister.plan.settings import form_of, merged
 from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan, WriteBytes
 from cloister.plan.unit import COPY_UPPER, UNIT_PREFIX, Account, UnitLaunch, UnitMount
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.runs import identity_files
 from cloister.runs.compile_parts import (
-    SETTINGS,
     Files,
     Start,
     box_steps,
+    boxed_settings,
     carry_points,
     command_argv,
     compose_environment,
@@ -156,12 +156,15 @@ def _identity(agent: Agent, facts: UnitFacts) -> IdentityTokens | None:
 
 
 def _files(agent: Agent, preset: Preset, facts: UnitFacts, egress: tuple[str, ...]) -> Files:
-    """Return what is generated; settings of the policy alone where the user's broker has merged none."""
+    """Return what is generated; settings and models of the policy alone where the user's broker has merged none."""
     refuse_homeless_settings(agent, preset)
     files = generated_files(agent, preset, facts, egress)
     if agent.settings and preset.settings not in dict(facts.carried):
-        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
-        files.homed.append((preset.settings, SETTINGS))
+        text, name = merged(None, agent.settings, form_of(preset.settings))[0].decode(), boxed_settings(preset)
+        files.boxed.append((name, text))
+        files.homed.append((preset.settings, name))
+    sent = dict(facts.carried)
+    files.homed = [(name, boxed) for name, boxed in files.homed if not (name in preset.model_files and name in sent)]
     return files
 
 
