@@ -142,11 +142,12 @@ def gate(suite: str, layers: Any, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_a_gateway_ends_in_its_own_time(gate: Gate) -> None:
     """Each stop is TERM and its own end; systemd 257 alone would kill it at once in one of three (PrivatePIDs=)."""
     machine = gate.machine
-    for _ in range(10):
+    times = 10 if machine.version >= 257 else 3  # where it went wrong
+    for _ in range(times):
         assert gate.cloister("down", "gate").returncode == 0
         assert machine.show(UNIT, "ActiveState") == "inactive", machine.journal(UNIT)[-2000:]
         assert gate.cloister("up", "gate").returncode == 0
-    assert machine.journal(UNIT).count("bye") == 10
+    assert machine.journal(UNIT).count("bye") == times
 
 
 def test_readiness_is_what_was_declared(gate: Gate) -> None:
@@ -252,8 +253,8 @@ def test_a_killed_proxy_takes_the_gateway_along_and_brings_it_back(gate: Gate) -
 
 
 def test_a_gateway_is_back_after_a_reboot(gate: Gate) -> None:
-    """Last: in order and by a cut of the power; nobody types anything."""
-    for again in (gate.machine.reboot, gate.machine.cut):
+    """Last: by a cut of the power and in order; nobody types anything."""
+    for again in (gate.machine.cut, gate.machine.reboot):  # a shutdown would wait for what tests have started
         again()
         gate.machine.wait_for(f"curl -sf http://127.0.0.1:{PORT}/healthz", timeout=20)
         assert gate.status()["state"] == "active"
