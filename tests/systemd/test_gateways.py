@@ -236,8 +236,10 @@ def test_telegram_through_the_proxy(up: Gateways) -> None:
 
 def test_plugins_of_both_kinds(up: Gateways) -> None:
     """Ours brings a skill, a program, settings and a secret's file; OpenClaw's own brings its model a tool."""
-    up.ask()
-    assert any("own_tool" in request["tools"] for request in up.model.requests), up.machine.journal(UNIT_A)[-3000:]
+    call = json.dumps({"tool": "own_tool", "args": {"input": "x1"}})
+    head = ["-H", f"Authorization: Bearer {TOKEN}", "-H", "Content-Type: application/json"]
+    invoked = up.machine.run(["curl", "-s", *head, "-d", call, "http://127.0.0.1:18789/tools/invoke"], timeout=60)
+    assert "Got: x1" in invoked.stdout, invoked.stdout + up.machine.journal(UNIT_A)[-3000:]
     assert up.inside(f"ls {STATE}/workspace/skills").stdout.split() == ["greet", "note"]
     said = up.inside(
         f"HOME={STATE}/home NOTES_KEY=/run/cloister/services/cl-home-a/secrets/plugin-notes-NOTES_KEY "
