@@ -126,6 +126,8 @@ class ActiveRun:
         """Held while a question stands: the terminal has room for one."""
         self._denied: dict[str, int] = {}
         self._written = 0
+        self.endless = False
+        """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
@@ -373,9 +375,19 @@ class ActiveRun:
         self._written += len(line)
         if self.told:
             self.told({"event": event})
-        if self._written >= MAX_EVENT_BYTES:
+        if self._written >= MAX_EVENT_BYTES and self.endless:
+            self._turn()
+        elif self._written >= MAX_EVENT_BYTES:
             line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
         self._events.write(line)
+
+    def _turn(self) -> None:
+        """Begin a new file of events; the one before is kept beside it, the one before that is not."""
+        path = self.store.events_path(self.plan.run)
+        os.replace(path, self.store.earlier_events_path(self.plan.run))
+        self._events.close()
+        self._events = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
+        self._written = 0
 
     def _tell_starter(self) -> None:
         starter, self.starter = self.starter, None
