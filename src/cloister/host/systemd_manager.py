@@ -27,6 +27,7 @@ _OWN = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _MAX_MESSAGE = 1 << 20
 _MAX_GREETING = 1024
 _SHORTEST_S = 0.001
+_AT_ONCE = 1 << 16
 
 Value = tuple[str, int | str | tuple[int, ...]]
 """A D-Bus type (one of s, b, i, u, t, au) and a value of it."""
@@ -67,6 +68,7 @@ class Manager:
             ManagerError: it is not there, or does not want us.
         """
         self.serial = 0
+        self._arrived = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._until = time.monotonic() + timeout_s
         self._socket.settimeout(timeout_s)
@@ -133,7 +135,7 @@ class Manager:
 
     def _expect(self, start: bytes) -> None:
         line = b""
-        while not line.endswith(b"\r\n"):
+        while not line.endswith(b"\r\n"):  # one by one: what follows may be a message already
             line += self._receive(1)
             if len(line) > _MAX_GREETING:
                 raise ManagerError("", "the manager's greeting has no end")
@@ -213,16 +215,17 @@ class Manager:
         return Message(kind, dict(_fields(fields)), self._receive(length))
 
     def _receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
+        while len(self._arrived) < size:
             # One limit for all: a manager that talks of other things without end must not hold us.
             self._socket.settimeout(max(self._until - time.monotonic(), _SHORTEST_S))
-            part = self._socket.recv(size - len(data))
+            part = self._socket.recv(_AT_ONCE)
             if time.monotonic() > self._until:
                 raise TimeoutError("timed out")
             if not part:
                 raise ManagerError("", "the manager closed the connection")
-            data += part
+            self._arrived += part
+        data = bytes(self._arrived[:size])
+        del self._arrived[:size]
         return data
 
     @contextlib.contextmanager

@@ -210,11 +210,12 @@ def _silent(error: ManagerError) -> RetryError:
 def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "RuntimeMaxUSec")
     try:
+        # What was set stands from the answer on, so it is looked at while the unit starts.
+        _compare(unit, names, bus.show(unit.unit, (*names, "Environment", "RuntimeMaxUSec")))
         # With Type=exec a unit has a job until its program was executed, with everything applied.
         bus.await_end(job)
-        shown = bus.show(unit.unit, wanted)
+        shown = bus.show(unit.unit, ("MainPID", "ActiveState", "InvocationID", "ControlGroup"))
     except ManagerError as error:
         raise _silent(error) from error
     pid = int(shown.get("MainPID", "0") or 0)
@@ -222,14 +223,6 @@ def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
         raise StepError(
             "unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
         )
-    # Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
-    for name in names:
-        if name in shown and shown[name] != asked[name]:
-            raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
-    if "RuntimeMaxSec" in asked and not _same_time(asked["RuntimeMaxSec"], shown.get("RuntimeMaxUSec", "")):
-        raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
-    if shown.get("Environment"):
-        raise _deviates(unit, "it has an environment")
     pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
     try:
         check_process(pid, unit, shown.get("ControlGroup", ""))
@@ -237,6 +230,21 @@ def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
         os.close(pidfd)
         raise
     return Started(pid, pidfd, shown.get("InvocationID", ""))
+
+
+def _compare(unit: UnitLaunch, names: tuple[str, ...], shown: dict[str, str]) -> None:
+    """Hold what the manager says of a unit against what it was asked for.
+
+    Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
+    """
+    asked = dict(unit.properties)
+    for name in names:
+        if name in shown and shown[name] != asked[name]:
+            raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
+    if "RuntimeMaxSec" in asked and not _same_time(asked["RuntimeMaxSec"], shown.get("RuntimeMaxUSec", "")):
+        raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
+    if shown.get("Environment"):
+        raise _deviates(unit, "it has an environment")
 
 
 def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:

@@ -261,6 +261,7 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
+            mounts.get_ready()
         except BaseException:
             starting.abandon()
             raise
