@@ -69,12 +69,25 @@ class Manager:
         """
         self.serial = 0
         self._arrived = bytearray()
+        self._awaited: tuple[bytes, ...] = ()
+        """How lines of the greeting begin that were not heard yet."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._until = time.monotonic() + timeout_s
         self._socket.settimeout(timeout_s)
         with self.in_words():
             self._socket.connect(path or private_socket(os.geteuid()))
             self._greet()
+
+    def hear_greeting(self) -> None:
+        """Hear that the manager wants us, before anything is asked; it takes its time, in which others can be done.
+
+        Raises:
+            ManagerError: it does not.
+        """
+        awaited, self._awaited = self._awaited, ()
+        with self.in_words():
+            for start in awaited:
+                self._expect(start)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -129,9 +142,7 @@ class Manager:
         name = str(os.geteuid()).encode().hex()
         more = "NEGOTIATE_UNIX_FD\r\n" if self.passes_descriptors else ""
         self._socket.sendall(f"\0AUTH EXTERNAL {name}\r\n{more}BEGIN\r\n".encode())
-        self._expect(b"OK ")
-        if more:
-            self._expect(b"AGREE_UNIX_FD")
+        self._awaited = (b"OK ", b"AGREE_UNIX_FD") if more else (b"OK ",)
 
     def _expect(self, start: bytes) -> None:
         line = b""
@@ -187,6 +198,7 @@ class Manager:
 
     def send(self, calls: bytearray, descriptors: tuple[int, ...] = ()) -> None:
         """Send one call or several; descriptors travel with the first byte."""
+        self.hear_greeting()
         sent = socket.send_fds(self._socket, [calls], descriptors) if descriptors else 0
         self._socket.sendall(calls[sent:])
 

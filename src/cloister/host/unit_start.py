@@ -88,19 +88,20 @@ def asked_of_manager(unit: UnitLaunch) -> tuple[tuple[str, str], ...]:
 class Starting:
     """A unit that systemd is asked for; meanwhile other things can be done. `finish` or `abandon` must follow."""
 
-    def __init__(self, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> None:
+    def __init__(self, bus: UnitManager, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> None:
         """Ask for the unit, with `channel` as the standard input of its first process and nothing as the others.
+
+        The connection is its own from now on.
 
         Raises:
             RetryError: systemd does not answer.
             StepError: a property is not understood.
         """
-        self._unit = unit
+        self._unit, self._bus = unit, bus
         try:
             body = unit_dbus.start_call(unit.unit, asked_of_manager(unit), argv)
         except ValueError as error:
             raise StepError("unit-not-started", f"a property is not understood: {error}", where=unit.unit) from error
-        self._bus = _connect()
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._bus.ask_start(body, (channel, nothing, nothing))
@@ -183,7 +184,7 @@ def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
     Raises:
         RetryError: systemd does not answer.
     """
-    with _connect() as bus:
+    with connect() as bus:
         try:
             return bus.show(unit, names)
         except ManagerError as error:
@@ -196,7 +197,12 @@ def living_units(manager: Manager) -> list[str]:
     return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
 
 
-def _connect() -> UnitManager:
+def connect() -> UnitManager:
+    """Return a connection to the system's manager, which it answers when something is asked.
+
+    Raises:
+        RetryError: it does not take it.
+    """
     try:
         return UnitManager(timeout_s=START_S)
     except ManagerError as error:

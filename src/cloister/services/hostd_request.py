@@ -22,6 +22,7 @@ from cloister.errors import CloisterError, DeniedError, RetryError, StepError, U
 from cloister.host import unit_carry, unit_etc, unit_limits, unit_mounts, unit_records, unit_start, unit_state
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
+from cloister.host.systemd_units import UnitManager
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
 from cloister.host.unit_floor import Bounds, check_plan
 from cloister.host.unit_grants import FIRST_ORDINARY_GID, Place, find_grant, open_place, read_system
@@ -110,12 +111,13 @@ def _run(wire: Wire, first: Frame, caller: Caller) -> None:
     place = open_place(caller, grant, request.workspace, request.directory)
     _check_account(account)
     _check_share(caller, request)
-    asked = _Asked(request, caller, grant, account, place)
     broker = _connect_broker()
+    asked = _Asked(request, caller, grant, account, place)
     try:
         plan = _ask_broker(broker, wire, asked)
         try:
-            _start(broker, plan, asked)
+            with unit_start.connect() as bus:  # systemd takes its time to answer, in which much is looked at
+                _start(broker, plan, asked, bus)
         except CloisterError as error:
             broker.finish(error)  # it has a connection to the caller by now, and answers there
         except OSError as error:
@@ -220,7 +222,7 @@ class _PassedError(Exception):
         self.payload = payload
 
 
-def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
+def _start(broker: Wire, plan: Plan, asked: _Asked, bus: UnitManager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
     unit_etc.make_etc(plan, account)
@@ -240,7 +242,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
         )  # fmt: skip
         unit_records.write(record)
         try:
-            _stand_up(broker, unit, record, asked)
+            _stand_up(broker, unit, record, asked, bus)
             done = True
         finally:
             if not done:
@@ -250,14 +252,14 @@ def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
         lock.release(remove=True)
 
 
-def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked) -> None:
+def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, bus: UnitManager) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
         with theirs:
-            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno())
+            starting = unit_start.Starting(bus, unit, record.plan.launch.argv, theirs.fileno())
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
