@@ -58,7 +58,9 @@ def connect(unit: UnitLaunch, launch: Launch) -> Connected:
     wire = Wire(ours, UP_S)
     try:
         with theirs:
-            starting = unit_start.Starting(own, unit.network.argv, theirs.fileno(), shares=("net",))
+            starting = unit_start.Starting(
+                unit_start.connect(), own, unit.network.argv, theirs.fileno(), shares=("net",)
+            )
         try:
             _order(wire, launch)
         finally:

@@ -88,20 +88,14 @@ def asked_of_manager(unit: UnitLaunch) -> tuple[tuple[str, str], ...]:
 class Starting:
     """A unit that systemd is asked for; meanwhile other things can be done. `finish` or `abandon` must follow."""
 
-    def __init__(  # what a unit is started from
-        self, unit: UnitLaunch, argv: tuple[str, ...], channel: int, *, space: int = -1, shares: tuple[str, ...] = (),
+    def __init__(  # noqa: PLR0913  # what a unit is started from
+        self, bus: UnitManager, unit: UnitLaunch, argv: tuple[str, ...], channel: int, *,
+        space: int = -1, shares: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         """Ask for the unit, with `channel` as the standard input of its first process and nothing as the others.
 
         Args:
-            unit: which one.
-            argv: its first process.
-            channel: its standard input.
-            space: the network namespace to put it into; without, the service manager makes an empty one.
-            shares: namespaces that it may have in common with the host.
-
-        Args:
-            manager: whom to ask.
+            bus: a connection to the manager, its own from now on.
             unit: which one.
             argv: its first process.
             channel: its standard input.
@@ -112,15 +106,13 @@ class Starting:
             RetryError: systemd does not answer.
             StepError: a property is not understood.
         """
-        self._unit = unit
-        self._shares = shares
+        self._unit, self._bus, self._shares = unit, bus, shares
         # The manager opens it while this process lives: the name leads to this very namespace.
         put = (("NetworkNamespacePath", f"/proc/{os.getpid()}/fd/{space}"),) if space >= 0 else ()
         try:
             body = unit_dbus.start_call(unit.unit, (*asked_of_manager(unit), *put), argv)
         except ValueError as error:
             raise StepError("unit-not-started", f"a property is not understood: {error}", where=unit.unit) from error
-        self._bus = _connect()
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._bus.ask_start(body, (channel, nothing, nothing))
@@ -203,7 +195,7 @@ def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
     Raises:
         RetryError: systemd does not answer.
     """
-    with _connect() as bus:
+    with connect() as bus:
         try:
             return bus.show(unit, names)
         except ManagerError as error:
@@ -217,7 +209,12 @@ def living_units(manager: Manager) -> list[str]:
     return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
 
 
-def _connect() -> UnitManager:
+def connect() -> UnitManager:
+    """Return a connection to the system's manager, which it answers when something is asked.
+
+    Raises:
+        RetryError: it does not take it.
+    """
     try:
         return UnitManager(timeout_s=START_S)
     except ManagerError as error:
@@ -231,11 +228,12 @@ def _silent(error: ManagerError) -> RetryError:
 def _verify(bus: UnitManager, unit: UnitLaunch, shares: tuple[str, ...], job: str) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "RuntimeMaxUSec")
     try:
+        # What was set stands from the answer on, so it is looked at while the unit starts.
+        _compare(unit, names, bus.show(unit.unit, (*names, "Environment", "RuntimeMaxUSec")))
         # With Type=exec a unit has a job until its program was executed, with everything applied.
         bus.await_end(job)
-        shown = bus.show(unit.unit, wanted)
+        shown = bus.show(unit.unit, ("MainPID", "ActiveState", "InvocationID", "ControlGroup"))
     except ManagerError as error:
         raise _silent(error) from error
     pid = int(shown.get("MainPID", "0") or 0)
@@ -243,14 +241,6 @@ def _verify(bus: UnitManager, unit: UnitLaunch, shares: tuple[str, ...], job: st
         raise StepError(
             "unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
         )
-    # Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
-    for name in names:
-        if name in shown and shown[name] != asked[name]:
-            raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
-    if "RuntimeMaxSec" in asked and not _same_time(asked["RuntimeMaxSec"], shown.get("RuntimeMaxUSec", "")):
-        raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
-    if shown.get("Environment"):
-        raise _deviates(unit, "it has an environment")
     pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
     try:
         check_process(pid, unit, shown.get("ControlGroup", ""), shares)
@@ -258,6 +248,21 @@ def _verify(bus: UnitManager, unit: UnitLaunch, shares: tuple[str, ...], job: st
         os.close(pidfd)
         raise
     return Started(pid, pidfd, shown.get("InvocationID", ""))
+
+
+def _compare(unit: UnitLaunch, names: tuple[str, ...], shown: dict[str, str]) -> None:
+    """Hold what the manager says of a unit against what it was asked for.
+
+    Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
+    """
+    asked = dict(unit.properties)
+    for name in names:
+        if name in shown and shown[name] != asked[name]:
+            raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
+    if "RuntimeMaxSec" in asked and not _same_time(asked["RuntimeMaxSec"], shown.get("RuntimeMaxUSec", "")):
+        raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
+    if shown.get("Environment"):
+        raise _deviates(unit, "it has an environment")
 
 
 def check_process(pid: int, unit: UnitLaunch, control_group: str, shares: tuple[str, ...] = ()) -> None:

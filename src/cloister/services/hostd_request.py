@@ -32,6 +32,7 @@ from cloister.host import (
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.idmap_support import has_idmapped_mounts
+from cloister.host.systemd_units import UnitManager
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
 from cloister.host.unit_floor import Bounds, check_plan
 from cloister.host.unit_grants import (
@@ -139,7 +140,8 @@ def _run(wire: Wire, first: Frame, caller: Caller) -> None:
     try:
         plan = _ask_broker(broker, wire, asked)
         try:
-            _start(broker, plan, asked)
+            with unit_start.connect() as bus:  # systemd takes its time to answer, in which much is looked at
+                _start(broker, plan, asked, bus)
         except CloisterError as error:
             broker.finish(error)  # it has a connection to the caller by now, and answers there
         except OSError as error:
@@ -246,7 +248,7 @@ class _PassedError(Exception):
         self.payload = payload
 
 
-def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
+def _start(broker: Wire, plan: Plan, asked: _Asked, bus: UnitManager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
     unit_etc.make_etc(plan, account)
@@ -267,7 +269,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
         )  # fmt: skip
         unit_records.write(record)
         try:
-            _stand_up(broker, unit, record, asked)
+            _stand_up(broker, unit, record, asked, bus)
             done = True
         finally:
             if not done:
@@ -277,7 +279,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
         lock.release(remove=True)
 
 
-def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked) -> None:
+def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, bus: UnitManager) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
@@ -288,10 +290,11 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
         stack.enter_context(ours)
         with theirs:
             space = network.space if network else -1
-            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno(), space=space)
+            starting = unit_start.Starting(bus, unit, record.plan.launch.argv, theirs.fileno(), space=space)
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
+            mounts.get_ready()
         except BaseException:
             starting.abandon()
             raise
