@@ -72,10 +72,14 @@ class Rsyslog:
         state = " 07 " if self.scheme == "udp" else " 0A "
         return any(wanted in line[:30] and state in line for line in Path(table).read_text().splitlines())
 
-    def stop(self, number: int = signal.SIGKILL) -> None:
+    def pause(self) -> None:
+        """Let it read nothing any more."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def stop(self) -> None:
         """End it, as a crash does."""
         if self._process is not None:
-            self._process.send_signal(number)
+            self._process.kill()
             self._process.wait(20)
             (self._folder / "pid").unlink(missing_ok=True)
         self._process = None
