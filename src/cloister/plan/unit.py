@@ -21,7 +21,10 @@ PROXY_USER = "cloister-proxy"
 PROXY_STATE = f"{STATE}/proxy"
 AUDIT_USER = "cloister-audit"
 """User and group of the system's keeper; members of the group may read the log."""
+AUDIT_SOCKET = f"{RUNTIME}/audit.sock"
 AUDIT_LOG = "/var/log/cloister/audit"
+DAEMON_USERS = {PROXY_USER: "Cloister egress and models", AUDIT_USER: "Cloister audit log"}
+"""Users of our own processes, and what the password database says of them."""
 AUDIT_KEYS = f"{STATE}/audit"
 """Where the key that signs the log is: not beside it, since logs are copied."""
 PROXY_RUNTIME = f"{RUNTIME}/proxy"
@@ -74,6 +77,8 @@ class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     accounts: tuple[Account, ...] = ()
     """Also those that are not granted any more: a uid is never given to somebody else while files may have it."""
     grants: tuple[Grant, ...] = ()
+    audit: Literal["stop", "alarm"] = "stop"
+    """What follows when nothing can be recorded (`[audit] on_failure`)."""
 
 
 class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
