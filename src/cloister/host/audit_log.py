@@ -17,9 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import gzip
 import os
-import shutil
 import stat
 from typing import NamedTuple
 
@@ -27,6 +25,7 @@ import msgspec
 
 from cloister.errors import RetryError, StepError
 from cloister.host.audit_files import HEAD, MAX_LINE, Head, Segment, read_lines, segment_name, segments
+from cloister.host.audit_pack import pack
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -177,8 +176,7 @@ class Log:
         try:
             with open(segment.path, "rb") as source, open(fresh, "wb") as raw:
                 os.fchmod(raw.fileno(), self._mode)
-                with gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6, mtime=0, filename="") as packed:
-                    shutil.copyfileobj(source, packed, 1 << 18)
+                raw.writelines(pack(source))  # members of their own, so that readers get at any place quickly
                 raw.flush()
                 os.fsync(raw.fileno())
                 written = os.fstat(source.fileno()).st_mtime_ns

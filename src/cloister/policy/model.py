@@ -20,17 +20,21 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from cloister.policy.login import Login
+from cloister.policy.model_audit import Action, Conditions, DetectionRule
 from cloister.policy.model_llm import Ledger, Llm, Protocol, Provider
 from cloister.policy.services import Service
 from cloister.policy.table import Count, Port, Table
 
 __all__ = [
     "SCHEMA",
+    "Action",
     "Agent",
     "AgentSandbox",
     "Audit",
+    "Conditions",
     "Count",
     "Credential",
+    "DetectionRule",
     "Egress",
     "EgressMode",
     "EgressRule",
@@ -346,6 +350,10 @@ class Audit(Table, frozen=True):
     """Where events are sent as CEF: `unix`, `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
     retention: str = "90d"
     """How long records are kept."""
+    rules: tuple[DetectionRule, ...] = ()
+    """Detections of your own, besides those that come with Cloister (`cloister audit rules` lists them)."""
+    detections: dict[str, Literal["off", "record", "alarm", "stop"]] = msgspec.field(default_factory=dict)
+    """What becomes of a detection that comes with Cloister, by its name; `off` switches it off."""
     rotate_size: str = "64M"
     """A segment of the log ends at this size, from 64K; closed ones are compressed."""
     rotate_every: str = "1d"
