@@ -94,6 +94,8 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
     check_services(policy, mistakes)
     _check_users(check, policy)
     check.value(("audit", "retention"), parse_duration, policy.audit.retention)
+    check.value(("audit", "rotate_every"), parse_duration, policy.audit.rotate_every)
+    check.value(("audit", "rotate_size"), values.check_segment, policy.audit.rotate_size)
     check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
     check.value(("ledger", "retention"), parse_duration, policy.ledger.retention)
     if policy.ledger.database:

@@ -316,11 +316,16 @@ class Audit(Table, frozen=True):
     syscalls: Literal["off", "security", "all"] = "security"
     """Which system calls are recorded where the audit daemon runs."""
     on_failure: Literal["stop", "alarm"] = "stop"
-    """What happens to the runs when the audit cannot be written."""
+    """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
+    go on and says so."""
     syslog: str = ""
     """Where events are sent as CEF: `unix`, `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
     retention: str = "90d"
     """How long records are kept."""
+    rotate_size: str = "64M"
+    """A segment of the log ends at this size, from 64K; closed ones are compressed."""
+    rotate_every: str = "1d"
+    """A segment of the log ends after this time, also when it is small."""
 
 
 class Policy(Table, frozen=True):

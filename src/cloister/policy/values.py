@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from cloister.policy.hosts import parse_network
 from cloister.policy.secretscan import looks_secret
+from cloister.policy.units import parse_size
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -202,6 +203,12 @@ def check_upstream_proxy(text: str) -> None:
         port = None
     if parts.scheme != "http" or not parts.hostname or not port or parts.path not in {"", "/"} or "@" in parts.netloc:
         raise ValueError('an upstream proxy is http://host:port, or "env" for the https_proxy of the host')
+
+
+def check_segment(text: str) -> None:
+    """Accept a size of at least 64 KiB: a segment holds its own heads and more."""
+    if parse_size(text) < 64 << 10:
+        raise ValueError("a segment of the log has at least 64K")
 
 
 def check_syslog(text: str) -> None:
