@@ -71,7 +71,7 @@ def compile_system(
     daemons = DaemonFacts(python=facts.python, root_links=facts.root_links, root_directories=facts.root_directories)
     real, links = unit_files.skeleton(daemons)
     runtime = (*unit_files.runtime_directories(), *real)
-    credentials, renewed = _credentials(source.policy, facts)
+    credentials, renewed = _credentials(source, facts)
     filtered = _firewall(source, accounts, facts)
     audit = source.policy.audit
     system = System(policy_digest=source.digest, accounts=accounts, grants=grants, audit=audit.on_failure)
@@ -172,7 +172,7 @@ def _known(account: Account, facts: SystemFacts) -> bool:
     return (account.name, account.uid) in facts.entries
 
 
-def _credentials(policy: Policy, facts: SystemFacts) -> tuple[list[tuple[str, str]], str]:
+def _credentials(source: SystemPolicy, facts: SystemFacts) -> tuple[list[tuple[str, str]], str]:
     """Return what the system's broker gets by LoadCredential=, and why it must be restarted for it, if it must.
 
     A file of root's reaches it by systemd, which reads it when the broker starts. One that belongs to the broker's
@@ -180,7 +180,7 @@ def _credentials(policy: Policy, facts: SystemFacts) -> tuple[list[tuple[str, st
     """
     found: list[tuple[str, str]] = []
     renewed = ""
-    for one in references(policy):
+    for one in references(source):
         scheme, _, target = one.text.partition(":")
         if scheme == "systemd":
             found.append((target, ""))

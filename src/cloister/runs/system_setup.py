@@ -197,14 +197,20 @@ def _understand(source: policies.Source, others: list[policies.Source]) -> Read:
     policy = load_document(document, preset_names=tuple(presets))
     agents = {name: resolve(document, name, presets=presets, policy=policy).agent for name in unit_agents(policy)}
     total = policies.digest([source, *others])
-    system = SystemPolicy(policy=policy, agents=agents, digest=total, served=system_services.owners(document))
+    system = SystemPolicy(
+        policy=policy,
+        agents=agents,
+        digest=total,
+        served=system_services.owners(document),
+        channels=system_services.secrets(document),
+    )
     return Read(system=system, document=document, presets=presets)
 
 
 def _prepare(found: Read) -> Prepared:
     source, policy = found.system, found.system.policy
     record = _recorded()
-    facts = take_facts(policy.users, key_paths(policy), f"{unit_files.PROXYD}.service")
+    facts = take_facts(policy.users, key_paths(source), f"{unit_files.PROXYD}.service")
     accounts = give_accounts(source, facts, record.accounts)
     desired = compile_system(source, facts, accounts, _services(found, accounts, facts))
     there = look(desired, record.made)

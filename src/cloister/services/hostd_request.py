@@ -32,9 +32,18 @@ from cloister.host import (
 )
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
+from cloister.host.idmap_support import has_idmapped_mounts
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
 from cloister.host.unit_floor import Bounds, check_plan
-from cloister.host.unit_grants import FIRST_ORDINARY_GID, Place, find_grant, open_place, read_system
+from cloister.host.unit_grants import (
+    FIRST_ORDINARY_GID,
+    Place,
+    find_grant,
+    open_place,
+    open_repository,
+    read_system,
+)
+from cloister.host.unit_overlay import open_copy
 from cloister.host.unit_wire import Request, Wire, is_run, read_control, read_request
 from cloister.plan.steps import Plan
 from cloister.plan.unit import AUDIT_SOCKET, PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
@@ -72,6 +81,8 @@ class _Asked(NamedTuple):
     grant: Grant
     account: Account
     place: Place
+    repository: tuple[str, int]
+    """Path and descriptor of the workspace's git directory, where it lies elsewhere; else nothing, and -1."""
 
 
 def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
@@ -83,7 +94,7 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
         if caller.is_system and not is_run(first):
             _control(wire, first, manager)
         else:
-            _run(wire, first, caller, manager)
+            _run(wire, first, caller)
     except _PassedError as passed:
         wire.refuse(passed.payload)
         _record(peer_uid(sock), "refused", {"by": "the system's broker"})
@@ -131,18 +142,22 @@ def _control(wire: Wire, first: Frame, manager: unit_start.Manager) -> None:
     wire.send("J", msgspec.json.encode(told))
 
 
-def _run(wire: Wire, first: Frame, caller: Caller, manager: unit_start.Manager) -> None:
+def _run(wire: Wire, first: Frame, caller: Caller) -> None:
     request = read_request(wire, first)
     grant, account = find_grant(read_system(), caller, request.fields["agent"])
     place = open_place(caller, grant, request.workspace, request.directory)
+    repository = "", -1
+    if request.repository >= 0:
+        with contextlib.suppress(DeniedError):  # then git does not work inside, and the plan says so
+            repository = open_repository(caller, grant, request.repository)
     _check_account(account)
     _check_share(caller, request)
-    asked = _Asked(request, caller, grant, account, place)
+    asked = _Asked(request, caller, grant, account, place, repository)
     broker = _connect_broker()
     try:
         plan = _ask_broker(broker, wire, asked)
         try:
-            _start(broker, plan, asked, manager)
+            _start(broker, plan, asked)
         except CloisterError as error:
             broker.finish(error)  # it has a connection to the caller by now, and answers there
         except OSError as error:
@@ -221,6 +236,8 @@ def _ask_broker(broker: Wire, lease: Wire, asked: _Asked) -> Plan:
         "account_uid": str(account.uid),
         "root": place.path,
         "granted": place.root,
+        "repository": asked.repository[0],
+        "idmap": "1" if has_idmapped_mounts(place.workspace) else "",
         "directory": f"{place.path.rstrip('/')}/{place.inside}" if place.inside else place.path,
     }
     packed = encode_list(f"{name}={value}".encode("utf-8", "surrogateescape") for name, value in fields.items())
@@ -247,12 +264,13 @@ class _PassedError(Exception):
         self.payload = payload
 
 
-def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager) -> None:
+def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
     _on_record(plan, asked)
     unit_etc.make_etc(plan, account)
-    unit = check_plan(plan, Bounds(asked.grant, account, place.path, SHIMS, uid_filtered))
+    bounds = Bounds(asked.grant, account, place.path, SHIMS, uid_filtered, repository=asked.repository[0])
+    unit = check_plan(plan, bounds)
     _check_groups(unit, asked)
     try:
         lock = unit_records.Lock(plan.run)
@@ -268,7 +286,7 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, manager: unit_start.Manager)
         )  # fmt: skip
         unit_records.write(record)
         try:
-            _stand_up(broker, unit, record, asked, manager)
+            _stand_up(broker, unit, record, asked)
             done = True
         finally:
             if not done:
@@ -295,16 +313,14 @@ def _on_record(plan: Plan, asked: _Asked) -> None:
                          remedy="systemctl status cloister-auditd")  # fmt: skip
 
 
-def _stand_up(
-    broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, manager: unit_start.Manager
-) -> None:
+def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
         with theirs:
-            starting = unit_start.Starting(manager, unit, record.plan.launch.argv, theirs.fileno())
+            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno())
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
@@ -384,7 +400,8 @@ def _open_sources(unit: UnitLaunch, run: str, asked: _Asked, stack: contextlib.E
     unit_state.fill_project(state, unit, asked.account)
     unit_state.make_tops(unit)
     box = kept(unit_state.open_box(run, pwd.getpwnam(PROXY_USER).pw_uid))
-    return unit_mounts.Sources(asked.place.workspace, state, box, carry, own)
+    copy = kept(open_copy(asked.request.copy, asked.caller)) if asked.request.copy >= 0 else -1
+    return unit_mounts.Sources(asked.place.workspace, copy, asked.repository[1], state, box, carry, own)
 
 
 def _check_groups(unit: UnitLaunch, asked: _Asked) -> None:

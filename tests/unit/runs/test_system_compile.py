@@ -102,8 +102,8 @@ def test_keys_of_root_reach_the_broker_by_name_and_only_those_in_use() -> None:
     path = "/etc/cloister/keys/anthropic.key"
     lines = [line for line in text.splitlines() if line.startswith("LoadCredential")]
     assert lines == [f"LoadCredential={delivered_name(path)}:{path}", "LoadCredential=github"]
-    assert key_paths(source().policy) == (path,)
-    assert [one.where for one in references(source().policy)] == [
+    assert key_paths(source()) == (path,)
+    assert [one.where for one in references(source())] == [
         ".providers.anthropic.key",
         ".agents.pi.credentials.github.secret",
     ]
