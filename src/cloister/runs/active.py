@@ -37,6 +37,7 @@ from cloister.runs.store import Direct, Receipt, Record, Store
 if TYPE_CHECKING:
     from cloister.credentials.signing import SigningEvent
     from cloister.runs.agent_services import Signers
+    from cloister.runs.audit_door import About
     from cloister.runs.credentials import RunCredentials
 
 FLAG_PTY = 1
@@ -119,6 +120,12 @@ class ActiveRun:
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
+        self.about: About | None = None
+        """Whose run it is, for the audit; None until it is on record."""
+        self.audit: Callable[[ActiveRun, str, dict[str, object]], None] | None = None
+        """Gets every event for the audit log."""
+        self.unrecorded = ""
+        """Why what happened in between is not in the audit log."""
         self._admitted = False
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
@@ -367,7 +374,9 @@ class ActiveRun:
             self._denied[what] = self._denied.get(what, 0) + 1
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
-        """Append one line to the run's events."""
+        """Append one line to the run's events, and tell the audit."""
+        if self.audit:
+            self.audit(self, kind, fields)
         if self._written >= MAX_EVENT_BYTES:
             return  # counted in the receipt all the same; an agent must not fill the disk with its denials
         event: dict[str, object] = {"event": kind, "time": time.time(), **fields}
@@ -409,6 +418,12 @@ class ActiveRun:
             link.close()
         self.sessions.clear()
         self._on_end(self, outcome)
+
+    def note_unrecorded(self, why: str) -> None:
+        """Say in record and receipt that the audit log has a gap; nothing means that it is written again."""
+        self.unrecorded = self.unrecorded or why
+        self.record = msgspec.structs.replace(self.record, unrecorded=why)
+        self.store.update(self.record)
 
     def conclude(self, outcome: Outcome, warnings: tuple[str, ...]) -> Receipt:
         """Write the receipt and return it."""

@@ -25,6 +25,8 @@ from cloister.host.audit_log import Log
 HEAD_S = 15.0
 """A line bears a signature, and is on the disk, after so many seconds at the latest."""
 _FAR_S = 3600.0
+_AGAIN_S = 30.0
+"""A rotation that failed is tried again after this."""
 Detail = str | int | float | bool
 
 
@@ -68,6 +70,9 @@ class Keeper:
         self._chain = Chain("")
         self._head_seq = 0
         self._head_due = self._rotate_due = 0
+        self._rotate_not_before = 0
+        self._headless = False
+        """The open segment has no line yet; its first must be a head."""
         self._began = (0, 0)
         self._packing: threading.Thread | None = None
         self.tiers: Callable[[], Mapping[str, Detail]] = dict
@@ -143,14 +148,16 @@ class Keeper:
         Raises:
             OSError: none was written; put them again.
         """
+        if self._headless:
+            self._write_head("segment", {})
+        if self.seq - self._head_seq >= HEAD_LINES:
+            self.head("lines")  # before the events: when this fails, none of them is written
         before = self._chain.position
         try:
             self._log.write(self._chain.lines(events))
         except OSError:
             self._chain.back_to(before)
             raise
-        if self.seq - self._head_seq >= HEAD_LINES:
-            self.head("lines")
 
     def written(self, position: Position) -> None:
         """Take note of lines that others chained and wrote to `descriptor` (the reader of kernel events, in C)."""
@@ -185,7 +192,8 @@ class Keeper:
             self._head_due = now + int(HEAD_S * 1e9)
             if self.seq > self._head_seq:
                 self.head("time")
-        if self._key and (self._log.size >= self.rules.rotate_bytes or now >= self._rotate_due):
+        full = self._log.size >= self.rules.rotate_bytes or now >= self._rotate_due
+        if full and self._key and now >= self._rotate_not_before:
             self.rotate()
 
     def rotate(self) -> None:
@@ -194,10 +202,14 @@ class Keeper:
         Raises:
             OSError: something of it could not be written.
         """
-        self._rotate_due = self._clock.boottime_ns() + int(self.rules.rotate_s * 1e9)
+        now = self._clock.boottime_ns()
+        self._rotate_not_before = now + int(_AGAIN_S * 1e9)
         self.head("rotated")
         self._log.begin(self.seq + 1)
+        self._headless = True
+        self._rotate_due = now + int(self.rules.rotate_s * 1e9)
         self._write_head("segment", {})
+        self._rotate_not_before = 0
         self._retire()
         if self._packing is None or not self._packing.is_alive():
             self._packing = threading.Thread(target=self._compress, name="audit-compress", daemon=True)
@@ -254,7 +266,7 @@ class Keeper:
         except OSError:
             self._chain.back_to(before)
             raise
-        self._head_seq = self.seq
+        self._head_seq, self._headless = self.seq, False
         self._head_due = self._clock.boottime_ns() + int(HEAD_S * 1e9)
         self._log.sync()
         self._log.note(Head(self._chain.log, self.seq, self._chain.hash.hex(), event.time))

@@ -47,6 +47,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     finished: float | None = None
     exit_code: int | None = None
     reason: str = ""
+    unrecorded: str = ""
+    """Why the audit log cannot be written at present; nothing when it can."""
 
 
 class Direct(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ import os
 import pwd
 import socket
 import sys
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 import cloister
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
 from cloister.host import (
+    audit_send,
     unit_carry,
     unit_etc,
     unit_limits,
@@ -46,9 +48,11 @@ from cloister.host.unit_grants import (
 from cloister.host.unit_overlay import open_copy
 from cloister.host.unit_wire import Request, Wire, is_run, read_control, read_request
 from cloister.plan.steps import Plan
-from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, Account, Grant, UnitLaunch
+from cloister.plan.unit import AUDIT_SOCKET, PROXY_USER, PROXYD_SOCKET, Account, Grant, UnitLaunch
 
 PLAN_S = 60.0
+MOST_WORDS = 1024
+"""Characters of one text in the log."""
 MOST_RUNS = 256
 MOST_CARRIED = 256 << 20
 """Bytes. Both are of one user at once: what is carried in lies in /run, which is memory, and everybody's."""
@@ -95,7 +99,9 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
             _run(wire, first, caller)
     except _PassedError as passed:
         wire.refuse(passed.payload)
+        _record(peer_uid(sock), "refused", {"by": "the system's broker"})
     except CloisterError as error:
+        _record(peer_uid(sock), "refused", {"where": error.where}, error.reference, error.message)
         _note(f"uid {peer_uid(sock)} was refused: {error.message} [{error.reference}] {error.where}")
         wire.finish(error)
     except FrameError:
@@ -105,6 +111,19 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
         raise
     finally:
         wire.close()
+
+
+def _record(
+    uid: int, what: str, details: Mapping[str, audit_send.Value], reason: str = "", message: str = "", **fields: str
+) -> str:
+    """Tell the keeper of the log what came of a request; return why it is not written, or nothing."""
+    allowed = "blocked" if what == "refused" else "allowed"
+    shown = {name: str(value)[:MOST_WORDS] for name, value in details.items()} | {"uid": uid}
+    event = audit_send.event(
+        "hostd.request", "hostd", shown, disposition=allowed, reason=reason, message=(message or what)[:MOST_WORDS],
+        **{name: value[:MOST_WORDS] for name, value in fields.items()},
+    )  # fmt: skip
+    return audit_send.report(event)
 
 
 def _of_host(error: OSError) -> StepError:
@@ -251,6 +270,7 @@ class _PassedError(Exception):
 def _start(broker: Wire, plan: Plan, asked: _Asked, bus: UnitManager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
+    _on_record(plan, asked)
     unit_etc.make_etc(plan, account)
     bounds = Bounds(asked.grant, account, place.path, SHIMS, uid_filtered, repository=asked.repository[0])
     unit = check_plan(plan, bounds)
@@ -277,6 +297,23 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, bus: UnitManager) -> None:
                 unit_records.remove(plan.run)
     finally:
         lock.release(remove=True)
+
+
+def _on_record(plan: Plan, asked: _Asked) -> None:
+    """Have it written who is given what, before it is.
+
+    Raises:
+        RetryError: it cannot be, and the policy wants no run then.
+    """
+    details = {"workspace": asked.place.path, "root": asked.place.root}
+    why = _record(
+        asked.caller.uid, "run", details, run=plan.run, agent=plan.agent, user=asked.caller.name,
+        account=asked.account.name, policy=plan.policy_digest, plan=plan.digest(),
+    )  # fmt: skip
+    if why and read_system().audit == "stop":
+        message = f"what agents do cannot be recorded, so none is started: {why}"
+        raise RetryError("audit-lost", message, where=AUDIT_SOCKET,
+                         remedy="systemctl status cloister-auditd")  # fmt: skip
 
 
 def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, bus: UnitManager) -> None:
