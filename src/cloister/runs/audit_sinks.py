@@ -23,17 +23,17 @@ _WAKE_S = 2.0
 """After so long a keeper of our own loads its key: not while the first run is starting."""
 
 
-def choose(paths: Paths, settings: Callable[[], Audit], *, system: bool) -> Sink:
-    """Return the system's keeper where there is one, or must be (`system`); else a log of one's own."""
-    if system or system_keeps():
+def choose(paths: Paths, settings: Callable[[], Audit], source: str) -> Sink:
+    """Return the system's keeper where there is one, however it may be; else a log of one's own."""
+    if system_keeps():
         return SystemSink()
-    return OwnSink(lambda: own_keeper(paths, settings()), Sending(paths, settings))
+    return OwnSink(lambda: own_keeper(paths, settings(), source), Sending(paths, settings))
 
 
-def own_keeper(paths: Paths, audit: Audit) -> Keeper:
+def own_keeper(paths: Paths, audit: Audit, source: str) -> Keeper:
     """Return the keeper of a user's own log, with nothing open yet."""
     os.makedirs(paths.state, mode=0o700, exist_ok=True)
-    return Keeper(Log(paths.audit), paths.audit_key, rules_of(audit), source="broker")
+    return Keeper(Log(paths.audit), paths.audit_key, rules_of(audit), source=source)
 
 
 def rules_of(audit: Audit) -> Rules:

@@ -14,6 +14,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -77,7 +78,8 @@ class UnitSupervisor(Supervision):
         """Know where things are; start nothing."""
         super().__init__(loop, kitchen, connect)
         self._units = kitchen
-        self.gateways = Gateways(loop, GatewayKitchen(kitchen.paths, kitchen.owner), self._provisions)
+        self.gateways = Gateways(loop, GatewayKitchen(kitchen.paths, kitchen.owner), self._provisions, self._audit)
+        self._audit.watching = lambda: bool(self._runs) or self.gateways.busy
         self._hostd = hostd
         self._leases: dict[str, Lease] = {}
         self._networks: dict[str, UnitNetwork] = {}
@@ -256,6 +258,10 @@ class UnitSupervisor(Supervision):
         """End gateways' part here, and every run."""
         await self.gateways.close()
         await super().close()
+
+    def on_audit(self, changed: Callable[[], None]) -> None:
+        """Have it said when nothing can be recorded any more, and when it can be again."""
+        self._audit.on_change = changed
 
     async def recover_units(self) -> None:
         """Have hostd undo every unit that no living run of ours has."""
