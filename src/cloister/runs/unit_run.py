@@ -11,6 +11,7 @@ of the unit lives any more: removing a mount point on the host takes the mount a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
