@@ -82,14 +82,18 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 def network_endpoint(found: Endpoint) -> Value:
     """Return a `network_endpoint`; an address that is none stands as a name."""
     address = is_address(found.ip)
-    return present(
+    named = present(
         {
             "hostname": found.hostname or ("" if address else found.ip),
             "ip": found.ip if address else "",
-            "port": found.port if 0 < found.port <= _PORT_MAX else None,
             "name": found.path,
         }
     )
+    return {**(named or {"name": "unknown"}), **_port(found)}
+
+
+def _port(found: Endpoint) -> Value:
+    return {"port": found.port} if 0 < found.port <= _PORT_MAX else {}
 
 
 def is_address(text: str) -> bool:
@@ -116,14 +120,17 @@ def actor(event: Event, container: Value, *, with_process: bool) -> Value:
 
 
 def user(event: Event) -> Value:
-    """Return the person whose run it is, and the credential that was used."""
-    kind = {"type_id": 1, "type": "User"} if event.user else {}
-    return present({"name": event.user, **kind, "uid_alt": event.account, "credential_uid": event.credential})
+    """Return the person whose run it is, and the credential that was used; empty when neither is known."""
+    if not (event.user or event.account or event.credential):
+        return {}
+    kind = {"type_id": 1, "type": "User"} if event.user else {"type_id": 0, "type": "Unknown"}
+    name = event.user or event.account or "unknown"
+    return present({"name": name, **kind, "uid_alt": event.account, "credential_uid": event.credential})
 
 
 def request(found: Http, endpoint: Endpoint | None) -> Value:
     """Return a `http_request`; a method that the schema does not list has no place in it."""
-    host = present({"hostname": endpoint.hostname, "port": endpoint.port or None}) if endpoint is not None else {}
+    host = present({"hostname": endpoint.hostname, **_port(endpoint)}) if endpoint is not None else {}
     url = present({"path": found.path, **host}) if found.path else {}
     return present({"http_method": found.method if found.method in METHODS else "", "url": url})
 

@@ -347,7 +347,15 @@ class Audit(Table, frozen=True):
     """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
     go on and says so."""
     syslog: str = ""
-    """Where events are sent as CEF: `unix`, `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    """Where events are sent: `unix` (the host's journal), `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    format: Literal["cef", "cef1", "ocsf", "json"] = "cef"
+    """What a message of syslog holds: CEF version 0 or 1, OCSF, or the line of the log itself."""
+    otlp: str = ""
+    """Where events are sent as OpenTelemetry logs, over HTTP: `https://host:4318`."""
+    ca: str = ""
+    """File with certificates of the authorities that receivers are trusted by; else the system's are."""
+    certificate: str = ""
+    """File with a certificate and its key for receivers that ask for one."""
     retention: str = "90d"
     """How long records are kept."""
     rules: tuple[DetectionRule, ...] = ()
