@@ -8,7 +8,7 @@ from typing import Any
 
 from cloister.cli.arguments import Parser
 
-ACTIONS = ("tail", "query", "stats", "export")
+ACTIONS = ("tail", "query", "stats", "verify", "export")
 """Each is a module `cloister.cli.audit_ACTION` with `describe(parsers)` and `main(options)`."""
 
 

@@ -105,7 +105,7 @@ def read_head(directory: str) -> Head | None:
     try:
         with open(f"{directory}/{HEAD}", "rb") as file:
             return msgspec.json.decode(file.read(4096), type=Head)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-AUDIT_SOCKET = "/run/cloister/audit.sock"
+from cloister.plan.unit import AUDIT_SOCKET
+
 AUDIT_UNIT = "/etc/systemd/system/cloister-auditd.socket"
 """Where this file is, the system keeps the log: a keeper that is silent is an outage then, not an absence."""
 MOST_BYTES = 1 << 17
@@ -87,6 +88,21 @@ class Sender:
     def close(self) -> None:
         """Let go."""
         self._sock.close()
+
+
+def report(event: bytes, timeout_s: float = 5.0) -> str:
+    """Have one event written by the system's keeper, where there is one; return why not, or nothing."""
+    if not system_keeps():
+        return ""
+    try:
+        sender = Sender(timeout_s=timeout_s)
+        try:
+            sender.send([event])
+        finally:
+            sender.close()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def system_keeps() -> bool:

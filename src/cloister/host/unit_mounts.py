@@ -18,6 +18,7 @@ import msgspec
 
 from cloister.errors import CloisterError, StepError, UnsupportedError
 from cloister.host import unit_state
+from cloister.host.unit_overlay import Namespace, make_overlay
 from cloister.host.unit_syscalls import (
     NODEV,
     NOSUID,
@@ -47,6 +48,11 @@ _IDS = 1 << 31
 _WALK = PATH_ONLY | os.O_NOFOLLOW
 _WALK_DIRECTORY = _WALK | os.O_DIRECTORY
 _ANSWER_SIZE = 1 << 16
+_WRITABLE = frozenset({"rw", "overlay", "tmpfs"})
+_USERS = frozenset({"workspace", "copy", "repository"})
+"""Bases whose files are the user's: their ids are mapped."""
+_IN_PLACE = frozenset({"workspace", "repository"})
+"""Bases that are mounted where they lie on the host, and below which mounts cover what they are of."""
 _NOT_MADE = "a mount of the unit was not made: "
 
 
@@ -54,6 +60,8 @@ class Sources(NamedTuple):
     """Descriptors of the bases of a unit's mounts; -1 where there is none. `run` is the run's own directory."""
 
     workspace: int
+    copy: int
+    repository: int
     state: int
     box: int
     carry: int
@@ -100,7 +108,7 @@ class Mounts:
         userns = -1
         try:
             if unit.ownership == "idmap":
-                userns = _map(owners)
+                userns = map_ids(owners)
             for mount in unit.mounts:
                 made = _prepare(mount, sources, owners, userns)
                 if made is not None:
@@ -159,13 +167,13 @@ def check(pid: int, made: list[tuple[UnitMount, int]]) -> None:
                 raise _refused(mount, "something else is there")
             if not flags & os.ST_NOSUID or not flags & os.ST_NODEV:
                 raise _refused(mount, "it allows set-uid programs or devices")
-            if mount.kind not in {"rw", "tmpfs"} and not flags & os.ST_RDONLY:
+            if mount.kind not in _WRITABLE and not flags & os.ST_RDONLY:
                 raise _refused(mount, "it is writable")
     finally:
         os.close(root)
 
 
-def _map(owners: Owners) -> int:
+def map_ids(owners: Owners) -> int:
     """Return a user namespace in which the owner's files are the account's.
 
     Groups other than the two stay what they are: an agent has none of them, and a file with a group that is not
@@ -185,16 +193,21 @@ def _map(owners: Owners) -> int:
 def _no_mapping(error: OSError) -> UnsupportedError:
     return UnsupportedError(
         "workspace-ownership", f"the workspace's files cannot be shown as the agent's own: {error.strerror}",
-        remedy="a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12), or a group that you share:"
-        ' [agents.X.unit] ownership = "group"',
+        remedy="a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12); or a group that you share: "
+        '[agents.X.unit] ownership = "group"; or work on a copy that you review: workspace.mode = "overlay"',
     )  # fmt: skip
 
 
 def _prepare(mount: UnitMount, sources: Sources, owners: Owners, userns: int) -> _Prepared | None:
     """Return the detached mount, or None where an optional source is absent."""
-    flags = NOSUID | NODEV | (READ_ONLY if mount.kind not in {"rw", "tmpfs"} else 0)
+    flags = NOSUID | NODEV | (READ_ONLY if mount.kind not in _WRITABLE else 0)
     if mount.kind == "tmpfs":
         made = new_tmpfs(_tmpfs_options(mount, owners.account), NOSUID | NODEV)
+        return _Prepared(mount, made, mount_id(made), True, None)
+    if mount.kind == "overlay":
+        if userns < 0 or sources.copy < 0:
+            raise _refused(mount, "there is no directory of the user's for what changes")
+        made = make_overlay(sources.workspace, sources.copy, Namespace(userns, owners.uid, owners.gid))
         return _Prepared(mount, made, mount_id(made), True, None)
     try:
         source = _open_source(mount, sources)
@@ -211,14 +224,14 @@ def _prepare(mount: UnitMount, sources: Sources, owners: Owners, userns: int) ->
         raise _refused(mount, f"its source cannot be mounted: {error.strerror}") from error
     finally:
         os.close(source)
-    mapped = mount.base == "workspace"
+    mapped = mount.base in _USERS
     try:
         set_mount(made, flags, userns if mapped else -1)
         number = mount_id(made)
     except OSError as error:
         os.close(made)
         raise (_no_mapping(error) if mapped and userns >= 0 else _refused(mount, str(error.strerror))) from error
-    node = (status.st_dev, status.st_ino) if mapped and mount.source else None
+    node = (status.st_dev, status.st_ino) if mount.base in _IN_PLACE and mount.source else None
     return _Prepared(mount, made, number, stat.S_ISDIR(status.st_mode), node)
 
 
@@ -226,6 +239,10 @@ def _open_source(mount: UnitMount, sources: Sources) -> int:
     match mount.base:
         case "workspace":
             return open_below(sources.workspace, mount.source, _WALK, one_file_system=True)
+        case "copy":
+            return open_below(sources.copy, mount.source, _WALK, one_file_system=True)
+        case "repository":
+            return open_below(sources.repository, mount.source, _WALK, one_file_system=True)
         case "state":
             with acting_as(_owner(sources.state), _owner(sources.state)):
                 return open_below(sources.state, mount.source, _WALK, one_file_system=True)

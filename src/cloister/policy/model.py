@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from cloister.policy.injection import Injection
 from cloister.policy.login import Login
 from cloister.policy.model_audit import Action, Conditions, DetectionRule
 from cloister.policy.model_llm import Ledger, Llm, Protocol, Provider
@@ -121,31 +122,6 @@ class Egress(Table, frozen=True):
     """Exceptions inside the refused ranges (one NAS, one test server), as CIDR; a name must be allowed as well."""
     upstream_proxy: str = ""
     """`http://host:port` to go through, `env` for the broker's own `https_proxy`, empty for none."""
-
-
-class Injection(Table, frozen=True):
-    """`[agents.NAME.credentials.NAME.inject]`: how a secret gets into requests to the hosts it is bound to."""
-
-    host: str | tuple[str, ...]
-    """The host the secret is sent to, or several; no wildcard. TLS to them ends at the broker."""
-    port: Port = 443
-    """The port of those hosts."""
-    header: str = ""
-    """The header that carries it, for the scheme `header`."""
-    query: str = ""
-    """The query parameter that carries it, for the scheme `query`."""
-    value: str = "{secret}"
-    """The header's or parameter's value; `{secret}` is replaced."""
-    scheme: Literal["header", "bearer", "basic", "query", "sigv4", "git", "npm", "pip"] = "header"
-    """`bearer` and `basic` are Authorization headers; `sigv4` signs for AWS; `git`, `npm` and `pip` know their
-    tool's own way, so that nothing has to be set up inside."""
-    user: str = ""
-    """The user name for `basic`, `git` and `pip`; empty means what the tool's hosts expect (`x-access-token`,
-    `__token__`)."""
-    methods: tuple[str, ...] = ()
-    """HTTP methods the secret is used for, in capitals; empty means all. Others are refused with it."""
-    paths: tuple[str, ...] = ()
-    """Path patterns the secret is used for, as in an egress rule; empty means all. Others are refused with it."""
 
 
 class Credential(Table, frozen=True):

@@ -55,6 +55,15 @@ class Starter(NamedTuple):
     """A descriptor of our own for its standard output."""
     json: bool
 
+    def tell(self, run: str) -> None:
+        """Tell the id of the run, now that it can be worked with (or is over)."""
+        shown = msgspec.json.encode({"run": run}).decode() if self.json else run
+        with contextlib.suppress(OSError):  # it may have gone, or closed its output
+            os.write(self.output, f"{shown}\n".encode())
+        os.close(self.output)
+        self.link.send("F", b"\0")
+        self.link.close()
+
 
 class Command(NamedTuple):
     """One further command for a running sandbox."""
@@ -345,7 +354,7 @@ class ActiveRun:
         if event.verdict != "allow":
             self._count_denied(f"{event.host}:{event.port} {event.reason}")
         if self.credentials:
-            self.credentials.note(event)
+            event = self.credentials.note(event)
         self.write_event("egress", msgspec.to_builtins(event))
 
     def note_signing(self, event: SigningEvent) -> None:
@@ -374,16 +383,9 @@ class ActiveRun:
         self._events.write(line)
 
     def _tell_starter(self) -> None:
-        """Tell who asked for a detached run its id, now that it can be worked with (or is over)."""
         starter, self.starter = self.starter, None
-        if starter is None:
-            return
-        shown = msgspec.json.encode({"run": self.plan.run}).decode() if starter.json else self.plan.run
-        with contextlib.suppress(OSError):  # it may have gone, or closed its output
-            os.write(starter.output, f"{shown}\n".encode())
-        os.close(starter.output)
-        starter.link.send("F", b"\0")
-        starter.link.close()
+        if starter:
+            starter.tell(self.plan.run)
 
     def _is_running(self) -> None:
         self._tell_starter()

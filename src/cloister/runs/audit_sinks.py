@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from cloister.host.audit_log import Log
-from cloister.host.audit_send import AUDIT_SOCKET, Sender, system_keeps
+from cloister.host.audit_send import Sender, system_keeps
+from cloister.plan.unit import AUDIT_SOCKET
 from cloister.policy.model import Audit
 from cloister.policy.units import parse_duration, parse_size
 from cloister.runs.audit_door import Sink

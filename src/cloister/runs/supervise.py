@@ -94,7 +94,7 @@ class Supervisor(Supervision):
             self._store.reserve(request.run)
         looked = self._kitchen.look(request)
         if looked.agent.isolation == "unit":
-            self._system_units().start(request, looked, link, stdio)
+            await self._system_units().start(request, looked, link, stdio)
             return
         self._audit.admit()
         prepared = self._kitchen.prepare(request, request.run, looked)

@@ -20,10 +20,12 @@ from cloister.plan.service_facts import ProgramFacts, ServiceFacts, ServiceUnits
 from cloister.plan.system_diff import Directory, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import AGENTS, Account
-from cloister.policy.document import Document
+from cloister.policy.document import Document, show_path
 from cloister.policy.merge import resolve
 from cloister.policy.model import Policy, Preset
+from cloister.runs.channel_secrets import swapped
 from cloister.runs.service_files import active, wanted_sources, wanted_tools
+from cloister.runs.system_judge import Reference
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 _TOOL = re.compile(r"[A-Za-z0-9@_.+-]+")
@@ -32,6 +34,15 @@ _TOOL = re.compile(r"[A-Za-z0-9@_.+-]+")
 def owners(document: Document) -> tuple[Owner, ...]:
     """Return who needs an account: each enabled gateway."""
     return tuple(Owner(gateway.settings.agent, service=gateway.joined) for gateway in active(document))
+
+
+def secrets(document: Document) -> tuple[Reference, ...]:
+    """Return those of channels that the system's broker puts into requests, and so has to have."""
+    return tuple(
+        Reference(show_path((*gateway.path, name)), one.secret)
+        for gateway in active(document)
+        for name, one in swapped(gateway.settings).items()
+    )
 
 
 def take_service_facts(

@@ -21,6 +21,8 @@ DAEMONS = (
     f"{unit_files.HOSTD}.service",
     f"{unit_files.PROXYD}.socket",
     f"{unit_files.PROXYD}.service",
+    f"{unit_files.AUDITD}.socket",
+    f"{unit_files.AUDITD}.service",
     "cloister-firewall.service",
     "cloister-watchdog.service",
 )

@@ -23,8 +23,7 @@ from cloister.audit.chain import encode
 from cloister.audit.event import Event
 from cloister.errors import CloisterError, RetryError, render
 from cloister.host.audit_log import Log
-from cloister.host.audit_send import AUDIT_SOCKET
-from cloister.plan.unit import AUDIT_KEYS, AUDIT_LOG
+from cloister.plan.unit import AUDIT_KEYS, AUDIT_LOG, AUDIT_SOCKET
 from cloister.policy.units import parse_duration, parse_size
 from cloister.runs.audit_keeper import Keeper, Rules
 from cloister.services.audit_peers import Peer, Peers

@@ -61,7 +61,7 @@ def test_a_service_without_instances_is_one_named_default():
 
 
 def test_an_instance_inherits_everything_and_overrides_single_keys():
-    """O36: providers, channels, auth, model and routing reach the instance; one key of a table may differ."""
+    """O36, OF14: providers, channels, auth, model and routing reach the instance; one key of a table may differ."""
     text = HOME + (
         'model.thinking = "low"\n'
         'routing.queue.mode = "collect"\n'
