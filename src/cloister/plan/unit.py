@@ -23,10 +23,18 @@ AUDIT_USER = "cloister-audit"
 """User and group of the system's keeper; members of the group may read the log."""
 AUDIT_SOCKET = f"{RUNTIME}/audit.sock"
 AUDIT_LOG = "/var/log/cloister/audit"
-DAEMON_USERS = {PROXY_USER: "Cloister egress and models", AUDIT_USER: "Cloister audit log"}
+EXPORT_USER = "cloister-export"
+"""Sends the log elsewhere; may read it, and nothing else of ours."""
+DAEMON_USERS = {
+    PROXY_USER: "Cloister egress and models",
+    AUDIT_USER: "Cloister audit log",
+    EXPORT_USER: "Cloister audit export",
+}
 """Users of our own processes, and what the password database says of them."""
 AUDIT_KEYS = f"{STATE}/audit"
 """Where the key that signs the log is: not beside it, since logs are copied."""
+EXPORT_STATE = f"{STATE}/export"
+"""How far each receiver of the log has got."""
 PROXY_RUNTIME = f"{RUNTIME}/proxy"
 """Made by systemd for the system's broker (RuntimeDirectory=), mode 0700: no other uid gets to a run's socket."""
 AGENTS = f"{STATE}/agents"

@@ -32,6 +32,8 @@ _BACKOFF_S = (1.0, 60.0)
 _PORTION = 500
 _SAVE_EVERY_S = 1.0
 _LATE_NS = 60_000_000_000
+_NAMELESS = "unknown"
+"""A log whose first line is not that of a keeper."""
 
 
 class Cursor(msgspec.Struct):
@@ -169,7 +171,7 @@ class Export:
 
 
 def log_id(directory: str) -> str:
-    """Return the id of the log in a directory; empty while there is none.
+    """Return the id of the log in a directory; empty while there is no line in it.
 
     Raises:
         OSError: it cannot be read.
@@ -182,7 +184,7 @@ def log_id(directory: str) -> str:
         for lines, _ in read_lines(segment):
             if lines:
                 position = position_of(lines[0])
-                return position.log if position is not None else ""
+                return (position.log if position is not None else "") or _NAMELESS
     return ""
 
 

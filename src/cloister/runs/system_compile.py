@@ -15,6 +15,7 @@ from cloister.errors import PolicyError, UnsupportedError
 from cloister.identity.accounts import Entry, Owner, assign, find
 from cloister.isolation import unit_files
 from cloister.isolation.audit_units import audit_units, audit_wanted
+from cloister.isolation.export_units import export_units, export_wanted
 from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
 from cloister.isolation.unit_files import DaemonFacts
 from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
@@ -81,6 +82,7 @@ def compile_system(
         SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
         **unit_files.daemon_units(daemons, credentials),
         **audit_units(daemons, audit),
+        **export_units(daemons, audit),
         **_filter_files(filtered, facts),
     }
     served = {account.service: account for account in accounts if account.service}
@@ -93,7 +95,13 @@ def compile_system(
         files=(*(File(path=path, text=text) for path, text in files.items()), *files_of(services, served)),
         denied=tuple(account.name for account in accounts),
         firewall=filtered,
-        units=(*audit_wanted(), *_filter_units(filtered), *_daemons(renewed), *units_of(services)),
+        units=(
+            *export_wanted(audit),
+            *audit_wanted(),
+            *_filter_units(filtered),
+            *_daemons(renewed),
+            *units_of(services),
+        ),
         stop=tuple(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),

@@ -60,7 +60,7 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--syslog", default="")
     parser.add_argument("--format", choices=FORMATS, default="cef")
     parser.add_argument("--otlp", default="")
-    parser.add_argument("--authorities", default="")
+    parser.add_argument("--ca", default="")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--lifeline", action="store_true")
     options = parser.parse_args(words)
@@ -80,7 +80,7 @@ def exports(options: argparse.Namespace) -> list[Export]:
     Raises:
         OSError: a cursor cannot be read.
     """
-    trust = Trust(options.authorities, options.certificate)
+    trust = Trust(options.ca, options.certificate)
     targets: list[tuple[str, SyslogTarget | OtlpTarget]] = []
     if options.syslog:
         targets.append((options.syslog, SyslogTarget(options.syslog, options.format, trust)))
