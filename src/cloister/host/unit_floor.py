@@ -17,7 +17,17 @@ from cloister.host.unit_caller import is_ours
 from cloister.host.unit_floor_calls import worse_than_allowed
 from cloister.host.unit_floor_network import wrong_network, wrong_pasta
 from cloister.plan.steps import Launch, Plan
-from cloister.plan.unit import ACCOUNT_PREFIX, SKELETON, SLICE, UNIT_PREFIX, Account, Grant, UnitLaunch, UnitMount
+from cloister.plan.unit import (
+    ACCOUNT_PREFIX,
+    COPY_UPPER,
+    SKELETON,
+    SLICE,
+    UNIT_PREFIX,
+    Account,
+    Grant,
+    UnitLaunch,
+    UnitMount,
+)
 
 SHIM_INSIDE = "/.cloister/cloister-shim"
 ETC_COPIES = "/run/cloister/etc/"
@@ -86,7 +96,6 @@ _ALLOWED: dict[str, str] = {
     "SendSIGKILL": _YES,
     "TimeoutStopSec": _SECONDS,
     "TimeoutStartSec": _SECONDS,
-    "TimeoutStopUSec": _SECONDS,
     "RuntimeMaxSec": _SECONDS,
     "OOMPolicy": "stop|kill|continue",
     "OOMScoreAdjust": "[0-9]{1,4}",
@@ -154,13 +163,15 @@ class Bounds:
     What may be lifted is the grant's word, never the plan's: the broker, which makes the plan, could be an attacker's.
     """
 
-    def __init__(
-        self, grant: Grant, account: Account, workspace: str, shim: tuple[str, ...], filtered: Callable[[int], bool]
-    ) -> None:
-        """Keep the five; `filtered` says whether the packet filter of a uid is loaded."""
+    def __init__(  # noqa: PLR0913  # made in one place
+        self, grant: Grant, account: Account, workspace: str, shim: tuple[str, ...], filtered: Callable[[int], bool],
+        *, repository: str = "",
+    ) -> None:  # fmt: skip
+        """Keep them; `filtered` says whether the packet filter of a uid is loaded, `repository` where git's is."""
         self.grant = grant
         self.account = account
         self.workspace = workspace
+        self.repository = repository
         self.shim = shim
         self.filtered = filtered
 
@@ -300,14 +311,28 @@ def _check_mount(mount: UnitMount, bounds: Bounds) -> None:
         raise _refused("nothing is mounted there", shown)
     if (mount.kind in {"tmpfs", "mask-file", "mask-directory"}) != (mount.base == "none"):
         raise _refused("a mount of this kind has no such source", f"{shown} from {mount.base}")
-    if mount.kind == "rw" and mount.base not in {"workspace", "state"}:
+    if mount.kind == "rw" and mount.base not in {"workspace", "copy", "repository", "state"}:
         raise _refused("only workspace and state are writable", f"{shown} from {mount.base}")
+    _check_users(mount, shown, bounds)
     if mount.base == "host":
         check_host_source(mount.source, optional=mount.optional)
     elif mount.source and not _plain(mount.source):
         raise _refused("a mount's source leaves its base", f"{shown} from {mount.source}")
+
+
+def _check_users(mount: UnitMount, shown: str, bounds: Bounds) -> None:
+    """Hold mounts of what is the user's against what was walked to: each stays where it lies on the host."""
+    if mount.kind == "overlay" and (mount.base != "workspace" or mount.source):
+        raise _refused("changes are kept aside of the whole workspace, or not at all", f"{shown} from {mount.base}")
     if mount.base == "workspace" and mount.target != _joined(bounds.workspace, mount.source):
         raise _refused("what is in the workspace stays at its place", shown)
+    if mount.base == "copy" and (mount.kind, mount.target, mount.source) != ("rw", bounds.workspace, COPY_UPPER):
+        raise _refused("a copy takes the place of the workspace, as a whole", f"{shown} from {mount.source}")
+    if mount.base == "repository":
+        if not bounds.repository:
+            raise _refused("the workspace has no git directory elsewhere", shown)
+        if mount.target != _joined(bounds.repository, mount.source):
+            raise _refused("what is in the git directory stays at its place", shown)
 
 
 def check_host_source(path: str, *, optional: bool = False) -> None:

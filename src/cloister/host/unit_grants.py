@@ -115,9 +115,8 @@ def open_place(caller: Caller, grant: Grant, workspace: int, directory: int) -> 
         DeniedError: no root holds it, it is not the caller's, or the directory is not below it.
     """
     path = os.readlink(f"/proc/self/fd/{workspace}")
-    roots = sorted({expand_root(root, caller.home) for root in grant.roots}, key=len, reverse=True)
     with acting_as(caller.uid, caller.gid, caller.groups):
-        opened, tried = _try_roots(roots, path, workspace)
+        opened, tried = _try_roots(_roots(caller, grant), path, workspace)
     if opened is None:
         raise _outside(path, caller, tried)
     root, found = opened
@@ -128,6 +127,28 @@ def open_place(caller: Caller, grant: Grant, workspace: int, directory: int) -> 
         os.close(found)
         raise
     return Place(root, path, found, below, inside)
+
+
+def open_repository(caller: Caller, grant: Grant, sent: int) -> tuple[str, int]:
+    """Return path and descriptor of the git directory of a workspace that has it elsewhere, opened as a workspace is.
+
+    Raises:
+        DeniedError: no granted root holds it, or it is not the caller's.
+    """
+    path = os.readlink(f"/proc/self/fd/{sent}")
+    roots = _roots(caller, grant)
+    with acting_as(caller.uid, caller.gid, caller.groups):
+        opened, tried = _try_roots(roots, path, sent)
+    if opened is None:
+        raise _outside(path, caller, tried)
+    if os.fstat(opened[1]).st_uid != caller.uid:
+        os.close(opened[1])
+        raise DeniedError("repository-not-yours", "the git directory belongs to somebody else", where=path)
+    return path, opened[1]
+
+
+def _roots(caller: Caller, grant: Grant) -> list[str]:
+    return sorted({expand_root(root, caller.home) for root in grant.roots}, key=len, reverse=True)
 
 
 def _open_inside(caller: Caller, workspace: int, path: str, directory: int) -> tuple[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 from typing import NamedTuple, Self
 
@@ -18,6 +19,7 @@ import msgspec
 
 from cloister.errors import CloisterError, StepError, UnsupportedError
 from cloister.host import unit_state
+from cloister.host.unit_overlay import Namespace, make_overlay
 from cloister.host.unit_syscalls import (
     NODEV,
     NOSUID,
@@ -47,6 +49,11 @@ _IDS = 1 << 31
 _WALK = PATH_ONLY | os.O_NOFOLLOW
 _WALK_DIRECTORY = _WALK | os.O_DIRECTORY
 _ANSWER_SIZE = 1 << 16
+_WRITABLE = frozenset({"rw", "overlay", "tmpfs"})
+_USERS = frozenset({"workspace", "copy", "repository"})
+"""Bases whose files are the user's: their ids are mapped."""
+_IN_PLACE = frozenset({"workspace", "repository"})
+"""Bases that are mounted where they lie on the host, and below which mounts cover what they are of."""
 _NOT_MADE = "a mount of the unit was not made: "
 
 
@@ -54,6 +61,8 @@ class Sources(NamedTuple):
     """Descriptors of the bases of a unit's mounts; -1 where there is none. `run` is the run's own directory."""
 
     workspace: int
+    copy: int
+    repository: int
     state: int
     box: int
     carry: int
@@ -97,10 +106,11 @@ class Mounts:
         """
         self._unit, self._account = unit, owners.account
         self._prepared: list[_Prepared] = []
+        self._helper: _Helper | None = None
         userns = -1
         try:
             if unit.ownership == "idmap":
-                userns = _map(owners)
+                userns = map_ids(owners)
             for mount in unit.mounts:
                 made = _prepare(mount, sources, owners, userns)
                 if made is not None:
@@ -120,6 +130,10 @@ class Mounts:
         """Close what is held; what was put stays where it is."""
         self.close()
 
+    def get_ready(self) -> None:
+        """Fork the child that will enter the unit, while there is nothing to enter yet: forking takes its time."""
+        self._helper = _Helper(self._prepared, self._account)
+
     def put(self, pid: int) -> int:
         """Put every mount at its place in the unit whose first process is `pid`; return how many there are.
 
@@ -127,12 +141,16 @@ class Mounts:
             StepError: a place is not what it must be, or something else came of it.
         """
         _make_tops(self._unit)
-        _inside(pid, self._prepared, self._account)
+        helper, self._helper = self._helper or _Helper(self._prepared, self._account), None
+        helper.put(pid)
         check(pid, [(made.mount, made.id) for made in self._prepared])
         return len(self._prepared)
 
     def close(self) -> None:
         """Close what is held."""
+        helper, self._helper = self._helper, None
+        if helper:
+            helper.dismiss()
         for made in self._prepared:
             os.close(made.descriptor)
         self._prepared = []
@@ -159,13 +177,13 @@ def check(pid: int, made: list[tuple[UnitMount, int]]) -> None:
                 raise _refused(mount, "something else is there")
             if not flags & os.ST_NOSUID or not flags & os.ST_NODEV:
                 raise _refused(mount, "it allows set-uid programs or devices")
-            if mount.kind not in {"rw", "tmpfs"} and not flags & os.ST_RDONLY:
+            if mount.kind not in _WRITABLE and not flags & os.ST_RDONLY:
                 raise _refused(mount, "it is writable")
     finally:
         os.close(root)
 
 
-def _map(owners: Owners) -> int:
+def map_ids(owners: Owners) -> int:
     """Return a user namespace in which the owner's files are the account's.
 
     Groups other than the two stay what they are: an agent has none of them, and a file with a group that is not
@@ -185,16 +203,21 @@ def _map(owners: Owners) -> int:
 def _no_mapping(error: OSError) -> UnsupportedError:
     return UnsupportedError(
         "workspace-ownership", f"the workspace's files cannot be shown as the agent's own: {error.strerror}",
-        remedy="a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12), or a group that you share:"
-        ' [agents.X.unit] ownership = "group"',
+        remedy="a file system with idmapped mounts (ext4, xfs, btrfs; Linux 5.12); or a group that you share: "
+        '[agents.X.unit] ownership = "group"; or work on a copy that you review: workspace.mode = "overlay"',
     )  # fmt: skip
 
 
 def _prepare(mount: UnitMount, sources: Sources, owners: Owners, userns: int) -> _Prepared | None:
     """Return the detached mount, or None where an optional source is absent."""
-    flags = NOSUID | NODEV | (READ_ONLY if mount.kind not in {"rw", "tmpfs"} else 0)
+    flags = NOSUID | NODEV | (READ_ONLY if mount.kind not in _WRITABLE else 0)
     if mount.kind == "tmpfs":
         made = new_tmpfs(_tmpfs_options(mount, owners.account), NOSUID | NODEV)
+        return _Prepared(mount, made, mount_id(made), True, None)
+    if mount.kind == "overlay":
+        if userns < 0 or sources.copy < 0:
+            raise _refused(mount, "there is no directory of the user's for what changes")
+        made = make_overlay(sources.workspace, sources.copy, Namespace(userns, owners.uid, owners.gid))
         return _Prepared(mount, made, mount_id(made), True, None)
     try:
         source = _open_source(mount, sources)
@@ -211,14 +234,14 @@ def _prepare(mount: UnitMount, sources: Sources, owners: Owners, userns: int) ->
         raise _refused(mount, f"its source cannot be mounted: {error.strerror}") from error
     finally:
         os.close(source)
-    mapped = mount.base == "workspace"
+    mapped = mount.base in _USERS
     try:
         set_mount(made, flags, userns if mapped else -1)
         number = mount_id(made)
     except OSError as error:
         os.close(made)
         raise (_no_mapping(error) if mapped and userns >= 0 else _refused(mount, str(error.strerror))) from error
-    node = (status.st_dev, status.st_ino) if mapped and mount.source else None
+    node = (status.st_dev, status.st_ino) if mount.base in _IN_PLACE and mount.source else None
     return _Prepared(mount, made, number, stat.S_ISDIR(status.st_mode), node)
 
 
@@ -226,6 +249,10 @@ def _open_source(mount: UnitMount, sources: Sources) -> int:
     match mount.base:
         case "workspace":
             return open_below(sources.workspace, mount.source, _WALK, one_file_system=True)
+        case "copy":
+            return open_below(sources.copy, mount.source, _WALK, one_file_system=True)
+        case "repository":
+            return open_below(sources.repository, mount.source, _WALK, one_file_system=True)
         case "state":
             with acting_as(_owner(sources.state), _owner(sources.state)):
                 return open_below(sources.state, mount.source, _WALK, one_file_system=True)
@@ -265,51 +292,73 @@ def _make_tops(unit: UnitLaunch) -> None:
                 os.chmod(f"{SKELETON}{mount.target}", 0o755)  # noqa: S103  # an empty directory of root's
 
 
-def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
-    """Have a child enter the unit's mount namespace and put every mount at its place."""
-    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    names = _own_names(pid)
-    hear, say = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _child(namespace, names, say, prepared, account)
-    os.close(say)
-    for descriptor in (namespace, names):
-        if descriptor >= 0:
-            os.close(descriptor)
-    try:
-        with os.fdopen(hear, "rb") as file:
-            answer = file.read(_ANSWER_SIZE)
-    finally:
-        status = os.waitpid(child, 0)[1]
-    if status != 0 or answer:
-        told = msgspec.json.decode(answer, type=_Failure) if answer else _Failure(reason="the helper died")
-        raise StepError("unit-mount", f"{_NOT_MADE}{told.reason}", where=told.target)
+class _Helper:
+    """The child that enters the unit's mount namespace. It waits until it is told which; `put` or `dismiss` ends it."""
+
+    def __init__(self, prepared: list[_Prepared], account: Account) -> None:
+        """Fork it."""
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._socket.close()
+            _child(theirs, prepared, account)
+        theirs.close()
+
+    def put(self, pid: int) -> None:
+        """Have it enter the namespaces of process `pid`, and make the mounts.
+
+        Raises:
+            StepError: one was not made.
+        """
+        given = [os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)]
+        answer = b""
+        try:
+            given += _own_names(pid)
+            with contextlib.suppress(OSError), self._socket.makefile("rb") as file:  # it may have died
+                socket.send_fds(self._socket, [b"!"], given)
+                answer = file.read(_ANSWER_SIZE)
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
+        status = self.dismiss()
+        if status != 0 or answer:
+            told = msgspec.json.decode(answer, type=_Failure) if answer else _Failure(reason="the helper died")
+            raise StepError("unit-mount", f"{_NOT_MADE}{told.reason}", where=told.target)
+
+    def dismiss(self) -> int:
+        """Let it end; return its status, as waitpid(2) has it."""
+        self._socket.close()
+        return os.waitpid(self._pid, 0)[1]
 
 
-def _own_names(pid: int) -> int:
-    """Open the UTS namespace of a unit, or return -1 where it shares the host's (a nested sandbox, systemd before 258).
+def _own_names(pid: int) -> list[int]:
+    """Open the UTS namespace of a unit; none where it shares the host's (a nested sandbox, systemd before 258).
 
     systemd makes one for ProtectHostname=, and leaves the host's name in it.
     """
     names = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
     if os.fstat(names).st_ino != os.stat("/proc/self/ns/uts").st_ino:
-        return names
+        return [names]
     os.close(names)
-    return -1
+    return []
 
 
-def _child(namespace: int, names: int, say: int, prepared: list[_Prepared], account: Account) -> None:
+def _child(link: socket.socket, prepared: list[_Prepared], account: Account) -> None:
+    """Be the child: wait for the namespaces, make the mounts, and say what failed. Never returns."""
     failure = _Failure()
     try:
         run_of_host = os.stat("/run").st_dev
-        if names >= 0:
-            name_host(names, HOST_NAME)
         failure.target = _TERMINALS
         terminals = new_terminals(NOSUID | _NOEXEC)
+        os.umask(0o022)
+        word, given, _, _ = socket.recv_fds(link, 1, 2)
+        if not word:
+            os._exit(0)  # it was not needed
+        namespace, *names = given
+        for one in names:
+            name_host(one, HOST_NAME)
         enter_mount_namespace(namespace)
         attach_mount(terminals, os.open(_TERMINALS, _WALK_DIRECTORY))  # systemd's /dev, which only root can change
-        os.umask(0o022)
         root = os.open("/", PATH_ONLY | os.O_DIRECTORY)
         _furnish_run(root, run_of_host, prepared, account)
         own: dict[int, bool] = {}
@@ -319,11 +368,11 @@ def _child(namespace: int, names: int, say: int, prepared: list[_Prepared], acco
         os._exit(0)
     except CloisterError as error:
         failure.reason = error.message.removeprefix(_NOT_MADE)
-    except OSError as error:
-        failure.reason = str(error.strerror)
+    except (OSError, ValueError) as error:
+        failure.reason = str(getattr(error, "strerror", None) or error)
     finally:
         with contextlib.suppress(OSError):
-            os.write(say, msgspec.json.encode(failure))
+            link.sendall(msgspec.json.encode(failure))
         os._exit(1)
 
 

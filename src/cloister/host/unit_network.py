@@ -43,7 +43,7 @@ class Connected(NamedTuple):
     """The network namespace."""
 
 
-def connect(manager: unit_start.Manager, unit: UnitLaunch, launch: Launch) -> Connected:
+def connect(unit: UnitLaunch, launch: Launch) -> Connected:
     """Start the unit of a run's network, and return when pasta has connected the namespace.
 
     Raises:
@@ -58,7 +58,9 @@ def connect(manager: unit_start.Manager, unit: UnitLaunch, launch: Launch) -> Co
     wire = Wire(ours, UP_S)
     try:
         with theirs:
-            starting = unit_start.Starting(manager, own, unit.network.argv, theirs.fileno(), shares=("net",))
+            starting = unit_start.Starting(
+                unit_start.connect(), own, unit.network.argv, theirs.fileno(), shares=("net",)
+            )
         try:
             _order(wire, launch)
         finally:

@@ -19,12 +19,13 @@ _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR 
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_BOTH_EMPTY = 0x4 | 0x40
-_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
-_MS_PRIVATE = 1 << 18
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
 _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 2, 4, 8
 _CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWUTS = 0x10000000, 0x00020000, 0x04000000
 READ_ONLY, NOSUID, NODEV, NOEXEC, _IDMAP = 1, 2, 4, 8, 0x00100000
 _TRIES = 16
+_LONGEST_WORD = 1 << 12
 _STATX_SIZE, _STATX_MNT_ID, _STATX_MNT_ID_OFFSET = 256, 0x1000, 144
 PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 
@@ -96,15 +97,35 @@ def new_terminals(flags: int) -> int:
     return _new_file_system(b"devpts", {"mode": "0620", "gid": "5", "ptmxmode": "0666"}, flags)
 
 
-def _new_file_system(kind: bytes, options: dict[str, str], flags: int) -> int:
+def new_overlay(lower: int, upper: int, work: int, flags: int) -> int:
+    """Return a detached mount of an overlay; its layers are directories on mounts of the caller's own namespace."""
+    layers = {"lowerdir": lower, "upperdir": upper, "workdir": work}
+    options = {name: f"/proc/self/fd/{descriptor}" for name, descriptor in layers.items()}
+    # Features whose bookkeeping a user could forge are off with userxattr; these two need rights that nobody here has.
+    return _new_file_system(b"overlay", {**options, "index": "off", "xino": "off"}, flags, switches=("userxattr",))
+
+
+def _new_file_system(kind: bytes, options: dict[str, str], flags: int, switches: tuple[str, ...] = ()) -> int:
     context = _call(_FSOPEN, kind, ctypes.c_uint(1))
     try:
         for name, value in options.items():
             _call(_FSCONFIG, context, ctypes.c_uint(_FSCONFIG_SET_STRING), name.encode(), value.encode(), 0)
+        for name in switches:
+            _call(_FSCONFIG, context, ctypes.c_uint(_FSCONFIG_SET_FLAG), name.encode(), None, 0)
         _call(_FSCONFIG, context, ctypes.c_uint(_FSCONFIG_CMD_CREATE), None, None, 0)
         return _call(_FSMOUNT, context, ctypes.c_uint(1), ctypes.c_uint(flags))
+    except OSError as error:
+        raise OSError(error.errno, _told(context) or error.strerror) from error
     finally:
         os.close(context)
+
+
+def _told(context: int) -> str:
+    """Return what the kernel has to say of a file system that it does not make; often nothing."""
+    try:
+        return os.read(context, _LONGEST_WORD).decode("utf-8", "replace").removeprefix("e ").strip()
+    except OSError:
+        return ""
 
 
 def attach_mount(mount: int, place: int) -> None:
@@ -116,6 +137,24 @@ def enter_mount_namespace(namespace: int) -> None:
     """Become part of a mount namespace; working directory and root become its root (setns(2))."""
     if _libc.setns(namespace, _CLONE_NEWNS) != 0:
         raise _error()
+
+
+def leave_mount_namespace() -> None:
+    """Become the only process of a new mount namespace, from which nothing is handed on (unshare(2))."""
+    if _libc.unshare(_CLONE_NEWNS) != 0 or _libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None):
+        raise _error()
+
+
+def become_namespaces_user(namespace: int, uid: int, gid: int) -> None:
+    """Become a user of a user namespace, with powers over nothing but what it maps, in a mount namespace of its own.
+
+    `uid` and `gid` are numbers inside. Root of the host has no number there, so changing ids takes no powers away.
+    """
+    if _libc.setns(namespace, _CLONE_NEWUSER) != 0 or _libc.unshare(_CLONE_NEWNS) != 0:
+        raise _error()
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def name_host(namespace: int, name: str) -> None:

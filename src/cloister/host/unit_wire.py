@@ -24,11 +24,13 @@ REQUEST_S = 10.0
 _DRAIN_S = 1.0
 _FIELDS_SIZE = 64 << 10
 _LARGEST = {"L": _FIELDS_SIZE, "U": 4 << 20, "V": 1 << 20, "N": 1 << 20}
-_FIELDS = frozenset({"verb", "agent", "profile", "pty", "detach", "json", "replaced", "yes", "run"})
+_FIELDS = frozenset({"verb", "agent", "profile", "pty", "detach", "json", "replaced", "yes", "run", "brings"})
 _CONTROL_FIELDS = frozenset({"verb", "run", "living"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STREAMS = 3
-_FEWEST, _MOST = 6, 7
+_FEWEST = 6
+BRINGS = ("carry", "copy", "repository")
+"""What descriptors may follow those that every request has; the field `brings` names them, in this order."""
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
@@ -109,6 +111,10 @@ class Request(NamedTuple):
     directory: int
     carry: int
     """-1 where nothing is carried in."""
+    copy: int
+    """The user's directory for changes that are kept aside; -1 where there is none."""
+    repository: int
+    """The git directory of a workspace that has it elsewhere; -1 where there is none."""
     part: bytes
     words: bytes
     environment: bytes
@@ -168,16 +174,27 @@ def read_request(wire: Wire, first: Frame) -> Request:
     """
     try:
         fields = _run_fields(first)
-        _check_descriptors(first.descriptors)
+        brought = _brought(fields, len(first.descriptors))
+        _check_descriptors(first.descriptors, brought)
         parts = _read_parts(wire)
     except BaseException:
         close_all(first.descriptors)
         raise
-    link, standard_in, out, errors, workspace, directory, *carry = first.descriptors
+    link, standard_in, out, errors, workspace, directory, *further = first.descriptors
+    came = dict(zip(brought, further, strict=True))
+    carry, copy, repository = (came.get(name, -1) for name in BRINGS)
     return Request(
-        fields, link, (standard_in, out, errors), workspace, directory, carry[0] if carry else -1,
+        fields, link, (standard_in, out, errors), workspace, directory, carry, copy, repository,
         parts["U"], parts["V"], parts["N"],
     )  # fmt: skip
+
+
+def _brought(fields: dict[str, str], count: int) -> tuple[str, ...]:
+    """Take the names of further descriptors out of the fields; one that is not named is what is carried in."""
+    names = tuple(filter(None, fields.pop("brings", "carry" if count > _FEWEST else "").split(",")))
+    if names != tuple(name for name in BRINGS if name in names):
+        raise _malformed("a request brings nothing else, and in one order")
+    return names
 
 
 def _read_parts(wire: Wire) -> dict[str, bytes]:
@@ -218,10 +235,10 @@ def _check_list(frame: Frame) -> None:
         raise _malformed("an environment has names and values")
 
 
-def _check_descriptors(descriptors: tuple[int, ...]) -> None:
-    if not _FEWEST <= len(descriptors) <= _MOST:
+def _check_descriptors(descriptors: tuple[int, ...], brought: tuple[str, ...]) -> None:
+    if len(descriptors) != _FEWEST + len(brought):
         raise _malformed(f"{len(descriptors)} descriptors came with a request")
-    link, streams, places, carry = descriptors[0], descriptors[1:4], descriptors[4:6], descriptors[6:]
+    link, streams, places, further = descriptors[0], descriptors[1:4], descriptors[4:6], descriptors[6:]
     if not _is_stream_socket(link):
         raise _malformed("the link is not a Unix socket")
     for descriptor in streams:
@@ -230,8 +247,11 @@ def _check_descriptors(descriptors: tuple[int, ...]) -> None:
             raise _malformed("a standard stream cannot be read or written")
     if not all(stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in places):
         raise _malformed("workspace and directory are not directories")
-    if carry and not _is_sealed(carry[0]):
-        raise _malformed("what is carried in is not a sealed memfd")
+    for name, descriptor in zip(brought, further, strict=True):
+        if name == "carry" and not _is_sealed(descriptor):
+            raise _malformed("what is carried in is not a sealed memfd")
+        if name != "carry" and not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise _malformed(f"the {name} is not a directory")
 
 
 def _is_stream_socket(descriptor: int) -> bool:

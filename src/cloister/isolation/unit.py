@@ -60,6 +60,10 @@ class UnitLimits(msgspec.Struct, frozen=True, kw_only=True):
     oom: str = "kill"
 
 
+_SHARED_UMASK = "0007"
+"""With a group that shares the workspace: what an agent makes there is for all of them, or it would be nobody's."""
+
+
 class UnitBox(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the properties of a unit, as facts and choices already made."""
 
@@ -113,7 +117,7 @@ def _fixed(box: UnitBox) -> Iterator[tuple[str, str]]:
     for one in table():
         there = one.since <= box.systemd and (one.before is None or box.systemd < one.before)
         if there and not chosen.get(one.lift, False) and chosen.get(one.only, True):
-            yield one.name, one.value
+            yield one.name, _SHARED_UMASK if one.name == "UMask" and box.groups else one.value
 
 
 def system_mounts(box: UnitBox) -> Iterator[tuple[str, str]]:

@@ -169,6 +169,9 @@ class MergeSettings(Step, frozen=True, tag="merge-settings"):
     """The home's file, without links; empty without one."""
     settings: dict[str, Any]
     """The policy's."""
+    form: Literal["json", "toml"] = "json"
+    models: bool = False
+    """It is a list of model providers: the home's is shown without its keys."""
     mode: int = 0o600
 
     def describe(self) -> str:

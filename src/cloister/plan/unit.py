@@ -19,6 +19,22 @@ HOSTD_SOCKET = f"{RUNTIME}/hostd.sock"
 PROXYD_SOCKET = f"{RUNTIME}/proxyd.sock"
 PROXY_USER = "cloister-proxy"
 PROXY_STATE = f"{STATE}/proxy"
+AUDIT_USER = "cloister-audit"
+"""User and group of the system's keeper; members of the group may read the log."""
+AUDIT_SOCKET = f"{RUNTIME}/audit.sock"
+AUDIT_LOG = "/var/log/cloister/audit"
+EXPORT_USER = "cloister-export"
+"""Sends the log elsewhere; may read it, and nothing else of ours."""
+DAEMON_USERS = {
+    PROXY_USER: "Cloister egress and models",
+    AUDIT_USER: "Cloister audit log",
+    EXPORT_USER: "Cloister audit export",
+}
+"""Users of our own processes, and what the password database says of them."""
+AUDIT_KEYS = f"{STATE}/audit"
+"""Where the key that signs the log is: not beside it, since logs are copied."""
+EXPORT_STATE = f"{STATE}/export"
+"""How far each receiver of the log has got."""
 PROXY_RUNTIME = f"{RUNTIME}/proxy"
 """Made by systemd for the system's broker (RuntimeDirectory=), mode 0700: no other uid gets to a run's socket."""
 AGENTS = f"{STATE}/agents"
@@ -36,7 +52,7 @@ FIRST_UID = 1_900_000_000
 UID_COUNT = 65_536
 """1879048192 to 2147352575 are used by nobody (systemd, UIDS-GIDS): above its containers, below its foreign range."""
 
-Base = Literal["workspace", "state", "box", "carry", "host", "none"]
+Base = Literal["workspace", "copy", "repository", "state", "box", "carry", "host", "none"]
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,21 +87,25 @@ class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     accounts: tuple[Account, ...] = ()
     """Also those that are not granted any more: a uid is never given to somebody else while files may have it."""
     grants: tuple[Grant, ...] = ()
+    audit: Literal["stop", "alarm"] = "stop"
+    """What follows when nothing can be recorded (`[audit] on_failure`)."""
 
 
 class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One mount of a unit, made by descriptor in its mount namespace before its go.
 
-    `workspace`: below the descriptor of the workspace's root, ids mapped. `state`: below AGENTS/ACCOUNT/PROJECT.
-    `box`: the run's directory of the system's broker. `carry`: what came with the request, unpacked. `host`: an
-    absolute path that root owns on every level. `none`: nothing (tmpfs, masks).
+    `workspace`: below the descriptor of the workspace's root, ids mapped. `copy`: below the user's directory for the
+    changes of this run, ids mapped. `repository`: below the git directory of a workspace that has it elsewhere, ids
+    mapped. `state`: below AGENTS/ACCOUNT/PROJECT. `box`: the run's directory of the system's broker. `carry`: what
+    came with the request, unpacked. `host`: an absolute path that root owns on every level. `none`: nothing (tmpfs,
+    masks). The kind `overlay` shows the workspace, and what is written goes into `upper` of the copy.
 
     A mount point that is missing is made where we made the file system below it: on a tmpfs of ours (below a
     private one what is made belongs to the account), in the skeleton's top, or by the account itself in its state
     (`UnitLaunch.points`). In the workspace it must be there: the user's own broker makes placeholders.
     """
 
-    kind: Literal["rw", "ro", "tmpfs", "mask-file", "mask-directory"]
+    kind: Literal["rw", "ro", "overlay", "tmpfs", "mask-file", "mask-directory"]
     target: str
     base: Base = "none"
     source: str = ""
@@ -144,6 +164,10 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """In mode `internet`: what connects the unit."""
     limited: bool = False
     """The policy wants its limits kept by the kernel: the unit does not start where one of them is not in force."""
+
+
+COPY_UPPER, COPY_WORK = "upper", "work"
+"""The directories below a copy: what changed, and the file system's own."""
 
 
 def delivered_name(path: str) -> str:

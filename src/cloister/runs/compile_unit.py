@@ -17,22 +17,23 @@ from cloister.errors import UnsupportedError
 from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
 from cloister.isolation.unit_network import network_unit
-from cloister.plan.settings import merged
+from cloister.plan.settings import form_of, merged
 from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan, WriteBytes
-from cloister.plan.unit import UNIT_PREFIX, Account, UnitLaunch, UnitMount
+from cloister.plan.unit import COPY_UPPER, UNIT_PREFIX, Account, UnitLaunch, UnitMount
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.runs import identity_files
 from cloister.runs.compile_parts import (
-    SETTINGS,
     Files,
     Start,
     box_steps,
+    boxed_settings,
     carry_points,
     command_argv,
     compose_environment,
     generated_files,
     is_nested,
+    is_overlay,
     notices,
     opt_outs,
     refuse_homeless_settings,
@@ -76,6 +77,12 @@ class UnitFacts(Start, frozen=True, kw_only=True):
     """Names below the home that came with the request."""
     idmap: bool = True
     """The kernel and the workspace's file system have idmapped mounts, as far as is known before they are made."""
+    repository: str = ""
+    """The workspace's git directory, where it lies elsewhere and hostd has walked to it."""
+    copied: bool = False
+    """The user's broker has copied the workspace, since its file system has no idmapped mounts (overlay mode)."""
+    probes: tuple[str, ...] = (inner.PROBE_ADDRESS,)
+    """Addresses, with ports, that the agent must not reach."""
     direct: UnitInternet | None = None
     """How the run gets a network of its own, in mode `internet`."""
 
@@ -155,12 +162,15 @@ def _identity(agent: Agent, facts: UnitFacts) -> IdentityTokens | None:
 
 
 def _files(agent: Agent, preset: Preset, facts: UnitFacts, egress: tuple[str, ...]) -> Files:
-    """Return what is generated; settings of the policy alone where the user's broker has merged none."""
+    """Return what is generated; settings and models of the policy alone where the user's broker has merged none."""
     refuse_homeless_settings(agent, preset)
     files = generated_files(agent, preset, facts, egress)
     if agent.settings and preset.settings not in dict(facts.carried):
-        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
-        files.homed.append((preset.settings, SETTINGS))
+        text, name = merged(None, agent.settings, form_of(preset.settings))[0].decode(), boxed_settings(preset)
+        files.boxed.append((name, text))
+        files.homed.append((preset.settings, name))
+    sent = dict(facts.carried)
+    files.homed = [(name, boxed) for name, boxed in files.homed if not (name in preset.model_files and name in sent)]
     return files
 
 
@@ -188,7 +198,9 @@ def _unit(agent: Agent, preset: Preset, facts: UnitFacts, files: Files, mounts: 
     over = [*facts.carried, *((name, "file") for name, _ in files.homed)]
     group = agent.unit.project_group
     ownership = agent.unit.ownership
-    if ownership == "auto":
+    if _kept_aside(agent, facts):
+        ownership = "idmap"  # what is applied later is applied by the user
+    elif ownership == "auto":
         ownership = "group" if group and not facts.idmap else "idmap"
     limits = agent.limits
     box = unit.UnitBox(
@@ -231,7 +243,7 @@ def _unit(agent: Agent, preset: Preset, facts: UnitFacts, files: Files, mounts: 
 
 
 def _inner(agent: Agent, facts: UnitFacts, mounts: tuple[UnitMount, ...]) -> inner.Inner:
-    writable = [mount.target for mount in mounts if mount.kind == "rw" or mount.private]
+    writable = [mount.target for mount in mounts if mount.kind in {"rw", "overlay"} or mount.private]
     return inner.Inner(
         control=CONTROL_FD,
         unit=True,
@@ -250,7 +262,7 @@ def _mounts(agent: Agent, preset: Preset, facts: UnitFacts, files: Files) -> Ite
     size = _disk(agent)
     shown = [path for path in (*facts.program_binds, *facts.extra_system, *facts.read) if not _in_place(path)]
     yield UnitMount(kind="tmpfs", target="/run")  # systemd 252 leaves one that all may write, without a bound
-    for top in _tops([facts.layout.root, *shown]):
+    for top in _tops([facts.layout.root, *shown, *filter(None, [facts.repository])]):
         yield UnitMount(kind="tmpfs", target=top)
     for place in ("/tmp", "/var/tmp", facts.home):  # noqa: S108  # the unit's own
         yield UnitMount(kind="tmpfs", target=place, private=True, size_bytes=size)
@@ -265,7 +277,7 @@ def _mounts(agent: Agent, preset: Preset, facts: UnitFacts, files: Files) -> Ite
         yield UnitMount(kind="ro", target=f"{facts.home}/{name}", base="carry", source=name)
     for name, boxed in files.homed:
         yield UnitMount(kind="ro", target=f"{facts.home}/{name}", base="box", source=boxed)
-    yield from _workspace_mounts(facts, files)
+    yield from _workspace_mounts(agent, facts, files)
     for path, kind in facts.hide:
         yield UnitMount(kind="mask-directory" if kind == "directory" else "mask-file", target=path)
 
@@ -289,25 +301,52 @@ def _in_place(path: str) -> bool:
     return path.startswith(_IN_PLACE)
 
 
-def _workspace_mounts(facts: UnitFacts, files: Files) -> Iterator[UnitMount]:
-    """Turn the layout's mounts into those of a unit; contents become files of the box directory."""
-    root, contents = facts.layout.root, dict[str, str]()
+def _workspace_mounts(agent: Agent, facts: UnitFacts, files: Files) -> Iterator[UnitMount]:
+    """Turn the layout's mounts into those of a unit; contents become files of the box directory.
+
+    Where changes are kept aside, nothing else of what the user's broker says is writable.
+    """
+    aside, contents = _kept_aside(agent, facts), dict[str, str]()
     for mount in facts.layout.mounts:
-        target, name = mount.target, _below(mount.target, root)
-        source = _below(mount.source or mount.target, root)
-        if name is None or (source is None and mount.op not in {"content", "mask"}):
+        target, place = mount.target, _place_of(mount.target, facts)
+        source = _place_of(mount.source or mount.target, facts)
+        if place is None or (source is None and mount.op not in {"content", "mask"}):
             continue  # a repository elsewhere: `_unit_notices` says so
+        base, name = source or place
         match mount.op:
+            case "bind" | "pin" | "overlay" if aside and target == facts.layout.root:
+                yield _aside(facts)
             case "bind" | "pin" | "overlay":
-                yield UnitMount(kind="rw", target=target, base="workspace", source=source or "")
+                yield UnitMount(kind="ro" if aside else "rw", target=target, base=base, source=name)
             case "ro":
-                yield UnitMount(kind="ro", target=target, base="workspace", source=source or "")
+                yield UnitMount(kind="ro", target=target, base=base, source=name)
             case "content":
                 boxed = contents.setdefault(mount.content, f"content-{len(contents)}")
                 yield UnitMount(kind="ro", target=target, base="box", source=boxed)
             case "mask":
                 yield UnitMount(kind="mask-directory" if mount.node.kind == "directory" else "mask-file", target=target)
     files.boxed += [(name, text) for text, name in contents.items()]
+
+
+def _kept_aside(agent: Agent, facts: UnitFacts) -> bool:
+    """Whether changes are kept aside: by the system's policy, or by what the user has narrowed it to."""
+    return is_overlay(agent) or any(mount.op == "overlay" for mount in facts.layout.mounts)
+
+
+def _aside(facts: UnitFacts) -> UnitMount:
+    root = facts.layout.root
+    if facts.copied:
+        return UnitMount(kind="rw", target=root, base="copy", source=COPY_UPPER)
+    return UnitMount(kind="overlay", target=root, base="workspace")
+
+
+def _place_of(path: str, facts: UnitFacts) -> tuple[Literal["workspace", "repository"], str] | None:
+    """Return where a path of the layout is mounted from, with its name there; None for what no unit sees."""
+    if (name := _below(path, facts.layout.root)) is not None:
+        return "workspace", name
+    if facts.repository and (name := _below(path, facts.repository)) is not None:
+        return "repository", name
+    return None
 
 
 def _below(path: str, root: str) -> str | None:
@@ -351,11 +390,6 @@ def _refuse_out_of_reach(agent: Agent, facts: UnitFacts) -> None:
 
 
 def _refuse_modes(agent: Agent, facts: UnitFacts) -> None:
-    if agent.workspace.mode == "overlay":
-        raise UnsupportedError(
-            "unit-overlay", 'workspace.mode = "overlay" is not available to a system user',
-            where=".workspace.mode", remedy='mode = "direct", or isolation = "namespace"',
-        )  # fmt: skip
     if agent.unit.ownership == "group" and not agent.unit.project_group:
         raise UnsupportedError(
             "unit-group-missing", 'ownership = "group" needs `project_group`',
@@ -386,7 +420,8 @@ def _limit_words(agent: Agent) -> Iterator[str]:
 
 
 def _unit_notices(facts: UnitFacts) -> Iterator[str]:
-    root = facts.layout.root
-    outside = [mount.target for mount in facts.layout.mounts if _below(mount.target, root) is None]
+    outside = [mount.target for mount in facts.layout.mounts if _place_of(mount.target, facts) is None]
     if outside:
-        yield f"git does not work in this workspace: {outside[0]} lies outside of it, where this agent sees nothing"
+        yield f"git does not work in this workspace: {outside[0]} lies where this agent sees nothing"
+    if facts.copied:
+        yield "the workspace's file system has no idmapped mounts: the agent works in a copy of it"

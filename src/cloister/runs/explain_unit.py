@@ -7,6 +7,7 @@ is there, and what lies deeper nobody but root can know.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from cloister.plan.steps import MakeDirectory, Plan
 from cloister.plan.unit import AGENTS, UnitLaunch, UnitMount
@@ -51,7 +52,10 @@ def _mounted(mount: UnitMount, plan: Plan, unit: UnitLaunch, home: str) -> Mount
         case "mask-directory":
             return Mounted("hidden", at, written=at)
         case _:
-            return Mounted(mount.kind, at, _source(mount, plan, unit, home), written=at)
+            kind: Literal["ro", "rw"] = (
+                "ro" if mount.kind == "ro" else "rw"
+            )  # an overlay can be written like its lower layer
+            return Mounted(kind, at, _source(mount, plan, unit, home), written=at)
 
 
 def _source(mount: UnitMount, plan: Plan, unit: UnitLaunch, home: str) -> str:
@@ -62,6 +66,8 @@ def _source(mount: UnitMount, plan: Plan, unit: UnitLaunch, home: str) -> str:
         "box": next(step.path for step in plan.steps if isinstance(step, MakeDirectory) and step.path.endswith("/box")),
         "carry": home,
     }
+    if mount.base in {"copy", "repository"}:
+        return mount.target
     if mount.base not in tops:
         return mount.source
     return f"{tops[mount.base]}/{mount.source}" if mount.source else tops[mount.base]

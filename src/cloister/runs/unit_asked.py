@@ -34,6 +34,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     """The workspace, as hostd walked to it."""
     directory: str
+    idmap: bool = True
+    """The workspace's file system is known to have idmapped mounts."""
+    repository: str = ""
+    """The git directory of a workspace that has it elsewhere, as hostd walked to it."""
 
 
 def decode_asked(fields: Mapping[str, str], part: bytes, words: list[bytes], environment: list[bytes]) -> Asked:
@@ -63,6 +67,7 @@ def decode_asked(fields: Mapping[str, str], part: bytes, words: list[bytes], env
     )
     return Asked(
         request=request, part=said, caller_uid=uid, home=home, root=root, directory=directory,
+        idmap=fields.get("idmap", "1") == "1", repository=fields.get("repository", ""),
         account=Account(name=account, uid=account_uid, agent=request.agent, user=caller),
     )  # fmt: skip
 

@@ -20,9 +20,11 @@ import msgspec
 
 from cloister.errors import CloisterError, RetryError, UnsupportedError
 from cloister.host import apply as host_apply
+from cloister.host import overlay_apply
 from cloister.host.frames import encode_list
+from cloister.host.workspace_copy import copy_workspace
 from cloister.plan.steps import Plan
-from cloister.plan.unit import HOSTD_SOCKET
+from cloister.plan.unit import COPY_UPPER, HOSTD_SOCKET
 from cloister.runs.active import Starter
 from cloister.runs.detached import detach
 from cloister.runs.links import Connect
@@ -30,7 +32,17 @@ from cloister.runs.prepare import Kitchen, Looked, mapping
 from cloister.runs.protections import Protections
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Record, Store, new_id
-from cloister.runs.unit_part import OfHome, carried_environment, first_plan, of_home_for, part_of, refuse_unfit
+from cloister.runs.unit_part import (
+    COPY,
+    OfHome,
+    carried_environment,
+    first_plan,
+    keeps_aside,
+    of_home_for,
+    part_of,
+    refuse_unfit,
+    repository_of,
+)
 from cloister.runs.unit_run import UnitRun, gone
 from cloister.runs.workspaces import real_path
 
@@ -64,7 +76,7 @@ class UnitRuns:
         """Return a living run by its id."""
         return self._runs.get(name)
 
-    def start(self, request: RunRequest, looked: Looked, link: Any, stdio: tuple[int, ...]) -> None:
+    async def start(self, request: RunRequest, looked: Looked, link: Any, stdio: tuple[int, ...]) -> None:
         """Ask for a run; what comes of it is told to `link`.
 
         Raises:
@@ -73,29 +85,34 @@ class UnitRuns:
         refuse_unfit(looked, self._kitchen.policies, request.profile)
         home = of_home_for(looked, self._kitchen)
         try:
-            self._ask(request, looked, (link, stdio), home)
+            await self._ask(request, looked, (link, stdio), home)
         finally:
             os.close(home.packed.memory)
 
-    def _ask(self, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]], home: OfHome) -> None:
+    async def _ask(
+        self, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]], home: OfHome
+    ) -> None:
         policies, paths = self._kitchen.policies, self._kitchen.paths
         part = part_of(looked, request, policies, self._kitchen.git(), home)
         name = request.run or new_id(time.time())
-        plan = first_plan(name, request, looked, policies.digest)
+        plan = first_plan(name, request, looked, policies.digest, paths.run_state(name))
         lease = connect_hostd(self._hostd)
         try:
             record = Record(
                 id=name, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
                 started=time.time(), broker_pid=os.getpid(), detached=request.detach,
+                mode="overlay" if keeps_aside(looked) else "direct",
             )  # fmt: skip
             self._store.create(plan, record)
             host_apply.apply(plan, paths.state)
+            if part.copied:
+                await self._copy(plan, caller[0])
         except BaseException:
             lease.close()
             raise
         run = UnitRun(self._loop, self._store, paths.state, plan, record, looked.layout, self._ended)
         self._runs[name] = run
-        if warning := self._protections.add(name, looked.layout):
+        if not keeps_aside(looked) and (warning := self._protections.add(name, looked.layout)):
             run.warn(warning)
         try:
             self._hand_over(run, request, looked, caller, (lease, home.packed.memory), msgspec.json.encode(part))
@@ -105,6 +122,22 @@ class UnitRuns:
             if not isinstance(error, OSError):
                 raise
             raise RetryError("unit-not-asked", f"the request could not be made: {error.strerror}") from error
+
+    async def _copy(self, plan: Plan, caller: Any) -> None:
+        """Copy the workspace into the run's directory for changes.
+
+        Raises:
+            CloisterError: it cannot be done, or nobody waits for it any more; then nothing of it is left.
+        """
+        copy = f"{self._kitchen.paths.run_state(plan.run)}/{COPY}"
+        try:
+            await self._loop.run_in_executor(None, copy_workspace, plan.workspace, f"{copy}/{COPY_UPPER}")
+            _refuse_alone(caller)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                overlay_apply.discard(copy)
+            self._store.remove(plan.run)
+            raise
 
     def _hand_over(  # noqa: PLR0913  # one place, the parts of one request
         self, run: UnitRun, request: RunRequest, looked: Looked, caller: tuple[Any, tuple[int, ...]],
@@ -128,8 +161,14 @@ class UnitRuns:
             run.link = outer
             places = (opened(looked.layout.root, _LOOK), opened(real_path(request.directory), _LOOK))
             run.lease = self._connect(lease, run.on_frame, run.on_close)
-            fields = [os.fsencode(f"{key}={value}") for key, value in _fields(request, run.plan.run).items()]
-            run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places, carry))
+            brings = {"carry": carry}
+            if keeps_aside(looked):
+                brings["copy"] = opened(f"{self._kitchen.paths.run_state(run.plan.run)}/{COPY}", _LOOK)
+            if repository := repository_of(looked.layout):
+                brings["repository"] = opened(repository, _LOOK)
+            named = _fields(request, run.plan.run) | {"brings": ",".join(brings)}
+            fields = [os.fsencode(f"{key}={value}") for key, value in named.items()]
+            run.lease.send("L", encode_list(fields), (outer.lend(), *stdio[:3], *places, *brings.values()))
             run.lease.send("U", part)
             run.lease.send("V", encode_list([os.fsencode(word) for word in request.words]))
             run.lease.send("N", encode_list(mapping(carried_environment(looked, request))))
@@ -159,6 +198,11 @@ class UnitRuns:
         """End those that are still there: their leases go with this process anyway."""
         for run in list(self._runs.values()):
             run.drop_lease()
+
+
+def _refuse_alone(caller: Any) -> None:
+    if caller.closed:
+        raise RetryError("caller-gone", "nobody waits for the run any more")
 
 
 def connect_hostd(path: str) -> socket.socket:

@@ -5,20 +5,26 @@ The system's broker believes none of it beyond the user's own workspace (`runs/u
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
-from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.errors import PolicyError, Problem
+from cloister.host.idmap_support import has_idmapped_mounts
 from cloister.isolation.environment import INHERITED
-from cloister.plan.steps import Launch, Placeholders, Plan
-from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
+from cloister.plan.steps import Launch, MakeDirectory, Placeholders, Plan
+from cloister.plan.unit import COPY_UPPER, COPY_WORK, UNIT_PREFIX, UnitLaunch
+from cloister.plan.workspace import WorkspaceLayout
 from cloister.runs.carry_tar import Packed, pack
 from cloister.runs.file_variables import of_home
 from cloister.runs.home_files import merge_settings
 from cloister.runs.policies import PolicyFiles, project_text
-from cloister.runs.prepare import Kitchen, Looked
+from cloister.runs.prepare import Kitchen, Looked, own_models
 from cloister.runs.request import RunRequest
 from cloister.runs.unit_request import UserPart
 from cloister.runs.workspaces import project_id
+
+COPY = "overlay"
+"""The directory below a run's records in which what it changes is kept, in overlay mode."""
 
 
 def unit_of(run: str) -> str:
@@ -27,11 +33,10 @@ def unit_of(run: str) -> str:
 
 
 def refuse_unfit(looked: Looked, policies: PolicyFiles, profile: str) -> None:
-    """Refuse an agent that only the user's own policy puts under systemd, and what the user's broker must not promise.
+    """Refuse an agent that only the user's own policy puts under systemd.
 
     Raises:
         PolicyError: `unit-needs-system-policy`.
-        UnsupportedError: the changes were to be kept aside.
     """
     name = looked.resolved.name
     if policies.system_isolation(name, profile) != "unit":
@@ -41,11 +46,17 @@ def refuse_unfit(looked: Looked, policies: PolicyFiles, profile: str) -> None:
         where = looked.resolved.source(("agents", name, "isolation"))
         remedy = 'isolation = "namespace", or ask the owner of this machine: sudo cloister setup'
         raise PolicyError([Problem(message, where, remedy)], reference="unit-needs-system-policy")
-    if looked.agent.workspace.mode == "overlay":
-        raise UnsupportedError(
-            "unit-overlay", "a run under systemd cannot keep changes aside", where=".workspace.mode",
-            remedy='workspace.mode = "direct", or isolation = "namespace"',
-        )  # fmt: skip
+
+
+def keeps_aside(looked: Looked) -> bool:
+    """Whether changes of the workspace are kept aside."""
+    return any(mount.op == "overlay" for mount in looked.layout.mounts)
+
+
+def repository_of(layout: WorkspaceLayout) -> str:
+    """Return the git directory of a workspace that has it elsewhere; empty where it has not."""
+    outside = [mount.target for mount in layout.mounts if not f"{mount.target}/".startswith(f"{layout.root}/")]
+    return min(outside, key=len, default="")
 
 
 class OfHome(NamedTuple):
@@ -69,6 +80,9 @@ def of_home_for(looked: Looked, kitchen: Kitchen) -> OfHome:
     if agent.settings and preset.settings:
         made[preset.settings], told = merge_settings(agent, preset, found.settings)
         notices += told
+    for name, (data, told) in own_models(agent, looked.resolved, found).items():
+        made[name] = data
+        notices += told
     packed = pack(found.carried, found.secrets, made=made)
     return OfHome(packed, variables, (*notices, *packed.notices))
 
@@ -91,19 +105,34 @@ def part_of(
         variables=tuple(home.variables.items()),
         notices=home.notices,
         carried=home.packed.carried,
+        copied=keeps_aside(looked) and not _maps_ids(looked.layout.root),
     )
 
 
-def first_plan(run: str, request: RunRequest, looked: Looked, digest: str) -> Plan:
-    """Return what is undone from if this broker is killed: the user's own steps, before the system's has answered."""
+def _maps_ids(directory: str) -> bool:
+    opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return has_idmapped_mounts(opened)
+    finally:
+        os.close(opened)
+
+
+def first_plan(run: str, request: RunRequest, looked: Looked, digest: str, state: str) -> Plan:
+    """Return what is undone from if this broker is killed: the user's own steps, before the system's has answered.
+
+    `state` is the directory of the run's records: what is kept aside lies below it.
+    """
     agent, layout = looked.agent, looked.layout
+    copy = f"{state}/{COPY}"
+    places = (copy, f"{copy}/{COPY_UPPER}", f"{copy}/{COPY_WORK}") if keeps_aside(looked) else ()
+    aside = tuple(MakeDirectory(path=path, kept=True) for path in places)
     command = request.words if request.replaced else (*agent.command, *request.words)
     unit = UnitLaunch(unit=unit_of(run), account="", uid=0, properties=(), mounts=())
     launch = Launch(argv=(), command=command, directory=request.directory, environment={}, pty=request.pty, unit=unit)
     return Plan(
         run=run, agent=looked.resolved.name, preset=agent.preset, isolation="unit", workspace=layout.root,
         policy_digest=digest, profile=request.profile, project=looked.project,
-        steps=(Placeholders(workspace=layout.root, points=layout.placeholders), launch), asked=command,
+        steps=(Placeholders(workspace=layout.root, points=layout.placeholders), *aside, launch), asked=command,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from cloister.runs.file_variables import FileVariables, fit
 from cloister.runs.prepare import Kitchen, Looked, Prepared
 from cloister.runs.request import RunRequest
 from cloister.runs.unit_asked import Asked
-from cloister.runs.unit_part import carried_environment, of_home_for, part_of, refuse_unfit
+from cloister.runs.unit_part import carried_environment, of_home_for, part_of, refuse_unfit, repository_of
 from cloister.runs.unit_prepare import UnitKitchen, system_paths
 
 _UNREAD = "variables of files that only root reads are not shown"
@@ -52,6 +52,7 @@ def prepare_unit_plan(cook: Kitchen, request: RunRequest, looked: Looked) -> Pre
         home=cook.paths.home,
         root=looked.layout.root,
         directory=os.path.realpath(request.directory),
+        repository=repository_of(looked.layout),
     )
     return _Planner(system_paths(), cook.owner).prepare_unit(asked)
 

@@ -30,5 +30,7 @@ class UserPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Variables of the product's own file below the home: they count least. No secrets, but not to be stored either."""
     notices: tuple[str, ...] = ()
     """What there is to say to the user of files of the home."""
+    copied: bool = False
+    """In overlay mode: the directory for changes holds a copy of the workspace, to be shown in its place."""
     carried: tuple[tuple[str, str], ...] = ()
     """Names in the carried tar that are mounted over the home, each with `file` or `directory`."""

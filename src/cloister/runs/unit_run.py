@@ -21,6 +21,7 @@ import msgspec
 
 from cloister.errors import RetryError, UsageError
 from cloister.host import apply as host_apply
+from cloister.host import overlay_apply
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.unit_cgroup import is_alive
 from cloister.plan.steps import Plan
@@ -30,7 +31,7 @@ from cloister.runs.links import Link
 from cloister.runs.protections import look_after, replaced, standing
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.supervision import broken_off
-from cloister.runs.unit_part import unit_of, with_answer
+from cloister.runs.unit_part import COPY, unit_of, with_answer
 from cloister.runs.unit_words import Told, closing_words, decode
 
 GONE_AFTER_S = 30.0
@@ -55,9 +56,11 @@ class UnitRun:
         self._loop, self._store, self._state = loop, store, state
         self._record = record
         self._layout = layout
+        self._aside = record.mode == "overlay"
+        """Changes are kept aside: reviewed by a person, so nobody looks at the workspace itself."""
         self._on_end = on_end
         self._status = "asked"
-        self._standing = standing(layout)
+        self._standing = {} if self._aside else standing(layout)
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_close`
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -119,6 +122,9 @@ class UnitRun:
                 self.link.close()  # the outer half of a detached run, with nobody to tell it anything
         self.starter = self.link = None
         self._close()
+        if self._aside:
+            with contextlib.suppress(OSError):  # overlayfs leaves a directory that nobody may open
+                overlay_apply.discard(f"{self._store.directory}/{self.plan.run}/{COPY}")
         self._store.remove(self.plan.run)
 
     def warn(self, what: str) -> None:
@@ -182,7 +188,7 @@ class UnitRun:
     async def _finish(self, receipt: Receipt) -> None:
         """Undo what was made in the workspace, look at it, keep the receipt, and say what was found."""
         host_apply.undo(self.plan, self._state)
-        found = await self._loop.run_in_executor(None, look_after, self._layout, self._record.started)
+        found = await self._look_after()
         kept = msgspec.structs.replace(
             receipt, workspace=self.plan.workspace, warnings=(*found, *receipt.warnings), plan_digest=self.plan.digest()
         )
@@ -190,6 +196,11 @@ class UnitRun:
         if self.lease:
             self.lease.send("W", closing_words(found))
         self._close()
+
+    async def _look_after(self) -> tuple[str, ...]:
+        if self._aside:
+            return ()
+        return await self._loop.run_in_executor(None, look_after, self._layout, self._record.started)
 
     async def _lost(self) -> None:
         """No receipt will come: wait until nothing of the unit lives, then undo."""
@@ -200,7 +211,7 @@ class UnitRun:
             host_apply.undo(self.plan, self._state)
         else:
             warnings = (_LOST, "its unit lives on: what holds protected names in the workspace stays until it is gone")
-        found = await self._loop.run_in_executor(None, look_after, self._layout, self._record.started)
+        found = await self._look_after()
         record, receipt = broken_off(self.plan, self._record)
         self._store_end(record, msgspec.structs.replace(receipt, warnings=(*found, *warnings)), "broker-died")
         self._close()
@@ -224,16 +235,9 @@ class UnitRun:
         self._store.finish(ended, msgspec.structs.replace(receipt, reason=reason))
 
     def _tell_starter(self) -> None:
-        """Tell who asked for a detached run its id, now that it can be worked with (or is over)."""
         starter, self.starter = self.starter, None
-        if starter is None:
-            return
-        shown = msgspec.json.encode({"run": self.plan.run}).decode() if starter.json else self.plan.run
-        with contextlib.suppress(OSError):  # it may have gone, or closed its output
-            os.write(starter.output, f"{shown}\n".encode())
-        os.close(starter.output)
-        starter.link.send("F", b"\0")
-        starter.link.close()
+        if starter:
+            starter.tell(self.plan.run)
 
     def _close(self) -> None:
         self._status = "over"

@@ -71,6 +71,8 @@ class Stood(msgspec.Struct, frozen=True, kw_only=True):
 class UnitSupervisor(Supervision):
     """The runs under systemd of one host."""
 
+    SOURCE = "proxyd"
+
     def __init__(self, loop: asyncio.AbstractEventLoop, kitchen: UnitKitchen, connect: Connect, hostd: Hostd) -> None:
         """Know where things are; start nothing."""
         super().__init__(loop, kitchen, connect)
@@ -95,6 +97,7 @@ class UnitSupervisor(Supervision):
         if self._units.count(asked.account.user) >= RUNS_PER_USER:
             message = f"{asked.account.user} has {RUNS_PER_USER} runs under systemd already"
             raise RetryError("runs-too-many", message, remedy="cloister stop RUN")
+        self._audit.admit()
         prepared = self._units.prepare_unit(asked)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, parties.outer, lambda _: None)
@@ -147,6 +150,8 @@ class UnitSupervisor(Supervision):
         self._provisions.attach(provided, run)
         run.go = self._go(run, prepared)
         self._runs[plan.run] = run
+        account = plan.launch.unit.account if plan.launch.unit else ""
+        self._audit.began(run, self._kitchen.policies.digest, record.user, account)
         self._leases[plan.run] = lease
         lease.serve(run, partial(self.execute, on_close=lambda _: None))
         outer.rebind(lambda _, frame: run.outer_frame(frame), lambda _: run.live.outer_closed())

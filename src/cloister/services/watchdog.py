@@ -24,7 +24,7 @@ import time
 from types import FrameType
 
 from cloister.errors import CloisterError, StepError, render
-from cloister.host import firewall, programs
+from cloister.host import audit_send, firewall, programs
 from cloister.host.netlink import Changes
 from cloister.plan.firewall import TABLE, WATCHDOG_UNIT
 from cloister.plan.unit import NETWORK_PREFIX, SERVICE_PREFIX, UNIT_PREFIX
@@ -86,6 +86,7 @@ def _whole() -> bool:
         stopped = _stop_units()
         took_ms = (time.monotonic() - began) * 1000
         _say(_NOTICE, f"cloister: {', '.join(stopped) or 'no unit'} stopped within {took_ms:.0f} ms")
+        threading.Thread(target=_record, args=(why, tuple(stopped)), daemon=True).start()
     except StepError as error:
         failed.append(f"units could not be stopped: {error}")
     loading.join()
@@ -95,6 +96,14 @@ def _whole() -> bool:
         return False
     _say(_NOTICE, f"cloister: the packet filter is whole again after {(time.monotonic() - began) * 1000:.0f} ms")
     return True
+
+
+def _record(why: str, stopped: tuple[str, ...]) -> None:
+    """Tell the keeper of the log, whom nothing here waits for."""
+    details: dict[str, audit_send.Value] = {"stopped": ", ".join(stopped)[:1024], "units": len(stopped)}
+    event = audit_send.event("firewall.changed", "watchdog", details, message=why[:1024], severity_id=4)
+    if trouble := audit_send.report(event):
+        _say(_ERROR, f"cloister: this is not in the audit log: {trouble}")
 
 
 def _load(failed: list[str]) -> None:

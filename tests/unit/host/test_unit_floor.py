@@ -41,10 +41,10 @@ class ROOTS:
     st_mode = 0o040755
 
 
-def bounds(*, nested: bool = False) -> unit_floor.Bounds:
+def bounds(*, nested: bool = False, repository: str = "") -> unit_floor.Bounds:
     """Return what the golden plan is held against."""
     grant = Grant(user="alice", agent=PLAN.agent, account=ACCOUNT.name, roots=("~",), nested=nested)
-    return unit_floor.Bounds(grant, ACCOUNT, launch().workspace, (SHIM,), lambda _: True)
+    return unit_floor.Bounds(grant, ACCOUNT, launch().workspace, (SHIM,), lambda _: True, repository=repository)
 
 
 def compiled(*, nested: bool = False) -> UnitLaunch:
@@ -216,6 +216,7 @@ def test_the_first_process_is_our_shim() -> None:
 
 
 WORKSPACE = launch().workspace
+REPOSITORY = "/srv/git/.git"
 
 
 @pytest.mark.parametrize(
@@ -245,12 +246,43 @@ WORKSPACE = launch().workspace
         {"kind": "ro", "target": "/x", "base": "carry", "source": "/etc"},
         {"kind": "ro", "target": f"{WORKSPACE}/a", "base": "workspace", "source": "b"},
         {"kind": "rw", "target": "/elsewhere", "base": "workspace", "source": "b"},
+        {"kind": "overlay", "target": f"{WORKSPACE}/a", "base": "workspace", "source": "a"},
+        {"kind": "overlay", "target": "/x", "base": "workspace"},
+        {"kind": "overlay", "target": "/x", "base": "copy"},
+        {"kind": "overlay", "target": "/x", "base": "state"},
+        {"kind": "overlay", "target": "/x", "base": "none"},
+        {"kind": "rw", "target": "/x", "base": "copy", "source": "upper"},
+        {"kind": "rw", "target": WORKSPACE, "base": "copy"},
+        {"kind": "rw", "target": WORKSPACE, "base": "copy", "source": "work"},
+        {"kind": "ro", "target": WORKSPACE, "base": "copy", "source": "upper"},
+        {"kind": "rw", "target": "/home/alice/git", "base": "repository"},
+        {"kind": "rw", "target": f"{REPOSITORY}x", "base": "repository"},
+        {"kind": "rw", "target": "/x", "base": "repository", "source": "hooks"},
+        {"kind": "rw", "target": f"{REPOSITORY}/hooks", "base": "repository"},
+        {"kind": "ro", "target": f"{REPOSITORY}/..", "base": "repository", "source": ".."},
     ],
 )
 def test_no_other_mount(mount: dict[str, Any]) -> None:
     """Only workspace and state are writable, nothing covers the system, and every path stays in its base."""
     with pytest.raises(StepError, match="refused by the host"):
-        unit_floor.check_plan(with_mount(**mount), bounds())
+        unit_floor.check_plan(with_mount(**mount), bounds(repository=REPOSITORY))
+
+
+def test_changes_may_be_kept_aside_and_a_repository_shown() -> None:
+    """An overlay or a copy in the workspace's place, and the git directory that was walked to, each at its place."""
+    others = tuple(mount for mount in launch().mounts if mount.target != WORKSPACE)
+    git = (
+        UnitMount(kind="rw", target=REPOSITORY, base="repository"),
+        UnitMount(kind="ro", target=f"{REPOSITORY}/hooks", base="repository", source="hooks"),
+    )
+    for root in (
+        UnitMount(kind="overlay", target=WORKSPACE, base="workspace"),
+        UnitMount(kind="rw", target=WORKSPACE, base="copy", source="upper"),
+    ):
+        plan = changed(mounts=(*others, root, *git))
+        assert unit_floor.check_plan(plan, bounds(repository=REPOSITORY)) == launch(plan)
+        with pytest.raises(StepError, match="no git directory elsewhere"):
+            unit_floor.check_plan(plan, bounds())
 
 
 def test_a_mount_stands_once() -> None:
