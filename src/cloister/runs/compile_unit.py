@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import msgspec
+
 from cloister.errors import UnsupportedError
 from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
@@ -38,7 +40,7 @@ from cloister.runs.compile_parts import (
     seccomp_profile,
 )
 from cloister.runs.credentials_plan import planned
-from cloister.runs.internet import WORDS
+from cloister.runs.internet import WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced_unit
 from cloister.runs.unit_internet import UnitInternet
 
@@ -120,13 +122,10 @@ def compile_unit(
         inherit=inherit,
         pty=facts.pty,
         seccomp=seccomp_profile(agent),
-        ruleset=direct.ruleset if direct else "",
-        nft=direct.nft if direct else "",
-        pasta=direct.pasta if direct else (),
         runtime_s=parse_duration(agent.limits.runtime_max) if agent.limits.runtime_max else None,
         unit=_unit(agent, preset, facts, files, mounts),
     )
-    identity = _identity(agent, facts)
+    launch = _with_network(launch, direct)
     return Plan(
         run=facts.run,
         agent=facts.agent_name,
@@ -136,18 +135,25 @@ def compile_unit(
         policy_digest=facts.policy_digest,
         profile=facts.profile,
         project=facts.project,
-        steps=(*_preparations(facts, files, launch, identity), launch),
+        steps=(*_preparations(facts, files, launch, _identity(agent, facts)), launch),
         asked=command,
         egress=egress,
         credentials=planned(agent),
         models=facts.model_words,
         limits=tuple(_limit_words(agent)),
         opt_outs=opt_outs(agent, facts, direct=direct is not None),
-        notices=(
-            *notices(agent, facts, direct=direct is not None, network=direct.notices if direct else ()),
-            *_unit_notices(facts),
-        ),
+        notices=(*_notices(agent, facts, direct), *_unit_notices(facts)),
     )
+
+
+def _with_network(launch: Launch, direct: Internet | None) -> Launch:
+    if direct is None:
+        return launch
+    return msgspec.structs.replace(launch, ruleset=direct.ruleset, nft=direct.nft, pasta=direct.pasta)
+
+
+def _notices(agent: Agent, facts: UnitFacts, direct: Internet | None) -> tuple[str, ...]:
+    return notices(agent, facts, direct=direct is not None, network=direct.notices if direct else ())
 
 
 def _identity(agent: Agent, facts: UnitFacts) -> IdentityTokens | None:
