@@ -18,8 +18,11 @@ from support import leftovers, skips
 from support.fake_model import FakeModel
 from support.guard import Guard
 from support.homes import make_home, make_workspace
+from support.machines import SUITES
 
 TESTS = Path(__file__).parent
+NEEDS_ROOT = TESTS / "systemd"
+PASS = os.environ.get("CLOISTER_TEST_PASS", "")
 PURE = tuple(TESTS / name for name in ("unit", "golden", "fuzz"))
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 GUARD = Guard()
@@ -39,13 +42,34 @@ def pytest_configure(config: pytest.Config) -> None:
 ALLOWED = pytest.StashKey[tuple[skips.AllowedSkip, ...]]()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even read what has no test for this pass: that takes seconds."""
+    del config
+    if not PASS or collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    of_root = NEEDS_ROOT in collection_path.parents
+    if PASS == "user":
+        return True if of_root else None
+    return None if of_root or "mark.root" in collection_path.read_text(encoding="utf-8") else True
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests marked `root` for the pass that has it; `tools/test` runs both passes when it is root."""
-    as_root = os.environ.get("CLOISTER_TEST_PASS") == "root"
-    dropped = [item for item in items if (item.get_closest_marker("root") is not None) != as_root]
-    if os.environ.get("CLOISTER_TEST_PASS"):
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in dropped]
+    """Keep the tests of this pass; `tools/test` runs all passes, at the same time, when it is root."""
+    if PASS:
+        config.hook.pytest_deselected(items=[item for item in items if not _in_pass(item)])
+        items[:] = [item for item in items if _in_pass(item)]
+
+
+def _in_pass(item: pytest.Item) -> bool:
+    """Whether a test belongs to this pass: `user`; `root`, or a part of it: `root-alone`, or a suite's machines."""
+    of_root = item.get_closest_marker("root") is not None
+    if not of_root or PASS in {"user", "root"}:
+        return of_root == (PASS != "user")
+    if NEEDS_ROOT not in item.path.parents:
+        return PASS == "root-alone"  # some look for what is left of root's processes anywhere
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    suite = parameters.get("suite", SUITES[0])
+    return f"root-{suite}" == PASS
 
 
 @pytest.hookimpl(wrapper=True)

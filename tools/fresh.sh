@@ -30,11 +30,13 @@ as_user() {
     fi
 }
 
-# Run a command as the ordinary user, in the source folder, with an environment made from nothing.
+# Run a command as the ordinary user, in the source folder, with an environment made from nothing. `place` may name
+# another folder with a home, run and tmp.
 in_fresh() {
+    local own=${place:-$fresh}
     as_user env -i \
-        HOME="$fresh/home" USER=cloister-test LOGNAME=cloister-test SHELL=/bin/bash LANG=C.UTF-8 TERM="${TERM:-dumb}" \
-        XDG_RUNTIME_DIR="$fresh/run" TMPDIR="$fresh/tmp" PATH="$fresh/venv/bin:$environment/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
+        HOME="$own/home" USER=cloister-test LOGNAME=cloister-test SHELL=/bin/bash LANG=C.UTF-8 TERM="${TERM:-dumb}" \
+        XDG_RUNTIME_DIR="$own/run" TMPDIR="$own/tmp" PATH="$fresh/venv/bin:$environment/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
         CI="${CI:-}" CLOISTER_TEST_AGENTS="${agents:-}" CLOISTER_TEST_PASS="${CLOISTER_TEST_PASS:-}" \
         CLOISTER_TEST_VM="${vm:-}" CLOISTER_TEST_SYSTEMD="${systemd:-}" CLOISTER_TEST_WHEEL="$fresh/wheel" \
         CLOISTER_SOAK_S="${CLOISTER_SOAK_S:-}" \
@@ -54,6 +56,8 @@ end_fresh() {
     local status=$?
     trap '' INT TERM HUP
     trap - EXIT
+    # Jobs of root's that were not waited for.
+    ((${#jobs[@]} == 0)) || kill -TERM "${jobs[@]}" 2>/dev/null || true
     if [[ -n ${uid:-} && $(id -u) == 0 ]]; then
         # What is started while we look is found by looking again, until none is left.
         local try left
@@ -78,6 +82,7 @@ end_fresh() {
 
 make_fresh() {
     environment=$("$root/tools/environment")
+    jobs=()
     fresh=$(mktemp -d /tmp/cloister.XXXXXX)
     trap end_fresh EXIT
     trap 'exit 130' INT

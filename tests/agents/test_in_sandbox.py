@@ -60,7 +60,7 @@ def user(
 
 @pytest.mark.usefixtures("nothing_left")
 def test_the_agent_answers_from_the_sandbox(agent: Agent, user: User, workspace: Path, fake_model: FakeModel) -> None:
-    """Each agent prints the model's answer, and the model saw the placeholder and no other key."""
+    """Each agent answers (PF15: it reads the variables that the preset names); the model saw no real key."""
     done = user.run("run", *agent.command(), cwd=workspace, timeout_s=90)
 
     assert done.returncode == 0, done.stderr

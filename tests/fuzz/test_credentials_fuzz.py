@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from cloister.relay.session import RefusedError, Swap
 from cloister.runs.authority import Trusted
 from cloister.runs.credentials import RunCredentials
 
-SECRETS = {"a": b"secret-of-a", "b": b"secret-of-b", "c": b"secret-of-c"}
+SECRETS = {"a": b"secret-of-a", "b": b"secret-of-b", "c": b"secret-of-c", "d": b"12:secret-of-d"}
 HOST = "api.example.org"
 
 
@@ -33,6 +33,7 @@ def held() -> RunCredentials:
         "a": Credential(secret="pass:a", env="A", inject=Injection(host=HOST, scheme="bearer", methods=("GET",))),
         "b": Credential(secret="pass:b", inject=Injection(host=HOST, scheme="header", header="X-Key")),
         "c": Credential(secret="pass:c", env="C", inject=Injection(host=HOST, scheme="query", query="key")),
+        "d": Credential(secret="pass:d", env="D", inject=Injection(host=HOST, scheme="path", value="bot{secret}")),
     }
     return RunCredentials(named, Reader(), Trusted(None, b""))  # type: ignore[arg-type]
 
@@ -77,6 +78,20 @@ def test_a_secret_stands_at_its_place_or_nowhere(method: str, headers: list[tupl
         assert done.path.count(secret.decode()) == (name == "c" and name in done.used)
     assert method != "TRACE" or not done.used
     assert method == "GET" or "a" not in done.used
+
+
+@given(st.lists(st.sampled_from([*TOKENS, "bot", "/", "%2F", "%62ot", "x", "..", "?", ":"]), max_size=8).map("".join))
+def test_a_secret_of_the_path_stands_in_segments_that_are_its_own(path: str) -> None:
+    """As many segments as before, those of the form replaced, the others byte for byte as they came."""
+    done = swapped("POST", HOST, f"/{path}", [])
+    if done is None:
+        return
+    before, after = (text.partition("?") for text in (f"/{path}", done.path))
+    token, secret = RUN.placeholders["d"].token, SECRETS["d"].decode()
+    assert before[2] == after[2]
+    for was, now in zip(before[0].split("/"), after[0].split("/"), strict=True):
+        ours = unquote(was) == f"bot{token}"
+        assert now == (f"bot{secret}" if ours else was)
 
 
 @given(st.sampled_from(["b.example.org", "x.api.example.org"]), st.lists(FIELDS, max_size=4), TEXTS)

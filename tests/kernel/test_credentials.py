@@ -84,6 +84,24 @@ def test_a_query_parameter_with_odd_characters(user: User, workspace: Path, serv
     user.close()
 
 
+def test_a_segment_of_the_path(user: User, workspace: Path, server: SecureServer) -> None:
+    """A token that is a part of the path, as with Telegram: the server gets it, the record has its name."""
+    secret = "123456:AA-made_up/odd"  # made up
+    table = credential(keep(user, secret), server.port, scheme="path", value="bot{secret}")
+    user.write_policy(policy(server.port, table))
+    good = curl(server.port, path="/file/bot'$TOKEN'/a?b=%2F")
+    elsewhere = curl(server.port, path="/getMe?token='$TOKEN'")
+    own = curl(server.port, path="/bot1:own/getMe")
+    done = user.inside(f"{good}; {elsewhere}; {own}", cwd=workspace)
+
+    assert done.stdout.startswith("hello"), done
+    assert "placeholder" in done.stdout
+    assert [sent.path for sent in server.sent] == ["/file/bot123456:AA-made_up%2Fodd/a?b=%2F", "/bot1:own/getMe"]
+    assert events(user)[0]["path"] == "/file/bot{token}/a"
+    assert [(event["name"], event["what"]) for event in events(user, "credential")] == [("token", "own-value")]
+    user.close()
+
+
 def test_without_a_variable_it_is_put_in(user: User, workspace: Path, server: SecureServer) -> None:
     """A credential without `env` needs nothing inside; a value of the agent's own is left alone, and recorded."""
     user.write_policy(policy(server.port, credential(keep(user), server.port, env="")))

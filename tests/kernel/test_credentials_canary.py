@@ -26,6 +26,7 @@ SECRETS = {
     "query": "canary-Query-9988776655",
     "command": "canary-Command-1f2e3d4c",
     "masked": "canary-Masked-5a6b7c8d9e",
+    "path": "4455667:canary-Path-6e5d4c3b2a",
     "signer": "canary-Signer-0123456789abcdefghij",
 }
 COLLECT = r"""
@@ -66,6 +67,7 @@ def tables(user: User, port: int) -> list[str]:
         credential(references["bearer"], port, name="bearer", env="TOKEN"),
         credential(references["basic"], port, name="basic", env="", scheme="header", header="X-Put-In"),
         credential(references["query"], port, name="query", env="QUERY", scheme="query", query="key"),
+        credential(references["path"], port, name="path", env="BOT", scheme="path", value="bot{secret}"),
         credential("command:~/secret.sh", port, name="command", env="", scheme="header", header="X-Command"),
         credential(references["masked"], port, name="masked", env="", scheme="header", header="X-Masked", mask=True),
         credential(references["signer"], port, name="signer", env="", scheme="sigv4", paths=["/aws"]),
@@ -87,6 +89,7 @@ def test_no_secret_is_anywhere(user: User, workspace: Path, server: SecureServer
     script = "; ".join(
         (
             curl(server.port, BEARER, path="/x?key='$QUERY'"),
+            curl(server.port, path="/bot'$BOT'/getMe"),
             curl(server.port, sign, path="/aws"),
             curl(server.port, "-d", '"$TOKEN"'),
             curl(server.port, BEARER, path="/aws", host="denied.example.org"),
@@ -101,7 +104,7 @@ def test_no_secret_is_anywhere(user: User, workspace: Path, server: SecureServer
     ))  # fmt: skip
 
     got = repr(server.sent)
-    for name in ("bearer", "basic", "query", "command", "masked"):
+    for name in ("bearer", "basic", "query", "path", "command", "masked"):
         assert SECRETS[name] in got, f"the server did not get {name}"
     assert "AKIDEXAMPLE" in got
     for where, data in {"inside": output, "records": traces(user), "shown": shown.encode()}.items():

@@ -45,7 +45,8 @@ class Service:
         filtered = filter_file(seccomp_without_userns())
         closed = ["--seccomp", str(filtered)] if seccomp else []
         words = ["service", "--egress", str(rig.relay.path), "--listen", "127.0.0.1:3128", "--probe-write", "/usr"]
-        words += ["--publish", f"{self.socket}=127.0.0.1:18789", *options, "--", *command]
+        words += ["--publish", f"{self.socket}=127.0.0.1:18789", "--end", str(rig.work / "end.sock")]
+        words += [*options, "--", *command]
         work = ["--bind", str(rig.work), str(rig.work), "--chdir", str(rig.work)]
         self.process = subprocess.Popen(
             [*WALLS, *work, *closed, "--cap-drop", "ALL", "--", str(rig.shim), *words],
@@ -106,6 +107,29 @@ def test_signals_of_systemd_reach_the_gateway_and_its_status_is_the_units(gatewa
     assert gateway.ask(b"still") == b"gateway still"
     gateway.stop(signal.SIGTERM)
     assert gateway.result()[:2] == (4, b"bye\n")
+
+
+def test_who_asks_for_the_end_waits_for_it(gateway: Service) -> None:
+    """For ExecStop=: the gateway gets TERM once and its time; the asker leaves with it, and finds nobody afterwards."""
+    ask = [gateway.rig.shim, "end", gateway.rig.work / "end.sock"]
+    assert (gateway.rig.work / "end.sock").stat().st_mode & 0o7777 == 0o600
+    asking = [subprocess.Popen(ask, **as_user()) for _ in range(3)]
+    assert gateway.result()[:2] == (4, b"bye\n")
+    assert [one.wait(5) for one in asking] == [0, 0, 0]
+    assert subprocess.run(ask, check=False, timeout=5, **as_user()).returncode == 0
+
+
+def test_a_gateway_that_does_not_end_when_asked_is_ended_by_the_next_word(rig: Rig) -> None:
+    """The asker waits as long as it takes; TERM, which systemd sends when the time is over, ends it at once."""
+    service = Service(rig, "sh", "-c", "trap 'echo heard' TERM; echo up; while :; do sleep 0.05; done")
+    assert service.process.stdout.readline() == b"up\n"
+    asking = subprocess.Popen([rig.shim, "end", rig.work / "end.sock"], **as_user())
+    assert service.process.stdout.readline() == b"heard\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        asking.wait(0.3)
+    service.stop(signal.SIGTERM)
+    assert service.result()[0] == 128 + signal.SIGTERM
+    assert asking.wait(5) == 0
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 78", 78), ("kill -KILL $$", 137)])

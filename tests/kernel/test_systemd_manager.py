@@ -1,6 +1,7 @@
 """Talking to a systemd manager: what is sent, and what strange answers come to. The manager is made up."""
 
 import contextlib
+import os
 import socket
 import struct
 import threading
@@ -61,6 +62,8 @@ class Fake:
         """Listen."""
         self.path = str(folder / "private")
         self.heard = b""
+        self.got: list[int] = []
+        """The inodes of descriptors that came."""
         self._words = greeting + answers
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
@@ -72,7 +75,13 @@ class Fake:
         peer, _ = self._listener.accept()
         with peer, contextlib.suppress(ConnectionError):  # a client that has heard enough resets
             peer.sendall(self._words)
-            while part := peer.recv(4096):
+            while True:
+                part, descriptors, _, _ = socket.recv_fds(peer, 4096, 8)
+                for descriptor in descriptors:
+                    self.got.append(os.fstat(descriptor).st_ino)
+                    os.close(descriptor)
+                if not part:
+                    break
                 self.heard += part
 
     def close(self) -> None:
@@ -160,6 +169,7 @@ def test_no_answer_crashes_the_reader(junk: bytes, keep: int) -> None:
     theirs.shutdown(socket.SHUT_WR)
     manager = Manager.__new__(Manager)
     manager._socket, manager.serial, manager._until = ours, 0, time.monotonic() + 5
+    manager._arrived, manager._awaited = bytearray(), ()
     try:
         manager.start_scope("cloister-x.scope", 1, {})
     except ManagerError:

@@ -1,18 +1,22 @@
 """Asking the system's manager about units: what is understood of its answers, and what is waited for."""
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_systemd_manager import JOB, NOISE, Fake, message, pad, text
+from test_systemd_manager import JOB, NOISE, OK, Fake, message, pad, text
 
+from cloister.host import unit_start
 from cloister.host.systemd_manager import ManagerError
 from cloister.host.systemd_units import UnitManager
+from cloister.host.unit_dbus import start_call
 
 pytestmark = pytest.mark.kernel
 
 UNIT = "cloister-run-1a.service"
+GREETING = OK + b"AGREE_UNIX_FD\r\n"
 UNKNOWN = "org.freedesktop.DBus.Error.UnknownProperty"
 
 
@@ -47,7 +51,7 @@ def connect(fakes: list[Fake], folder: Path, answers: bytes) -> UnitManager:
     """Return a connection to a manager that says so."""
     place = folder / str(len(fakes))
     place.mkdir()
-    fakes.append(Fake(place, answers))
+    fakes.append(Fake(place, answers, GREETING))
     return UnitManager(fakes[-1].path, timeout_s=1)
 
 
@@ -101,9 +105,63 @@ def test_the_end_of_a_job_is_heard_even_before_it_is_asked_for(fakes: list[Fake]
     answers = removed("/9", "b.service", "done") + removed(JOB, UNIT, "failed") + value(1, "s", text("x"))
     with connect(fakes, tmp_path, answers) as manager:
         manager.show(UNIT, ("User",))
-        assert manager.await_job(UNIT) == "failed"
-    with connect(fakes, tmp_path, removed("/9", "b.service", "done")) as manager, pytest.raises(ManagerError):
-        manager.await_job(UNIT)
+        assert manager.await_end(JOB) == "failed"
+    with connect(fakes, tmp_path, removed("/9", UNIT, "done")) as manager, pytest.raises(ManagerError):
+        manager.await_end(JOB)
+
+
+def test_a_start_is_asked_for_with_its_streams(fakes: list[Fake], tmp_path: Path) -> None:
+    """The job of the answer to it counts; a refusal has a name, and a manager that takes no descriptors is left."""
+    call = start_call(UNIT, (("User", "a"),), ("/shim", "x"))
+    answer = message(2, {5: ("u", 1), 8: ("g", "o")}, text(JOB))
+    hear, say = os.pipe()
+    with connect(fakes, tmp_path, NOISE + answer) as manager:
+        manager.ask_start(call, (hear, say, say))
+        assert manager.await_answer() == JOB
+    fakes[0].close()
+    assert b"NEGOTIATE_UNIX_FD\r\n" in fakes[0].heard
+    assert fakes[0].heard.endswith(call)
+    assert fakes[0].got == [os.fstat(hear).st_ino] * 3  # both ends of a pipe are one
+    with connect(fakes, tmp_path, error(1, "org.x.Denied")) as manager:
+        manager.ask_start(call, (hear, say, say))
+        with pytest.raises(ManagerError) as refused:
+            manager.await_answer()
+    assert refused.value.name == "org.x.Denied"
+    for one in (hear, say):
+        os.close(one)
+    fakes.append(Fake(tmp_path, b"", OK + b"ERROR\r\n"))
+    with UnitManager(fakes[-1].path, timeout_s=1) as manager, pytest.raises(ManagerError):
+        manager.show(UNIT, ("User",))
+
+
+@pytest.mark.parametrize(("job", "stopped"), [(17, True), (0, False)])
+def test_a_start_that_is_only_in_line_is_taken_out_of_it(
+    fakes: list[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: int, stopped: bool
+) -> None:
+    """A unit that is inactive but has a job would start later: it is not over, and is stopped; without one it is."""
+
+    def state(job: int) -> bytes:
+        names = {"LoadState": "loaded", "ActiveState": "inactive"}
+        told = [value(at, "s", text(names[name])) for at, name in enumerate(unit_start._ENDED, 1) if name in names]
+        jobs = [value(at, "(uo)", struct.pack("<I", job) + text("/"))
+                for at, name in enumerate(unit_start._ENDED, 1) if name == "Job"]  # fmt: skip
+        rest = [error(at, UNKNOWN) for at, name in enumerate(unit_start._ENDED, 1) if name not in {*names, "Job"}]
+        return b"".join((*told, *jobs, *rest))
+
+    number = len(unit_start._ENDED) + 1
+    end = message(2, {5: ("u", number), 8: ("g", "o")}, text(JOB)) + removed(JOB, UNIT, "done")
+    said = iter([state(job) + end, state(0)])
+
+    def manager(timeout_s: float) -> UnitManager:
+        del timeout_s
+        return connect(fakes, tmp_path, next(said))
+
+    monkeypatch.setattr(unit_start, "UnitManager", manager)
+    assert unit_start.stop(UNIT)["ActiveState"] == "inactive"
+    for fake in fakes:
+        fake.close()
+    assert (b"StopUnit" in fakes[0].heard) == stopped
+    assert len(fakes) == 1 + stopped
 
 
 def test_stopping_waits_for_its_own_job(fakes: list[Fake], tmp_path: Path) -> None:

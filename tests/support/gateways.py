@@ -33,7 +33,9 @@ documents.directory = "/etc/cloister-docs"
 documents.writable = ["SOUL.md"]
 tools = { include = ["git"], exclude = ["curl"] }
 secrets.discord = "systemd:discord"
+secrets.slack = { secret = "systemd:slack", inject = { host = "slack.com", scheme = "bearer" } }
 channels.other.discord = { enabled = true, token = "{secret:discord}" }
+channels.other.slack = { enabled = true, botToken = "{secret:slack}" }
 config_overrides.logging.level = "debug"
 config_overrides.messages.queue.mode = "steer"
 environment.GREETING = 'a "b" %c $d \\'
@@ -41,7 +43,7 @@ environment_files = ["-/etc/default/claw"]
 
 [services.home.channels.telegram]
 enable = true
-bot_token = "file:/etc/cloister/keys/tele gram%"
+bot_token = "file:/etc/cloister/keys/telegram"
 allow_from = [123, "@ann"]
 
 [[services.home.skills]]
@@ -58,7 +60,7 @@ source = "/etc/skills/copied"
 
 [services.home.plugins.notes]
 source = "/etc/plugins/notes"
-env.NOTES_KEY = "file:/etc/cloister/keys/notes"
+env.NOTES_KEY = "file:/etc/cloister/keys/no tes%"
 settings = { depth = 3 }
 
 [services.home.instances.a]

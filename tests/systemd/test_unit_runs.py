@@ -204,27 +204,6 @@ def test_runtime(rig: Rig) -> None:
     assert "timed-out" in done.stderr
 
 
-def test_the_agent_hears_a_polite_end_once(rig: Rig) -> None:
-    """`systemctl stop` tells the shim alone, which tells the agent: not both of them (KillMode=mixed)."""
-    # It counts at once and stays half a second, so that a second TERM meets it; a shell would take two for one.
-    script = """exec python3 -c '
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: open("heard", "a").write("x\\n"))
-open("up", "w").close()
-signal.pause()
-until = time.monotonic() + 0.5
-while time.monotonic() < until:
-    time.sleep(0.05)
-'"""
-    rig.machine.run(["rm", "-f", "heard", "up"], user="alice", cwd=rig.project)
-    run = rig.detach(script)
-    rig.until(lambda: rig.machine.path(f"{rig.project}/up").exists())
-    rig.machine.run(["systemctl", "stop", f"cloister-run-{run}.service"])
-    assert rig.machine.read(f"{rig.project}/heard").splitlines() == ["x"]
-    rig.machine.run(["rm", "-f", "heard", "up"], user="alice", cwd=rig.project)
-    rig.clean()
-
-
 def test_limits_that_the_kernel_keeps(rig: Rig) -> None:
     """Limits without a controller, of which systemd says nothing, are told; who insists on them starts nothing."""
     there = {"memory", "pids"} <= rig.machine.controllers

@@ -19,14 +19,16 @@ def parser() -> Parser:
         prose=(
             "Without options only living runs are listed. A run whose broker was killed shows as `died`: the next "
             "start of any run undoes what it left and closes its record. BUDGET, where there is one, is the share of a "
-            "budget of model calls that was passed last (`alerts`)."
+            "budget of model calls that was passed last (`alerts`). `running, unrecorded` is a run whose doings the "
+            "audit log does not get at present (`audit.on_failure`); --json says why."
         ),
         examples=(("cloister ps", "what runs now"), ("cloister ps --all --json", "everything on record, for programs")),
     )
     verb.add_argument("-a", "--all", action="store_true", help="finished runs too, with exit code and reason")
     verb.add_argument("-q", "--quiet", action="store_true", help="print only ids")
     verb.json_option(
-        "id, agent, status, workspace, command, started, finished, exit_code, reason, denials, detached, mode, budget"
+        "id, agent, status, workspace, command, started, finished, exit_code, reason, denials, detached, mode, budget, "
+        "unrecorded"
     )
     return verb
 
@@ -57,7 +59,8 @@ def _table(rows: list[Row], *, everything: bool) -> str:
         heads.insert(3, "EXIT")
     shown = []
     for row in rows:
-        cells = [row.id, row.agent, row.status, output.ago(row.started, now), str(row.denials), place(row.workspace)]
+        status = f"{row.status}, unrecorded" if row.unrecorded else row.status
+        cells = [row.id, row.agent, status, output.ago(row.started, now), str(row.denials), place(row.workspace)]
         cells.append(shlex.join(row.command))
         if budgets:
             cells.insert(5, row.budget or "-")

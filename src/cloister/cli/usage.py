@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import datetime as dt
 import os
@@ -13,16 +12,15 @@ from typing import NamedTuple
 
 from cloister.cli import output, records
 from cloister.cli.arguments import Parser
+from cloister.cli.moments import DAY_S, moment
 from cloister.errors import DeniedError, PolicyError
 from cloister.plan.unit import HOSTD_SOCKET
 from cloister.policy.model import Ledger
-from cloister.policy.units import parse_duration
 from cloister.runs import books_open, usage
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.usage import Line, Question, Usage
 
-DAY_S = 86400
 DEFAULT_SINCE = "30d"
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK = (6, 31)
@@ -84,10 +82,10 @@ def parser() -> Parser:
     )
     verb.add_argument("--by", choices=usage.BYS, default="agent", help="what to add up by (default: agent)")
     verb.add_argument(
-        "--since", metavar="WHEN", type=_moment, default=DEFAULT_SINCE,
+        "--since", metavar="WHEN", type=moment, default=DEFAULT_SINCE,
         help="from then on: 7d, 12h, a date, `today`, `month` or `all` (default: 30d)",
     )  # fmt: skip
-    verb.add_argument("--until", metavar="WHEN", type=_moment, default="now", help="before then (default: now)")
+    verb.add_argument("--until", metavar="WHEN", type=moment, default="now", help="before then (default: now)")
     verb.add_argument("--agent", default="", help="only this agent")
     verb.add_argument(
         "--system", action="store_true",
@@ -337,24 +335,3 @@ def _system_places() -> Paths:
     from cloister.runs.unit_prepare import system_paths  # what the system's broker has: much, for other verbs' start
 
     return system_paths()
-
-
-def _moment(text: str) -> float:
-    """Return seconds since the epoch for a date, a length of time before now, or a word; for argparse's `type`."""
-    now = time.time()
-    today = now // DAY_S * DAY_S
-    words = {"all": 0.0, "now": float("inf"), "today": today}
-    if text in words:
-        return words[text]
-    date = dt.datetime.fromtimestamp(today, tz=dt.UTC)
-    if text == "month":
-        return date.replace(day=1).timestamp()
-    try:
-        return dt.datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=dt.UTC).timestamp()
-    except ValueError:
-        pass
-    try:
-        return now - parse_duration(text)
-    except ValueError:
-        why = f"{text!r} is no time: write 7d, 12h, 2026-11-01, today, month or all"
-        raise argparse.ArgumentTypeError(why) from None

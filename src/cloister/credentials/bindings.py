@@ -14,15 +14,16 @@ from typing import Literal, NamedTuple
 from cloister.policy.model import Credential, Injection
 from cloister.policy.variables import variables
 
-Scheme = Literal["header", "bearer", "basic", "query", "sigv4", "git", "npm", "pip"]
+Scheme = Literal["header", "bearer", "basic", "query", "path", "sigv4", "git", "npm", "pip"]
 Headers = list[tuple[bytes, bytes]]
 
 USERS = {"git": "x-access-token", "pip": "__token__"}
 """User names that the tools' hosts expect beside a token: GitHub and GitLab take any name, package indexes this one."""
 _WORDS = {
     "header": "header {header}", "bearer": "Authorization: Bearer", "basic": "Authorization: Basic",
-    "query": "query parameter {query}", "sigv4": "AWS signature", "git": "Authorization: Basic, for git",
-    "npm": "Authorization: Bearer, for npm", "pip": "Authorization: Basic, for pip",
+    "query": "query parameter {query}", "path": "segment {value} of the path", "sigv4": "AWS signature",
+    "git": "Authorization: Basic, for git", "npm": "Authorization: Bearer, for npm",
+    "pip": "Authorization: Basic, for pip",
 }  # fmt: skip
 
 
@@ -72,6 +73,8 @@ class Binding(NamedTuple):
         """Where in a request it goes: two bindings with one place at one host would get in each other's way."""
         if self.scheme == "query":
             return f"?{self.query}"
+        if self.scheme == "path":
+            return f"/{self.value}"
         return self.header.lower() if self.scheme == "header" else "authorization"
 
 
@@ -89,7 +92,8 @@ def bind(name: str, credential: Credential, covers: Callable[[str, str], bool]) 
         query=inject.query,
         value=inject.value,
         user=inject.user or USERS.get(inject.scheme, ""),
-        always=inject.scheme in {"git", "npm", "pip"} or not variables(credential),
+        # A path is the client's: what is not in it cannot be put in.
+        always=inject.scheme in {"git", "npm", "pip"} or (inject.scheme != "path" and not variables(credential)),
         mask=credential.mask,
         covers=covers,
     )
@@ -102,4 +106,4 @@ def hosts_of(inject: Injection) -> tuple[str, ...]:
 
 def words(inject: Injection) -> str:
     """Say in words how a secret travels."""
-    return _WORDS[inject.scheme].format(header=inject.header, query=inject.query)
+    return _WORDS[inject.scheme].format(header=inject.header, query=inject.query, value=inject.value)

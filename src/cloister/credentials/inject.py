@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, assert_never
 
-from cloister.credentials import authorization, query, sigv4
+from cloister.credentials import authorization, query, segment, sigv4
 from cloister.credentials.bindings import Binding, Request
 from cloister.credentials.placeholders import Placeholder
 
@@ -24,6 +24,8 @@ def find(binding: Binding, placeholder: Placeholder, request: Request) -> Found:
     match binding.scheme:
         case "query":
             values = query.values(request.path, binding.query)
+        case "path":
+            values = segment.values(request.path, binding.value)
         case "sigv4":
             values = sigv4.signatures(request)
         case "header" | "bearer" | "basic" | "git" | "npm" | "pip":
@@ -35,8 +37,8 @@ def find(binding: Binding, placeholder: Placeholder, request: Request) -> Found:
     return "placeholder" if any(placeholder.stands_in(value) for value in values) else "own"
 
 
-def put(binding: Binding, secret: bytes, request: Request) -> Request:
-    """Return the request with the secret at its place.
+def put(binding: Binding, secret: bytes, request: Request, placeholder: Placeholder) -> Request:
+    """Return the request with the secret at its place; in a path that is where the placeholder stands.
 
     Raises:
         InjectionError: the secret cannot stand there (line breaks, no key pair), or a signature of a kind that
@@ -45,6 +47,8 @@ def put(binding: Binding, secret: bytes, request: Request) -> Request:
     match binding.scheme:
         case "query":
             return replace(request, path=query.put(request.path, binding.query, binding.value, secret))
+        case "path":
+            return replace(request, path=segment.put(request.path, binding.value, placeholder.token, secret))
         case "sigv4":
             return sigv4.sign(request, sigv4.parse_keys(secret))
         case "header" | "bearer" | "basic" | "git" | "npm" | "pip":
@@ -60,6 +64,9 @@ def masks(binding: Binding, secret: bytes) -> tuple[bytes, ...]:
         return tuple(part.encode() for part in (keys.secret_key, keys.session_token) if part)
     if binding.scheme == "query":
         return tuple(dict.fromkeys((secret, query.encode(secret).encode())))
+    if binding.scheme == "path":
+        segment.put("", binding.value, "", secret)
+        return tuple(dict.fromkeys((secret, segment.encode(secret).encode(), query.encode(secret).encode())))
     sent = authorization.put(binding, secret, [])[0][1]
     scheme, _, value = sent.partition(b" ")
     encoded = (value,) if scheme == b"Basic" else ()

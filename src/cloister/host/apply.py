@@ -147,7 +147,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             limits.leave(step)
         case Listen(path=path) | ListenAgent(path=path):
             os.unlink(path)
-        case Launch(pasta=pasta_argv) if pasta_argv:
+        case Launch(pasta=pasta_argv, unit=None) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
         case MakeDirectory() | WriteFile() | WriteBytes() | MakeLink() | TrustBundle() | PlaceholderFile():
             return  # inside a directory that goes as a whole

@@ -22,14 +22,15 @@ from typing import NamedTuple, Self
 TIMEOUT_S = 5.0
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 _CALL, ANSWER, ERROR, SIGNAL = 1, 2, 3, 4
-_PATH, _INTERFACE, MEMBER, _ERROR_NAME, REPLY_SERIAL, _DESTINATION, _SIGNATURE = 1, 2, 3, 4, 5, 6, 8
-_MANAGER_PATH, _MANAGER = "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
+_PATH, _INTERFACE, MEMBER, _ERROR_NAME, REPLY_SERIAL, _DESTINATION, _SIGNATURE, _UNIX_FDS = 1, 2, 3, 4, 5, 6, 8, 9
+_OWN = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _MAX_MESSAGE = 1 << 20
 _MAX_GREETING = 1024
 _SHORTEST_S = 0.001
+_AT_ONCE = 1 << 16
 
 Value = tuple[str, int | str | tuple[int, ...]]
-"""A D-Bus type (one of s, b, i, t, au) and a value of it."""
+"""A D-Bus type (one of s, b, i, u, t, au) and a value of it."""
 
 
 class ManagerError(Exception):
@@ -57,6 +58,9 @@ def private_socket(uid: int) -> str:
 class Manager:
     """A connection to the manager of the user we are. Use it in a `with` block."""
 
+    passes_descriptors = False
+    """Whether calls may carry descriptors (D-Bus Specification, "NEGOTIATE_UNIX_FD")."""
+
     def __init__(self, path: str = "", timeout_s: float = TIMEOUT_S) -> None:
         """Connect to `path`, by default our manager's socket, and say who we are; all calls share the time limit.
 
@@ -64,12 +68,26 @@ class Manager:
             ManagerError: it is not there, or does not want us.
         """
         self.serial = 0
+        self._arrived = bytearray()
+        self._awaited: tuple[bytes, ...] = ()
+        """How lines of the greeting begin that were not heard yet."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._until = time.monotonic() + timeout_s
         self._socket.settimeout(timeout_s)
         with self.in_words():
             self._socket.connect(path or private_socket(os.geteuid()))
             self._greet()
+
+    def hear_greeting(self) -> None:
+        """Hear that the manager wants us, before anything is asked; it takes its time, in which others can be done.
+
+        Raises:
+            ManagerError: it does not.
+        """
+        awaited, self._awaited = self._awaited, ()
+        with self.in_words():
+            for start in awaited:
+                self._expect(start)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -122,13 +140,17 @@ class Manager:
     def _greet(self) -> None:
         """Authenticate as the uid the kernel tells the manager anyway (SASL EXTERNAL); all lines at once."""
         name = str(os.geteuid()).encode().hex()
-        self._socket.sendall(f"\0AUTH EXTERNAL {name}\r\nBEGIN\r\n".encode())
+        more = "NEGOTIATE_UNIX_FD\r\n" if self.passes_descriptors else ""
+        self._socket.sendall(f"\0AUTH EXTERNAL {name}\r\n{more}BEGIN\r\n".encode())
+        self._awaited = (b"OK ", b"AGREE_UNIX_FD") if more else (b"OK ",)
+
+    def _expect(self, start: bytes) -> None:
         line = b""
-        while not line.endswith(b"\r\n"):
+        while not line.endswith(b"\r\n"):  # one by one: what follows may be a message already
             line += self._receive(1)
             if len(line) > _MAX_GREETING:
                 raise ManagerError("", "the manager's greeting has no end")
-        if not line.startswith(b"OK "):
+        if not line.startswith(start):
             raise ManagerError("", f"the manager does not want us: {line.decode('ascii', 'replace').strip()}")
 
     def call(self, member: str, signature: str, body: bytearray) -> Message:
@@ -147,16 +169,19 @@ class Manager:
         return message
 
     def marshal(
-        self, member: str, signature: str, body: bytearray, path: str = _MANAGER_PATH, interface: str = _MANAGER
+        self, member: str, signature: str, body: bytearray, whose: tuple[str, str] = _OWN, descriptors: int = 0
     ) -> bytearray:
-        """Return a call as bytes; its answer will carry `serial` as it is now."""
+        """Return a call as bytes, of an object and interface, for so many descriptors.
+
+        Its answer will carry `serial` as it is now.
+        """
         self.serial += 1
         header = Writer()
         header.data += struct.pack("<cBBBII", b"l", _CALL, 0, 1, len(body), self.serial)
         with header.array():
             for field, kind, text in (
-                (_PATH, "o", path),
-                (_INTERFACE, "s", interface),
+                (_PATH, "o", whose[0]),
+                (_INTERFACE, "s", whose[1]),
                 (MEMBER, "s", member),
                 (_DESTINATION, "s", "org.freedesktop.systemd1"),
                 (_SIGNATURE, "g", signature),
@@ -164,12 +189,18 @@ class Manager:
                 header.align(8)
                 header.data.append(field)
                 header.variant((kind, text))
+            if descriptors:
+                header.align(8)
+                header.data.append(_UNIX_FDS)
+                header.variant(("u", descriptors))
         header.align(8)
         return header.data + body
 
-    def send(self, calls: bytearray) -> None:
-        """Send one call or several."""
-        self._socket.sendall(calls)
+    def send(self, calls: bytearray, descriptors: tuple[int, ...] = ()) -> None:
+        """Send one call or several; descriptors travel with the first byte."""
+        self.hear_greeting()
+        sent = socket.send_fds(self._socket, [calls], descriptors) if descriptors else 0
+        self._socket.sendall(calls[sent:])
 
     def _await_job(self, job: str) -> None:
         """Wait for the end of a job; on this socket the manager tells of all of them, unasked."""
@@ -196,16 +227,17 @@ class Manager:
         return Message(kind, dict(_fields(fields)), self._receive(length))
 
     def _receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
+        while len(self._arrived) < size:
             # One limit for all: a manager that talks of other things without end must not hold us.
             self._socket.settimeout(max(self._until - time.monotonic(), _SHORTEST_S))
-            part = self._socket.recv(size - len(data))
+            part = self._socket.recv(_AT_ONCE)
             if time.monotonic() > self._until:
                 raise TimeoutError("timed out")
             if not part:
                 raise ManagerError("", "the manager closed the connection")
-            data += part
+            self._arrived += part
+        data = bytes(self._arrived[:size])
+        del self._arrived[:size]
         return data
 
     @contextlib.contextmanager
@@ -263,7 +295,7 @@ class Writer:
             for item in value:
                 self.number("I", item)
         elif isinstance(value, int):
-            self.number({"b": "I", "i": "i", "t": "Q"}[kind], value)
+            self.number({"b": "I", "i": "i", "u": "I", "t": "Q"}[kind], value)
         elif kind == "g":
             self.data += bytes([len(value)]) + value.encode() + b"\0"
         else:

@@ -1,8 +1,8 @@
-"""What root's part asks of the system's manager about units, over its private D-Bus socket: state, ends, stopping.
+"""What root's part asks of the system's manager about units, over its private D-Bus socket: start, state, end.
 
-`systemctl` says the same, but is a program: with each start some of them cost as much as all the rest together, and
-while a unit starts they take the processor from the manager. Here a unit's start is waited for
-by the manager's own signal. Which units are started, and with what, is not asked here (`unit_start`).
+`systemctl` and `systemd-run` say the same, but are programs: with each start some of them cost as much as all the rest
+together, and while a unit starts they take the processor from the manager. Here a unit's start is waited for
+by the manager's own signal. What a unit is made of is not said here (`unit_start`, `unit_dbus`).
 
 Sources: D-Bus Specification (marshaling), org.freedesktop.systemd1(5).
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import signal
 import struct
-from typing import NamedTuple
 
+from cloister.host import unit_dbus
 from cloister.host.systemd_manager import (
     ANSWER,
     ERROR,
@@ -36,15 +36,10 @@ _INFINITY = (1 << 64) - 1
 _CAPABILITIES = frozenset({"CapabilityBoundingSet", "AmbientCapabilities"})
 
 
-class _Job(NamedTuple):
-    """How a job of a unit ended: `done`, `failed`, `canceled`, `timeout`, `dependency` and others."""
-
-    unit: str
-    result: str
-
-
 class UnitManager(Manager):
     """A connection to the system's manager, as root. Use it in a `with` block; after an error it is closed."""
+
+    passes_descriptors = True
 
     def __init__(self, path: str = "", timeout_s: float = 30.0) -> None:
         """Connect; the jobs that end from here on are heard.
@@ -52,7 +47,8 @@ class UnitManager(Manager):
         Raises:
             ManagerError: the manager is not there, or does not want us.
         """
-        self._ended: dict[str, _Job] = {}
+        self._ended: dict[str, str] = {}
+        self._asked = 0
         super().__init__(path, timeout_s)
 
     def show(self, unit: str, names: tuple[str, ...]) -> dict[str, str]:
@@ -72,7 +68,7 @@ class UnitManager(Manager):
                 body = Writer()
                 body.string(f"org.freedesktop.systemd1.{'Unit' if name in _OF_EVERY_UNIT else 'Service'}")
                 body.string(name)
-                calls += self.marshal("Get", "ss", body.data, path, _PROPERTIES)
+                calls += self.marshal("Get", "ss", body.data, (path, _PROPERTIES))
                 waiting[self.serial] = name
             self.send(calls)
             while waiting:
@@ -86,18 +82,42 @@ class UnitManager(Manager):
                     shown[name] = _in_words(name, message.body)
         return shown
 
-    def await_job(self, unit: str) -> str:
-        """Wait for the end of a job of this unit, also one that ended since we connected; return how it ended.
+    def ask_start(self, body: bytearray, streams: tuple[int, int, int]) -> None:
+        """Ask for a transient unit (`unit_dbus.start_call`) with `streams` as its standard ones; wait for nothing.
 
         Raises:
-            ManagerError: none did in time.
+            ManagerError: the manager cannot be reached.
+        """
+        with self.in_words():
+            call = self.marshal("StartTransientUnit", unit_dbus.START, body, descriptors=len(streams))
+            self._asked = self.serial
+            self.send(call, streams)
+
+    def await_answer(self) -> str:
+        """Wait for the answer to `ask_start`; return the job of the start.
+
+        Raises:
+            ManagerError: the unit is refused, with the name of the D-Bus error; or no answer in time.
         """
         with self.in_words():
             while True:
-                for job in self._ended.values():
-                    if job.unit == unit:
-                        return job.result
+                message = self.next()
+                if message.kind in (ANSWER, ERROR) and message.fields.get(REPLY_SERIAL) == self._asked:
+                    break
+            if message.kind == ERROR:
+                raise error_of(message)
+            return read_string(message.body, 0)[0]
+
+    def await_end(self, job: str) -> str:
+        """Wait for the end of a job, also one that ended since we connected; return how (`done`, `failed` and others).
+
+        Raises:
+            ManagerError: it did not in time.
+        """
+        with self.in_words():
+            while job not in self._ended:
                 self.next()
+            return self._ended[job]
 
     def end(self, unit: str, *, kill: bool) -> None:
         """Stop a unit, on request with SIGKILL for all of it, and wait for that; one that is not there is fine.
@@ -116,9 +136,8 @@ class UnitManager(Manager):
                 body = Writer()
                 body.string(unit)
                 body.string("replace")
-                job = read_string(self.call("StopUnit", "ss", body.data).body, 0)[0]
-                while job not in self._ended:  # a start that was under way has a job that ends before
-                    self.next()
+                # A start that was under way has a job that ends before.
+                self.await_end(read_string(self.call("StopUnit", "ss", body.data).body, 0)[0])
         except ManagerError as error:
             if error.name != NO_SUCH_UNIT:
                 raise
@@ -139,8 +158,8 @@ class UnitManager(Manager):
         message = super().next()
         if message.kind == SIGNAL and message.fields.get(MEMBER) == "JobRemoved":
             job, offset = read_string(message.body, 4)  # behind its number
-            unit, offset = read_string(message.body, offset)
-            self._ended[job] = _Job(unit, read_string(message.body, offset)[0])
+            _, offset = read_string(message.body, offset)
+            self._ended[job] = read_string(message.body, offset)[0]
         return message
 
 

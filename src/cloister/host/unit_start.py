@@ -1,30 +1,29 @@
-"""Starting a unit with `systemd-run -p`, looking at what came of it, and ending it.
+"""Starting a transient unit, looking at what came of it, and ending it.
 
-Properties go on the command line and never into a unit file: systemd-run refuses a property that it does not know,
+Properties are given to the manager as such and never in a unit file: it refuses a property that it does not know,
 where a unit file is read with a warning. The answer of the manager alone is not believed either: what counts
 is what /proc says of the first process. Which properties there are was decided before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import select
 import subprocess
 import time
 from typing import NamedTuple
 
 from cloister.errors import RetryError, StepError, UnsupportedError
+from cloister.host import unit_dbus
 from cloister.host.programs import find
 from cloister.host.systemd_manager import ManagerError
 from cloister.host.systemd_units import UnitManager
 from cloister.host.unit_limits import process_limits_wrong, seconds
-from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
+from cloister.plan.unit import NETWORK_PREFIX, UNIT_PREFIX, UnitLaunch
 
 START_S = 30.0
 STOP_S = 20.0
-_EXPANDS_UNLESS_TOLD = 254
-"""From this version on systemd-run has --expand-environment=."""
 _STDIO = frozenset({"StandardInput", "StandardOutput", "StandardError"})
 _YES_NO = frozenset({"yes", "no"})
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
@@ -47,9 +46,8 @@ _ENDED = (
 
 
 class Manager(NamedTuple):
-    """The system's manager: its programs and its version. Found once."""
+    """The system's manager: its program and its version. Found once."""
 
-    systemd_run: str
     systemctl: str
     version: int
 
@@ -66,79 +64,97 @@ def find_manager() -> Manager:
     """Return the system's manager.
 
     Raises:
-        UnsupportedError: this host was not started by systemd, or its programs are not root's.
+        UnsupportedError: this host was not started by systemd, or its program is not root's.
     """
-    run, control = find("systemd-run", ""), find("systemctl", "")
-    if not run.path or not control.path or not os.path.isdir("/run/systemd/system"):
+    control = find("systemctl", "")
+    if not control.path or not os.path.isdir("/run/systemd/system"):
         raise UnsupportedError("no-systemd", "runs under systemd need a host that was started by systemd")
     words = _run([control.path, "--version"]).stdout
     found = re.search(r"systemd (\d+)", words)
     if found is None:
         raise UnsupportedError("no-systemd", "systemctl does not tell its version", where=control.path)
-    return Manager(run.path, control.path, int(found[1]))
+    return Manager(control.path, int(found[1]))
 
 
-def command_line(manager: Manager, unit: UnitLaunch, argv: tuple[str, ...]) -> list[str]:
-    """Return the command that starts a unit with standard input as its first process's channel.
+def asked_of_manager(unit: UnitLaunch) -> tuple[tuple[str, str], ...]:
+    """Return the properties that the manager gets: streams are descriptors, and a unit that failed is kept.
 
-    systemd replaces `$NAME` in the words of a command, which is not ours to want (systemd.service(5), "Command lines").
+    Only until its end was asked for, for else its Result would not be known.
     """
-    words = [manager.systemd_run, "--pipe", "--no-ask-password", f"--unit={unit.unit}"]
-    expands = manager.version < _EXPANDS_UNLESS_TOLD
-    words += [] if expands else ["--expand-environment=no"]
-    for name, value in unit.properties:
-        if name not in _STDIO and name != "CollectMode":
-            words += ["-p", f"{name}={value}"]
-    # A unit that failed is kept until its end was asked for: only then its Result is known.
-    words += ["-p", "CollectMode=inactive", "--"]
-    return words + [word.replace("$", "$$") if expands else word for word in argv]
+    given = tuple(one for one in unit.properties if one[0] not in _STDIO and one[0] != "CollectMode")
+    return (*given, ("CollectMode", "inactive"))
 
 
 class Starting:
     """A unit that systemd is asked for; meanwhile other things can be done. `finish` or `abandon` must follow."""
 
-    def __init__(self, manager: Manager, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> None:
-        """Ask for the unit.
+    def __init__(  # noqa: PLR0913  # what a unit is started from
+        self, bus: UnitManager, unit: UnitLaunch, argv: tuple[str, ...], channel: int, *,
+        space: int = -1, shares: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        """Ask for the unit, with `channel` as the standard input of its first process and nothing as the others.
+
+        Args:
+            bus: a connection to the manager, its own from now on.
+            unit: which one.
+            argv: its first process.
+            channel: its standard input.
+            space: the network namespace to put it into; without, the service manager makes an empty one.
+            shares: namespaces that it may have in common with the host.
 
         Raises:
             RetryError: systemd does not answer.
+            StepError: a property is not understood.
         """
-        self._unit = unit
-        self._bus = _connect()  # first of all, since it shall hear of the job's end
-        self._client = subprocess.Popen(
-            command_line(manager, unit, argv),
-            stdin=channel, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENVIRONMENT, cwd="/",
-        )  # fmt: skip
+        self._unit, self._bus, self._shares = unit, bus, shares
+        # The manager opens it while this process lives: the name leads to this very namespace.
+        put = (("NetworkNamespacePath", f"/proc/{os.getpid()}/fd/{space}"),) if space >= 0 else ()
+        try:
+            body = unit_dbus.start_call(unit.unit, (*asked_of_manager(unit), *put), argv)
+        except ValueError as error:
+            raise StepError("unit-not-started", f"a property is not understood: {error}", where=unit.unit) from error
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._bus.ask_start(body, (channel, nothing, nothing))
+        except ManagerError as error:
+            raise _silent(error) from error
+        finally:
+            os.close(nothing)
 
     def finish(self) -> Started:
         """Return when the unit's first process was executed and is what was asked for.
 
         Raises:
             StepError: systemd refuses, or what came is not what was asked for; then nothing of it is left.
+            RetryError: systemd does not answer.
         """
         try:
-            said, running = _hear(self._client)
-            if running:
-                return _verify(self._bus, self._unit)
+            return _verify(self._bus, self._unit, self._shares, self._await())
         except BaseException:
             stop(self._unit.unit)
             raise
         finally:
             self._bus.close()
-        stop(self._unit.unit)
-        why = " ".join(said.strip().splitlines()[-2:]) or "it did not answer in time"
-        raise StepError(
-            "unit-not-started", f"systemd refused the unit: {why}", where=self._unit.unit,
-            remedy=f"journalctl -u {self._unit.unit}",
-        )  # fmt: skip
 
     def abandon(self) -> None:
         """End the unit, once systemd has heard of it: what is still on its way to it could not be stopped."""
         try:
-            _hear(self._client)
+            with contextlib.suppress(ManagerError):
+                self._bus.await_answer()
         finally:
             self._bus.close()
             stop(self._unit.unit)
+
+    def _await(self) -> str:
+        try:
+            return self._bus.await_answer()
+        except ManagerError as error:
+            if not error.name:
+                raise _silent(error) from error
+            raise StepError(
+                "unit-not-started", f"systemd refused the unit: {error}", where=self._unit.unit,
+                remedy="journalctl -u cloister-hostd",
+            ) from error  # fmt: skip
 
 
 def stop(unit: str) -> dict[str, str]:
@@ -179,7 +195,7 @@ def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
     Raises:
         RetryError: systemd does not answer.
     """
-    with _connect() as bus:
+    with connect() as bus:
         try:
             return bus.show(unit, names)
         except ManagerError as error:
@@ -187,39 +203,18 @@ def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def living_units(manager: Manager) -> list[str]:
-    """Return the names of all units of runs that systemd knows."""
-    words = [manager.systemctl, "list-units", "--all", "--plain", "--no-legend", "--full", f"{UNIT_PREFIX}*.service"]
+    """Return the names of all units of runs, and of their networks, that systemd knows."""
+    patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, NETWORK_PREFIX)]
+    words = [manager.systemctl, "list-units", "--all", "--plain", "--no-legend", "--full", *patterns]
     return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
 
 
-def _hear(client: subprocess.Popen[bytes]) -> tuple[str, bool]:
-    """Wait until systemd-run says that the unit runs; return what it said, and whether that was it.
+def connect() -> UnitManager:
+    """Return a connection to the system's manager, which it answers when something is asked.
 
-    With --pipe it would wait for the unit's end. It is not needed for that: the unit lives on without it.
+    Raises:
+        RetryError: it does not take it.
     """
-    assert client.stderr is not None  # noqa: S101  it was asked for
-    said = b""
-    until = time.monotonic() + START_S
-    poll = select.poll()
-    poll.register(client.stderr, select.POLLIN)
-    try:
-        while (left := until - time.monotonic()) > 0 and poll.poll(left * 1000):
-            part = os.read(client.stderr.fileno(), 4096)
-            said += part
-            if not part or _RUNNING in said or len(said) > _LONGEST_COMPLAINT:
-                break
-    finally:
-        client.kill()
-        client.stderr.close()
-        client.wait()
-    return said.decode("utf-8", "replace"), _RUNNING in said
-
-
-_RUNNING = b"Running as unit: "
-_LONGEST_COMPLAINT = 1 << 16
-
-
-def _connect() -> UnitManager:
     try:
         return UnitManager(timeout_s=START_S)
     except ManagerError as error:
@@ -230,14 +225,15 @@ def _silent(error: ManagerError) -> RetryError:
     return RetryError("systemd-slow", f"systemd did not answer: {error}", remedy="systemctl is-system-running")
 
 
-def _verify(bus: UnitManager, unit: UnitLaunch) -> Started:
+def _verify(bus: UnitManager, unit: UnitLaunch, shares: tuple[str, ...], job: str) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "RuntimeMaxUSec")
     try:
+        # What was set stands from the answer on, so it is looked at while the unit starts.
+        _compare(unit, names, bus.show(unit.unit, (*names, "Environment", "RuntimeMaxUSec")))
         # With Type=exec a unit has a job until its program was executed, with everything applied.
-        bus.await_job(unit.unit)
-        shown = bus.show(unit.unit, wanted)
+        bus.await_end(job)
+        shown = bus.show(unit.unit, ("MainPID", "ActiveState", "InvocationID", "ControlGroup"))
     except ManagerError as error:
         raise _silent(error) from error
     pid = int(shown.get("MainPID", "0") or 0)
@@ -245,7 +241,21 @@ def _verify(bus: UnitManager, unit: UnitLaunch) -> Started:
         raise StepError(
             "unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
         )
-    # Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
+    pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
+    try:
+        check_process(pid, unit, shown.get("ControlGroup", ""), shares)
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return Started(pid, pidfd, shown.get("InvocationID", ""))
+
+
+def _compare(unit: UnitLaunch, names: tuple[str, ...], shown: dict[str, str]) -> None:
+    """Hold what the manager says of a unit against what it was asked for.
+
+    Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
+    """
+    asked = dict(unit.properties)
     for name in names:
         if name in shown and shown[name] != asked[name]:
             raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
@@ -253,17 +263,12 @@ def _verify(bus: UnitManager, unit: UnitLaunch) -> Started:
         raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
     if shown.get("Environment"):
         raise _deviates(unit, "it has an environment")
-    pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
-    try:
-        check_process(pid, unit, shown.get("ControlGroup", ""))
-    except BaseException:
-        os.close(pidfd)
-        raise
-    return Started(pid, pidfd, shown.get("InvocationID", ""))
 
 
-def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
+def check_process(pid: int, unit: UnitLaunch, control_group: str, shares: tuple[str, ...] = ()) -> None:
     """Hold what the kernel says of a unit's first process against the plan (proc(5)).
+
+    `shares` are namespaces that it may have in common with the host.
 
     Raises:
         StepError: it runs as somebody else, has powers, no filter, or the host's network.
@@ -273,7 +278,11 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
             status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
             groups = [line.rstrip("\n").split(":", 2)[2] for line in file]
-        shared = [name for name in ("mnt", "ipc", "net") if _namespace(pid, name) == _namespace(1, name)]
+        shared = [
+            name
+            for name in ("mnt", "ipc", "net")
+            if name not in shares and _namespace(pid, name) == _namespace(1, name)
+        ]
     except (OSError, ValueError) as error:
         raise _deviates(unit, "its first process is gone") from error
     own = "\t".join([str(unit.uid)] * 4)
@@ -282,8 +291,6 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
     for name, value in wanted.items():
         if status.get(name) != value:
             raise _deviates(unit, f"its first process has {name} {status.get(name)!r}")
-    if unit.firewall and "PrivateNetwork" not in dict(unit.properties):
-        shared = [name for name in shared if name != "net"]
     if wrong := process_limits_wrong(unit.properties, pid):
         raise _deviates(unit, f"its first process has another {wrong}")
     if shared:

@@ -32,6 +32,9 @@ PROGRAMS = "/.cloister/bin"
 PUBLISH = "/run/cloister/publish"
 """Where the shim makes the gateway's port a Unix socket, in the sandbox."""
 SOCKET = "gateway.sock"
+END = "end.sock"
+"""Where the shim is asked to end, beside it."""
+DESCRIPTION = "Description=Cloister gateway "
 SOCKET_PROXY = "/usr/lib/systemd/systemd-socket-proxyd"
 PROXYD = "cloister-proxyd.service"
 MOUNT_POINTS = "mount-points.conf"
@@ -71,6 +74,8 @@ class ServiceUnit(msgspec.Struct, frozen=True, kw_only=True):
     """By name: where systemd finds the secret, a path, or a name in its store."""
     checked: tuple[str, ...] = ()
     """Credentials that must not be empty."""
+    handed: tuple[str, ...] = ()
+    """Credentials that are files of the system's broker: placeholders."""
     shim: str
     """On the host."""
     systemd_tmpfiles: str = "/usr/bin/systemd-tmpfiles"
@@ -166,7 +171,7 @@ def service_text(unit: ServiceUnit) -> str:
     socket = port_units(unit.joined)[0]
     lines = [
         "[Unit]",
-        f"Description=Cloister gateway {unit.label}",
+        f"{DESCRIPTION}{unit.label}",
         f"Wants=network-online.target {PROXYD} {socket}",
         f"Requires={places_unit(unit.joined)}",
         f"After=network-online.target {PROXYD} {places_unit(unit.joined)}",
@@ -235,7 +240,7 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
     shim = [SHIM, "service", "--egress", EGRESS_SOCKET]
     for port in (PROXY_PORT, MODEL_PORT):
         shim += ["--listen", f"127.0.0.1:{port}"]
-    shim += ["--publish", f"{PUBLISH}/{SOCKET}=127.0.0.1:{unit.port}"]
+    shim += ["--publish", f"{PUBLISH}/{SOCKET}=127.0.0.1:{unit.port}", "--end", f"{PUBLISH}/{END}"]
     shim += ["--probe-write", "/usr", "--probe-connect", PROBE_ADDRESS, "--landlock", unit.landlock]
     if unit.landlock != "off":
         writable = (at.home, at.workspace, "/tmp", "/var/tmp", "/dev", "/proc")  # noqa: S108  # the unit's own
@@ -246,20 +251,25 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
         shim += ["--seccomp", FILTER]
     shim.append("--")
     yield "ExecStart=" + " ".join(_word(word) for word in (*shim, *unit.command))
+    # systemd 257 with PrivatePIDs= often takes the main process for a stranger's child, and would kill it in the moment
+    # of its TERM; for this it waits (host/shim/ending.h).
+    yield f"ExecStop={SHIM} end {PUBLISH}/{END}"
 
 
 def places_text(unit: ServiceUnit) -> str:
     """Return the unit that makes the mount points: not a command of the gateway's own unit, whose mounts need them."""
-    box = f"{broker_directory(unit.joined)}/box"
+    kept = broker_directory(unit.joined)
+    awaited = (f"{kept}/box/egress.sock", *(f"{kept}/{name}" for name in unit.handed))
     lines = [
         "[Unit]",
         f"Description=Mount points of the Cloister gateway {unit.label}",
         f"After={PROXYD}",
+        "StartLimitIntervalSec=0",  # the gateway's own limit counts
         "",
         "[Service]",
         "Type=oneshot",
-        # The broker has it before it says that it is there; for a gateway that `apply` adds it is told to look again.
-        f"ExecStart=/bin/sh -c {_WAIT} sh {box}/egress.sock",
+        # The broker has them before it says that it is there; for a gateway that `apply` adds it is told to look again.
+        f"ExecStart=/bin/sh -c {_WAIT} sh {' '.join(awaited)}",
         f"ExecStart={unit.systemd_tmpfiles} --create {unit.places.tree}/{MOUNT_POINTS}",
         f"ReadWritePaths={RUNTIME} {STATE}",
         # Root's files and those of the account, in directories that belong to one or the other.
@@ -299,6 +309,7 @@ def port_texts(unit: ServiceUnit) -> dict[str, str]:
                 f"Requires={socket}",
                 f"PartOf={gateway}",
                 f"After={socket} {gateway}",
+                "StartLimitIntervalSec=0",  # else the fifth restart of the gateway within seconds would fail the socket
                 "",
                 "[Service]",
                 f"ExecStart={SOCKET_PROXY} --exit-idle-time=60 {unit.places.published}/{SOCKET}",
@@ -313,7 +324,7 @@ def port_texts(unit: ServiceUnit) -> dict[str, str]:
 
 _NOT_FOR_PLACES = ("CapabilityBoundingSet", "PrivateUsers", "SystemCallFilter=~", "UMask")
 """What would keep systemd-tmpfiles from giving an account what is its own (chown(2) is in @privileged)."""
-_WAIT = "'i=0; until [ -S $$1 ]; do i=$$((i+1)); [ $$i -lt 100 ] || exit 1; sleep 0.1; done'"
+_WAIT = "'i=0; for f; do until [ -e $$f ]; do i=$$((i+1)); [ $$i -lt 100 ] || exit 1; sleep 0.1; done; done'"
 RELAY_HARDENING = (
     "Slice=cloister.slice",
     "PrivateNetwork=yes",

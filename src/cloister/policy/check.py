@@ -14,14 +14,15 @@ from typing import get_args
 from cloister.policy import values
 from cloister.policy.document import Mistakes
 from cloister.policy.hosts import HOST_LOOPBACK, parse_rule
+from cloister.policy.injection_check import check_injection
 from cloister.policy.login_check import check_login
 from cloister.policy.model import (
     Agent,
+    Audit,
     Credential,
     Egress,
     EgressRule,
     Identity,
-    Injection,
     Llm,
     Policy,
     Preset,
@@ -94,13 +95,22 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
     check_services(policy, mistakes)
     _check_users(check, policy)
     check.value(("audit", "retention"), parse_duration, policy.audit.retention)
-    check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
+    check.value(("audit", "rotate_every"), parse_duration, policy.audit.rotate_every)
+    check.value(("audit", "rotate_size"), values.check_segment, policy.audit.rotate_size)
+    _check_export(check, policy.audit)
     check.value(("ledger", "retention"), parse_duration, policy.ledger.retention)
     if policy.ledger.database:
         remedy = 'put the address into a file with mode 0600 and write "file:~/.config/cloister/ledger.url"'
         check.value(("ledger", "database"), values.check_reference, policy.ledger.database, remedy)
     check.each(("images", "trust"), values.check_public_key, policy.images.trust)
     mistakes.settle()
+
+
+def _check_export(check: _Check, audit: Audit) -> None:
+    check.optional(("audit", "syslog"), values.check_syslog, audit.syslog)
+    check.optional(("audit", "otlp"), values.check_otlp, audit.otlp)
+    for key in ("ca", "certificate"):
+        check.optional(("audit", key), values.check_file_path, getattr(audit, key))
 
 
 def check_project(project: Project, mistakes: Mistakes) -> None:
@@ -255,7 +265,7 @@ def _check_credential(check: _Check, at: Path, credential: Credential) -> None:
     check.value((*at, "secret"), values.check_reference, credential.secret, _KEY_REMEDY)
     check.optional((*at, "env"), values.check_variable, credential.env)
     if credential.inject is not None:
-        _check_injection(check, (*at, "inject"), credential.inject)
+        check_injection(check.add, (*at, "inject"), credential.inject)
         if credential.inject.scheme == "sigv4" and credential.env:
             check.add((*at, "env"), f"sigv4 sets {' and '.join(KEY_VARIABLES)} by itself", "remove env")
 
@@ -288,38 +298,6 @@ def _check_kinds(check: _Check, at: Path, credential: Credential) -> None:
             check.add((*at, "uses"), f"a {kind} key is named, and no use for it", f"add {' or '.join(sorted(uses))}")
         if used and not here:
             check.add((*at, "keys"), f"no {kind} key is named, and {', '.join(sorted(used))} among its uses")
-
-
-def _check_injection(check: _Check, at: Path, inject: Injection) -> None:
-    _check_bound_hosts(check, at, inject)
-    check.optional((*at, "header"), values.check_header, inject.header)
-    check.value((*at, "value"), values.check_plain_value, inject.value, "write {secret} where it goes")
-    if "{secret}" not in inject.value:
-        check.add((*at, "value"), "the value does not hold {secret}", 'value = "Bearer {secret}"')
-    if not inject.value.isprintable():
-        check.add((*at, "value"), "a header or query value has no line breaks or control characters")
-    for scheme in ("header", "query"):
-        if inject.scheme == scheme and not getattr(inject, scheme):
-            example = {"header": 'header = "Authorization"', "query": 'query = "api_key"'}[scheme]
-            check.add(at, f"the scheme {scheme} needs the key {scheme}", example)
-    if inject.user and not (inject.user.isprintable() and ":" not in inject.user):
-        check.add((*at, "user"), "a user name has no colon and no control characters")
-
-
-def _check_bound_hosts(check: _Check, at: Path, inject: Injection) -> None:
-    hosts = (inject.host,) if isinstance(inject.host, str) else inject.host
-    if not hosts:
-        check.add((*at, "host"), "a secret is bound to at least one host")
-    for host in hosts:
-        try:
-            if parse_rule(host).kind != "name" or ":" in host:
-                check.add((*at, "host"), "a secret is bound to names, not to wildcards, addresses or ports")
-        except ValueError as error:
-            check.add((*at, "host"), str(error))
-    try:
-        parse_rule(EgressRule(host="example.org", port=inject.port, methods=inject.methods, paths=inject.paths))
-    except ValueError as error:
-        check.add(at, str(error))
 
 
 def _check_users(check: _Check, policy: Policy) -> None:

@@ -19,18 +19,23 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from cloister.policy.injection import Injection
 from cloister.policy.login import Login
+from cloister.policy.model_audit import Action, Conditions, DetectionRule
 from cloister.policy.model_llm import Ledger, Llm, Protocol, Provider
 from cloister.policy.services import Service
 from cloister.policy.table import Count, Port, Table
 
 __all__ = [
     "SCHEMA",
+    "Action",
     "Agent",
     "AgentSandbox",
     "Audit",
+    "Conditions",
     "Count",
     "Credential",
+    "DetectionRule",
     "Egress",
     "EgressMode",
     "EgressRule",
@@ -117,31 +122,6 @@ class Egress(Table, frozen=True):
     """Exceptions inside the refused ranges (one NAS, one test server), as CIDR; a name must be allowed as well."""
     upstream_proxy: str = ""
     """`http://host:port` to go through, `env` for the broker's own `https_proxy`, empty for none."""
-
-
-class Injection(Table, frozen=True):
-    """`[agents.NAME.credentials.NAME.inject]`: how a secret gets into requests to the hosts it is bound to."""
-
-    host: str | tuple[str, ...]
-    """The host the secret is sent to, or several; no wildcard. TLS to them ends at the broker."""
-    port: Port = 443
-    """The port of those hosts."""
-    header: str = ""
-    """The header that carries it, for the scheme `header`."""
-    query: str = ""
-    """The query parameter that carries it, for the scheme `query`."""
-    value: str = "{secret}"
-    """The header's or parameter's value; `{secret}` is replaced."""
-    scheme: Literal["header", "bearer", "basic", "query", "sigv4", "git", "npm", "pip"] = "header"
-    """`bearer` and `basic` are Authorization headers; `sigv4` signs for AWS; `git`, `npm` and `pip` know their
-    tool's own way, so that nothing has to be set up inside."""
-    user: str = ""
-    """The user name for `basic`, `git` and `pip`; empty means what the tool's hosts expect (`x-access-token`,
-    `__token__`)."""
-    methods: tuple[str, ...] = ()
-    """HTTP methods the secret is used for, in capitals; empty means all. Others are refused with it."""
-    paths: tuple[str, ...] = ()
-    """Path patterns the secret is used for, as in an egress rule; empty means all. Others are refused with it."""
 
 
 class Credential(Table, frozen=True):
@@ -340,11 +320,28 @@ class Audit(Table, frozen=True):
     syscalls: Literal["off", "security", "all"] = "security"
     """Which system calls are recorded where the audit daemon runs."""
     on_failure: Literal["stop", "alarm"] = "stop"
-    """What happens to the runs when the audit cannot be written."""
+    """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
+    go on and says so."""
     syslog: str = ""
-    """Where events are sent as CEF: `unix`, `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    """Where events are sent: `unix` (the host's journal), `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    format: Literal["cef", "cef1", "ocsf", "json"] = "cef"
+    """What a message of syslog holds: CEF version 0 or 1, OCSF, or the line of the log itself."""
+    otlp: str = ""
+    """Where events are sent as OpenTelemetry logs, over HTTP: `https://host:4318`."""
+    ca: str = ""
+    """File with certificates of the authorities that receivers are trusted by; else the system's are."""
+    certificate: str = ""
+    """File with a certificate and its key for receivers that ask for one."""
     retention: str = "90d"
     """How long records are kept."""
+    rules: tuple[DetectionRule, ...] = ()
+    """Detections of your own, besides those that come with Cloister (`cloister audit rules` lists them)."""
+    detections: dict[str, Literal["off", "record", "alarm", "stop"]] = msgspec.field(default_factory=dict)
+    """What becomes of a detection that comes with Cloister, by its name; `off` switches it off."""
+    rotate_size: str = "64M"
+    """A segment of the log ends at this size, from 64K; closed ones are compressed."""
+    rotate_every: str = "1d"
+    """A segment of the log ends after this time, also when it is small."""
 
 
 class Policy(Table, frozen=True):

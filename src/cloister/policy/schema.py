@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cloister.policy import login, model, model_llm, services
+from cloister.policy import injection, login, model, model_llm, services
 
 
 class KeyText(NamedTuple):
@@ -47,7 +47,7 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     model.Egress,
     model.EgressRule,
     model.Credential,
-    model.Injection,
+    injection.Injection,
     model.Identity,
     model.Llm,
     model.Limits,
@@ -68,6 +68,7 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     services.Skill,
     services.ServicePlugin,
     services.Tools,
+    services.ServiceSecret,
     services.Instance,
     model.Images,
     model.Audit,
@@ -102,7 +103,9 @@ def docstrings() -> Mapping[str, Mapping[str, str]]:
     """Return the docstring of every attribute of the model, by class and name, each on one line."""
     found: dict[str, dict[str, str]] = {}
     for node in (
-        node for source in (services, login, model_llm, model) for node in ast.parse(inspect.getsource(source)).body
+        node
+        for source in (injection, services, login, model_llm, model)
+        for node in ast.parse(inspect.getsource(source)).body
     ):
         if not isinstance(node, ast.ClassDef):
             continue

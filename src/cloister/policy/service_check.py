@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
+from urllib.parse import urlsplit
 
 from cloister.policy import values
 from cloister.policy.document import Mistakes
+from cloister.policy.hosts import parse_rule
+from cloister.policy.injection_check import check_injection
 from cloister.policy.model import Agent, Policy, Provider
 from cloister.policy.scanner import Path
 from cloister.policy.service_instances import Gateway, service_gateways
-from cloister.policy.services import DEFAULT_MODEL, Instance, Skill
+from cloister.policy.services import DEFAULT_MODEL, Instance, ServiceSecret, Skill
 
 DISTANCE = 120
 """OpenClaw derives ports +2 to +110 from its own: two gateways need this much between them."""
@@ -28,11 +31,15 @@ SECRET = re.compile(r"\{secret:([^{}]*)\}")
 _REFERENCE_REMEDY = 'put it into a file of root\'s with mode 0600 and write "file:/etc/cloister/keys/NAME"'
 _SKILL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PROGRAM = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._+-]{0,63}")
+_READY = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]{0,200}")
 _OWN_KEYS = (
     (("gateway", "auth"), "auth"),
     (("gateway", "port"), "port"),
     (("gateway", "bind"), "port: it is served on 127.0.0.1 only"),
     (("gateway", "mode"), "nothing: it is local"),
+    (("channels", "telegram", "tokenFile"), "channels.telegram.bot_token"),
+    (("channels", "telegram", "botToken"), "channels.telegram.bot_token"),
+    (("channels", "telegram", "apiRoot"), "channels.telegram.api_root"),
     (("agents", "defaults", "workspace"), "nothing: the workspace has its place"),
 )
 _ANYBODY = "*"
@@ -57,7 +64,7 @@ class Noted:
                 path, "a service's secrets are file:/PATH or systemd:NAME: nobody is there to ask", _REFERENCE_REMEDY
             )
 
-    def free(self, path: Path, value: object, secrets: Mapping[str, str]) -> None:
+    def free(self, path: Path, value: object, secrets: Mapping[str, object]) -> None:
         """Refuse in a free table what JSON cannot hold, what looks like a secret, and `{secret:NAME}` of no secret."""
         for at, leaf in _leaves(path, value):
             if isinstance(leaf, str):
@@ -136,9 +143,14 @@ def _is_product(policy: Policy, gateway: Gateway) -> bool:
 
 def _check_gateway(noted: Noted, gateway: Gateway, agent: Agent, providers: Mapping[str, Provider]) -> None:
     at, settings = gateway.path, gateway.settings
-    for name, reference in settings.secrets.items():
-        _named(noted, (*at, "secrets", name), name)
-        noted.reference((*at, "secrets", name), reference)
+    for name, secret in settings.secrets.items():
+        path = (*at, "secrets", name)
+        _named(noted, path, name)
+        if isinstance(secret, ServiceSecret):
+            noted.reference((*path, "secret"), secret.secret)
+            check_injection(noted.add, (*path, "inject"), secret.inject)
+        else:
+            noted.reference(path, secret)
     if agent.preset == PRODUCT:
         _check_model(noted, at, settings, agent, providers)
         _check_auth(noted, at, settings)
@@ -148,6 +160,9 @@ def _check_gateway(noted: Noted, gateway: Gateway, agent: Agent, providers: Mapp
         for key in ("model", "channels", "auth", "routing", "documents", "skills", "plugins", "config_overrides"):
             if getattr(settings, key) != getattr(Instance(), key):
                 noted.add((*at, key), f'{key} needs an agent with preset = "{PRODUCT}": no other has such a thing')
+    if settings.ready and (agent.preset == PRODUCT or not _READY.fullmatch(settings.ready)):
+        what = "OpenClaw is asked through its model" if agent.preset == PRODUCT else "this is a path, such as /healthz"
+        noted.add((*at, "ready"), what, "remove ready" if agent.preset == PRODUCT else 'ready = "/healthz"')
     _check_skills(noted, at, settings.skills)
     _check_plugins(noted, at, settings)
     _check_environment(noted, at, settings)
@@ -197,6 +212,9 @@ def _check_telegram(noted: Noted, at: Path, settings: Instance) -> None:
         noted.add((*path, "bot_token"), "telegram is enabled and has no bot_token", remedy)
     else:
         noted.reference((*path, "bot_token"), telegram.bot_token)
+    if not _is_origin(telegram.api_root):
+        remedy = 'api_root = "https://api.telegram.org"'
+        noted.add((*path, "api_root"), "the token is bound to a host: https://NAME, with :PORT if needed", remedy)
     anybody = _ANYBODY in telegram.allow_from
     if telegram.dm_policy == "allowlist" and not telegram.allow_from:
         remedy = 'allow_from = [123456789], or dm_policy = "pairing"'
@@ -204,6 +222,16 @@ def _check_telegram(noted: Noted, at: Path, settings: Instance) -> None:
     if (telegram.dm_policy == "open") != anybody:
         noted.add((*path, "allow_from"), 'dm_policy = "open" and allow_from = ["*"] belong together', "both or neither")
     noted.free((*path, "groups"), telegram.groups, settings.secrets)
+
+
+def _is_origin(url: str) -> bool:
+    """Say whether this is `https://NAME[:PORT]` and nothing more."""
+    try:
+        values.check_base_url(url)
+        parts = urlsplit(url)
+        return parts.scheme == "https" and not parts.path and parse_rule(parts.hostname or "").kind == "name"
+    except ValueError:
+        return False
 
 
 def _check_free(noted: Noted, at: Path, settings: Instance) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cloister.policy.injection import Injection
 from cloister.policy.table import Port, Table
 
 Thinking = Literal["off", "minimal", "low", "medium", "high", "xhigh", "adaptive", "max", "ultra"]
@@ -36,7 +37,10 @@ class Telegram(Table, frozen=True):
     enable: bool = False
     """Whether the channel is open."""
     bot_token: str = ""
-    """A secret reference to the bot's token: `file:/PATH`, or `systemd:NAME` for a credential in systemd's store."""
+    """A secret reference to the bot's token: `file:/PATH`, or `systemd:NAME` for a credential in systemd's store. The
+    gateway gets a placeholder; the token is put into its requests on their way out."""
+    api_root: str = "https://api.telegram.org"
+    """Where the Bot API is served; the agent's `egress.allow` must name that host."""
     allow_from: tuple[str | int, ...] = ()
     """Who may talk to it: numbers of users, or names such as `@name`."""
     groups: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -137,6 +141,17 @@ class Tools(Table, frozen=True):
     """Programs that are taken away, by their names in /usr/bin or /bin."""
 
 
+class ServiceSecret(Table, frozen=True):
+    """`[services.NAME.secrets.NAME]`: a secret that never comes inside, for channels that send it in a request."""
+
+    secret: str
+    """A secret reference, `file:/PATH` or `systemd:NAME`."""
+    inject: Injection
+    """Where it is put on the way out, as for a credential of an agent; inside, a placeholder stands for it."""
+    mask: bool = False
+    """Whether the secret is masked where an answer of its host echoes it."""
+
+
 class Instance(Table, frozen=True):
     """`[services.NAME.instances.NAME]`: the keys of `[services.NAME]`, laid over those; lists replace lists."""
 
@@ -146,6 +161,9 @@ class Instance(Table, frozen=True):
     """Whether it is started with the host and kept running. Instances are, unless they say `false`."""
     port: Port = DEFAULT_PORT
     """The loopback port it serves; gateways of OpenClaw need 120 ports of distance."""
+    ready: str = ""
+    """A path of its port, such as `/healthz`, that answers 2xx when it is ready. Not for OpenClaw, which is asked for
+    an answer of its model; of another program without it, nobody knows."""
     restart: Literal["always", "on-failure", "no"] = "always"
     """When it is started again after it ended."""
     model: ServiceModel = ServiceModel()
@@ -164,8 +182,10 @@ class Instance(Table, frozen=True):
     """What is added to it."""
     tools: Tools = Tools()
     """Programs of the host."""
-    secrets: dict[str, str] = msgspec.field(default_factory=dict)
-    """More secret references by name, for `{secret:NAME}` in `channels.other` and `config_overrides`."""
+    secrets: dict[str, str | ServiceSecret] = msgspec.field(default_factory=dict)
+    """More secrets by name, for `{secret:NAME}` in `channels.other` and `config_overrides`: a reference, whose secret
+    comes inside as a file, or a table with `inject`, of which a placeholder does. Of programs other than OpenClaw they
+    are the files `secret-NAME` in the directory `$CLOISTER_SECRETS`."""
     config_overrides: dict[str, Any] = msgspec.field(default_factory=dict)
     """Laid over the gateway's configuration as it is made of all other keys; tables are merged, lists replaced. Never
     secrets: `{secret:NAME}` stands for one."""

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from cloister.policy.hosts import parse_network
 from cloister.policy.secretscan import looks_secret
+from cloister.policy.units import parse_size
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -204,10 +205,24 @@ def check_upstream_proxy(text: str) -> None:
         raise ValueError('an upstream proxy is http://host:port, or "env" for the https_proxy of the host')
 
 
+def check_segment(text: str) -> None:
+    """Accept a size of at least 64 KiB: a segment holds its own heads and more."""
+    if parse_size(text) < 64 << 10:
+        raise ValueError("a segment of the log has at least 64K")
+
+
 def check_syslog(text: str) -> None:
     """Accept `unix`, or `udp://`, `tcp://`, `tls://` with a host and a port."""
-    if text != "unix" and not re.fullmatch(r"(udp|tcp|tls)://[A-Za-z0-9._:\[\]-]+:[0-9]{1,5}", text):
+    if text != "unix" and not re.fullmatch(r"(udp|tcp|tls)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", text):
         raise ValueError("write unix, udp://host:514, tcp://host:601 or tls://host:6514")
+
+
+def check_otlp(text: str) -> None:
+    """Accept an `https://` or `http://` address of a collector, with no user, query or fragment."""
+    if not re.fullmatch(
+        r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?", text
+    ):
+        raise ValueError("write https://host:4318, or with a path https://host/v1/logs")
 
 
 def check_header(name: str) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
+from cloister.egress.nft import Counts
 from cloister.egress.rules import Ruleset
 from cloister.host import unit_cgroup
 from cloister.host.frames import Frame, decode_list, encode_list
@@ -36,6 +37,7 @@ from cloister.runs.store import Direct, Receipt, Record, Store
 if TYPE_CHECKING:
     from cloister.credentials.signing import SigningEvent
     from cloister.runs.agent_services import Signers
+    from cloister.runs.audit_door import About
     from cloister.runs.credentials import RunCredentials
 
 FLAG_PTY = 1
@@ -53,6 +55,15 @@ class Starter(NamedTuple):
     output: int
     """A descriptor of our own for its standard output."""
     json: bool
+
+    def tell(self, run: str) -> None:
+        """Tell the id of the run, now that it can be worked with (or is over)."""
+        shown = msgspec.json.encode({"run": run}).decode() if self.json else run
+        with contextlib.suppress(OSError):  # it may have gone, or closed its output
+            os.write(self.output, f"{shown}\n".encode())
+        os.close(self.output)
+        self.link.send("F", b"\0")
+        self.link.close()
 
 
 class Command(NamedTuple):
@@ -104,9 +115,17 @@ class ActiveRun:
         self.memory_peak = 0
         """Bytes, of a unit that is over; 0 where nobody knows."""
         self.network: Attachment | None = None
+        self.counted: Counts | None = None
+        """What went past the proxy, of a run that is over."""
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
+        self.about: About | None = None
+        """Whose run it is, for the audit; None until it is on record."""
+        self.audit: Callable[[ActiveRun, str, dict[str, object]], None] | None = None
+        """Gets every event for the audit log."""
+        self.unrecorded = ""
+        """Why what happened in between is not in the audit log."""
         self._admitted = False
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
@@ -114,6 +133,8 @@ class ActiveRun:
         """Held while a question stands: the terminal has room for one."""
         self._denied: dict[str, int] = {}
         self._written = 0
+        self.endless = False
+        """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
@@ -161,6 +182,7 @@ class ActiveRun:
             case "W":
                 if self.network:
                     self.network.report(frame.payload)
+                    self.counted = self.network.counted
                 self.live.sandbox_ended()
             case "A" if self._answers:
                 self._answers.pop(0)(frame.payload[:1].decode("ascii", "replace"))
@@ -338,7 +360,7 @@ class ActiveRun:
         if event.verdict != "allow":
             self._count_denied(f"{event.host}:{event.port} {event.reason}")
         if self.credentials:
-            self.credentials.note(event)
+            event = self.credentials.note(event)
         self.write_event("egress", msgspec.to_builtins(event))
 
     def note_signing(self, event: SigningEvent) -> None:
@@ -352,7 +374,9 @@ class ActiveRun:
             self._denied[what] = self._denied.get(what, 0) + 1
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
-        """Append one line to the run's events."""
+        """Append one line to the run's events, and tell the audit."""
+        if self.audit:
+            self.audit(self, kind, fields)
         if self._written >= MAX_EVENT_BYTES:
             return  # counted in the receipt all the same; an agent must not fill the disk with its denials
         event: dict[str, object] = {"event": kind, "time": time.time(), **fields}
@@ -360,21 +384,24 @@ class ActiveRun:
         self._written += len(line)
         if self.told:
             self.told({"event": event})
-        if self._written >= MAX_EVENT_BYTES:
+        if self._written >= MAX_EVENT_BYTES and self.endless:
+            self._turn()
+        elif self._written >= MAX_EVENT_BYTES:
             line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
         self._events.write(line)
 
+    def _turn(self) -> None:
+        """Begin a new file of events; the one before is kept beside it, the one before that is not."""
+        path = self.store.events_path(self.plan.run)
+        os.replace(path, self.store.earlier_events_path(self.plan.run))
+        self._events.close()
+        self._events = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
+        self._written = 0
+
     def _tell_starter(self) -> None:
-        """Tell who asked for a detached run its id, now that it can be worked with (or is over)."""
         starter, self.starter = self.starter, None
-        if starter is None:
-            return
-        shown = msgspec.json.encode({"run": self.plan.run}).decode() if starter.json else self.plan.run
-        with contextlib.suppress(OSError):  # it may have gone, or closed its output
-            os.write(starter.output, f"{shown}\n".encode())
-        os.close(starter.output)
-        starter.link.send("F", b"\0")
-        starter.link.close()
+        if starter:
+            starter.tell(self.plan.run)
 
     def _is_running(self) -> None:
         self._tell_starter()
@@ -391,6 +418,12 @@ class ActiveRun:
             link.close()
         self.sessions.clear()
         self._on_end(self, outcome)
+
+    def note_unrecorded(self, why: str) -> None:
+        """Say in record and receipt that the audit log has a gap; nothing means that it is written again."""
+        self.unrecorded = self.unrecorded or why
+        self.record = msgspec.structs.replace(self.record, unrecorded=why)
+        self.store.update(self.record)
 
     def conclude(self, outcome: Outcome, warnings: tuple[str, ...]) -> Receipt:
         """Write the receipt and return it."""
@@ -430,7 +463,7 @@ class ActiveRun:
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
             credentials=self._used(),
-            direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
+            direct=Direct(*self.counted) if self.counted else None,
         )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from cloister.credentials import inject, sigv4
 from cloister.credentials.bindings import Binding, InjectionError, Request, bind
 from cloister.credentials.placeholders import Placeholders
@@ -115,13 +117,17 @@ class RunCredentials:
                 self._places |= {(host, bound.port) for host in bound.hosts}
         return tuple(name for name, was in before.items() if not _same(was, self._bindings.get(name)))
 
-    def note(self, event: EgressEvent) -> None:
-        """Count what a request used; a host that says 401 has the secret asked for anew."""
+    def note(self, event: EgressEvent) -> EgressEvent:
+        """Count what a request used; a host that says 401 has the secret asked for anew. Returns it for the record."""
         for name in event.credentials:
             key = (name, f"{event.host}:{event.port}")
             self.used[key] = self.used.get(key, 0) + 1
             if event.status == _UNAUTHORIZED and name in self._references:
                 self._reader.refused(self._references[name])
+        path = event.path
+        for name in self.placeholders.names() if "cloister-" in path else ():
+            path = path.replace(self.placeholders[name].token, f"{{{name}}}")
+        return event if path == event.path else msgspec.structs.replace(event, path=path)
 
     def summary(self) -> tuple[str, ...]:
         """Return for the receipt which credential was used how often and where."""
@@ -170,7 +176,7 @@ class RunCredentials:
         for binding in self._wanted(target, request):
             try:
                 secret = await self._reader.read(self._references[binding.name])
-                request = inject.put(binding, secret, request)
+                request = inject.put(binding, secret, request, self.placeholders[binding.name])
                 masks += inject.masks(binding, secret) if binding.mask else ()
             except CloisterError as error:
                 raise self._unavailable(binding, error.message) from None

@@ -22,6 +22,7 @@ from cloister.egress.rules import Ruleset
 from cloister.errors import CloisterError, StepError
 from cloister.host import apply as host_apply
 from cloister.host.frames import Frame
+from cloister.host.owner import Owner
 from cloister.host.systemd_version import systemd_version
 from cloister.host.trust_roots import system_bundle
 from cloister.isolation.service_units import Owned
@@ -31,9 +32,12 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Llm, Policy
 from cloister.policy.service_instances import Gateway
 from cloister.runs.active import ActiveRun
+from cloister.runs.audit_runs import LOST, RunAudit
+from cloister.runs.channel_secrets import swapped, with_channels
 from cloister.runs.compile_unit import UnitFacts, compile_unit
 from cloister.runs.live import Outcome
 from cloister.runs.openclaw_config import MODEL_KEY
+from cloister.runs.paths import Paths
 from cloister.runs.prepare import (
     SHIM,
     TOKEN_VARIABLE,
@@ -47,7 +51,7 @@ from cloister.runs.provisions import Provisions
 from cloister.runs.request import RunRequest
 from cloister.runs.service_files import active
 from cloister.runs.store import Record, Store, new_id
-from cloister.runs.unit_prepare import UnitKitchen, etc_copy
+from cloister.runs.unit_prepare import UnitKitchen, etc_copy, refuse_visible
 from cloister.runs.upstream import upstream_proxy
 
 CLOSE_S = 2.0
@@ -76,6 +80,12 @@ class Nobody:
 class GatewayKitchen(UnitKitchen):
     """Prepares what the broker keeps for a gateway, from the system's policy alone."""
 
+    def __init__(self, paths: Paths, owner: Owner) -> None:
+        """Look at nothing yet."""
+        super().__init__(paths, owner)
+        self._joined: dict[str, str] = {}
+        """Which gateway's a run is."""
+
     def prepare_gateway(self, gateway: Gateway, account: Account) -> Prepared:
         """Return everything that is served for a gateway.
 
@@ -84,7 +94,7 @@ class GatewayKitchen(UnitKitchen):
         """
         self.policies.refuse_ignored()
         resolved = self.policies.resolve(gateway.settings.agent, "")
-        agent, at, host = resolved.agent, Owned(account.name), self.host()
+        agent, at, host = with_channels(resolved.agent, gateway), Owned(account.name), self.host()
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = new_id(time.time())
         facts = UnitFacts(
@@ -112,6 +122,8 @@ class GatewayKitchen(UnitKitchen):
         )
         facts = with_model_words(facts, agent, resolved)
         plan = compile_unit(agent, resolved.preset, agent.command, tuple(ruleset.allow.describe()), facts)
+        refuse_visible(plan, at.home)
+        self._joined[run] = gateway.joined
         placeholders = new_placeholders(facts.protocols, resolved.preset, agent)
         return Prepared(
             plan, agent, ruleset, guard, {}, (), resolved.preset.key_environment, host, facts.layout, resolved.policy,
@@ -121,6 +133,9 @@ class GatewayKitchen(UnitKitchen):
     def now_for(self, plan: Plan) -> tuple[Agent, tuple[Ruleset, Guard]]:  # type: ignore[explicit-override]  # Python 3.12
         """Return what holds now for a gateway."""
         agent = self.policies.resolve(plan.agent, "").agent
+        for gateway in active(self.policies.document()):
+            if gateway.joined == self._joined.get(plan.run):
+                agent = with_channels(agent, gateway)
         return agent, self._rules_for(agent.egress, plan.agent)
 
     def models_of(self, plan: Plan) -> tuple[Llm, Policy]:  # type: ignore[explicit-override]  # Python 3.12
@@ -132,21 +147,35 @@ class GatewayKitchen(UnitKitchen):
 class Gateways:
     """All gateways of one broker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, kitchen: GatewayKitchen, provisions: Provisions) -> None:
-        """Serve none yet; `provisions` are those of the broker's other runs, which keep the same books."""
-        self._loop, self._kitchen, self._provisions = loop, kitchen, provisions
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, kitchen: GatewayKitchen, provisions: Provisions, audit: RunAudit
+    ) -> None:
+        """Serve none yet; `provisions` and `audit` are those of the broker's other runs."""
+        self._loop, self._kitchen, self._provisions, self._audit = loop, kitchen, provisions, audit
         self._store = Store(kitchen.paths.runs)
         self._served: dict[str, ActiveRun] = {}
+        self._handed: dict[str, tuple[str, ...]] = {}
+        """What each one's unit reads of us, by gateway."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any is served."""
+        return bool(self._served)
 
     async def serve(self) -> list[str]:
         """Serve those of the policy as it is now, and no others; return what cannot be served, in words."""
         complaints = []
+        if self._audit.stops:
+            await self.close()
+            return [f"gateways are served when what they do can be recorded again: {self._audit.trouble}"]
         accounts = {account.service: account for account in _accounts() if account.service}
         wanted = {gateway.joined: gateway for gateway in active(self._kitchen.policies.document())}
         for joined in [name for name in self._served if name not in wanted]:
             await self._end(joined)
         for joined, gateway in wanted.items():
             try:
+                if joined in self._served and self._other_secrets(gateway):
+                    await self._end(joined)  # placeholders are made at the start: its unit has to read others anyway
                 if joined in self._served:
                     self._provisions.reload(self._served[joined], self._kitchen)
                 elif joined in accounts:
@@ -154,6 +183,9 @@ class Gateways:
             except (CloisterError, OSError) as error:
                 complaints.append(f"gateway {gateway.label}: {error}")
         return complaints
+
+    def _other_secrets(self, gateway: Gateway) -> bool:
+        return {*swapped(gateway.settings)} != {*self._handed.get(gateway.joined, ())} - {MODEL_KEY, "environment"}
 
     async def _start(self, gateway: Gateway, account: Account) -> ActiveRun:
         prepared = self._kitchen.prepare_gateway(gateway, account)
@@ -174,17 +206,26 @@ class Gateways:
             raise
         words: dict[str, object] = {"gateway": gateway.label, "kernel": prepared.host.kernel}
         run = ActiveRun(plan, record, self._store, (Nobody(), Nobody()), self._loop.call_later, _not_ended, words)
+        run.endless = True
         self._provisions.attach(provided, run)
+        self._audit.began(run, self._kitchen.policies.digest, "", account.name)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._provisions.serve(run, prepared, applied, upstream)
         run.live.running()
-        self._hand_over(f"{self._kitchen.paths.runtime}/services/{gateway.joined}", prepared, run)
+        self._hand_over(gateway, prepared, run)
         return run
 
-    def _hand_over(self, directory: str, prepared: Prepared, run: ActiveRun) -> None:
+    def _hand_over(self, gateway: Gateway, prepared: Prepared, run: ActiveRun) -> None:
         """Leave for systemd, which is root, what the unit shall have: placeholders, worth nothing elsewhere."""
-        _write(f"{directory}/{MODEL_KEY}", prepared.placeholders.get(TOKEN_VARIABLE, ""))
-        _write(f"{directory}/environment", "".join(f"{name}={value}\n" for name, value in run.placeholders.items()))
+        directory = f"{self._kitchen.paths.runtime}/services/{gateway.joined}"
+        texts = {MODEL_KEY: prepared.placeholders.get(TOKEN_VARIABLE, "")}
+        texts["environment"] = "".join(f"{name}={value}\n" for name, value in run.placeholders.items())
+        if run.credentials:
+            made = run.credentials.placeholders
+            texts |= {name: made[name].token for name in swapped(gateway.settings)}
+        for name, text in texts.items():
+            _write(f"{directory}/{name}", text)
+        self._handed[gateway.joined] = tuple(texts)
 
     async def _end(self, joined: str) -> None:
         run = self._served.pop(joined)
@@ -195,10 +236,11 @@ class Gateways:
         except TimeoutError:
             run.write_event("warning", {"what": "egress connections did not close in time"})
         finally:
-            for name in (MODEL_KEY, "environment"):
+            for name in self._handed.pop(joined, ()):
                 _remove(f"{self._kitchen.paths.runtime}/services/{joined}/{name}")
             host_apply.undo(run.plan, self._kitchen.paths.state)
-        run.conclude(Outcome(0, "broker-ended"), (*self._provisions.left(run.plan.run), *warnings))
+        ended = Outcome(0, LOST if self._audit.stops else "broker-ended")
+        self._audit.over(run, run.conclude(ended, (*self._provisions.left(run.plan.run), *warnings)))
 
     async def close(self) -> None:
         """Serve none any more."""

@@ -34,6 +34,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     budget: str = ""
     """The share of a budget that was passed last, such as `80 % of tokens_per_day`; empty where none was."""
+    unrecorded: str = ""
+    """Why the audit log cannot be written; empty where it can."""
 
 
 def list_runs(store: Store, living: frozenset[str] | None, *, everything: bool) -> list[Row]:
@@ -73,6 +75,7 @@ def row_of(store: Store, record: Record, living: frozenset[str] | None) -> Row:
         detached=record.detached,
         mode=record.mode,
         budget=last_alert(store, record.id),
+        unrecorded="" if over else record.unrecorded,
     )
 
 

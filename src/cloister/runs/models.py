@@ -20,6 +20,7 @@ from cloister.runs.store import ModelUse
 if TYPE_CHECKING:
     from cloister.llm.budgets import Alert
     from cloister.llm.errors import Refusal
+    from cloister.llm.ledger import Row
     from cloister.relay.exchange import Exchange
     from cloister.relay.llm.service import Caller
     from cloister.runs.active import ActiveRun
@@ -103,7 +104,9 @@ class RunModels:
             await calls.close()
         await asyncio.get_running_loop().run_in_executor(None, store.close)
 
-    def serve(self, run: ActiveRun, prepared: Prepared) -> Callable[[Exchange], None]:
+    def serve(
+        self, run: ActiveRun, prepared: Prepared, called: Callable[[ActiveRun, Row], None]
+    ) -> Callable[[Exchange], None]:
         """Return what serves the model traffic of a run that was opened."""
         from cloister.relay.llm.entry import handle, of_run
 
@@ -111,6 +114,7 @@ class RunModels:
         name = prepared.plan.run
         caller = self._callers[name]
         caller.record = run.write_event
+        caller.called = partial(called, run)
         caller.ask = partial(_ask, run)
         caller.account.listen(name, partial(self._alert, run))
         self._recordings.obey(run, caller, wanted=prepared.agent.llm.record)

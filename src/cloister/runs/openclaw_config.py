@@ -2,8 +2,8 @@
 
 In the words of OpenClaw 2026.9 (`openclaw config schema`). No secret stands in it: OpenClaw reads each from a file
 that systemd makes for the unit (LoadCredential=), which is regular, private and has one link, as OpenClaw asks of
-such files; for models it is a placeholder. What the gateway thinks of the result, `openclaw config validate`
-says before it is started with it.
+such files; for models and channels it holds a placeholder. What the gateway thinks of the result, `openclaw config
+validate` says before it is started with it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from cloister.policy.model import Agent, Provider
 from cloister.policy.service_check import SECRET
 from cloister.policy.service_instances import Gateway
 from cloister.policy.services import DEFAULT_MODEL, Instance, Telegram
+from cloister.runs.channel_secrets import TELEGRAM_SECRET, named, swapped
 
 GATEWAY_SECRET = "gateway"  # noqa: S105 - a name
-TELEGRAM_SECRET = "telegram"  # noqa: S105 - a name
 MODEL_KEY = "model-key"
 """Names of credentials of the unit. The last one is the system's broker's: what opens the proxy for models inside."""
 
@@ -36,12 +36,10 @@ class Places(NamedTuple):
     """The directory in which systemd puts the unit's credentials."""
 
 
-def named_secrets(settings: Instance) -> dict[str, str]:
-    """Return the references of all secrets that a gateway's configuration names, by the credential's name."""
-    found = {GATEWAY_SECRET: getattr(settings.auth, settings.auth.mode)}
-    if settings.channels.telegram.enable:
-        found[TELEGRAM_SECRET] = settings.channels.telegram.bot_token
-    return found | {_named(name): reference for name, reference in settings.secrets.items()}
+def delivered_secrets(settings: Instance, *, product: bool = True) -> dict[str, str]:
+    """Return the references of all secrets that come inside, by the credential's name: it compares its own token."""
+    found = {GATEWAY_SECRET: getattr(settings.auth, settings.auth.mode)} if product else {}
+    return found | {named(name): one for name, one in settings.secrets.items() if isinstance(one, str)}
 
 
 def served_providers(agent: Agent, providers: Mapping[str, Provider]) -> dict[str, Provider]:
@@ -65,7 +63,7 @@ def openclaw_config(
     """
     settings = gateway.settings
     config = _base(settings, agent, providers, places)
-    secrets = {name: _file(places, name) for name in named_secrets(settings)}
+    secrets = {name: _file(places, name) for name in (*delivered_secrets(settings), *swapped(settings))}
     if providers and agent.llm.providers:
         secrets[MODEL_KEY] = _file(places, MODEL_KEY)
     config["secrets"] = {"providers": secrets}
@@ -126,6 +124,7 @@ def _telegram(telegram: Telegram, places: Places) -> dict[str, Any]:
     return {
         "enabled": True,
         "tokenFile": f"{places.credentials}/{TELEGRAM_SECRET}",
+        "apiRoot": telegram.api_root,
         "dmPolicy": telegram.dm_policy,
         "allowFrom": list(telegram.allow_from),
         "groups": telegram.groups,
@@ -141,10 +140,6 @@ def _reference(name: str) -> dict[str, str]:
     return {"source": "file", "provider": name, "id": "value"}
 
 
-def _named(secret: str) -> str:
-    return f"secret-{secret}"
-
-
 def _filled(value: Any) -> Any:
     """Put a reference in the place of each `{secret:NAME}`."""
     if isinstance(value, dict):
@@ -152,4 +147,4 @@ def _filled(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_filled(item) for item in value]
     found = SECRET.fullmatch(value) if isinstance(value, str) else None
-    return _reference(_named(found[1])) if found else value
+    return _reference(named(found[1])) if found else value

@@ -63,6 +63,16 @@ class Paths(NamedTuple):
         return f"{self.state}/logins"
 
     @property
+    def audit(self) -> str:
+        """The user's own audit log, where the system keeps none."""
+        return f"{self.state}/audit"
+
+    @property
+    def audit_key(self) -> str:
+        """Directory of the key that signs it: not beside it, since the log may be copied."""
+        return f"{self.state}/audit-key"
+
+    @property
     def broker_socket(self) -> str:
         """Where the broker listens."""
         return f"{self.runtime}/broker.sock"

@@ -15,11 +15,13 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from cloister.errors import PolicyError, Problem, UnsupportedError
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
-from cloister.policy.model import Ledger, Policy, Preset
+from cloister.policy.model import Audit, Ledger, Policy, Preset
 from cloister.policy.presets import all_presets
 from cloister.policy.tighten import tighten, tighten_project
 from cloister.policy.users import admit
@@ -187,6 +189,17 @@ class PolicyFiles:
         """Return where model calls are written down: as the system's policy says, else as the user's does."""
         self._refresh()
         return next((policy.ledger for policy in self._policies if policy.ledger != Ledger()), Ledger())
+
+    def audit(self) -> Audit:
+        """Return how a log of one's own is kept. When it cannot be written, runs stop if any policy says so.
+
+        Raises:
+            PolicyError: the policy is broken.
+        """
+        self._refresh()
+        own = self._policies[-1].audit
+        stops = any(policy.audit.on_failure == "stop" for policy in self._policies)
+        return msgspec.structs.replace(own, on_failure="stop" if stops else "alarm")
 
     def presets(self) -> Mapping[str, Preset]:
         """Return every preset there is."""

@@ -333,13 +333,15 @@ class Kitchen:
         if not plan.launch.ruleset:
             return False
         try:
-            _, (rules, guard) = self.now_for(plan)
-            return (
-                rules.mode != "internet"
-                or internet(rules, guard, self.host(), nameservers()).ruleset != plan.launch.ruleset
-            )
+            agent, (rules, guard) = self.now_for(plan)
+            return rules.mode != "internet" or self._direct(plan.agent, agent, rules, guard) != plan.launch.ruleset
         except CloisterError:
             return True
+
+    def _direct(self, name: str, agent: Agent, rules: Ruleset, guard: Guard) -> str:
+        """Return the packet filter that a run in mode `internet` would get now."""
+        del name, agent
+        return internet(rules, guard, self.host(), nameservers()).ruleset
 
 
 def protocols_of(agent: Agent, policy: Policy) -> tuple[str, ...]:

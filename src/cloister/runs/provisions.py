@@ -28,6 +28,7 @@ from cloister.runs.request import RunRequest
 from cloister.runs.signing import refuse_missing
 
 if TYPE_CHECKING:
+    from cloister.llm.ledger import Row
     from cloister.runs.credentials import RunCredentials
     from cloister.runs.credentials_start import CredentialStarts
     from cloister.runs.logins import LoginEvent
@@ -53,6 +54,8 @@ class Provisions:
         self._loop = loop
         self._paths = paths
         self._living = living
+        self.called: Callable[[ActiveRun, Row], None] = lambda _run, _row: None
+        """Told of each model call that ended."""
         self._approvals = Approvals(paths.decisions)
         self._identities = Identities(loop, paths.state)
         self._owner = owner
@@ -110,7 +113,7 @@ class Provisions:
         """Serve the run's sockets: its egress with its models, and the person's agents that it may use."""
         from cloister.runs.egress import session_for
 
-        models = self._models.serve(run, prepared) if prepared.placeholders else None
+        models = self._models.serve(run, prepared, self.called) if prepared.placeholders else None
         server = EgressServer(session_for(run, prepared, self._approvals, upstream, models))
         run.egress = server
         assert applied.listener is not None  # noqa: S101  # every plan has a Listen step

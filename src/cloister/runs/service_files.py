@@ -25,7 +25,8 @@ from cloister.policy.service_check import PRODUCT
 from cloister.policy.service_instances import Gateway, gateways
 from cloister.policy.units import parse_cpu, parse_size
 from cloister.runs import service_documents
-from cloister.runs.openclaw_config import MODEL_KEY, Places, named_secrets, openclaw_config, served_providers
+from cloister.runs.channel_secrets import swapped, with_channels
+from cloister.runs.openclaw_config import MODEL_KEY, Places, delivered_secrets, openclaw_config, served_providers
 from cloister.runs.service_documents import Plugin
 
 UNITS = "/etc/systemd/system"
@@ -113,6 +114,7 @@ class _Maker:
         self._gateway, self._resolved, self._account, self._facts = gateway, agent, account, facts
         self._problems = problems
         self._at = Owned(account.name)
+        self._agent = with_channels(agent.agent, gateway)
         self._product = agent.agent.preset == PRODUCT
 
     def units(self) -> ServiceUnits:
@@ -177,10 +179,20 @@ class _Maker:
             self._problems.append(Problem("a gateway has no addresses of its own to reach the Internet", where, remedy))
         if agent.egress.mode == "ask":
             self._problems.append(Problem("nobody is there whom a gateway could ask", where, 'egress.mode = "deny"'))
+        self._refuse_missing(gateway, agent, where)
+
+    def _refuse_missing(self, gateway: Gateway, agent: Agent, where: str) -> None:
+        """Note programs that are not there, and a credential that is there twice."""
+        for name in swapped(gateway.settings).keys() & agent.credentials.keys():
+            message = f"the agent has a credential {name}, and a channel of the gateway one of that name"
+            self._problems.append(Problem(message, f"{where}.credentials.{name}", "rename it"))
         if gateway.settings.agent not in self._facts.programs:
             command = (*agent.command, "")[0]
             remedy = f'install it, or command = ["/path/of/{command}"]'
             self._problems.append(Problem(f"no program {command!r} was found", where, remedy))
+        if (port := gateway.settings.port) in self._facts.taken:
+            message, at = f"another program has port {port} of this host", show_path((*gateway.path, "port"))
+            self._problems.append(Problem(message, at, f"another port, or end what ss -ltnp 'sport = :{port}' shows"))
         for name in gateway.settings.tools.include:
             if name not in self._facts.tools:
                 at = show_path((*gateway.path, "tools", "include"))
@@ -195,14 +207,14 @@ class _Maker:
                 self._problems.append(Problem(message, show_path(self._gateway.path), "rename it"))
 
     def _unit(self, plugins: tuple[Plugin, ...], documents: tuple[str, ...]) -> ServiceUnit:
-        gateway, facts, agent = self._gateway, self._facts, self._resolved.agent
+        gateway, facts, agent = self._gateway, self._facts, self._agent
         settings, program = gateway.settings, facts.programs.get(gateway.settings.agent)
         writable = settings.documents.writable
-        secrets = (named_secrets(settings) if self._product else {}) | _plugin_secrets(gateway, plugins)
+        secrets = delivered_secrets(settings, product=self._product) | _plugin_secrets(gateway, plugins)
         credentials = {name: _source_of(reference) for name, reference in secrets.items()}
         checked = tuple(credentials)
-        if agent.llm.providers:
-            credentials[MODEL_KEY] = f"{service_units.broker_directory(gateway.joined)}/{MODEL_KEY}"
+        handed = (*swapped(settings), *([MODEL_KEY] if agent.llm.providers else []))
+        credentials |= {name: f"{service_units.broker_directory(gateway.joined)}/{name}" for name in handed}
         shown = [*(program.binds if program else ()), *agent.filesystem.read, *(plugin.source for plugin in plugins)]
         return ServiceUnit(
             joined=gateway.joined,
@@ -216,6 +228,7 @@ class _Maker:
             environment_files=settings.environment_files,
             credentials=credentials,
             checked=checked,
+            handed=handed,
             shim=facts.shim,
             links=facts.links,
             programs=dict(program.names) if program else {},
@@ -272,7 +285,7 @@ class _Maker:
         return (program, *rest, *more)
 
     def _environment(self, plugins: tuple[Plugin, ...]) -> dict[str, str]:
-        agent, settings = self._resolved.agent, self._gateway.settings
+        agent, settings = self._agent, self._gateway.settings
         situation = Situation(
             run=service_units.unit_name(self._gateway.joined).removesuffix(".service"),
             agent=self._gateway.settings.agent,
@@ -288,7 +301,7 @@ class _Maker:
         for plugin in plugins:
             for variable in settings.plugins[plugin.name].env:
                 literal[variable] = f"{self._at.secrets}/{_plugin_secret(plugin.name, variable)}"
-        literal |= settings.environment
+        literal |= {"CLOISTER_SECRETS": self._at.secrets} | settings.environment
         if self._product:
             literal |= {"OPENCLAW_CONFIG_PATH": f"{self._at.tree}/{CONFIG}", "OPENCLAW_CONFIG_READONLY": "1"}
         return literal

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress import nft
+from cloister.errors import CloisterError
 from cloister.host.frames import encode_list
 from cloister.host.owner import Owner
 from cloister.host.stranded import end_stranded
@@ -80,12 +81,22 @@ class Supervisor(Supervision):
         Raises:
             CloisterError: nothing was started, and everything is as before.
         """
+        try:
+            await self._start(request, link, stdio, on_close)
+        except CloisterError as error:
+            self._audit.refused(request.agent, self._kitchen.owner.name, error)
+            raise
+
+    async def _start(
+        self, request: RunRequest, link: Any, stdio: tuple[int, ...], on_close: Callable[[Any], None]
+    ) -> None:
         if request.run:
             self._store.reserve(request.run)
         looked = self._kitchen.look(request)
         if looked.agent.isolation == "unit":
             await self._system_units().start(request, looked, link, stdio)
             return
+        self._audit.admit()
         prepared = self._kitchen.prepare(request, request.run, looked)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
@@ -105,6 +116,7 @@ class Supervisor(Supervision):
         run.starter = Starter(link, os.dup(stdio[1]), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         self._runs[plan.run] = run
+        self._audit.began(run, self._kitchen.policies.digest, self._kitchen.owner.name)
         self._attach(run)
 
         def outer_closed(closed: Any) -> None:

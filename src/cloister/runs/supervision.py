@@ -23,6 +23,7 @@ from cloister.host.frames import Frame, encode_list
 from cloister.plan.steps import Plan
 from cloister.runs import audit_environment
 from cloister.runs.active import FLAG_PTY, ActiveRun, Command
+from cloister.runs.audit_runs import RunAudit, unrecorded
 from cloister.runs.home_files import said_aloud
 from cloister.runs.links import Connect
 from cloister.runs.live import Outcome
@@ -40,6 +41,9 @@ FILTER_OUTDATED = (
 class Supervision:
     """The runs of one broker, from the moment they live."""
 
+    SOURCE = "broker"
+    """What the audit calls this process."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop, kitchen: Kitchen, connect: Connect) -> None:
         """Know where things are; start nothing."""
         self._loop = loop
@@ -49,6 +53,8 @@ class Supervision:
         self._store = Store(self._paths.runs)
         self._runs: dict[str, ActiveRun] = {}
         self._provisions = Provisions(loop, kitchen, self._runs.values)
+        self._audit = RunAudit(loop, kitchen.paths, self.SOURCE, kitchen.policies.audit, self._runs.values)
+        self._provisions.called = self._audit.model_called
         self._endings: set[asyncio.Task[None]] = set()
         self._one_ended = asyncio.Event()
 
@@ -225,11 +231,13 @@ class Supervision:
         warnings = (
             *said_aloud(run.plan.notices),
             *run.limits_reached,
+            *unrecorded(run),
             *self._provisions.left(run.plan.run),
             *found,
             *warnings,
         )
         receipt = run.conclude(outcome, warnings)
+        self._audit.over(run, receipt)
         warnings = await self._take_leave(run, receipt)
         self._runs.pop(run.plan.run, None)
         self._one_ended.set()
@@ -262,7 +270,9 @@ class Supervision:
                 continue
             self._undo_left(plan)
             self._provisions.recover(plan)
-            self._store.finish(*broken_off(plan, record))
+            closed, receipt = broken_off(plan, record)
+            self._store.finish(closed, receipt)
+            self._audit.broken_off(plan, closed, closed.user or self._kitchen.owner.name)
 
     def _undo_left(self, plan: Plan) -> None:
         """Undo a plan of a killed broker."""
@@ -277,6 +287,7 @@ class Supervision:
             run.live.outer_closed()
         await self._wait_empty(3.0)
         await self._provisions.close()
+        await self._loop.run_in_executor(None, self._audit.close)
 
     async def _wait_empty(self, seconds: float) -> None:
         while self.busy:

@@ -14,10 +14,17 @@ from cloister.errors import Problem, UnsupportedError
 from cloister.identity.accounts import Owner
 from cloister.isolation import unit_files
 from cloister.plan.system_facts import SystemFacts
-from cloister.plan.unit import ACCOUNT_PREFIX, PROXY_USER
+from cloister.plan.unit import ACCOUNT_PREFIX, DAEMON_USERS
 from cloister.policy.model import Agent, Policy
 from cloister.runs import remedies
 from cloister.runs.doctor import OLDEST_SYSTEMD
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A secret reference of the policy, and where it stands."""
+
+    where: str
+    text: str
 
 
 class SystemPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,13 +36,8 @@ class SystemPolicy(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     served: tuple[Owner, ...] = ()
     """Gateways, each of which needs an account."""
-
-
-class Reference(msgspec.Struct, frozen=True):
-    """A secret reference of the policy, and where it stands."""
-
-    where: str
-    text: str
+    channels: tuple[Reference, ...] = ()
+    """Secrets of their channels."""
 
 
 def refuse_host(facts: SystemFacts) -> None:
@@ -71,8 +73,9 @@ def unit_agents(policy: Policy) -> dict[str, Agent]:
     return {name: agent for name, agent in policy.agents.items() if agent.isolation == "unit"}
 
 
-def references(policy: Policy) -> tuple[Reference, ...]:
-    """Return every secret that the system's broker needs for agents of its own."""
+def references(source: SystemPolicy) -> tuple[Reference, ...]:
+    """Return every secret that the system's broker needs for agents of its own, and for gateways."""
+    policy = source.policy
     agents = unit_agents(policy)
     used = dict.fromkeys(name for agent in agents.values() for name in agent.llm.providers)
     found = [
@@ -85,18 +88,28 @@ def references(policy: Policy) -> tuple[Reference, ...]:
     ]
     if agents:
         found.append(Reference(".ledger.database", policy.ledger.database))
-    return tuple(one for one in found if one.text)
+    return tuple(one for one in (*found, *source.channels) if one.text)
 
 
-def key_paths(policy: Policy) -> tuple[str, ...]:
+def key_paths(source: SystemPolicy) -> tuple[str, ...]:
     """Return the files among them."""
-    targets = (one.text.partition(":") for one in references(policy))
+    targets = (one.text.partition(":") for one in references(source))
     return tuple(dict.fromkeys(path for scheme, _, path in targets if scheme == "file"))
 
 
 def problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
     """Return every mistake of a policy that shows on this host only."""
-    return [*_user_problems(source, facts), *_key_problems(source.policy, facts)]
+    return [*_user_problems(source, facts), *_key_problems(source, facts), *_export_problems(source)]
+
+
+def _export_problems(source: SystemPolicy) -> list[Problem]:
+    """Files for receivers of the audit are read by systemd, which knows no home."""
+    audit = source.policy.audit
+    return [
+        Problem("name the whole path: there is no home here", f".audit.{key}", f'{key} = "{unit_files.KEYS}/…"')
+        for key, path in (("ca", audit.ca), ("certificate", audit.certificate))
+        if path and not path.startswith("/")
+    ]
 
 
 def _user_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
@@ -114,7 +127,7 @@ def _user_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
             close = get_close_matches(name, [entry for entry, _ in facts.entries], n=1)
             remedy = f"did you mean {close[0]}?" if close else f"useradd {name}, or delete the table"
             problems.append(Problem(f"there is no user {name} on this host", where, remedy))
-        elif name.startswith(ACCOUNT_PREFIX) or name == PROXY_USER:
+        elif name.startswith(ACCOUNT_PREFIX) or name in DAEMON_USERS:
             problems.append(Problem("an account of Cloister's own may start nothing", where, "delete the table"))
     for name in agents:
         if policy.users and not any(name in user.agents for user in policy.users.values()):
@@ -123,9 +136,9 @@ def _user_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
     return problems
 
 
-def _key_problems(policy: Policy, facts: SystemFacts) -> list[Problem]:
+def _key_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
     problems = []
-    for one in references(policy):
+    for one in references(source):
         scheme, _, path = one.text.partition(":")
         if scheme in {"login", "keyring", "pass", "env"}:
             message = f"the system's broker has no {_LACKS[scheme]}"

@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from cloister.errors import CloisterError
+from cloister.host import ports
 from cloister.host.agent_program import find_program
 from cloister.host.service_sources import read_tree
+from cloister.host.system_probe import properties
 from cloister.identity.accounts import Owner
 from cloister.isolation import service_units
 from cloister.isolation.environment import PATH
@@ -20,10 +22,12 @@ from cloister.plan.service_facts import ProgramFacts, ServiceFacts, ServiceUnits
 from cloister.plan.system_diff import Directory, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import AGENTS, Account
-from cloister.policy.document import Document
+from cloister.policy.document import Document, show_path
 from cloister.policy.merge import resolve
 from cloister.policy.model import Policy, Preset
+from cloister.runs.channel_secrets import swapped
 from cloister.runs.service_files import active, wanted_sources, wanted_tools
+from cloister.runs.system_judge import Reference
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 _TOOL = re.compile(r"[A-Za-z0-9@_.+-]+")
@@ -32,6 +36,15 @@ _TOOL = re.compile(r"[A-Za-z0-9@_.+-]+")
 def owners(document: Document) -> tuple[Owner, ...]:
     """Return who needs an account: each enabled gateway."""
     return tuple(Owner(gateway.settings.agent, service=gateway.joined) for gateway in active(document))
+
+
+def secrets(document: Document) -> tuple[Reference, ...]:
+    """Return those of channels that the system's broker puts into requests, and so has to have."""
+    return tuple(
+        Reference(show_path((*gateway.path, name)), one.secret)
+        for gateway in active(document)
+        for name, one in swapped(gateway.settings).items()
+    )
 
 
 def take_service_facts(
@@ -59,6 +72,7 @@ def take_service_facts(
         programs=_programs(document, policy, presets),
         sources=sources,
         unreadable=unreadable,
+        taken=_taken(document),
         tools=tools,
     )
 
@@ -88,6 +102,18 @@ def units_of(made: Iterable[ServiceUnits]) -> tuple[Wanted, ...]:
             Wanted(unit=one, restart_for=units.restart_for if one == gateway else _own(one)) for one in units.enabled
         ]
     return tuple(wanted)
+
+
+def _taken(document: Document) -> frozenset[int]:
+    """Return the ports that somebody else has: systemd holds a gateway's for it from the first `apply` on."""
+    sockets = {service_units.port_units(one.joined)[0]: one.settings.port for one in active(document)}
+    shown = properties(tuple(sockets), ("ActiveState", "Listen"))
+    ours = {
+        port
+        for unit, port in sockets.items()
+        if shown.get(unit, {}).get("ActiveState") == "active" and f":{port} " in shown[unit].get("Listen", "")
+    }
+    return frozenset(port for port in sockets.values() if port not in ours and ports.taken(port))
 
 
 def _own(unit: str) -> tuple[str, ...]:

@@ -11,8 +11,18 @@ from cloister.policy.document import Document
 from cloister.policy.model import Agent, MicroVm, Unit
 
 _DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
-_OBEYED_AUDIT = ("retention",)
-"""Keys of `[audit]` that have an effect: `cloister gc` keeps records that long."""
+_OBEYED_AUDIT = (
+    "retention",
+    "on_failure",
+    "rotate_size",
+    "rotate_every",
+    "syslog",
+    "format",
+    "otlp",
+    "ca",
+    "certificate",
+)
+"""Keys of `[audit]` that have an effect."""
 
 
 def refuse_unenforced(agent: Agent) -> None:

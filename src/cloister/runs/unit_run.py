@@ -235,16 +235,9 @@ class UnitRun:
         self._store.finish(ended, msgspec.structs.replace(receipt, reason=reason))
 
     def _tell_starter(self) -> None:
-        """Tell who asked for a detached run its id, now that it can be worked with (or is over)."""
         starter, self.starter = self.starter, None
-        if starter is None:
-            return
-        shown = msgspec.json.encode({"run": self.plan.run}).decode() if starter.json else self.plan.run
-        with contextlib.suppress(OSError):  # it may have gone, or closed its output
-            os.write(starter.output, f"{shown}\n".encode())
-        os.close(starter.output)
-        starter.link.send("F", b"\0")
-        starter.link.close()
+        if starter:
+            starter.tell(self.plan.run)
 
     def _close(self) -> None:
         self._status = "over"

@@ -10,13 +10,10 @@ import asyncio
 import os
 import socket
 import sys
-import traceback
-from collections.abc import Callable
 
 import msgspec
 
 from cloister.errors import CloisterError, render
-from cloister.host.frames import Frame, FrameError
 from cloister.host.owner import Owner
 from cloister.runs.hostd import Hostd
 from cloister.runs.paths import Paths
@@ -26,26 +23,26 @@ from cloister.runs.unit_lease import Lease
 from cloister.runs.unit_prepare import UnitKitchen
 from cloister.runs.unit_supervise import Parties, PassedError, UnitSupervisor, check_parties
 from cloister.services.connection import Connection
+from cloister.services.intake import BUG_AT_START, Intake
+from cloister.services.uncaught import log_bug
 
-_BUG = b"cloister: a bug in the system's broker; its journal has the traceback [broker-bug]\n"
 
-
-class SystemRequests:
+class SystemRequests(Intake):
     """All connections of the system's broker."""
+
+    bug = b"cloister: a bug in the system's broker; its journal has the traceback [broker-bug]\n"
 
     def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, owner: Owner, hostd: str) -> None:
         """Recover crashed runs, then be ready."""
-        self._loop = loop
+        super().__init__(loop)
         self._hostd = Hostd(loop, self._connect, hostd)
         self._supervisor = UnitSupervisor(loop, UnitKitchen(paths, owner), self._connect, self._hostd)
-        self._incoming: dict[Connection, Incoming] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor.on_audit(lambda: self._begin(self.serve_gateways()))
         self._supervisor.recover()
 
     def accept(self, sock: socket.socket) -> None:
         """Take a new connection of root's."""
-        connection = Connection(self._loop, sock, self._frame, self._closed)
-        self._incoming[connection] = Incoming()
+        self.take(sock)
 
     async def recover_units(self) -> None:
         """Have hostd end what a killed broker of ours has left; where it cannot be asked, the journal says so."""
@@ -60,9 +57,7 @@ class SystemRequests:
             if "error" in result:
                 sys.stderr.write(f"run {result['run']} keeps its old policy: {result['error']}\n")
         sys.stderr.flush()
-        task = self._loop.create_task(self.serve_gateways())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(self.serve_gateways())
 
     async def serve_gateways(self) -> None:
         """Serve the gateways of the policy as it is now; the journal says which cannot be."""
@@ -78,36 +73,12 @@ class SystemRequests:
         """End all runs."""
         await self._supervisor.close()
 
-    def _connect(
-        self, sock: socket.socket, on_frame: Callable[[Connection, Frame], None], on_close: Callable[[Connection], None]
-    ) -> Connection:
-        return Connection(self._loop, sock, on_frame, on_close)
-
-    def _closed(self, connection: Connection) -> None:
-        if incoming := self._incoming.pop(connection, None):
-            incoming.close()
-
-    def _frame(self, connection: Connection, frame: Frame) -> None:
-        incoming = self._incoming[connection]
-        try:
-            environment = incoming.take(frame)
-            if environment is not None:
-                self._dispatch(connection, incoming, environment)
-        except FrameError:
-            connection.abort()
-        except CloisterError as error:
-            _refuse(connection, error, error.exit_code)
-        except Exception:  # noqa: BLE001  # a bug must not take the other runs down
-            _log_bug()
-            connection.send("F", bytes([70]) + _BUG)
-            connection.close()
-
-    def _dispatch(self, connection: Connection, incoming: Incoming, environment: list[bytes]) -> None:
+    def _dispatch(  # type: ignore[explicit-override]  # typing.override: Python 3.12
+        self, connection: Connection, incoming: Incoming, environment: list[bytes]
+    ) -> None:
         if incoming.fields.get("verb") == "run":
             self._incoming.pop(connection)
-            task = self._loop.create_task(self._start(connection, incoming, environment))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._start(connection, incoming, environment))
             return
         answer = self._supervisor.control(incoming.fields.get("verb", ""), incoming.fields)
         connection.send("J", msgspec.json.encode(answer))
@@ -134,13 +105,17 @@ class SystemRequests:
             code = error.exit_code if error.exit_code in (126, 127) else 125
             _tell(connection, parties, bytes([code]) + (render(error) + "\n").encode("utf-8", "backslashreplace"))
         except Exception:  # noqa: BLE001  # a bug must not take the other runs down
-            _log_bug()
-            _tell(connection, parties, bytes([125]) + _BUG)
+            log_bug()
+            _tell(connection, parties, BUG_AT_START + self.bug)
         finally:
             incoming.close()
             for descriptor in parties.stdio if parties else ():
                 os.close(descriptor)
             connection.close()
+
+    def _refuse(self, connection: Connection, error: CloisterError) -> None:  # type: ignore[explicit-override]  # Python 3.12
+        connection.send("F", bytes([error.exit_code]) + (render(error) + "\n").encode("utf-8", "backslashreplace"))
+        connection.close()
 
 
 def _tell(connection: Connection, parties: Parties | None, payload: bytes) -> None:
@@ -152,13 +127,3 @@ def _tell(connection: Connection, parties: Parties | None, payload: bytes) -> No
     if parties:
         parties.lease.close()
         parties.outer.close()
-
-
-def _refuse(connection: Connection, error: CloisterError, code: int) -> None:
-    connection.send("F", bytes([code]) + (render(error) + "\n").encode("utf-8", "backslashreplace"))
-    connection.close()
-
-
-def _log_bug() -> None:
-    traceback.print_exc()
-    sys.stderr.flush()

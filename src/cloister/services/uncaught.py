@@ -1,4 +1,4 @@
-"""What a daemon's event loop does with a bug that nobody caught: it is written down, and the daemon lives on."""
+"""What a daemon does with a bug: it is written down, and the daemon lives on."""
 
 from __future__ import annotations
 
@@ -15,4 +15,10 @@ def log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -
     sys.stderr.write(f"{time.strftime('%FT%TZ', time.gmtime())} {context.get('message')}\n")
     if isinstance(error, BaseException):
         traceback.print_exception(error)
+    sys.stderr.flush()
+
+
+def log_bug() -> None:
+    """Write the exception that is being handled to standard error: one request failed, the others go on."""
+    traceback.print_exc()
     sys.stderr.flush()

@@ -118,7 +118,7 @@ def test_denied_names_never_reach_the_resolver(relay, run):
 
 
 def test_a_rebinding_name_leads_nowhere(relay, run):
-    """An allowed name that resolves to loopback or metadata is refused; the checked address is the dialled one."""
+    """BF12: an allowed name that resolves to loopback or metadata is refused; what was checked is dialled."""
 
     async def scenario():
         table = {

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister.credentials import inject
 from cloister.credentials.bindings import Binding, InjectionError, Request, bind
-from cloister.credentials.inject import find, masks, put
+from cloister.credentials.inject import find, masks
 from cloister.credentials.placeholders import Placeholder
 from cloister.policy.model import Credential, Injection
 from cloister.policy.variables import variables
@@ -27,6 +28,11 @@ def binding(scheme: str, **keys: object) -> Binding:
 def request(*headers: tuple[bytes, bytes], path: str = "/x") -> Request:
     """Return a request to the bound host."""
     return Request("GET", path, list(headers), b"", "api.example.org")
+
+
+def put(bound: Binding, secret: bytes, sent: Request) -> Request:
+    """Return what leaves."""
+    return inject.put(bound, secret, sent, TOKEN)
 
 
 def basic(user: str, word: str) -> bytes:
@@ -113,6 +119,59 @@ def test_query_parameters() -> None:
     assert find(bound, TOKEN, request(path="/x?key=own")) == "own"
     assert find(bound, TOKEN, request(path=f"/x?other={TOKEN.token}")) == "absent"
     assert find(bound, TOKEN, request(path="/x?key=" + TOKEN.token.replace("c", "%63"))) == "placeholder"
+
+
+BOT = binding("path", value="bot{secret}")
+
+
+@pytest.mark.parametrize(
+    ("sent", "left"),
+    [
+        ("/bot{}/getMe", "/botmade-up-secret/getMe"),
+        ("/bot{}/getMe?a=%2f+", "/botmade-up-secret/getMe?a=%2f+"),
+        ("/file/bot{}/a%2Fb/../c", "/file/botmade-up-secret/a%2Fb/../c"),
+        ("/%62ot{}", "/botmade-up-secret"),
+    ],
+)
+def test_a_segment_of_the_path(sent: str, left: str) -> None:
+    """The segment that is the form with the placeholder becomes the form with the secret; the rest stays."""
+    asked = request(path=sent.format(TOKEN.token))
+    assert find(BOT, TOKEN, asked) == "placeholder"
+    assert put(BOT, SECRET, asked).path == left
+
+
+@pytest.mark.parametrize("path", ["/x/{}/y", "/botany?bot{}", "/x?a=/bot{}/b", "/bo/t{}", "/Bot{}/x", "/x/bot"])
+def test_a_placeholder_elsewhere_in_the_path_gets_nothing(path: str) -> None:
+    """Other segments, the query, other forms: nothing is swapped there, and what leaves is searched afterwards."""
+    asked = request(path=path.format(TOKEN.token))
+    assert find(BOT, TOKEN, asked) != "placeholder"
+    assert put(BOT, SECRET, asked).path == asked.path
+
+
+@pytest.mark.parametrize("path", ["/bot{}x/getMe", "/botx{}/getMe", "/bot{0}{0}/getMe"])
+def test_a_placeholder_with_more_in_its_segment_is_left_for_the_search(path: str) -> None:
+    """It is known as ours, not replaced, and so refused as what leaves still holds it."""
+    asked = request(path=path.format(TOKEN.token))
+    assert find(BOT, TOKEN, asked) == "placeholder"
+    assert TOKEN.token in put(BOT, SECRET, asked).path
+
+
+def test_a_secret_stays_in_its_segment() -> None:
+    """What would end a segment, or begin a query, is encoded; a secret that is no text for a path is refused."""
+    asked = request(path=f"/bot{TOKEN.token}/getMe")
+    assert put(BOT, b"12:AA-_/../x?y#z%", asked).path == "/bot12:AA-_%2F..%2Fx%3Fy%23z%25/getMe"
+    assert find(BOT, TOKEN, request(path="/bot12:AA/getMe")) == "own"
+    assert find(BOT, TOKEN, request(path="/getMe")) == "absent"
+    for secret in (b"", b"a b", b"a\r\nb", b"\0"):
+        with pytest.raises(InjectionError):
+            put(BOT, secret, asked)
+    with pytest.raises(InjectionError):
+        put(binding("path", value="{secret}"), b"..", request(path=f"/{TOKEN.token}"))
+    inject_ = Injection(host="api.example.org", scheme="path", value="bot{secret}")
+    made = bind("t", Credential(secret="file:/x", inject=inject_), lambda _method, _path: True)
+    assert made
+    assert not made.always
+    assert set(masks(BOT, b"1:a/b")) == {b"1:a/b", b"1:a%2Fb", b"1%3Aa%2Fb"}
 
 
 def test_what_is_masked_in_answers() -> None:

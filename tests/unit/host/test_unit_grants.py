@@ -7,8 +7,7 @@ import pytest
 from cloister.errors import DeniedError, UnsupportedError
 from cloister.host import unit_grants
 from cloister.host.unit_caller import Caller
-from cloister.host.unit_start import Manager, command_line
-from cloister.plan.unit import FIRST_UID, Account, Grant, System, UnitLaunch
+from cloister.plan.unit import FIRST_UID, Account, Grant, System
 
 ALICE = Caller(1000, 1000, 1, "alice", "/home/alice", ())
 ACCOUNT = Account(name="cl-pi-alice", uid=FIRST_UID, agent="pi", user="alice")
@@ -45,18 +44,3 @@ def test_a_grant_is_for_one_user_and_agent() -> None:
     for accounts in ((), (bobs,)):
         with pytest.raises(UnsupportedError):
             unit_grants.find_grant(System(accounts=accounts, grants=(GRANT,)), ALICE, "pi")
-
-
-def test_words_reach_the_shim_as_they_are() -> None:
-    """Without being told, systemd replaces `$NAME` in words: it is told from 254 on, and `$` is doubled before."""
-    unit = UnitLaunch(
-        unit="cloister-run-x.service", account="a", uid=FIRST_UID, mounts=(),
-        properties=(("User", "a"), ("StandardOutput", "null"), ("CollectMode", "inactive-or-failed")),
-    )  # fmt: skip
-    old = command_line(Manager("/r", "/c", 252), unit, ("/shim", "$HOME"))
-    new = command_line(Manager("/r", "/c", 254), unit, ("/shim", "$HOME"))
-    assert old[-2:] == ["/shim", "$$HOME"]
-    assert "--expand-environment=no" not in old
-    assert new[-2:] == ["/shim", "$HOME"]
-    assert "--expand-environment=no" in new
-    assert [word for word in old if "=" in word] == ["--unit=cloister-run-x.service", "User=a", "CollectMode=inactive"]

@@ -53,7 +53,6 @@ def _mounts(*arguments: Any, **changes: Any) -> dict[str, UnitMount]:
 
 
 REFUSED = {
-    '[agents.a.egress]\nmode = "internet"': "unit-internet",
     '[agents.a.filesystem]\nread = ["~/docs"]': "unit-path-of-user",
     '[agents.a.filesystem]\nwrite = ["/srv/data"]': "unit-path-of-user",
     '[agents.a.credentials.x]\nsecret = "keyring:x"\nenv = "X"': "unit-credential",

@@ -9,8 +9,10 @@ import pytest
 
 from cloister.errors import PolicyError
 from cloister.plan.service_facts import SourceFile
+from cloister.policy.document import read
 from cloister.policy.services import Tools
 from cloister.runs.service_documents import report
+from cloister.runs.system_services import secrets
 from support.gateways import FACTS, POLICY, SOURCES, files, rendered
 
 SIGNS = "'a b' holds spaces or signs: a service is shown names of letters, digits and /._+@- only"
@@ -52,6 +54,29 @@ def test_no_secret_reaches_the_environment_or_the_configuration():
     assert "/etc/cloister/keys" not in json.dumps(config())
     assert "LoadCredential=gateway:/etc/cloister/keys/gateway" in lines()
     assert "LoadCredential=secret-discord:discord" in lines()
+
+
+def test_the_secret_of_a_channel_stays_outside():
+    """What travels in requests is a placeholder inside, which the broker hands to the unit; its own token is real."""
+    made, config_of = lines(), config()
+    assert "LoadCredential=telegram:/run/cloister/proxy/services/home-a/telegram" in made
+    assert "LoadCredential=secret-slack:/run/cloister/proxy/services/home-a/secret-slack" in made
+    assert not any("keys/telegram" in line for line in made)
+    assert any(line.startswith('Environment="NODE_EXTRA_CA_CERTS=') for line in made)
+    assert config_of["channels"]["telegram"]["tokenFile"].endswith("/secrets/telegram")
+    assert config_of["secrets"]["providers"]["secret-slack"]["path"].endswith("/secrets/secret-slack")
+    document = read(POLICY, "cloister.toml")
+    assert {one.text for one in secrets(document)} == {"file:/etc/cloister/keys/telegram", "systemd:slack"}
+    places = files(rendered()["home-a"])["cloister-places-home-a.service"].text
+    assert " /run/cloister/proxy/services/home-a/telegram " in places
+
+
+def test_a_credential_of_a_channel_has_its_name_alone():
+    """Two secrets of one name would have one placeholder."""
+    own = '[agents.claw.credentials.telegram]\nsecret = "file:/x"\ninject = { host = "x.org", scheme = "bearer" }\n'
+    assert "the agent has a credential telegram, and a channel of the gateway one of that name" in problems(
+        POLICY.replace("[services.home]", f"{own}\n[services.home]", 1)
+    )
 
 
 def test_an_empty_secret_is_no_secret():
@@ -255,7 +280,7 @@ def test_the_unit_waits_restarts_and_stops_as_the_product_asks():
 def test_text_of_the_policy_keeps_its_meaning_in_a_unit():
     """Quotes, backslashes, percent and dollar signs of a variable arrive as they were written."""
     assert 'Environment="GREETING=a \\"b\\" %%c $d \\\\"' in lines()
-    assert "LoadCredential=telegram:/etc/cloister/keys/tele gram%%" in lines()
+    assert "LoadCredential=plugin-notes-NOTES_KEY:/etc/cloister/keys/no tes%%" in lines()
 
 
 def test_a_disabled_gateway_is_not_installed():

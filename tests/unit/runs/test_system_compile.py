@@ -102,8 +102,8 @@ def test_keys_of_root_reach_the_broker_by_name_and_only_those_in_use() -> None:
     path = "/etc/cloister/keys/anthropic.key"
     lines = [line for line in text.splitlines() if line.startswith("LoadCredential")]
     assert lines == [f"LoadCredential={delivered_name(path)}:{path}", "LoadCredential=github"]
-    assert key_paths(source().policy) == (path,)
-    assert [one.where for one in references(source().policy)] == [
+    assert key_paths(source()) == (path,)
+    assert [one.where for one in references(source())] == [
         ".providers.anthropic.key",
         ".agents.pi.credentials.github.secret",
     ]
@@ -144,7 +144,9 @@ def test_a_policy_without_units_installs_daemons_and_no_filter() -> None:
     """A fresh setup has nobody to hold back yet."""
     desired = compiled("schema = 1\n")
     assert desired.firewall is None
-    assert [one.unit for one in desired.units if one.active] == ["cloister-proxyd.socket", "cloister-hostd.socket"]
+    keeper = ["cloister-auditd.service", "cloister-auditd.socket"]
+    sockets = ["cloister-proxyd.socket", "cloister-hostd.socket"]
+    assert [one.unit for one in desired.units if one.active] == [*keeper, *sockets]
     assert compiled().firewall is not None
     assert "cloister-watchdog.service" in [one.unit for one in compiled().units]
 

@@ -93,6 +93,8 @@ static bool parse_valued(struct options *options, const char *name, const char *
         return (options->egress = value) != NULL;
     if (strcmp(name, "--seccomp") == 0)
         return (options->seccomp = value) != NULL;
+    if (strcmp(name, "--end") == 0)
+        return (options->end = value) != NULL;
     if (strcmp(name, "--listen") == 0)
         return add_word(&options->listen, value, most);
     if (strcmp(name, "--publish") == 0)

@@ -30,6 +30,7 @@ struct options {
     const char *seccomp; /* a file with a filter to install; none: the backend has */
     struct words listen; /* none: no forwarder */
     struct words publish; /* of a service */
+    const char *end;      /* of a service: where it is asked to end; none: by signals only */
     char **command; /* what stands behind `--`: of a service */
     struct words probe_write, probe_connect;
     struct words landlock_rw, landlock_ro;

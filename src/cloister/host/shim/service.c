@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "child.h"
+#include "ending.h"
 #include "filter.h"
 #include "forward.h"
 #include "frame.h"
@@ -34,6 +35,7 @@ static struct service {
     struct source on_signals;
     int signals;
     pid_t pid;
+    bool ending; /* somebody waits for our end */
 } self;
 
 _Noreturn static void leave(int code)
@@ -59,14 +61,28 @@ __attribute__((format(printf, 2, 3))) static void complain(const char *reference
     sys_write_printable(2, text, (size_t)length, false);
 }
 
+/* To the gateway alone, as systemd does with KillMode=mixed: its children are its own to end. */
+static void hand_on(int number)
+{
+    if (self.ending && number == SIGTERM)
+        leave(128 + SIGTERM); /* it was asked, and systemd says that the time for that is over */
+    (void)!kill(self.pid, number);
+}
+
+static void on_asked(void)
+{
+    if (!self.ending)
+        (void)!kill(self.pid, SIGTERM);
+    self.ending = true;
+}
+
 static void on_signals(struct source *source, uint32_t events)
 {
     (void)source, (void)events;
     struct signalfd_siginfo info;
-    /* To the gateway alone, as systemd does with KillMode=mixed: its children are its own to end. */
     while (read(self.signals, &info, sizeof info) == sizeof info)
         if (info.ssi_signo != SIGCHLD)
-            (void)!kill(self.pid, (int)info.ssi_signo);
+            hand_on((int)info.ssi_signo);
     int status;
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
@@ -97,6 +113,10 @@ static bool open_ports(void)
             complain("publish-failed", "cannot listen on %s: %s", self.options.publish.items[i], strerror(errno));
             return false;
         }
+    if (self.options.end && !ending_open(self.options.end, on_asked)) {
+        complain("publish-failed", "cannot listen on %s: %s", self.options.end, strerror(errno));
+        return false;
+    }
     return true;
 }
 

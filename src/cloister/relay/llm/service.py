@@ -93,6 +93,10 @@ def _no_event(_kind: str, _fields: dict[str, object]) -> None:
     """Record nothing."""
 
 
+def _no_row(_row: Row) -> None:
+    """Tell nobody."""
+
+
 @dataclass(slots=True)
 class Caller:
     """Who calls: one run of an agent, and what it may use. A reload replaces fields; calls under way keep theirs."""
@@ -115,6 +119,8 @@ class Caller:
     ask: Callable[[Refusal], Awaitable[bool]] = _nobody
     """Asks the person at the terminal whether a budget that is used up is granted once more."""
     record: Callable[[str, dict[str, object]], None] = _no_event
+    called: Callable[[Row], None] = _no_row
+    """Told of each call that ended or was refused, beside the books."""
     refusals: dict[str, int] = field(default_factory=dict)
     """How many calls were refused, by reason: for the receipt of a run."""
     _routes: dict[Route, tuple[tuple[Supply, ...], list[Supply]]] = field(default_factory=dict, repr=False)
@@ -184,15 +190,19 @@ class Inference:
         """Stop watching."""
         self.calls.discard(call)
 
-    def note_refusal(self, row: Row) -> None:
-        """Write down a refusal: one a second of a kind and run, since an agent may ask as fast as it likes."""
+    def note_refusal(self, row: Row) -> bool:
+        """Write down a refusal: one a second of a kind and run, since an agent may ask as fast as it likes.
+
+        Returns whether it was this one.
+        """
         key, now = (row.run, row.reason), time.monotonic()
         if now - self._noted.get(key, -1.0) < 1.0:
-            return
+            return False
         if len(self._noted) > 1024:  # noqa: PLR2004 - runs come and go
             self._noted.clear()
         self._noted[key] = now
         self.books.refused(row)
+        return True
 
     def keep(self, supply: Supply) -> None:
         """Know of an upstream, so that its idle connections are closed in time."""

@@ -121,7 +121,9 @@ class Tab:
         self._caller.account.settle(hold, usage.total, cost, time.monotonic())
         for charged, dollars in self._charged:
             usage, cost, source = add(usage, charged), cost + dollars, "estimated"
-        self._service.books.closed(self._row(usage, cost, source, outcome, model, label, reason))
+        row = self._row(usage, cost, source, outcome, model, label, reason)
+        self._service.books.closed(row)
+        self._caller.called(row)
 
     def refuse(self, refusal: Refusal) -> None:
         """Write down that nothing was sent."""
@@ -129,7 +131,9 @@ class Tab:
         self.status = refusal.status
         refusals = self._caller.refusals
         refusals[refusal.reason] = refusals.get(refusal.reason, 0) + 1
-        self._service.note_refusal(self._row(NOTHING, 0.0, "provider", "refused", reason=refusal.reason))
+        row = self._row(NOTHING, 0.0, "provider", "refused", reason=refusal.reason)
+        if self._service.note_refusal(row):
+            self._caller.called(row)
 
     def _reserve(self, order: Order, upstream: Upstream, *, counted: bool) -> Refusal | None:
         caller = self._caller
