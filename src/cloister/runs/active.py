@@ -78,6 +78,9 @@ class Command(NamedTuple):
 class ActiveRun:
     """One run from launch to receipt."""
 
+    endless = False
+    """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
+
     def __init__(  # noqa: PLR0913  # made in one place
         self,
         plan: Plan,
@@ -131,8 +134,6 @@ class ActiveRun:
         """Held while a question stands: the terminal has room for one."""
         self._denied: dict[str, int] = {}
         self._written = 0
-        self.endless = False
-        """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
