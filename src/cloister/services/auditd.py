@@ -69,6 +69,7 @@ class Auditd:
         signal.set_wakeup_fd(say, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGHUP, lambda *_: None)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write that is too large fails, and is told
         self._selector.register(hear, selectors.EVENT_READ, None)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         notify("READY=1")
