@@ -95,7 +95,7 @@ class Log:
             return Tail(b"", b"", 0)
         return self._resume(found)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Add whole lines at the end in a single system call: all of them or none.
 
         Raises:

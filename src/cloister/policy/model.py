@@ -257,7 +257,7 @@ class Agent(Table, frozen=True):
     into `credentials`."""
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """Settings of the product, laid over those in the home for the time of a run: tables are merged, everything else
-    is replaced. Only for products whose preset names a JSON file of settings: Claude Code and Pi."""
+    is replaced. Only for products whose preset names a file of settings: Claude Code, Pi and Codex."""
     pass_environment: tuple[str, ...] = ()
     """Names of variables carried in from the caller, such as `EDITOR`."""
     carry: tuple[str, ...] = ()
@@ -323,7 +323,15 @@ class Audit(Table, frozen=True):
     """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
     go on and says so."""
     syslog: str = ""
-    """Where events are sent as CEF: `unix`, `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    """Where events are sent: `unix` (the host's journal), `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    format: Literal["cef", "cef1", "ocsf", "json"] = "cef"
+    """What a message of syslog holds: CEF version 0 or 1, OCSF, or the line of the log itself."""
+    otlp: str = ""
+    """Where events are sent as OpenTelemetry logs, over HTTP: `https://host:4318`."""
+    ca: str = ""
+    """File with certificates of the authorities that receivers are trusted by; else the system's are."""
+    certificate: str = ""
+    """File with a certificate and its key for receivers that ask for one."""
     retention: str = "90d"
     """How long records are kept."""
     rules: tuple[DetectionRule, ...] = ()
@@ -386,7 +394,8 @@ class Preset(Table, frozen=True):
     secrets: tuple[str, ...] = ()
     """Files below the home that hold secrets: never carried in, even when a parent directory is."""
     settings: str = ""
-    """The file below the home with the product's settings, as JSON: what `settings` of an agent is laid over."""
+    """The file below the home with the product's settings, what `settings` of an agent is laid over: TOML where its
+    name ends so, with its comments kept; else JSON."""
     environment_file: str = ""
     """A file of variables below the home. They count least, and secrets in it stay out."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)

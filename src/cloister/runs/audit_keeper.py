@@ -161,9 +161,24 @@ class Keeper:
             self._chain.back_to(before)
             raise
 
-    def written(self, position: Position) -> None:
-        """Take note of lines that others chained and wrote to `descriptor` (the reader of kernel events, in C)."""
-        self._chain.back_to(position)
+    def put_lines(self, make: Callable[[Position], tuple[memoryview, Position]]) -> int:
+        """Append lines that others chain (kernel events, in C): `make` gets the end, returns lines and the new end.
+
+        Returns how many bytes were written.
+
+        Raises:
+            OSError: none was written; the chain stands where it stood.
+        """
+        if self._headless:
+            self._write_head("segment", {})
+        if self.seq - self._head_seq >= HEAD_LINES:
+            self.head("lines")
+        before = self._chain.position
+        lines, after = make(before)
+        if lines:
+            self._log.write(lines)
+            self._chain.back_to(after)
+        return len(lines)
 
     def say(self, kind: str, message: str, details: Mapping[str, Detail], severity: int = 1) -> None:
         """Append a word of the keeper's own.

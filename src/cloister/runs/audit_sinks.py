@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cloister.host.audit_log import Log
 from cloister.host.audit_send import Sender, system_keeps
@@ -15,13 +16,18 @@ from cloister.runs.audit_door import Sink
 from cloister.runs.audit_keeper import Keeper, Rules
 from cloister.runs.paths import Paths
 
+if TYPE_CHECKING:
+    from cloister.runs.audit_exporter import Exporter
+
 _WAKE_S = 2.0
 """After so long a keeper of our own loads its key: not while the first run is starting."""
 
 
 def choose(paths: Paths, settings: Callable[[], Audit], source: str) -> Sink:
     """Return the system's keeper where there is one, however it may be; else a log of one's own."""
-    return SystemSink() if system_keeps() else OwnSink(lambda: own_keeper(paths, settings(), source))
+    if system_keeps():
+        return SystemSink()
+    return OwnSink(lambda: own_keeper(paths, settings(), source), Sending(paths, settings))
 
 
 def own_keeper(paths: Paths, audit: Audit, source: str) -> Keeper:
@@ -66,9 +72,9 @@ class SystemSink:
 class OwnSink:
     """A log that this process keeps itself."""
 
-    def __init__(self, make: Callable[[], Keeper]) -> None:
-        """Open it with the first event."""
-        self._make = make
+    def __init__(self, make: Callable[[], Keeper], sending: Sending | None = None) -> None:
+        """Open it with the first event; `sending` sends it elsewhere."""
+        self._make, self._sending = make, sending
         self._keeper: Keeper | None = None
         self._wake_at = 0.0
 
@@ -90,8 +96,37 @@ class OwnSink:
             self._keeper.wake()
             self._wake_at = 0.0
         self._keeper.tick()
+        if self._sending:
+            self._sending.look()
 
     def close(self) -> None:
         """Close the log in order."""
         if self._keeper:
             self._keeper.close()
+        if self._sending:
+            self._sending.close()
+
+
+class Sending:
+    """What sends a log elsewhere, imported only where the policy names a receiver."""
+
+    def __init__(self, paths: Paths, settings: Callable[[], Audit]) -> None:
+        """Begin with the first look."""
+        self._paths, self._settings = paths, settings
+        self._exporter: Exporter | None = None
+
+    def look(self) -> None:
+        """See to it."""
+        if self._exporter is None:
+            audit = self._settings()
+            if not (audit.syslog or audit.otlp):
+                return
+            from cloister.runs.audit_exporter import Exporter
+
+            self._exporter = Exporter(self._paths, self._settings)
+        self._exporter.look()
+
+    def close(self) -> None:
+        """Let go."""
+        if self._exporter is not None:
+            self._exporter.close()

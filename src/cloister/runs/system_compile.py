@@ -7,6 +7,7 @@ all is `system_judge`; finding out what differs is `plan/system_diff.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_address
 
 import msgspec
 
@@ -15,6 +16,7 @@ from cloister.errors import PolicyError, UnsupportedError
 from cloister.identity.accounts import Entry, Owner, assign, find
 from cloister.isolation import unit_files
 from cloister.isolation.audit_units import audit_units, audit_wanted
+from cloister.isolation.export_units import export_units, export_wanted
 from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
 from cloister.isolation.unit_files import DaemonFacts
 from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
@@ -81,6 +83,7 @@ def compile_system(
         SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
         **unit_files.daemon_units(daemons, credentials),
         **audit_units(daemons, audit),
+        **export_units(daemons, audit),
         **_filter_files(filtered, facts),
     }
     served = {account.service: account for account in accounts if account.service}
@@ -93,7 +96,13 @@ def compile_system(
         files=(*(File(path=path, text=text) for path, text in files.items()), *files_of(services, served)),
         denied=tuple(account.name for account in accounts),
         firewall=filtered,
-        units=(*audit_wanted(), *_filter_units(filtered), *_daemons(renewed), *units_of(services)),
+        units=(
+            *export_wanted(audit),
+            *audit_wanted(),
+            *_filter_units(filtered),
+            *_daemons(renewed),
+            *units_of(services),
+        ),
         stop=tuple(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
@@ -116,6 +125,7 @@ def _grants(source: SystemPolicy, accounts: tuple[Account, ...]) -> tuple[Grant,
         Grant(
             user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots,
             nested=_may_nest(source, agent),
+            network=source.agents[agent].egress.mode == "internet",
         )
         for user, agent, roots in _granted(source.policy)
     )  # fmt: skip
@@ -148,7 +158,8 @@ def _firewall(source: SystemPolicy, accounts: tuple[Account, ...], facts: System
     if not facts.nft:
         message = "nft is not installed: nothing would hold the agents' accounts back outside of their units"
         raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
-    return compile_firewall(accounts, source.agents, tuple(parse_network(text) for text in facts.attached))
+    attached = tuple(parse_network(text) for text in facts.attached)
+    return compile_firewall(accounts, source.agents, attached, tuple(ip_address(text) for text in facts.resolvers))
 
 
 def _filter_files(filtered: str | None, facts: SystemFacts) -> dict[str, str]:

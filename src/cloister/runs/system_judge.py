@@ -99,7 +99,17 @@ def key_paths(source: SystemPolicy) -> tuple[str, ...]:
 
 def problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
     """Return every mistake of a policy that shows on this host only."""
-    return [*_user_problems(source, facts), *_key_problems(source, facts)]
+    return [*_user_problems(source, facts), *_key_problems(source, facts), *_export_problems(source)]
+
+
+def _export_problems(source: SystemPolicy) -> list[Problem]:
+    """Files for receivers of the audit are read by systemd, which knows no home."""
+    audit = source.policy.audit
+    return [
+        Problem("name the whole path: there is no home here", f".audit.{key}", f'{key} = "{unit_files.KEYS}/…"')
+        for key, path in (("ca", audit.ca), ("certificate", audit.certificate))
+        if path and not path.startswith("/")
+    ]
 
 
 def _user_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:

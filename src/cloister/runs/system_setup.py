@@ -25,6 +25,8 @@ from cloister.plan.unit import (
     AUDIT_LOG,
     AUDIT_USER,
     ETC,
+    EXPORT_STATE,
+    EXPORT_USER,
     PROXY_STATE,
     PROXY_USER,
     RUNTIME,
@@ -161,7 +163,7 @@ def prepare_uninstall(*, purge: bool) -> Prepared:
     plan = difference(desired, found, record.made, record.unfinished)
     keeping, going = _divide(record.accounts, purge=purge)
     daemons = tuple(
-        name for name, kept in ((PROXY_USER, PROXY_STATE), (AUDIT_USER, AUDIT_LOG))
+        name for name, kept in ((PROXY_USER, PROXY_STATE), (AUDIT_USER, AUDIT_LOG), (EXPORT_USER, EXPORT_STATE))
         if name in found.names and (purge or not _holds(kept))
     )  # fmt: skip
     there = tuple(account for account in going if account.name in found.names)
