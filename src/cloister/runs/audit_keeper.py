@@ -11,6 +11,7 @@ import contextlib
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from cloister.audit.event import Event
 from cloister.audit.verify import position_of
 from cloister.errors import StepError
 from cloister.host import audit_key
-from cloister.host.audit_files import KEYS, Head
+from cloister.host.audit_files import KEYS, Head, Segment
 from cloister.host.audit_log import Log
 
 HEAD_S = 15.0
@@ -74,6 +75,7 @@ class Keeper:
         self._headless = False
         """The open segment has no line yet; its first must be a head."""
         self._began = (0, 0)
+        self._to_pack: deque[Segment] = deque()
         self._packing: threading.Thread | None = None
         self.tiers: Callable[[], Mapping[str, Detail]] = dict
         """What each head says of what is active and what was counted."""
@@ -226,6 +228,7 @@ class Keeper:
         self._write_head("segment", {})
         self._rotate_not_before = 0
         self._retire()
+        self._to_pack.extend(one for one in self._log.closed_segments() if not one.compressed)
         if self._packing is None or not self._packing.is_alive():
             self._packing = threading.Thread(target=self._compress, name="audit-compress", daemon=True)
             self._packing.start()
@@ -313,8 +316,8 @@ class Keeper:
         self._log.remove(old)
 
     def _compress(self) -> None:
-        tried = set[int]()
-        while todo := [one for one in self._log.closed_segments() if not one.compressed and one.first not in tried]:
-            tried.add(todo[0].first)
+        """Work the list off, in a thread of its own. It looks at nothing but what it is given: those are closed."""
+        while self._to_pack:
+            segment = self._to_pack.popleft()
             with contextlib.suppress(OSError):  # it stays as it was, and the next rotation tries again
-                self._log.compress(todo[0])
+                self._log.compress(segment)

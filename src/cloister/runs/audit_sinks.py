@@ -45,15 +45,15 @@ def rules_of(audit: Audit) -> Rules:
 class SystemSink:
     """The system's keeper."""
 
-    def __init__(self, path: str = AUDIT_SOCKET) -> None:
+    def __init__(self, path: str = AUDIT_SOCKET, timeout_s: float = 5.0) -> None:
         """Connect with the first event."""
-        self._path = path
+        self._path, self._timeout_s = path, timeout_s
         self._sender: Sender | None = None
 
     def write(self, events: list[bytes]) -> None:
         """Send events and wait for the keeper's word."""
         if self._sender is None:
-            self._sender = Sender(self._path)
+            self._sender = Sender(self._path, self._timeout_s)
         try:
             self._sender.send(events)
         except OSError:
