@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from cloister.llm.ledger import Row
     from cloister.plan.steps import Plan
     from cloister.runs.active import ActiveRun
+    from cloister.runs.audit_detections import Order
     from cloister.runs.store import Receipt, Record
 
 LOST = "audit-lost"
+DETECTED = "detection-matched"
 _NS = 1_000_000_000
 
 
@@ -50,7 +52,7 @@ class RunAudit:
         def sink() -> Sink:
             from cloister.runs import audit_sinks
 
-            return audit_sinks.choose(paths, lambda: self._kept, system=source != "broker")
+            return audit_sinks.choose(paths, lambda: self._kept, system=source != "broker", ordered=self._ordered)
 
         self._door = Door(sink, source=source, watching=lambda: any(True for _ in living()), on_trouble=self._troubled)
 
@@ -123,6 +125,15 @@ class RunAudit:
     def trouble(self) -> str:
         """Why nothing can be recorded; nothing while it can."""
         return self._door.trouble
+
+    def _ordered(self, order: Order) -> None:
+        """Called in the door's thread: a detection wants a run stopped."""
+        self._loop.call_soon_threadsafe(self._stop, order)
+
+    def _stop(self, order: Order) -> None:
+        for run in list(self._living()):
+            if run.plan.run == order.run:
+                run.live.refuse(DETECTED, f"the detection {order.rule} matched", [order.message])
 
     def _stops(self) -> bool:
         try:
