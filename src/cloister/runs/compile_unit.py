@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-import msgspec
-
 from cloister.errors import UnsupportedError
 from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
@@ -112,20 +110,7 @@ def compile_unit(
     direct = facts.direct.internet if facts.direct else None
     egress = (*egress, WORDS) if direct else egress
     files = _files(agent, preset, facts, egress)
-    mounts = tuple(_mounts(agent, preset, facts, files))
-    literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
-    launch = Launch(
-        argv=inner.inner_argv(unit.SHIM, _inner(agent, facts, mounts)),
-        command=command_argv(command, agent, preset, files, facts),
-        directory=facts.directory,
-        environment=literal,
-        inherit=inherit,
-        pty=facts.pty,
-        seccomp=seccomp_profile(agent),
-        runtime_s=parse_duration(agent.limits.runtime_max) if agent.limits.runtime_max else None,
-        unit=_unit(agent, preset, facts, files, mounts),
-    )
-    launch = _with_network(launch, direct)
+    launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), files, facts)
     return Plan(
         run=facts.run,
         agent=facts.agent_name,
@@ -146,10 +131,24 @@ def compile_unit(
     )
 
 
-def _with_network(launch: Launch, direct: Internet | None) -> Launch:
-    if direct is None:
-        return launch
-    return msgspec.structs.replace(launch, ruleset=direct.ruleset, nft=direct.nft, pasta=direct.pasta)
+def _launch(agent: Agent, preset: Preset, command: tuple[str, ...], files: Files, facts: UnitFacts) -> Launch:
+    mounts = tuple(_mounts(agent, preset, facts, files))
+    literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
+    direct = facts.direct.internet if facts.direct else None
+    return Launch(
+        argv=inner.inner_argv(unit.SHIM, _inner(agent, facts, mounts)),
+        command=command,
+        directory=facts.directory,
+        environment=literal,
+        inherit=inherit,
+        pty=facts.pty,
+        seccomp=seccomp_profile(agent),
+        ruleset=direct.ruleset if direct else "",
+        nft=direct.nft if direct else "",
+        pasta=direct.pasta if direct else (),
+        runtime_s=parse_duration(agent.limits.runtime_max) if agent.limits.runtime_max else None,
+        unit=_unit(agent, preset, facts, files, mounts),
+    )
 
 
 def _notices(agent: Agent, facts: UnitFacts, direct: Internet | None) -> tuple[str, ...]:
