@@ -170,7 +170,7 @@ def test_io_uring_is_seen_though_not_its_path(rig: SensorRig, evader: str) -> No
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="int 0x80 is x86's")
 def test_calls_by_another_table_are_not_mistaken(rig: SensorRig, evader: str) -> None:
-    """Calls by int 0x80 have numbers of their own: getpid there is told as such, never as the writev that 20 is here."""
+    """Calls by int 0x80 have numbers of their own: getpid there is told as such, never as writev, which is 20 here."""
     path = rig.cgroup("table", run="r-table")
     rig.run(path, [evader, "other-table"])
     rig.end_cgroups()
@@ -273,7 +273,7 @@ def test_the_log_verifies_with_lines_of_c(rig: SensorRig) -> None:
 
 
 def test_pid_namespaces_are_watched_for_their_owner(rig: SensorRig) -> None:
-    """A run without a cgroup of its own is watched by its pid namespace, with what nests in it, until its asker leaves."""
+    """A run without a cgroup of its own is watched by its pid namespace, with what nests in it."""
     inner = subprocess.Popen(
         ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "sh", "-c",
          "read go; /bin/true in-namespace; unshare --pid --fork /bin/true nested"],
@@ -339,7 +339,7 @@ def test_the_sensors_capabilities_are_exactly_those_needed(less: str) -> None:
 
 
 def test_a_program_that_is_refused_takes_none_with_it() -> None:
-    """Programs are loaded one by one where their object fails as a whole: what this kernel has not is named, the rest runs."""
+    """Programs are loaded one by one where their object fails as a whole: the refused one is named, the rest runs."""
     with kernel_programs.Programs() as programs:
         outcomes = {one.program: one.why_not for one in programs.load("rings")}
 
