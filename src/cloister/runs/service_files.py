@@ -133,6 +133,7 @@ class _Maker:
         texts = {
             service_units.unit_name(joined): service_units.service_text(unit_of),
             service_units.places_unit(joined): service_units.places_text(unit_of),
+            service_units.end_unit(joined): service_units.end_text(unit_of),
             **service_units.port_texts(unit_of),
         }
         system = [ServiceFile(path=f"{UNITS}/{name}", text=text) for name, text in texts.items()]
@@ -150,7 +151,7 @@ class _Maker:
             files=(*system, *files),
             directories=tuple(directories),
             enabled=(socket, service_units.unit_name(joined)),
-            passive=(relay, service_units.places_unit(joined)),
+            passive=(relay, service_units.places_unit(joined), service_units.end_unit(joined)),
             restart_for=tuple(file.path for file in (*system, *files)),
         )
 
