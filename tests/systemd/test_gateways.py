@@ -17,7 +17,7 @@ import pytest
 from support.machines import AGENTS, PYTHON, TESTS, Machine
 from support.model_inside import ModelInside
 
-pytestmark = [pytest.mark.agents, pytest.mark.slow]
+pytestmark = [pytest.mark.agents, pytest.mark.slow, pytest.mark.timeout(300)]
 
 TOKEN = "gateway-token-0123456789abcdef0123456789"  # made up
 PASSWORD = "gateway-password-0123456789"  # made up

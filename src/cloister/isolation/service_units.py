@@ -107,6 +107,11 @@ class ServiceUnit(msgspec.Struct, frozen=True, kw_only=True):
     nested: bool = False
 
     @property
+    def waited_for(self) -> bool:
+        """Say whether systemd could kill it in the moment of its TERM, so that `end_text` is needed."""
+        return ("PrivatePIDs", "yes") in self.properties
+
+    @property
     def places(self) -> Owned:
         """Return where its things are."""
         return Owned(self.account)
@@ -179,7 +184,7 @@ def service_text(unit: ServiceUnit) -> str:
     lines = [
         "[Unit]",
         f"{DESCRIPTION}{unit.label}",
-        f"Wants=network-online.target {PROXYD} {socket} {end_unit(unit.joined)}",
+        f"Wants=network-online.target {PROXYD} {socket}{f' {end_unit(unit.joined)}' if unit.waited_for else ''}",
         f"Requires={places_unit(unit.joined)}",
         f"After=network-online.target {PROXYD} {places_unit(unit.joined)}",
         f"PartOf={PROXYD}",  # restarted with it: it holds placeholders that the broker made
