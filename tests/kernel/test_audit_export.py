@@ -287,13 +287,13 @@ def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspac
 
 
 def test_export_prints_and_sends(tmp_path, user: User, workspace: Path):
-    """`cloister audit export` prints every format, one line each, of what is asked for; --to sends the same."""
+    """`cloister audit export` prints one line for each event that is asked for; --to sends the same."""
     user.write_policy(BASE)
     user.inside("true", cwd=workspace)
     lines = user.run("audit", "export", "--own", cwd=workspace).stdout.splitlines()
     kinds_found = [json.loads(line)["kind"] for line in lines]
     assert "run.started" in kinds_found
-    for form in ("ocsf", "cef", "cef1", "syslog", "otlp"):
+    for form in ("ocsf", "syslog", "otlp"):
         printed = user.run("audit", "export", "--own", "--kind", "run.started", "--format", form, cwd=workspace).stdout
         assert len(printed.splitlines()) == kinds_found.count("run.started"), form
     with _receiver(tmp_path, "udp") as receiver:
