@@ -69,7 +69,7 @@ def verified(machine: Machine, *words: str) -> dict[str, Any]:
 
 
 def test_both_kinds_of_runs_are_on_record_and_no_agent_reaches_the_log(installed: Machine) -> None:
-    """A unit of alice's and her sandbox stand in one verified log, by their reporters; neither touches it; 1.0 or less."""
+    """A unit of alice's and her sandbox stand in one verified log by their reporters; neither touches it."""
     keeper = installed.show("cloister-auditd.service", "MainPID")
     told = installed.run(["systemd-analyze", "security", "--no-pager", "cloister-auditd.service"], check=False).stdout
     assert float(re.findall(r"exposure level for \S+: ([0-9.]+)", told)[0]) <= 1.0
