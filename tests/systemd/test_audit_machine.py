@@ -96,7 +96,7 @@ def test_both_kinds_of_runs_are_on_record_and_no_agent_reaches_the_log(installed
     report = verified(installed)
     assert report["good"], report["findings"]
     assert installed.run(["cat", f"{LOG}/HEAD"], user="alice", check=False).returncode != 0, "alice may not read it"
-    installed.run(["sed", "-i", "3s/alice/mallo/", f"{LOG}/0000000000000001.jsonl"])
+    installed.run(["sed", "-i", "0,/alice/s//mallo/", f"{LOG}/0000000000000001.jsonl"])
     assert not verified(installed)["good"]
 
 
