@@ -79,6 +79,10 @@ class Keeper:
         self._packing: threading.Thread | None = None
         self.tiers: Callable[[], Mapping[str, Detail]] = dict
         """What each head says of what is active and what was counted."""
+        self.seen: Callable[[bytes], None] = lambda _: None
+        """Gets the lines that have just been written; never raises."""
+        self.due: Callable[[int], None] = lambda _: None
+        """Called by each `tick` with the time; never raises."""
 
     @property
     def log_id(self) -> str:
@@ -155,11 +159,17 @@ class Keeper:
         if self.seq - self._head_seq >= HEAD_LINES:
             self.head("lines")  # before the events: when this fails, none of them is written
         before = self._chain.position
+        lines = self._chain.lines(events)
         try:
-            self._log.write(self._chain.lines(events))
+            self._log.write(lines)
         except OSError:
             self._chain.back_to(before)
             raise
+        self.seen(lines)
+
+    def now_ns(self) -> int:
+        """Return the time, by the clock that events of this keeper bear."""
+        return self._clock.now_ns()
 
     def put_lines(self, make: Callable[[Position], tuple[memoryview, Position]]) -> int:
         """Append lines that others chain (kernel events, in C): `make` gets the end, returns lines and the new end.
@@ -204,6 +214,7 @@ class Keeper:
         Raises:
             OSError: it could not be written; what was due stays due.
         """
+        self.due(self._clock.now_ns())
         now = self._clock.boottime_ns()
         if now >= self._head_due:
             self._head_due = now + int(HEAD_S * 1e9)

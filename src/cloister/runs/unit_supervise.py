@@ -125,7 +125,7 @@ class UnitSupervisor(Supervision):
             raise
         run = self._run(prepared, record, provided, parties, stood, channel)
         if network >= 0:
-            self._networks[plan.run] = UnitNetwork(self._connect, network, run.live.network_failed)
+            run.network = self._networks[plan.run] = UnitNetwork(self._connect, network, run.live.network_failed)
         await self._provisions.serve(run, prepared, applied, upstream)
         run.make_ready()
 
@@ -236,7 +236,7 @@ class UnitSupervisor(Supervision):
             return outcome
         finally:
             if network := self._networks.pop(run.plan.run, None):
-                run.counted = await network.finish()
+                await network.finish()
         run.limits_reached = (*run.limits_reached, *limits_reached(end))
         peak: dict[str, object] = {"memory_peak": run.memory_peak} if run.memory_peak else {}
         run.host = {**run.host, **peak, **told(end)}
