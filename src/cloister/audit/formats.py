@@ -17,6 +17,7 @@ Format = Literal["json", "ocsf", "cef", "cef1"]
 """What a syslog message can hold."""
 Lines = Literal["json", "ocsf", "cef", "cef1", "syslog", "otlp"]
 """What `cloister audit export` can print."""
+FORMATS: tuple[Format, ...] = get_args(Format)
 LINES: tuple[Lines, ...] = get_args(Lines)
 
 

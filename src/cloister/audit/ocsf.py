@@ -111,7 +111,8 @@ def _control(record: Kept) -> Value:
 
 
 def _contained(record: Kept) -> bool:
-    return record.process is not None and bool(record.run or record.agent or record.process.namespace_pid)
+    processes = [one for one in (record.process, record.target) if one is not None]
+    return bool(processes) and bool(record.run or record.agent or any(one.namespace_pid for one in processes))
 
 
 def _unmapped(record: Kept) -> Value:

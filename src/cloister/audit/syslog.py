@@ -123,3 +123,34 @@ def timestamp(time_ns: int) -> str:
     except (ValueError, OverflowError, OSError):
         return "-"
     return f"{when:%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def journal_entry(record: Kept, origin: Origin, render: Render) -> bytes:
+    """Return one datagram of the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+
+    Every value is sent with its length, so that no text can become a field of its own.
+    """
+    fields = {
+        "MESSAGE": fitting(record, origin, render, MAX_OCTETS),
+        "PRIORITY": str(_LEVELS[severity(record)]).encode(),
+        "SYSLOG_FACILITY": str(_FACILITY).encode(),
+        "SYSLOG_IDENTIFIER": b"cloister",
+        "CLOISTER_SEQ": str(record.seq).encode(),
+        "CLOISTER_KIND": visible(record.kind).encode(),
+        "CLOISTER_RUN": visible(record.run[:_FIELD_MAX]).encode(),
+        "CLOISTER_AGENT": visible(record.agent[:_FIELD_MAX]).encode(),
+    }
+    return b"".join(
+        b"%b\n%b%b\n" % (name.encode(), len(value).to_bytes(8, "little"), value)
+        for name, value in fields.items()
+        if value
+    )
+
+
+def dev_log_line(record: Kept, origin: Origin, render: Render) -> bytes:
+    """Return one datagram for /dev/log, as syslog(3) writes it but for the time, which its reader knows."""
+    head = f"<{_FACILITY * 8 + _LEVELS[severity(record)]}>cloister: ".encode()
+    return head + fitting(record, origin, render, MAX_UDP_OCTETS - len(head))
+
+
+_FIELD_MAX = 256

@@ -265,6 +265,8 @@ class Verifier:
                 self._missing.discard(seq)
                 return
             self._at, self._candidates, self._before = Position(seq, claimed), None, None
+            if _OWN in text:
+                self._own(text, before.hash, claimed)
         elif seq in self._missing:
             self._missing.discard(seq)
             self._find("reordered", f"line {seq} stands after line {self._at.seq}", seq)
@@ -310,7 +312,8 @@ class Verifier:
         if own.kind == "log.opened" and own.details.get("after") == "killed":
             self._report.notes.append(f"line {self._at.seq}: the keeper before was killed, or the power was cut")
         if own.kind == "log.retired":
-            self._retired = (self._at.seq, int(own.details.get("last", 0)))
+            last = own.details.get("last", 0)
+            self._retired = (self._at.seq, last if isinstance(last, int) else 0)
         if own.kind == "log.head":
             self._head(own, text, previous, digest)
 
@@ -380,7 +383,7 @@ def _own(text: bytes) -> _Own | None:
     """Return an event of the keeper's own, or None."""
     try:
         own = msgspec.json.decode(text + b"}", type=_Own)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return own if own.kind.startswith("log.") else None
 

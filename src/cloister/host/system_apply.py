@@ -47,7 +47,7 @@ from cloister.plan.system import (
     undo,
 )
 from cloister.plan.system_diff import Made, both
-from cloister.plan.unit import STATE, Account
+from cloister.plan.unit import DAEMON_USERS, STATE, Account
 
 RECORD = f"{STATE}/setup.json"
 PARTIAL = ".cloister-new"
@@ -305,7 +305,7 @@ class Applier:
 
         systemd-sysusers takes another number, without a word, where ours is not free.
         """
-        lines = [f'u {step.daemon} - "Cloister egress and models" / /usr/sbin/nologin'] * bool(step.daemon)
+        lines = [f'u {name} - "{DAEMON_USERS.get(name, "Cloister")}" / /usr/sbin/nologin' for name in step.daemons]
         lines += [f'u {one.name} {one.uid} "Cloister" /nonexistent /usr/sbin/nologin' for one in step.accounts]
         complaint = self._command(["systemd-sysusers", "-"], ("\n".join(lines) + "\n").encode())
         if complaint:
@@ -320,7 +320,7 @@ class Applier:
 
     def _remove_accounts(self, step: RemoveAccounts) -> None:
         names = dict(_passwd()) if not self._root else {}
-        for name in (*(account.name for account in step.accounts), *([step.daemon] if step.daemon else [])):
+        for name in (*(account.name for account in step.accounts), *step.daemons):
             if name not in names and not self._root:
                 continue
             complaint = self._command(["userdel", name], b"")

@@ -17,6 +17,7 @@ import msgspec
 from cloister.plan.system_diff import HEAD, Directory, Link
 from cloister.plan.unit import (
     AGENTS,
+    DAEMON_USERS,
     ETC,
     HOSTD_SOCKET,
     PROXY_RUNTIME,
@@ -30,6 +31,7 @@ from cloister.plan.unit import (
     Account,
 )
 
+AUDITD = "cloister-auditd"
 HOSTD = "cloister-hostd"
 PROXYD = "cloister-proxyd"
 SERVICES = f"{STATE}/services"
@@ -166,7 +168,8 @@ def hostd_service(facts: DaemonFacts) -> str:
 Description=Start agents as system users (Cloister)
 Documentation=man:cloister(1)
 Requires={HOSTD}.socket
-After={HOSTD}.socket
+Wants={AUDITD}.socket
+After={HOSTD}.socket {AUDITD}.socket
 
 [Service]
 ExecStart={word(facts.python)} -I -m cloister.services.hostd
@@ -222,7 +225,8 @@ def proxyd_service(facts: DaemonFacts, credentials: Iterable[tuple[str, str]] = 
 Description=Policy, egress and models of the system's agents (Cloister)
 Documentation=man:cloister(1)
 Requires={PROXYD}.socket
-After={PROXYD}.socket network.target nss-lookup.target
+Wants={AUDITD}.socket
+After={PROXYD}.socket {AUDITD}.socket network.target nss-lookup.target
 # One that dies at each start would be given up with its socket, and with it every later request.
 StartLimitIntervalSec=0
 
@@ -255,7 +259,7 @@ WantedBy=multi-user.target
 
 def sysusers(accounts: Iterable[Account]) -> str:
     """Return sysusers.d(5): no home, no shell, no password; each group has the number of its user."""
-    lines = [f'u {PROXY_USER} - "Cloister egress and models" / /usr/sbin/nologin']
+    lines = [f'u {name} - "{whose}" / /usr/sbin/nologin' for name, whose in DAEMON_USERS.items()]
     for account in accounts:
         whose = f"service {account.service}" if account.service else f"{account.agent} of {account.user}"
         lines.append(f'u {account.name} {account.uid} "Cloister {whose}" /nonexistent /usr/sbin/nologin')

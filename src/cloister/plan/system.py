@@ -145,8 +145,8 @@ class MakeAccounts(SystemStep, frozen=True, tag="make-accounts"):
     """Make system users, each with a group of its number: no login, no home, no subordinate ids."""
 
     accounts: tuple[Account, ...] = ()
-    daemon: str = ""
-    """The user of the system's broker, whose number is the system's choice."""
+    daemons: tuple[str, ...] = ()
+    """Users of our own processes, whose numbers are the system's choice."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -154,14 +154,14 @@ class MakeAccounts(SystemStep, frozen=True, tag="make-accounts"):
 
     def inverse(self) -> RemoveAccounts:
         """Return what takes it back."""
-        return RemoveAccounts(accounts=self.accounts, daemon=self.daemon)
+        return RemoveAccounts(accounts=self.accounts, daemons=self.daemons)
 
 
 class RemoveAccounts(SystemStep, frozen=True, tag="remove-accounts"):
     """Remove system users of ours and their groups."""
 
     accounts: tuple[Account, ...] = ()
-    daemon: str = ""
+    daemons: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -169,7 +169,7 @@ class RemoveAccounts(SystemStep, frozen=True, tag="remove-accounts"):
 
     def inverse(self) -> MakeAccounts:
         """Return what takes it back."""
-        return MakeAccounts(accounts=self.accounts, daemon=self.daemon)
+        return MakeAccounts(accounts=self.accounts, daemons=self.daemons)
 
 
 class EditLines(SystemStep, frozen=True, tag="edit-lines"):
@@ -383,6 +383,6 @@ def _rights(step: Owned) -> str:
 
 def _users(step: MakeAccounts | RemoveAccounts) -> str:
     names = [f"{account.name} ({account.uid})" for account in step.accounts]
-    names = [step.daemon, *names] if step.daemon else names
+    names = [*step.daemons, *names]
     few = names if len(names) <= 8 else [*names[:8], f"{len(names) - 8} more"]  # noqa: PLR2004  # what fits a line or two
     return f"{'user' if len(names) == 1 else f'{len(names)} users'} {', '.join(few)}"

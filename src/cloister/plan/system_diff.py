@@ -87,7 +87,8 @@ class Desired(Value, frozen=True):
     """A system as the policy wants it."""
 
     accounts: tuple[Account, ...] = ()
-    daemon: str = ""
+    daemons: tuple[str, ...] = ()
+    """Users of our own processes."""
     directories: tuple[Directory, ...] = ()
     links: tuple[Link, ...] = ()
     files: tuple[File, ...] = ()
@@ -248,8 +249,8 @@ def _refuse_strange(desired: Desired, found: Found, before: Made) -> None:
 
 def _accounts(desired: Desired, found: Found) -> list[AnySystemStep]:
     missing = tuple(account for account in desired.accounts if account.name not in found.names)
-    daemon = desired.daemon if desired.daemon not in found.names else ""
-    return [MakeAccounts(accounts=missing, daemon=daemon)] if missing or daemon else []
+    daemons = tuple(name for name in desired.daemons if name not in found.names)
+    return [MakeAccounts(accounts=missing, daemons=daemons)] if missing or daemons else []
 
 
 def _directories(desired: Desired, found: Found) -> list[AnySystemStep]:

@@ -21,9 +21,20 @@ PROXY_USER = "cloister-proxy"
 PROXY_STATE = f"{STATE}/proxy"
 AUDIT_USER = "cloister-audit"
 """User and group of the system's keeper; members of the group may read the log."""
+AUDIT_SOCKET = f"{RUNTIME}/audit.sock"
 AUDIT_LOG = "/var/log/cloister/audit"
+EXPORT_USER = "cloister-export"
+"""Sends the log elsewhere; may read it, and nothing else of ours."""
+DAEMON_USERS = {
+    PROXY_USER: "Cloister egress and models",
+    AUDIT_USER: "Cloister audit log",
+    EXPORT_USER: "Cloister audit export",
+}
+"""Users of our own processes, and what the password database says of them."""
 AUDIT_KEYS = f"{STATE}/audit"
 """Where the key that signs the log is: not beside it, since logs are copied."""
+EXPORT_STATE = f"{STATE}/export"
+"""How far each receiver of the log has got."""
 PROXY_RUNTIME = f"{RUNTIME}/proxy"
 """Made by systemd for the system's broker (RuntimeDirectory=), mode 0700: no other uid gets to a run's socket."""
 AGENTS = f"{STATE}/agents"
@@ -32,6 +43,8 @@ SKELETON = f"{RUNTIME}/root"
 """The empty tree that units have as their root directory: what they see is mounted onto it, nothing else is there."""
 SYSTEM_FILE = f"{STATE}/system.json"
 UNIT_PREFIX = "cloister-run-"
+NETWORK_PREFIX = "cloister-net-"
+"""Of the unit beside a run in mode `internet`."""
 SERVICE_PREFIX = "cloister-service-"
 ACCOUNT_PREFIX = "cl-"
 SLICE = "cloister.slice"
@@ -63,7 +76,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     nested: bool = False
     """The policy lets the agent build sandboxes of its own, so what these need may be missing from its unit."""
     network: bool = False
-    """The policy gives the agent the host's network, behind the packet filter of its account."""
+    """The policy gives the agent the internet, behind the packet filter of its account."""
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +87,8 @@ class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     accounts: tuple[Account, ...] = ()
     """Also those that are not granted any more: a uid is never given to somebody else while files may have it."""
     grants: tuple[Grant, ...] = ()
+    audit: Literal["stop", "alarm"] = "stop"
+    """What follows when nothing can be recorded (`[audit] on_failure`)."""
 
 
 class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,6 +124,19 @@ class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return f"{self.kind} {self.target}{source}{size}"
 
 
+class UnitNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The unit beside a run in mode `internet`: as the agent's account, in the host's network, it runs `Launch.pasta`.
+
+    Its first process makes the network namespace that the agent's unit is put into, with `Launch.ruleset` in it.
+    It starts only where the packet filter of the account is loaded.
+    """
+
+    unit: str
+    """Name, with `.service`."""
+    argv: tuple[str, ...]
+    properties: tuple[tuple[str, str], ...]
+
+
 class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The unit of one run."""
 
@@ -132,8 +160,8 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How what the agent makes in the workspace becomes the user's."""
     workspace: str = ""
     """Where the workspace is mounted: its own absolute path."""
-    firewall: bool = False
-    """The unit shares the host's network, and starts only where the packet filter of its uid is loaded."""
+    network: UnitNetwork | None = None
+    """In mode `internet`: what connects the unit."""
     limited: bool = False
     """The policy wants its limits kept by the kernel: the unit does not start where one of them is not in force."""
 

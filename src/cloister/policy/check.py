@@ -18,6 +18,7 @@ from cloister.policy.injection_check import check_injection
 from cloister.policy.login_check import check_login
 from cloister.policy.model import (
     Agent,
+    Audit,
     Credential,
     Egress,
     EgressRule,
@@ -96,13 +97,20 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
     check.value(("audit", "retention"), parse_duration, policy.audit.retention)
     check.value(("audit", "rotate_every"), parse_duration, policy.audit.rotate_every)
     check.value(("audit", "rotate_size"), values.check_segment, policy.audit.rotate_size)
-    check.optional(("audit", "syslog"), values.check_syslog, policy.audit.syslog)
+    _check_export(check, policy.audit)
     check.value(("ledger", "retention"), parse_duration, policy.ledger.retention)
     if policy.ledger.database:
         remedy = 'put the address into a file with mode 0600 and write "file:~/.config/cloister/ledger.url"'
         check.value(("ledger", "database"), values.check_reference, policy.ledger.database, remedy)
     check.each(("images", "trust"), values.check_public_key, policy.images.trust)
     mistakes.settle()
+
+
+def _check_export(check: _Check, audit: Audit) -> None:
+    check.optional(("audit", "syslog"), values.check_syslog, audit.syslog)
+    check.optional(("audit", "otlp"), values.check_otlp, audit.otlp)
+    for key in ("ca", "certificate"):
+        check.optional(("audit", key), values.check_file_path, getattr(audit, key))
 
 
 def check_project(project: Project, mistakes: Mistakes) -> None:

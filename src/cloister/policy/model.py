@@ -21,17 +21,21 @@ import msgspec
 
 from cloister.policy.injection import Injection
 from cloister.policy.login import Login
+from cloister.policy.model_audit import Action, Conditions, DetectionRule
 from cloister.policy.model_llm import Ledger, Llm, Protocol, Provider
 from cloister.policy.services import Service
 from cloister.policy.table import Count, Port, Table
 
 __all__ = [
     "SCHEMA",
+    "Action",
     "Agent",
     "AgentSandbox",
     "Audit",
+    "Conditions",
     "Count",
     "Credential",
+    "DetectionRule",
     "Egress",
     "EgressMode",
     "EgressRule",
@@ -211,7 +215,7 @@ class Unit(Table, frozen=True):
     project_group: str = ""
     """A group that owns the workspace, with setgid directories that it may write; the user must be in it."""
     block: tuple[str, ...] = ()
-    """More networks (CIDR) that the packet filter refuses to this agent, where it shares the host's network."""
+    """More networks (CIDR) that the packet filter refuses to this agent, in mode `internet`."""
     firewall: tuple[str, ...] = ()
     """More statements of nft(8) for this agent's packets, such as `tcp dport 22 counter reject`. They refuse or
     count, and never concern others' packets."""
@@ -253,7 +257,7 @@ class Agent(Table, frozen=True):
     into `credentials`."""
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """Settings of the product, laid over those in the home for the time of a run: tables are merged, everything else
-    is replaced. Only for products whose preset names a JSON file of settings: Claude Code and Pi."""
+    is replaced. Only for products whose preset names a file of settings: Claude Code, Pi and Codex."""
     pass_environment: tuple[str, ...] = ()
     """Names of variables carried in from the caller, such as `EDITOR`."""
     carry: tuple[str, ...] = ()
@@ -319,9 +323,21 @@ class Audit(Table, frozen=True):
     """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
     go on and says so."""
     syslog: str = ""
-    """Where events are sent as CEF: `unix`, `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    """Where events are sent: `unix` (the host's journal), `udp://host:514`, `tcp://host:601` or `tls://host:6514`."""
+    format: Literal["cef", "cef1", "ocsf", "json"] = "cef"
+    """What a message of syslog holds: CEF version 0 or 1, OCSF, or the line of the log itself."""
+    otlp: str = ""
+    """Where events are sent as OpenTelemetry logs, over HTTP: `https://host:4318`."""
+    ca: str = ""
+    """File with certificates of the authorities that receivers are trusted by; else the system's are."""
+    certificate: str = ""
+    """File with a certificate and its key for receivers that ask for one."""
     retention: str = "90d"
     """How long records are kept."""
+    rules: tuple[DetectionRule, ...] = ()
+    """Detections of your own, besides those that come with Cloister (`cloister audit rules` lists them)."""
+    detections: dict[str, Literal["off", "record", "alarm", "stop"]] = msgspec.field(default_factory=dict)
+    """What becomes of a detection that comes with Cloister, by its name; `off` switches it off."""
     rotate_size: str = "64M"
     """A segment of the log ends at this size, from 64K; closed ones are compressed."""
     rotate_every: str = "1d"
@@ -378,7 +394,8 @@ class Preset(Table, frozen=True):
     secrets: tuple[str, ...] = ()
     """Files below the home that hold secrets: never carried in, even when a parent directory is."""
     settings: str = ""
-    """The file below the home with the product's settings, as JSON: what `settings` of an agent is laid over."""
+    """The file below the home with the product's settings, what `settings` of an agent is laid over: TOML where its
+    name ends so, with its comments kept; else JSON."""
     environment_file: str = ""
     """A file of variables below the home. They count least, and secrets in it stay out."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)

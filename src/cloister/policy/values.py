@@ -213,8 +213,16 @@ def check_segment(text: str) -> None:
 
 def check_syslog(text: str) -> None:
     """Accept `unix`, or `udp://`, `tcp://`, `tls://` with a host and a port."""
-    if text != "unix" and not re.fullmatch(r"(udp|tcp|tls)://[A-Za-z0-9._:\[\]-]+:[0-9]{1,5}", text):
+    if text != "unix" and not re.fullmatch(r"(udp|tcp|tls)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", text):
         raise ValueError("write unix, udp://host:514, tcp://host:601 or tls://host:6514")
+
+
+def check_otlp(text: str) -> None:
+    """Accept an `https://` or `http://` address of a collector, with no user, query or fragment."""
+    if not re.fullmatch(
+        r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?", text
+    ):
+        raise ValueError("write https://host:4318, or with a path https://host/v1/logs")
 
 
 def check_header(name: str) -> None:

@@ -7,6 +7,7 @@ all is `system_judge`; finding out what differs is `plan/system_diff.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_address
 
 import msgspec
 
@@ -14,13 +15,15 @@ from cloister.egress.addresses import parse_network
 from cloister.errors import PolicyError, UnsupportedError
 from cloister.identity.accounts import Entry, Owner, assign, find
 from cloister.isolation import unit_files
+from cloister.isolation.audit_units import audit_units, audit_wanted
+from cloister.isolation.export_units import export_units, export_wanted
 from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
 from cloister.isolation.unit_files import DaemonFacts
 from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
 from cloister.plan.service_facts import ServiceUnits
 from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
-from cloister.plan.unit import PROXY_USER, SYSTEM_FILE, Account, Grant, System, delivered_name
+from cloister.plan.unit import DAEMON_USERS, SYSTEM_FILE, Account, Grant, System, delivered_name
 from cloister.policy.model import Policy
 from cloister.runs.compile_parts import is_nested
 from cloister.runs.firewall_compile import compile_firewall
@@ -72,25 +75,34 @@ def compile_system(
     runtime = (*unit_files.runtime_directories(), *real)
     credentials, renewed = _credentials(source, facts)
     filtered = _firewall(source, accounts, facts)
-    system = System(policy_digest=source.digest, accounts=accounts, grants=grants)
+    audit = source.policy.audit
+    system = System(policy_digest=source.digest, accounts=accounts, grants=grants, audit=audit.on_failure)
     files = {
         unit_files.SYSUSERS: unit_files.sysusers(made),
         unit_files.TMPFILES: unit_files.tmpfiles(runtime, links),
         SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
         **unit_files.daemon_units(daemons, credentials),
+        **audit_units(daemons, audit),
+        **export_units(daemons, audit),
         **_filter_files(filtered, facts),
     }
     served = {account.service: account for account in accounts if account.service}
     directories = (*unit_files.fixed_directories(), *runtime, *directories_of(services))
     return Desired(
         accounts=made,
-        daemon=PROXY_USER,
+        daemons=tuple(DAEMON_USERS),
         directories=tuple({one.path: one for one in directories}.values()),
         links=links,
         files=(*(File(path=path, text=text) for path, text in files.items()), *files_of(services, served)),
         denied=tuple(account.name for account in accounts),
         firewall=filtered,
-        units=(*_filter_units(filtered), *_daemons(renewed), *units_of(services)),
+        units=(
+            *export_wanted(audit),
+            *audit_wanted(),
+            *_filter_units(filtered),
+            *_daemons(renewed),
+            *units_of(services),
+        ),
         stop=tuple(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
@@ -113,6 +125,7 @@ def _grants(source: SystemPolicy, accounts: tuple[Account, ...]) -> tuple[Grant,
         Grant(
             user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots,
             nested=_may_nest(source, agent),
+            network=source.agents[agent].egress.mode == "internet",
         )
         for user, agent, roots in _granted(source.policy)
     )  # fmt: skip
@@ -145,7 +158,8 @@ def _firewall(source: SystemPolicy, accounts: tuple[Account, ...], facts: System
     if not facts.nft:
         message = "nft is not installed: nothing would hold the agents' accounts back outside of their units"
         raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
-    return compile_firewall(accounts, source.agents, tuple(parse_network(text) for text in facts.attached))
+    attached = tuple(parse_network(text) for text in facts.attached)
+    return compile_firewall(accounts, source.agents, attached, tuple(ip_address(text) for text in facts.resolvers))
 
 
 def _filter_files(filtered: str | None, facts: SystemFacts) -> dict[str, str]:

@@ -14,7 +14,7 @@ from cloister.errors import Problem, UnsupportedError
 from cloister.identity.accounts import Owner
 from cloister.isolation import unit_files
 from cloister.plan.system_facts import SystemFacts
-from cloister.plan.unit import ACCOUNT_PREFIX, PROXY_USER
+from cloister.plan.unit import ACCOUNT_PREFIX, DAEMON_USERS
 from cloister.policy.model import Agent, Policy
 from cloister.runs import remedies
 from cloister.runs.doctor import OLDEST_SYSTEMD
@@ -99,7 +99,17 @@ def key_paths(source: SystemPolicy) -> tuple[str, ...]:
 
 def problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
     """Return every mistake of a policy that shows on this host only."""
-    return [*_user_problems(source, facts), *_key_problems(source, facts)]
+    return [*_user_problems(source, facts), *_key_problems(source, facts), *_export_problems(source)]
+
+
+def _export_problems(source: SystemPolicy) -> list[Problem]:
+    """Files for receivers of the audit are read by systemd, which knows no home."""
+    audit = source.policy.audit
+    return [
+        Problem("name the whole path: there is no home here", f".audit.{key}", f'{key} = "{unit_files.KEYS}/…"')
+        for key, path in (("ca", audit.ca), ("certificate", audit.certificate))
+        if path and not path.startswith("/")
+    ]
 
 
 def _user_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
@@ -117,7 +127,7 @@ def _user_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
             close = get_close_matches(name, [entry for entry, _ in facts.entries], n=1)
             remedy = f"did you mean {close[0]}?" if close else f"useradd {name}, or delete the table"
             problems.append(Problem(f"there is no user {name} on this host", where, remedy))
-        elif name.startswith(ACCOUNT_PREFIX) or name == PROXY_USER:
+        elif name.startswith(ACCOUNT_PREFIX) or name in DAEMON_USERS:
             problems.append(Problem("an account of Cloister's own may start nothing", where, "delete the table"))
     for name in agents:
         if policy.users and not any(name in user.agents for user in policy.users.values()):

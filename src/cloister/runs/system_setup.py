@@ -20,7 +20,21 @@ from cloister.plan.service_facts import ServiceUnits
 from cloister.plan.system import InstallFile, MakeDirectory, RemoveAccounts, RemoveTree, SystemPlan
 from cloister.plan.system_diff import Desired, Found, Made, difference, made
 from cloister.plan.system_facts import SystemFacts
-from cloister.plan.unit import AGENTS, ETC, PROXY_STATE, PROXY_USER, RUNTIME, STATE, SYSTEM_FILE, Account, System
+from cloister.plan.unit import (
+    AGENTS,
+    AUDIT_LOG,
+    AUDIT_USER,
+    ETC,
+    EXPORT_STATE,
+    EXPORT_USER,
+    PROXY_STATE,
+    PROXY_USER,
+    RUNTIME,
+    STATE,
+    SYSTEM_FILE,
+    Account,
+    System,
+)
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document
 from cloister.policy.merge import resolve
@@ -148,14 +162,17 @@ def prepare_uninstall(*, purge: bool) -> Prepared:
     found = look(desired, record.made)
     plan = difference(desired, found, record.made, record.unfinished)
     keeping, going = _divide(record.accounts, purge=purge)
-    daemon = PROXY_USER if PROXY_USER in found.names and (purge or not _holds(PROXY_STATE)) else ""
+    daemons = tuple(
+        name for name, kept in ((PROXY_USER, PROXY_STATE), (AUDIT_USER, AUDIT_LOG), (EXPORT_USER, EXPORT_STATE))
+        if name in found.names and (purge or not _holds(kept))
+    )  # fmt: skip
     there = tuple(account for account in going if account.name in found.names)
     steps = list(plan.steps)
-    if there or daemon:
-        steps.append(RemoveAccounts(accounts=there, daemon=daemon))
+    if there or daemons:
+        steps.append(RemoveAccounts(accounts=there, daemons=daemons))
     steps += [RemoveTree(path=path) for path in (RUNTIME, HOSTD_STATE) if os.path.isdir(path)]
     if purge:
-        steps += [RemoveTree(path=path) for path in (STATE, ETC) if os.path.isdir(path)]
+        steps += [RemoveTree(path=path) for path in (STATE, ETC, os.path.dirname(AUDIT_LOG)) if os.path.isdir(path)]
     notices = () if purge else _kept(keeping)
     left = None if purge or not notices else Record(accounts=keeping, made=_still(found, record))
     return Prepared(plan=SystemPlan(steps=tuple(steps), notices=notices), record=record, after=left)
@@ -248,6 +265,7 @@ def _kept(accounts: tuple[Account, ...]) -> tuple[str, ...]:
     names = ", ".join(account.name for account in accounts)
     notices = [f"{STATE}/agents and {STATE}/services keep the files of {names}"] if names else []
     notices += [f"{PROXY_STATE} keeps the records and books of the system's broker"] if _holds(PROXY_STATE) else []
+    notices += [f"{AUDIT_LOG} keeps what agents did, on record"] if _holds(AUDIT_LOG) else []
     notices += [f"{ETC} keeps your policy and keys"] if _holds(ETC) else []
     return (*notices, "cloister uninstall --purge deletes them") if notices else ()
 

@@ -11,7 +11,19 @@ from cloister.policy.document import Document
 from cloister.policy.model import Agent, MicroVm, Unit
 
 _DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
-_OBEYED_AUDIT = ("retention", "on_failure", "rotate_size", "rotate_every")
+_OBEYED_AUDIT = (
+    "retention",
+    "on_failure",
+    "rotate_size",
+    "rotate_every",
+    "syslog",
+    "format",
+    "otlp",
+    "ca",
+    "certificate",
+    "rules",
+    "detections",
+)
 """Keys of `[audit]` that have an effect."""
 
 

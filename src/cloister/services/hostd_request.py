@@ -13,16 +13,28 @@ import os
 import pwd
 import socket
 import sys
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 
 import cloister
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
-from cloister.host import unit_carry, unit_etc, unit_limits, unit_mounts, unit_records, unit_start, unit_state
+from cloister.host import (
+    audit_send,
+    unit_carry,
+    unit_etc,
+    unit_limits,
+    unit_mounts,
+    unit_network,
+    unit_records,
+    unit_start,
+    unit_state,
+)
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.idmap_support import has_idmapped_mounts
+from cloister.host.systemd_units import UnitManager
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
 from cloister.host.unit_floor import Bounds, check_plan
 from cloister.host.unit_grants import (
@@ -36,9 +48,11 @@ from cloister.host.unit_grants import (
 from cloister.host.unit_overlay import open_copy
 from cloister.host.unit_wire import Request, Wire, is_run, read_control, read_request
 from cloister.plan.steps import Plan
-from cloister.plan.unit import PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
+from cloister.plan.unit import AUDIT_SOCKET, PROXY_USER, PROXYD_SOCKET, Account, Grant, UnitLaunch
 
 PLAN_S = 60.0
+MOST_WORDS = 1024
+"""Characters of one text in the log."""
 MOST_RUNS = 256
 MOST_CARRIED = 256 << 20
 """Bytes. Both are of one user at once: what is carried in lies in /run, which is memory, and everybody's."""
@@ -85,7 +99,9 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
             _run(wire, first, caller)
     except _PassedError as passed:
         wire.refuse(passed.payload)
+        _record(peer_uid(sock), "refused", {"by": "the system's broker"})
     except CloisterError as error:
+        _record(peer_uid(sock), "refused", {"where": error.where}, error.reference, error.message)
         _note(f"uid {peer_uid(sock)} was refused: {error.message} [{error.reference}] {error.where}")
         wire.finish(error)
     except FrameError:
@@ -95,6 +111,19 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
         raise
     finally:
         wire.close()
+
+
+def _record(
+    uid: int, what: str, details: Mapping[str, audit_send.Value], reason: str = "", message: str = "", **fields: str
+) -> str:
+    """Tell the keeper of the log what came of a request; return why it is not written, or nothing."""
+    allowed = "blocked" if what == "refused" else "allowed"
+    shown = {name: str(value)[:MOST_WORDS] for name, value in details.items()} | {"uid": uid}
+    event = audit_send.event(
+        "hostd.request", "hostd", shown, disposition=allowed, reason=reason, message=(message or what)[:MOST_WORDS],
+        **{name: value[:MOST_WORDS] for name, value in fields.items()},
+    )  # fmt: skip
+    return audit_send.report(event)
 
 
 def _of_host(error: OSError) -> StepError:
@@ -130,7 +159,8 @@ def _run(wire: Wire, first: Frame, caller: Caller) -> None:
     try:
         plan = _ask_broker(broker, wire, asked)
         try:
-            _start(broker, plan, asked)
+            with unit_start.connect() as bus:  # systemd takes its time to answer, in which much is looked at
+                _start(broker, plan, asked, bus)
         except CloisterError as error:
             broker.finish(error)  # it has a connection to the caller by now, and answers there
         except OSError as error:
@@ -237,9 +267,10 @@ class _PassedError(Exception):
         self.payload = payload
 
 
-def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
+def _start(broker: Wire, plan: Plan, asked: _Asked, bus: UnitManager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
+    _on_record(plan, asked)
     unit_etc.make_etc(plan, account)
     bounds = Bounds(asked.grant, account, place.path, SHIMS, uid_filtered, repository=asked.repository[0])
     unit = check_plan(plan, bounds)
@@ -258,32 +289,56 @@ def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
         )  # fmt: skip
         unit_records.write(record)
         try:
-            _stand_up(broker, unit, record, asked)
+            _stand_up(broker, unit, record, asked, bus)
             done = True
         finally:
             if not done:
-                unit_start.stop(f"{UNIT_PREFIX}{plan.run}.service")
+                unit_records.stop_units(plan.run)
                 unit_records.remove(plan.run)
     finally:
         lock.release(remove=True)
 
 
-def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked) -> None:
+def _on_record(plan: Plan, asked: _Asked) -> None:
+    """Have it written who is given what, before it is.
+
+    Raises:
+        RetryError: it cannot be, and the policy wants no run then.
+    """
+    details = {"workspace": asked.place.path, "root": asked.place.root}
+    why = _record(
+        asked.caller.uid, "run", details, run=plan.run, agent=plan.agent, user=asked.caller.name,
+        account=asked.account.name, policy=plan.policy_digest, plan=plan.digest(),
+    )  # fmt: skip
+    if why and read_system().audit == "stop":
+        message = f"what agents do cannot be recorded, so none is started: {why}"
+        raise RetryError("audit-lost", message, where=AUDIT_SOCKET,
+                         remedy="systemctl status cloister-auditd")  # fmt: skip
+
+
+def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, bus: UnitManager) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
+        network = unit_network.connect(unit, record.plan.launch) if unit.network else None
+        for descriptor in network or ():
+            stack.callback(os.close, descriptor)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
         with theirs:
-            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno())
+            space = network.space if network else -1
+            starting = unit_start.Starting(bus, unit, record.plan.launch.argv, theirs.fileno(), space=space)
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
+            mounts.get_ready()
         except BaseException:
             starting.abandon()
             raise
         started = starting.finish()
         stack.callback(os.close, started.pidfd)
+        if network:
+            unit_network.check_inside(started.pid, network.space)
         lacking = _limits_in_force(unit, started.pid)
         count = mounts.put(started.pid)
         unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
@@ -295,11 +350,23 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
             f"{count} mounts",
             "ids, powers, filter and namespaces of the first process",
         )
-        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking)
+        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking,
+                        notices=_network_notices() if network else ())  # fmt: skip
         ours.setblocking(True)
         broker.allow(PLAN_S)
         _note(f"{asked.caller.name} started {asked.account.name} in {asked.place.path} as {unit.unit}")
-        broker.send("S", msgspec.json.encode(said), (ours.fileno(), started.pidfd))
+        broker.send(
+            "S", msgspec.json.encode(said), (ours.fileno(), started.pidfd, *((network.channel,) if network else ()))
+        )
+
+
+def _network_notices() -> tuple[str, ...]:
+    """Say what of the network is not as at the last `cloister apply`."""
+    unknown = unit_network.unknown_resolvers()
+    if not unknown:
+        return ()
+    told = f"the packet filter does not know {', '.join(unknown)}, whom this host asks for names: names may resolve by"
+    return (f"{told} the proxy only, until sudo cloister apply",)
 
 
 def _limits_in_force(unit: UnitLaunch, pid: int) -> tuple[str, ...]:

@@ -24,10 +24,10 @@ import time
 from types import FrameType
 
 from cloister.errors import CloisterError, StepError, render
-from cloister.host import firewall, programs
+from cloister.host import audit_send, firewall, programs
 from cloister.host.netlink import Changes
 from cloister.plan.firewall import TABLE, WATCHDOG_UNIT
-from cloister.plan.unit import SERVICE_PREFIX, UNIT_PREFIX
+from cloister.plan.unit import NETWORK_PREFIX, SERVICE_PREFIX, UNIT_PREFIX
 
 LOOK_S = 10.0
 """The table is looked at this often also when nothing was heard."""
@@ -86,6 +86,7 @@ def _whole() -> bool:
         stopped = _stop_units()
         took_ms = (time.monotonic() - began) * 1000
         _say(_NOTICE, f"cloister: {', '.join(stopped) or 'no unit'} stopped within {took_ms:.0f} ms")
+        threading.Thread(target=_record, args=(why, tuple(stopped)), daemon=True).start()
     except StepError as error:
         failed.append(f"units could not be stopped: {error}")
     loading.join()
@@ -95,6 +96,14 @@ def _whole() -> bool:
         return False
     _say(_NOTICE, f"cloister: the packet filter is whole again after {(time.monotonic() - began) * 1000:.0f} ms")
     return True
+
+
+def _record(why: str, stopped: tuple[str, ...]) -> None:
+    """Tell the keeper of the log, whom nothing here waits for."""
+    details: dict[str, audit_send.Value] = {"stopped": ", ".join(stopped)[:1024], "units": len(stopped)}
+    event = audit_send.event("firewall.changed", "watchdog", details, message=why[:1024], severity_id=4)
+    if trouble := audit_send.report(event):
+        _say(_ERROR, f"cloister: this is not in the audit log: {trouble}")
 
 
 def _load(failed: list[str]) -> None:
@@ -125,7 +134,7 @@ def _stop_units() -> list[str]:
 
 def _sharing_units() -> list[str]:
     """Return the units of ours that live and have no network namespace of their own."""
-    patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, SERVICE_PREFIX)]
+    patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, NETWORK_PREFIX, SERVICE_PREFIX)]
     listed = _systemctl("show", "-p", "Id", "-p", "PrivateNetwork", "-p", "ActiveState", *patterns)
     names = []
     for block in listed.split("\n\n"):

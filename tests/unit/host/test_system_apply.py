@@ -30,7 +30,7 @@ pytestmark = pytest.mark.root
 
 ACCOUNT = Account(name="cl-pi-alice", uid=FIRST_UID, agent="pi", user="alice")
 STEPS: tuple[AnySystemStep, ...] = (
-    MakeAccounts(accounts=(ACCOUNT,), daemon="cloister-proxy"),
+    MakeAccounts(accounts=(ACCOUNT,), daemons=("cloister-proxy",)),
     MakeDirectory(path="/etc/x", mode=0o700),
     InstallFile(path="/etc/x/unit", text="[Unit]\n", mode=0o640),
     InstallFile(path="/etc/known", text="new\n", before="old\n"),

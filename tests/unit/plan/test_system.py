@@ -34,7 +34,7 @@ STEPS: tuple[AnySystemStep, ...] = (
     MakeDirectory(path="/var/c"),
     MakeDirectory(path="/var/c", mode=0o700, before=(0o755, 1, 2)),
     MakeLink(path="/run/d", target="usr/d"),
-    MakeAccounts(accounts=(ACCOUNT,), daemon="cloister-proxy"),
+    MakeAccounts(accounts=(ACCOUNT,), daemons=("cloister-proxy",)),
     EditLines(path="/etc/cron.deny", add=("x",), remove=("y",)),
     LoadFirewall(text="table", before="old"),
     LoadFirewall(text="table"),

@@ -27,7 +27,7 @@ ACCOUNT = Account(name="cl-pi-alice", uid=1_900_000_000, agent="pi", user="alice
 UNIT = "/etc/systemd/system/x.service"
 DESIRED = Desired(
     accounts=(ACCOUNT,),
-    daemon="cloister-proxy",
+    daemons=("cloister-proxy",),
     directories=(Directory(path="/etc/sysusers.d", as_found=True), Directory(path="/var/lib/x", mode=0o711)),
     links=(Link(path="/run/x/bin", target="usr/bin"),),
     files=(File(path=UNIT, text="[Service]\n"), File(path="/var/lib/x/secret", text="s\n", mode=0o640, gid=7)),

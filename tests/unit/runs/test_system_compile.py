@@ -144,7 +144,9 @@ def test_a_policy_without_units_installs_daemons_and_no_filter() -> None:
     """A fresh setup has nobody to hold back yet."""
     desired = compiled("schema = 1\n")
     assert desired.firewall is None
-    assert [one.unit for one in desired.units if one.active] == ["cloister-proxyd.socket", "cloister-hostd.socket"]
+    keeper = ["cloister-auditd.service", "cloister-auditd.socket"]
+    sockets = ["cloister-proxyd.socket", "cloister-hostd.socket"]
+    assert [one.unit for one in desired.units if one.active] == [*keeper, *sockets]
     assert compiled().firewall is not None
     assert "cloister-watchdog.service" in [one.unit for one in compiled().units]
 

@@ -1,0 +1,306 @@
+"""The export against real receivers: what arrives is what was sent, nobody else gets it, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cloister.audit.chain import encode
+from cloister.audit.event import File
+from cloister.audit.formats import FORMATS
+from cloister.audit.kinds import kinds
+from cloister.host import audit_syslog
+from cloister.host.audit_log import Log
+from cloister.host.audit_syslog import Trust
+from cloister.runs.audit_export import Export, here
+from cloister.runs.audit_keeper import Keeper, Rules
+from cloister.runs.audit_targets import SyslogTarget
+from support.audit_samples import full
+from support.cef_parser import parse as parse_cef
+from support.cloister import BASE, User
+from support.rsyslog import Rsyslog
+from support.secure_server import TestAuthority
+from support.syslog_parser import parse as parse_syslog
+
+pytestmark = pytest.mark.kernel
+
+_HOSTILE = "a\nb|c=d\\e]\x1b[2J\0\u2028\u202e 12 <110>1 CEF:0|x|"
+
+
+class Kept:
+    """A log with its keeper."""
+
+    def __init__(self, folder) -> None:
+        self.directory = str(folder / "audit")
+        self.keeper = Keeper(Log(self.directory), str(folder / "key"), Rules())
+        self.keeper.open()
+
+    def put(self, events) -> None:
+        """Record events."""
+        self.keeper.put([encode(event) for event in events])
+
+    def numbers(self):
+        """Return the numbers of all lines."""
+        return set(range(1, self.keeper.seq + 1))
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Give a log with its keeper."""
+    kept = Kept(tmp_path)
+    yield kept
+    kept.keeper.close()
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Let what was sent over TCP count as arrived after a second and a half."""
+    monkeypatch.setattr(audit_syslog, "SETTLE_S", 1.5)
+
+
+@contextlib.contextmanager
+def _receiver(folder, scheme, **more):
+    receiver = Rsyslog(folder / "rsyslog", scheme, **more)
+    try:
+        yield receiver
+    finally:
+        receiver.stop()
+
+
+@contextlib.contextmanager
+def _exporting(folder, log, url, form="cef", trust=None):
+    """Export in a thread, as the process does."""
+    cursors = folder / "cursors"
+    cursors.mkdir(exist_ok=True)
+    export = Export(log.directory, str(cursors), url, SyslogTarget(url, form, trust or Trust()), here())
+    ended = threading.Event()
+
+    def run():
+        while not ended.is_set():
+            ended.wait(min(export.turn(time.monotonic()), 1.0))
+        export.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield export
+    finally:
+        ended.set()
+        thread.join(30)
+
+
+def _sequence(message):
+    """Return the number of the event in a message of CEF."""
+    return int(parse_cef(parse_syslog(message)[3])[1]["externalId"])
+
+
+def _all(numbers):
+    """Return what asks whether all these events are among messages."""
+    return lambda messages: {int(n) for m in messages for n in re.findall(rb"externalId=(\d+)", m)} >= numbers
+
+
+def _trust(authority):
+    return Trust(str(authority.file))
+
+
+@pytest.mark.parametrize("scheme", ["udp", "tcp", "tls"])
+def test_every_kind_arrives_as_it_was_sent(tmp_path, log, scheme):
+    """Rsyslog gets an event of every kind, one message each, in order, which strict parsers of syslog and CEF take."""
+    authority = TestAuthority(tmp_path / "ca")
+    log.put([full(kind, message=_HOSTILE) for kind in kinds()])
+    log.put([full("file.opened", file=File(path=f"/w/{_HOSTILE}"))])
+    numbers = log.numbers()
+    trust = _trust(authority)
+    with (
+        _receiver(tmp_path, scheme, authority=authority) as receiver,
+        _exporting(tmp_path, log, receiver.url, trust=trust),
+    ):
+        messages = receiver.wait(_all(numbers))
+    assert [_sequence(message) for message in messages] == sorted(numbers)
+    parsed = [parse_cef(parse_syslog(message)[3]) for message in messages]
+    assert {header[4] for header, _ in parsed} >= set(kinds())
+    assert parsed[-1][1]["filePath"].startswith("/w/a\nb|c=d\\e]\\x1b[2J\\x00\\u2028\\u202e 12 <110>1 CEF:0|x|")
+
+
+@pytest.mark.parametrize("form", sorted(set(FORMATS) - {"cef"}))
+def test_other_formats_arrive_whole(tmp_path, log, form):
+    """OCSF, the log's own lines and CEF 1 arrive as they were rendered; the log's lines byte for byte."""
+    log.put([full("file.opened", file=File(path=_HOSTILE))])
+    with _receiver(tmp_path, "tcp") as receiver, _exporting(tmp_path, log, receiver.url, form):
+        messages = receiver.wait(lambda found: len(found) >= log.keeper.seq)
+    text = parse_syslog(messages[-1])[3]
+    if form == "json":
+        with open(f"{log.directory}/0000000000000001.jsonl", "rb") as file:
+            assert text == file.read().splitlines()[-1]
+    elif form == "ocsf":
+        assert json.loads(text)["file"]["path"] == _HOSTILE
+    else:
+        assert text.startswith(b"CEF:1|")
+
+
+@pytest.mark.parametrize("wrong", ["authority", "name"])
+def test_a_receiver_with_a_wrong_certificate_gets_nothing(tmp_path, log, wrong):
+    """With TLS a receiver of another authority, or with another name, gets no event; it is said, and tried again."""
+    authority = TestAuthority(tmp_path / "ca")
+    trusted = TestAuthority(tmp_path / "other") if wrong == "authority" else authority
+    log.put([full("file.opened")])
+    name = "localhost" if wrong == "authority" else "elsewhere.example.org"
+    with _receiver(tmp_path, "tls", authority=authority, name=name) as receiver:
+        with _exporting(tmp_path, log, receiver.url, trust=_trust(trusted)) as export:
+            deadline = time.monotonic() + 15
+            while not export.news and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(1)
+        assert receiver.received() == []
+    assert "certificate verify failed" in export.news[0]
+    assert export.arrived == 0
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_nothing_is_lost_when_the_receiver_is_killed(tmp_path, log, soon, scheme):
+    """A receiver is killed twice with events that it had not read: it has all in the end; numbers tell duplicates."""
+    authority = TestAuthority(tmp_path / "ca")
+    with contextlib.ExitStack() as stack:
+        receiver = stack.enter_context(_receiver(tmp_path, scheme, authority=authority))
+        export = stack.enter_context(_exporting(tmp_path, log, receiver.url, trust=_trust(authority)))
+        for _ in range(2):
+            log.put([full("process.executed", message=f"{n}") for n in range(300)])
+            time.sleep(0.7)
+            receiver.pause()
+            log.put([full("process.executed", message=f"not read {n}") for n in range(20)])
+            time.sleep(0.9)  # its kernel has taken them, it has not
+            receiver.stop()
+            log.put([full("process.executed", message=f"away {n}") for n in range(300)])
+            time.sleep(0.7)
+            receiver.start()
+        numbers = log.numbers()
+        messages = receiver.wait(_all(numbers), 60)
+        deadline = time.monotonic() + 20
+        while not export.idle and time.monotonic() < deadline:
+            time.sleep(0.1)
+    found = {}
+    for message in messages:
+        with contextlib.suppress(ValueError):  # the one that it was writing when it was killed
+            found.setdefault(_sequence(message), set()).add(message)
+    assert set(found) == numbers
+    assert all(len(same) == 1 for same in found.values()), "a duplicate differs from what it repeats"
+    assert export.arrived == log.keeper.seq
+    assert any("do not reach" in word for word in export.news)
+    assert any("is reached again" in word for word in export.news)
+
+
+def test_a_killed_exporter_goes_on_where_it_was(tmp_path, log, soon):
+    """After SIGKILL in the middle the next process sends the rest; what arrived long ago is not sent again."""
+    words = [sys.executable, "-m", "cloister.services.audit_export", "--log", log.directory]
+    with _receiver(tmp_path, "udp") as receiver:
+        words += ["--cursors", str(tmp_path / "cursors"), "--syslog", receiver.url]
+        log.put([full("file.opened") for _ in range(200)])
+        first = subprocess.Popen(words)
+        receiver.wait(_all(log.numbers()))
+        time.sleep(1.5)  # the cursor is written once a second
+        first.kill()
+        first.wait()
+        log.put([full("file.opened") for _ in range(50)])
+        second = subprocess.Popen(words)
+        try:
+            messages = receiver.wait(_all(log.numbers()))
+        finally:
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(20) == 0
+    assert [_sequence(message) for message in messages] == sorted(log.numbers())
+
+
+def test_two_processes_do_not_send_the_same_log(tmp_path, log):
+    """The second process of the same log ends, and says why."""
+    words = [sys.executable, "-m", "cloister.services.audit_export", "--log", log.directory]
+    words += ["--cursors", str(tmp_path), "--syslog", "udp://127.0.0.1:9"]
+    first = subprocess.Popen([*words, "--lifeline"], stdin=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        second = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        assert (second.returncode, "audit-export-runs" in second.stderr) == (75, True)
+    finally:
+        first.terminate()
+        first.communicate(timeout=30)
+
+
+def test_rotation_and_compression_do_not_matter(tmp_path, log):
+    """Segments end and are compressed while they are sent: every line arrives, once and in order."""
+    with _receiver(tmp_path, "udp") as receiver, _exporting(tmp_path, log, receiver.url):
+        log.keeper.wake()
+        for _ in range(5):
+            log.put([full("file.opened") for _ in range(40)])
+            log.keeper.rotate()
+            time.sleep(0.1)
+        messages = receiver.wait(_all(log.numbers()))
+    assert [_sequence(message) for message in messages] == sorted(log.numbers())
+
+
+def test_the_journal_gets_fields_that_an_agent_cannot_forge(tmp_path):
+    """An entry for the journal has the fields of ours only, whatever stands in the names of an event."""
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    journal.bind(str(tmp_path / "socket"))
+    from cloister.audit import cef, syslog
+    from support.audit_samples import ORIGIN, recorded
+
+    local = audit_syslog.Local(journal=str(tmp_path / "socket"))
+    record = recorded(full("file.opened", run="x\nPRIORITY=0", message="\nMESSAGE=fake"))
+    local.send(7, syslog.journal_entry(record, ORIGIN, cef.render))
+    fields, rest = {}, journal.recv(65536)
+    while rest:
+        name, _, rest = rest.partition(b"\n")
+        length = int.from_bytes(rest[:8], "little")
+        assert name not in fields
+        fields[name], rest = rest[8 : 8 + length], rest[9 + length :]
+    assert (fields[b"PRIORITY"], fields[b"SYSLOG_IDENTIFIER"]) == (b"6", b"cloister")
+    assert fields[b"CLOISTER_RUN"] == b"x\\x0aPRIORITY=0"
+    assert parse_cef(fields[b"MESSAGE"])[1]["msg"] == "\nMESSAGE=fake"
+    local.close()
+    journal.close()
+
+
+def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspace: Path):
+    """With `[audit] syslog` a run's events arrive, from its start to its end, without anybody starting anything."""
+    with _receiver(tmp_path, "udp") as receiver:
+        user.write_policy(f'{BASE}\n[audit]\nsyslog = "{receiver.url}"\n')
+        done = user.inside("true", cwd=workspace)
+        assert done.returncode == 0, done.stderr
+        messages = receiver.wait(lambda found: any(b"|run.ended|" in message for message in found))
+        kinds_found = {parse_cef(parse_syslog(message)[3])[0][4] for message in messages}
+        assert {"run.started", "run.ended"} <= kinds_found
+        run = user.receipts()[0]["id"]
+        assert any(parse_cef(parse_syslog(message)[3])[1].get("cs1") == run for message in messages)
+        user.write_policy(BASE)
+
+
+def test_export_prints_and_sends(tmp_path, user: User, workspace: Path):
+    """`cloister audit export` prints every format, one line each, of what is asked for; --to sends the same."""
+    user.write_policy(BASE)
+    user.inside("true", cwd=workspace)
+    lines = user.run("audit", "export", "--own").stdout.splitlines()
+    kinds_found = [json.loads(line)["kind"] for line in lines]
+    assert "run.started" in kinds_found
+    for form in ("ocsf", "cef", "cef1", "syslog", "otlp"):
+        printed = user.run("audit", "export", "--own", "--kind", "run.started", "--format", form).stdout
+        assert len(printed.splitlines()) == kinds_found.count("run.started"), form
+    with _receiver(tmp_path, "udp") as receiver:
+        sent = user.run("audit", "export", "--own", "--to", receiver.url, "--format", "cef", "--kind", "run")
+        assert sent.returncode == 0, sent.stderr
+        receiver.wait(lambda found: len(found) >= sum(kind.startswith("run.") for kind in kinds_found))
+    refused = user.run("audit", "export", "--own", "--to", "tcp://127.0.0.1:1")
+    assert (refused.returncode, "export-failed" in refused.stderr) == (75, True)
+    wrong = user.run("audit", "export", "--own", "--to", "gopher://x")
+    assert (wrong.returncode, "receiver-invalid" in wrong.stderr) == (64, True)
