@@ -159,4 +159,6 @@ def test_off_records_nothing_and_all_records_everything() -> None:
     assert some[calls.numbers("x86_64")["openat"]]
     assert not some[calls.numbers("x86_64")["getppid"]]
     assert all(every[number] for number in calls.numbers("x86_64").values())
-    assert not calls.shapes("x86_64", "security", files_elsewhere=True)[calls.numbers("x86_64")["openat"]]
+    elsewhere = calls.shapes("x86_64", "security", files_elsewhere=True)
+    assert elsewhere[calls.numbers("x86_64")["openat"]] == some[calls.numbers("x86_64")["openat"]] | 0x2000
+    assert elsewhere[calls.numbers("x86_64")["mount"]] == some[calls.numbers("x86_64")["mount"]]
