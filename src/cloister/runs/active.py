@@ -18,6 +18,7 @@ import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
+from cloister.egress.nft import Counts
 from cloister.egress.rules import Ruleset
 from cloister.host import unit_cgroup
 from cloister.host.frames import Frame, decode_list, encode_list
@@ -114,6 +115,8 @@ class ActiveRun:
         self.memory_peak = 0
         """Bytes, of a unit that is over; 0 where nobody knows."""
         self.network: Attachment | None = None
+        self.counted: Counts | None = None
+        """What went past the proxy, of a run that is over."""
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
@@ -130,6 +133,8 @@ class ActiveRun:
         """Held while a question stands: the terminal has room for one."""
         self._denied: dict[str, int] = {}
         self._written = 0
+        self.endless = False
+        """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
@@ -177,6 +182,7 @@ class ActiveRun:
             case "W":
                 if self.network:
                     self.network.report(frame.payload)
+                    self.counted = self.network.counted
                 self.live.sandbox_ended()
             case "A" if self._answers:
                 self._answers.pop(0)(frame.payload[:1].decode("ascii", "replace"))
@@ -378,9 +384,19 @@ class ActiveRun:
         self._written += len(line)
         if self.told:
             self.told({"event": event})
-        if self._written >= MAX_EVENT_BYTES:
+        if self._written >= MAX_EVENT_BYTES and self.endless:
+            self._turn()
+        elif self._written >= MAX_EVENT_BYTES:
             line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
         self._events.write(line)
+
+    def _turn(self) -> None:
+        """Begin a new file of events; the one before is kept beside it, the one before that is not."""
+        path = self.store.events_path(self.plan.run)
+        os.replace(path, self.store.earlier_events_path(self.plan.run))
+        self._events.close()
+        self._events = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
+        self._written = 0
 
     def _tell_starter(self) -> None:
         starter, self.starter = self.starter, None
@@ -447,7 +463,7 @@ class ActiveRun:
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
             credentials=self._used(),
-            direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
+            direct=Direct(*self.counted) if self.counted else None,
         )  # fmt: skip
 
 

@@ -47,14 +47,18 @@ class RunAudit:
         """
         self._loop, self._source, self._settings, self._living = loop, source, settings, living
         self._digest = ""
+        self.watching: Callable[[], bool] = lambda: any(True for _ in living())
+        """Whether it matters, also while nothing happens, that the keeper is well."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when nothing can be recorded any more, and when it can be again."""
         self._kept = Audit()
 
         def sink() -> Sink:
             from cloister.runs import audit_sinks
 
-            return audit_sinks.choose(paths, lambda: self._kept, system=source != "broker", ordered=self._ordered)
+            return audit_sinks.choose(paths, lambda: self._kept, source, self._ordered)
 
-        self._door = Door(sink, source=source, watching=lambda: any(True for _ in living()), on_trouble=self._troubled)
+        self._door = Door(sink, source=source, watching=self._watching, on_trouble=self._troubled)
 
     # --- what is told ---------------------------------------------------------------------------
 
@@ -66,7 +70,7 @@ class RunAudit:
             PolicyError: the policy is broken.
         """
         self._kept = self._settings()  # in the loop: the door's thread reads no policy
-        if self._door.trouble and self._stops():
+        if self.stops:
             remedy = "cloister doctor; systemctl status cloister-auditd"
             message = f"what agents do cannot be recorded, so none is started: {self._door.trouble}"
             raise RetryError(LOST, message, where=".audit.on_failure", remedy=remedy)
@@ -119,6 +123,9 @@ class RunAudit:
         """Hand over what waits, and end."""
         self._door.close()
 
+    def _watching(self) -> bool:
+        return self.watching()
+
     # --- when nothing can be told -----------------------------------------------------------------
 
     @property
@@ -135,7 +142,12 @@ class RunAudit:
             if run.plan.run == order.run:
                 run.live.refuse(DETECTED, f"the detection {order.rule} matched", [order.message])
 
-    def _stops(self) -> bool:
+    @property
+    def stops(self) -> bool:
+        """Whether nothing may run now, since nothing can be recorded."""
+        return bool(self._door.trouble) and self._wants_stop()
+
+    def _wants_stop(self) -> bool:
         try:
             return self._settings().on_failure == "stop"
         except CloisterError:
@@ -149,10 +161,11 @@ class RunAudit:
         for run in list(self._living()):
             if not why:
                 run.note_unrecorded("")
-            elif self._stops():
+            elif self._wants_stop():
                 run.live.refuse(LOST, "what the agent does cannot be recorded any more", [why])
             else:
                 run.note_unrecorded(why)
+        self.on_change()
 
 
 def unrecorded(run: ActiveRun) -> tuple[str, ...]:

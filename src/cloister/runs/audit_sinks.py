@@ -29,25 +29,27 @@ _WAKE_S = 2.0
 
 
 def choose(
-    paths: Paths, settings: Callable[[], Audit], *, system: bool, ordered: Callable[[Order], None] = lambda _: None
+    paths: Paths, settings: Callable[[], Audit], source: str, ordered: Callable[[Order], None] = lambda _: None
 ) -> Sink:
-    """Return the system's keeper where there is one, or must be (`system`); else a log of one's own.
+    """Return the system's keeper where there is one, however it may be; else a log of one's own.
 
     Args:
         paths: where a log of one's own is kept.
         settings: returns `[audit]`.
-        system: whether only the system's keeper will do.
+        source: what this process is called.
         ordered: told, in the thread of the sink, which run a detection wants stopped.
     """
-    if system or system_keeps():
+    if system_keeps():
         return SystemSink(ordered=ordered)
-    return OwnSink(lambda: own_keeper(paths, settings()), Sending(paths, settings), Watching(paths, settings, ordered))
+    return OwnSink(
+        lambda: own_keeper(paths, settings(), source), Sending(paths, settings), Watching(paths, settings, ordered)
+    )
 
 
-def own_keeper(paths: Paths, audit: Audit) -> Keeper:
+def own_keeper(paths: Paths, audit: Audit, source: str) -> Keeper:
     """Return the keeper of a user's own log, with nothing open yet."""
     os.makedirs(paths.state, mode=0o700, exist_ok=True)
-    return Keeper(Log(paths.audit), paths.audit_key, rules_of(audit), source="broker")
+    return Keeper(Log(paths.audit), paths.audit_key, rules_of(audit), source=source)
 
 
 def rules_of(audit: Audit) -> Rules:
@@ -59,15 +61,17 @@ def rules_of(audit: Audit) -> Rules:
 class SystemSink:
     """The system's keeper."""
 
-    def __init__(self, path: str = AUDIT_SOCKET, ordered: Callable[[Order], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: str = AUDIT_SOCKET, timeout_s: float = 5.0, *, ordered: Callable[[Order], None] = lambda _: None
+    ) -> None:
         """Connect with the first event."""
-        self._path, self._ordered = path, ordered
+        self._path, self._timeout_s, self._ordered = path, timeout_s, ordered
         self._sender: Sender | None = None
 
     def write(self, events: list[bytes]) -> None:
         """Send events and wait for the keeper's word."""
         if self._sender is None:
-            self._sender = Sender(self._path)
+            self._sender = Sender(self._path, self._timeout_s)
         try:
             self._sender.send(events)
         except OSError:

@@ -17,13 +17,13 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
 
 import msgspec
 
 from cloister.audit.chain import encode
 from cloister.errors import CloisterError, RetryError, render
 from cloister.host.audit_log import Log
+from cloister.host.sensor_ask import SENSOR_SOCKET
 from cloister.plan.unit import AUDIT_KEYS, AUDIT_LOG, AUDIT_SOCKET
 from cloister.policy.load import load
 from cloister.policy.model import Audit
@@ -33,6 +33,7 @@ from cloister.runs.audit_keeper import Keeper, Rules
 from cloister.runs.paths import SYSTEM_POLICY
 from cloister.runs.policies import read_trusted, stamp
 from cloister.services.audit_peers import Peer, Peers
+from cloister.services.kernel_source import Source
 
 _FIRST_LISTENER = 3
 _BACKLOG = 128
@@ -60,9 +61,10 @@ class Auditd:
         self._failing = ""
         self._leaving = False
         self._next_tick = 0.0
-        self.readers: list[Callable[[], None]] = []
-        """Called in every turn: rings of the kernel, drained into the keeper."""
-        keeper.tiers = self.peers.told
+        self.kernel: Source | None = None
+        """The rings of the kernel, drained into the keeper."""
+        self._waited: tuple[int, ...] = ()
+        keeper.tiers = self._told
         keeper.open()
         self._rules = rules
         if rules:
@@ -76,6 +78,7 @@ class Auditd:
         signal.set_wakeup_fd(say, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGHUP, lambda *_: None)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write that is too large fails, and is told
         self._selector.register(hear, selectors.EVENT_READ, None)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         notify("READY=1")
@@ -91,7 +94,8 @@ class Auditd:
         self._leaving = True
 
     def _turn(self, hear: int) -> None:
-        ready = self._selector.select(_RETRY_S if self._failing else _TICK_S)
+        more = self._follow_kernel()
+        ready = self._selector.select(0 if more else _RETRY_S if self._failing else _TICK_S)
         for key, _ in ready:
             if isinstance(key.data, Peer):
                 if not self._failing:
@@ -99,17 +103,35 @@ class Auditd:
             elif key.fd == hear:
                 with contextlib.suppress(BlockingIOError):
                     os.read(hear, 4096)
-            else:
+            elif key.fileobj is self._listener:
                 self._accept()
         try:
             self._flush()
-            if not self._failing:
-                for read in self.readers:
-                    read()
             self._tick()
         except (OSError, CloisterError) as error:
             self._fail(str(error))
             time.sleep(0.05)  # peers that wait would make this loop spin
+
+    def _told(self) -> dict[str, str | int | float | bool]:
+        return {**self.peers.told(), **(self.kernel.heads() if self.kernel else {})}
+
+    def _follow_kernel(self) -> bool:
+        """Move what waits in the rings into the log, and wait for their next; return whether there is more."""
+        if self.kernel is None or self._failing:
+            return False
+        try:
+            more = self.kernel.turn()
+        except (OSError, CloisterError) as error:
+            self._fail(str(error))
+            return False
+        if self.kernel.descriptors != self._waited:
+            for descriptor in self._waited:
+                with contextlib.suppress(KeyError, ValueError, OSError):
+                    self._selector.unregister(descriptor)
+            self._waited = self.kernel.descriptors
+            for descriptor in self._waited:
+                self._selector.register(descriptor, selectors.EVENT_READ, self.kernel)
+        return more
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -261,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--socket", default="", help="listen here instead of on systemd's socket")
     parser.add_argument("--log", default=AUDIT_LOG, help="directory of the log")
     parser.add_argument("--keys", default=AUDIT_KEYS, help="directory of the signing key")
+    parser.add_argument("--sensor", default=SENSOR_SOCKET, help="socket of the sensor of kernel events")
     parser.add_argument("--rotate-size", default="64M")
     parser.add_argument("--rotate-every", default="1d")
     parser.add_argument("--retention", default="90d")
@@ -276,6 +299,7 @@ def main(argv: list[str] | None = None) -> int:
         shown = render(error) if isinstance(error, CloisterError) else f"cloister: the audit log: {error}"
         sys.stderr.write(f"{shown}\n")
         return error.exit_code if isinstance(error, CloisterError) else 75
+    daemon.kernel = Source(daemon.keeper, options.sensor)
     daemon.serve()
     return 0
 
