@@ -76,7 +76,7 @@ class Sensor:
         Raises:
             CloisterError: no program can be loaded at all.
         """
-        self._listener, self._programs, self._keepers, self._wanted = listener, programs, keepers, wanted
+        self._listener, self._programs, self._keepers = listener, programs, keepers
         listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._watches: dict[int, _Watch] = {}
@@ -87,6 +87,8 @@ class Sensor:
         """Watches that ended while there was no keeper."""
         self._quiet_since = time.monotonic()
         self._leaving = False
+        self._resting: tuple[str, ...] = ()
+        """Programs that are loaded and not attached."""
         tree = kernel_watches.cgroup_tree()
         programs.load("process")
         if tree:
@@ -95,7 +97,10 @@ class Sensor:
         if not programs.attached:
             refused = "; ".join(sorted({one.why_not for one in programs.outcomes}))
             raise StepError("kernel-events-refused", f"the kernel takes none of the programs: {refused}")
-        self._calls(wanted=wanted != "off")
+        if wanted != "off":
+            programs.load("calls", shapes=shapes(platform.machine(), wanted, files_elsewhere=False))
+            programs.load("rings")
+        self._rest()
         self._configure()
 
     @property
@@ -127,17 +132,14 @@ class Sensor:
 
     # --- programs ---------------------------------------------------------------------------
 
-    def _calls(self, *, wanted: bool) -> None:
-        """Attach or detach what every process of the host pays for."""
-        self._resting: tuple[str, ...] = getattr(self, "_resting", ())
-        if not wanted:
-            self._resting = tuple(name for name in self._programs.attached if name.startswith(("calls_", "rings_")))
-            self._programs.unload(self._resting)
-            return
+    def _rest(self) -> None:
+        """Detach what every process of the host pays for; it stays loaded."""
+        self._resting = tuple(name for name in self._programs.attached if name.startswith(("calls_", "rings_")))
+        self._programs.pause(self._resting)
+
+    def _rise(self) -> None:
+        self._programs.resume(self._resting)
         self._resting = ()
-        chosen = shapes(platform.machine(), self._wanted, files_elsewhere=False)
-        self._programs.load("calls", shapes=chosen)
-        self._programs.load("rings")
 
     def _configure(self) -> None:
         groups = [one for one in self._watches.values() if one.descriptor >= 0]
@@ -248,7 +250,7 @@ class Sensor:
     def _enforce(self, watch: _Watch) -> None:
         self._quiet_since = 0.0
         if self._resting:
-            self._calls(wanted=True)
+            self._rise()
         self._tell("W", watch.told)
         self._configure()
         self._programs.watch(watch.key, watch.told.watch, watch.told.slot)
@@ -294,8 +296,8 @@ class Sensor:
             self._quiet_since = 0.0
         elif not self._quiet_since:
             self._quiet_since = now
-        elif now - self._quiet_since > LINGER_S and not self._resting and self._wanted != "off":
-            self._calls(wanted=False)
+        elif now - self._quiet_since > LINGER_S and not self._resting:
+            self._rest()
         notify("WATCHDOG=1")
 
 
