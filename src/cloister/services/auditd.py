@@ -17,6 +17,7 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Callable
 
 import msgspec
 
