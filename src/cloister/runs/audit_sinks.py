@@ -190,7 +190,7 @@ class Sending:
         """See to it."""
         if self._exporter is None:
             audit = self._settings()
-            if not (audit.syslog or audit.otlp):
+            if not (audit.syslog or audit.otlp or audit.alarm):
                 return
             from cloister.runs.audit_exporter import Exporter
 
