@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,7 @@ from cloister.runs.audit_keeper import Keeper, Rules
 from cloister.runs.audit_targets import SyslogTarget
 from support.audit_samples import full
 from support.cef_parser import parse as parse_cef
+from support.cloister import BASE, User
 from support.rsyslog import Rsyslog
 from support.secure_server import TestAuthority
 from support.syslog_parser import parse as parse_syslog
@@ -268,3 +270,38 @@ def test_the_journal_gets_fields_that_an_agent_cannot_forge(tmp_path):
     assert parse_cef(fields[b"MESSAGE"])[1]["msg"] == "\nMESSAGE=fake"
     local.close()
     journal.close()
+
+
+def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspace: Path):
+    """With `[audit] syslog` a run's events arrive, from its start to its end, without anybody starting anything."""
+    with _receiver(tmp_path, "udp") as receiver:
+        user.write_policy(f'{BASE}\n[audit]\nsyslog = "{receiver.url}"\n')
+        done = user.inside("true", cwd=workspace)
+        assert done.returncode == 0, done.stderr
+        messages = receiver.wait(lambda found: any(b"|run.ended|" in message for message in found))
+        kinds_found = {parse_cef(parse_syslog(message)[3])[0][4] for message in messages}
+        assert {"run.started", "run.ended"} <= kinds_found
+        run = user.receipts()[0]["id"]
+        assert any(parse_cef(parse_syslog(message)[3])[1].get("cs1") == run for message in messages)
+        user.write_policy(BASE)
+
+
+def test_export_prints_and_sends(tmp_path, user: User, workspace: Path):
+    """`cloister audit export` prints one line for each event that is asked for; --to sends the same."""
+    user.write_policy(BASE)
+    user.inside("true", cwd=workspace)
+    lines = user.run("audit", "export", "--own", cwd=workspace).stdout.splitlines()
+    kinds_found = [json.loads(line)["kind"] for line in lines]
+    assert "run.started" in kinds_found
+    for form in ("ocsf", "syslog", "otlp"):
+        printed = user.run("audit", "export", "--own", "--kind", "run.started", "--format", form, cwd=workspace).stdout
+        assert len(printed.splitlines()) == kinds_found.count("run.started"), form
+    with _receiver(tmp_path, "udp") as receiver:
+        words = ("audit", "export", "--own", "--to", receiver.url, "--format", "cef", "--kind", "run")
+        sent = user.run(*words, cwd=workspace)
+        assert sent.returncode == 0, sent.stderr
+        receiver.wait(lambda found: len(found) >= sum(kind.startswith("run.") for kind in kinds_found))
+    refused = user.run("audit", "export", "--own", "--to", "tcp://127.0.0.1:1", cwd=workspace)
+    assert (refused.returncode, "export-failed" in refused.stderr) == (75, True)
+    wrong = user.run("audit", "export", "--own", "--to", "gopher://x", cwd=workspace)
+    assert (wrong.returncode, "receiver-invalid" in wrong.stderr) == (64, True)

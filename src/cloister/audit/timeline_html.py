@@ -117,7 +117,8 @@ def _cards(made: Timeline) -> str:
         ("alarm", f"{sums.detections:,}", "detections", ""),
     ]
     shown = (
-        f'<li class="{kind}{" none" if number == "0" else ""}"><b>{number}</b><span>{what}</span><small>{more}</small></li>'
+        f'<li class="{kind}{" none" if number == "0" else ""}">'
+        f"<b>{number}</b><span>{what}</span><small>{more}</small></li>"
         for kind, number, what, more in cards
     )
     return f'<ul class="cards">{"".join(shown)}</ul>'

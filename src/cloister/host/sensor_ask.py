@@ -24,6 +24,34 @@ SENSOR_SOCKET = "/run/cloister/sensor.sock"
 TIMEOUT_S = 5.0
 
 
+class Told(msgspec.Struct, frozen=True):
+    """A watch, as the keeper is told: its number stands in its events."""
+
+    watch: int
+    slot: int
+    fields: dict[str, str]
+
+
+class Rings(msgspec.Struct, frozen=True):
+    """What the keeper must know of the rings, besides their descriptors."""
+
+    critical_bytes: int
+    bulk_bytes: int
+    machine: str
+    tiers: dict[str, str]
+    watches: list[Told]
+
+
+class Sums(msgspec.Struct, frozen=True):
+    """What the kernel counted for a watch since it began."""
+
+    watch: int
+    tallies: list[tuple[int, ...]]
+    """Of the critical and the bulk ring: made, dropped, limited."""
+    calls: dict[int, int] = {}
+    """How often each system call was made, when the watch is over."""
+
+
 class Asked:
     """A watch that was granted."""
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from cloister.llm.ledger import Row
     from cloister.plan.steps import Plan
     from cloister.runs.active import ActiveRun
+    from cloister.runs.audit_detections import Order
     from cloister.runs.store import Receipt, Record
 
 LOST = "audit-lost"
+DETECTED = "detection-matched"
 _NS = 1_000_000_000
 
 
@@ -54,7 +56,7 @@ class RunAudit:
         def sink() -> Sink:
             from cloister.runs import audit_sinks
 
-            return audit_sinks.choose(paths, lambda: self._kept, source)
+            return audit_sinks.choose(paths, lambda: self._kept, source, self._ordered)
 
         self._door = Door(sink, source=source, watching=self._watching, on_trouble=self._troubled)
 
@@ -130,6 +132,15 @@ class RunAudit:
     def trouble(self) -> str:
         """Why nothing can be recorded; nothing while it can."""
         return self._door.trouble
+
+    def _ordered(self, order: Order) -> None:
+        """Called in the door's thread: a detection wants a run stopped."""
+        self._loop.call_soon_threadsafe(self._stop, order)
+
+    def _stop(self, order: Order) -> None:
+        for run in list(self._living()):
+            if run.plan.run == order.run:
+                run.live.refuse(DETECTED, f"the detection {order.rule} matched", [order.message])
 
     @property
     def stops(self) -> bool:

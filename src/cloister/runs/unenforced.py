@@ -19,8 +19,11 @@ _OBEYED_AUDIT = (
     "syslog",
     "format",
     "otlp",
+    "alarm",
     "ca",
     "certificate",
+    "rules",
+    "detections",
 )
 """Keys of `[audit]` that have an effect."""
 

@@ -1,7 +1,8 @@
 """The keeper's end of the sensor: its rings become lines of the log, its watches get names, its losses are told.
 
 `Source.turn` is called in every turn of the keeper's loop, and never waits. Where there is no sensor it says so in
-the log, once (`log.tier`), and looks for one again. Lines of kernel events are built and chained in C; this only moves batches.
+the log, once (`log.tier`), and looks for one again. Lines of kernel events are built and chained in C; this only moves
+batches.
 """
 
 from __future__ import annotations
@@ -20,17 +21,16 @@ from cloister.audit.event import Event
 from cloister.errors import CloisterError
 from cloister.host.frames import Channel, Frame, FrameError
 from cloister.host.kernel_events import Call, Reader, boot_id
-from cloister.host.kernel_programs import Counters, Tally
-from cloister.host.sensor_ask import SENSOR_SOCKET
+from cloister.host.sensor_ask import SENSOR_SOCKET, Rings, Sums, Told
 from cloister.runs import kernel_tiers
-from cloister.runs.audit_keeper import Keeper
-from cloister.services.sensor import Rings, Told
+from cloister.runs.audit_keeper import Detail, Keeper
 
 AGAIN_S = 5.0
-LOSSES_S = 1.0
 BATCHES = 16
 """So many at most in one turn: others wait."""
 _RINGS = ("critical", "bulk")
+_DETECTED = ("executed", "forked", "connected", "called", "file", "privilege", "traced", "kernel", "ring")
+"""Events that detections are about; ends of processes, datagrams and binds are not."""
 
 
 class _Known:
@@ -38,8 +38,8 @@ class _Known:
 
     def __init__(self, told: Told) -> None:
         self.told = told
-        self.tallies = [Tally(0, 0, 0), Tally(0, 0, 0)]
-        self.over = False
+        self.lost = [(0, 0), (0, 0)]
+        self.over: Sums | None = None
 
 
 class Source:
@@ -52,22 +52,22 @@ class Source:
         self._keeper, self._path, self._clock = keeper, path, clock
         self._channel: Channel | None = None
         self._reader: Reader | None = None
-        self._counters: Counters | None = None
         self._maps: dict[str, int] = {}
         self._known: dict[int, _Known] = {}
         self._names: dict[int, str] = {}
         self._tiers: dict[str, str] = {}
         self._said: tuple[str, ...] | None = None
-        self._next_try = self._next_losses = 0.0
+        self._next_try = 0.0
 
     @property
-    def descriptor(self) -> int:
-        """The sensor's socket, to wait for; -1 while there is none."""
-        return self._channel.fileno() if self._channel else -1
+    def descriptors(self) -> tuple[int, ...]:
+        """What to wait for: the sensor's socket and the rings; nothing while there is no sensor."""
+        rings = [self._maps[name] for name in _RINGS if name in self._maps]
+        return (self._channel.fileno(), *rings) if self._channel else ()
 
-    def heads(self) -> dict[str, str | int | float | bool]:
+    def heads(self) -> dict[str, Detail]:
         """What a head of the log says of kernel events."""
-        words: dict[str, str | int | float | bool] = {f"tier_{area}": tier for area, tier in self._tiers.items()}
+        words: dict[str, Detail] = {f"tier_{area}": tier for area, tier in self._tiers.items()}
         if self._reader:
             counts = self._reader.counts()
             words |= {"kernel_delivered": sum(counts.delivered), "kernel_missing": sum(counts.missing)}
@@ -92,9 +92,6 @@ class Source:
         more = self._drain()
         if not more:
             self._end_watches()
-        if self._clock() >= self._next_losses:
-            self._next_losses = self._clock() + LOSSES_S
-            self._tell_losses()
         return more
 
     def close(self) -> None:
@@ -105,7 +102,7 @@ class Source:
             os.close(descriptor)
         if self._channel:
             self._channel.close()
-        self._channel = self._reader = self._counters = None
+        self._channel = self._reader = None
         self._maps, self._known, self._tiers = {}, {}, {}
 
     # --- the sensor -------------------------------------------------------------------------
@@ -148,24 +145,23 @@ class Source:
             self._open(msgspec.json.decode(frame.payload, type=Rings), frame.descriptors)
         elif frame.kind == "W":
             self._name(msgspec.json.decode(frame.payload, type=Told))
-        elif frame.kind == "E":
-            number = msgspec.json.decode(frame.payload, type=dict[str, int])["watch"]
-            if number in self._known:
-                self._known[number].over = True
+        elif frame.kind in {"L", "E"}:
+            sums = msgspec.json.decode(frame.payload, type=Sums)
+            known = self._known.get(sums.watch)
+            if known:
+                self._tell_loss(known, sums)
+                known.over = sums if frame.kind == "E" else None
 
     def _open(self, rings: Rings, descriptors: tuple[int, ...]) -> None:
-        self._maps = dict(zip(("critical", "bulk", "tallies", "counts"), descriptors, strict=False))
+        self._maps = dict(zip(_RINGS, descriptors, strict=True))
         sizes = (rings.critical_bytes, rings.bulk_bytes)
         self._reader = Reader(self._maps["critical"], self._maps["bulk"], sizes, boot_id())
+        self._reader.tee(_DETECTED)
         self._reader.describe([Call(*one) for one in described(rings.machine)])
-        self._counters = Counters(self._maps)
         self._names = {number: name for name, number in numbers(rings.machine).items()}
         self._names |= {COMPAT: "compat", UNKNOWN: "unknown"}
         for told in rings.watches:
             self._name(told)
-            # What was told before this reader began is not told again.
-            known = self._known[told.watch]
-            known.tallies = [self._counters.tally(told.slot, ring) for ring in range(2)]
         self._tell_tiers(rings.tiers, "")
 
     def _name(self, told: Told) -> None:
@@ -198,52 +194,36 @@ class Source:
             reader.commit()
             if not written:
                 return False
+            self._keeper.seen(reader.teed())
         return True
 
     def _end_watches(self) -> None:
-        """Tell the counts of watches that are over, now that their last event was taken."""
+        """Let go of watches that are over, now that their last event was taken."""
         for number, known in list(self._known.items()):
-            if not known.over or not self._reader or not self._channel:
-                continue
-            self._tell_loss(known)
-            self._tell_counts(known)
-            del self._known[number]
-            self._reader.forget(number)
-            with contextlib.suppress(FrameError):
-                self._channel.send("E", msgspec.json.encode({"watch": number}))
+            if known.over and self._reader:
+                self._tell_counts(known, known.over)
+                del self._known[number]
+                self._reader.forget(number)
 
-    def _tell_losses(self) -> None:
-        for known in self._known.values():
-            self._tell_loss(known)
-
-    def _tell_loss(self, known: _Known) -> None:
+    def _tell_loss(self, known: _Known, sums: Sums) -> None:
         """A loss is an event: how many, of which ring, and why."""
-        assert self._counters  # noqa: S101  # a watch has counters
         for ring, name in enumerate(_RINGS):
-            before, now = known.tallies[ring], self._counters.tally(known.told.slot, ring)
-            dropped, limited = now.dropped - before.dropped, now.limited - before.limited
-            if dropped or limited:
-                words: dict[str, str | int | float | bool] = {
-                    "ring": name,
-                    "dropped": dropped,
-                    "limited": limited,
-                    "made": now.made,
-                }
-                why = "kernel-rate" if limited else "kernel-ring-full"
-                self._put("log.lost", known, f"{dropped + limited} kernel events were not recorded", words, 4, why)
-            known.tallies[ring] = now
+            made, dropped, limited = sums.tallies[ring]
+            before = known.lost[ring]
+            if (dropped, limited) != before:
+                known.lost[ring] = (dropped, limited)
+                new = (dropped - before[0], limited - before[1])
+                words: dict[str, Detail] = {"ring": name, "dropped": new[0], "limited": new[1], "made": made}
+                why = "kernel-rate" if new[1] else "kernel-ring-full"
+                self._put("log.lost", known, f"{sum(new)} kernel events were not recorded", words, 4, why)
 
-    def _tell_counts(self, known: _Known) -> None:
-        assert self._counters  # noqa: S101  # a watch has counters
-        calls = self._counters.calls(known.told.slot)
-        made = {name: known.tallies[ring].made for ring, name in enumerate(_RINGS)}
-        if not calls and not any(made.values()):
-            return
-        words: dict[str, str | int | float | bool] = {"total": sum(calls.values())}
+    def _tell_counts(self, known: _Known, sums: Sums) -> None:
+        made = {name: sums.tallies[ring][0] for ring, name in enumerate(_RINGS)}
+        words: dict[str, Detail] = {"total": sum(sums.calls.values())}
         words |= {f"events_{name}": count for name, count in made.items()}
-        for number, count in sorted(calls.items(), key=lambda one: (-one[1], one[0])):
+        for number, count in sorted(sums.calls.items(), key=lambda one: (-one[1], one[0])):
             words[f"call_{self._names.get(number, str(number))}"] = count
-        self._put("kernel.counted", known, f"{sum(calls.values())} system calls", words)
+        self._put("kernel.counted", known, f"{sum(sums.calls.values())} system calls", words)
 
     def _tell_tiers(self, tiers: Mapping[str, str], why: str) -> None:
         self._tiers = dict(tiers)
@@ -251,14 +231,14 @@ class Source:
         if said == self._said:
             return
         self._said = said
-        words: dict[str, str | int | float | bool] = {f"tier_{area}": tier for area, tier in tiers.items()}
+        words: dict[str, Detail] = {f"tier_{area}": tier for area, tier in tiers.items()}
         if why:
             words["why"] = why
         unseen = "; ".join(kernel_tiers.blind(tiers))
         self._put("log.tier", None, f"not seen: {unseen}" if unseen else "everything is seen", words, 3 if why else 1)
 
     def _put(  # noqa: PLR0913  # the parts of an event
-        self, kind: str, known: _Known | None, message: str, details: Mapping[str, str | int | float | bool],
+        self, kind: str, known: _Known | None, message: str, details: Mapping[str, Detail],
         severity: int = 1, reason: str = "",
     ) -> None:  # fmt: skip
         fields = known.told.fields if known else {}

@@ -7,9 +7,9 @@ waits in them. A watch is told to the keeper before it is in force, so no event 
 It has root's uid and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN only. Calls of the whole host cost a little while the
 tracepoints are attached, so these are there only while something is watched, and for a minute after.
 
-    R  keeper → sensor: the rings, please   →   R  JSON `Rings` · critical, bulk, tallies, counts (where there are any)
-    W  sensor → keeper: JSON watch, slot, fields      E  sensor → keeper: JSON watch; it is over, nothing comes any more
-    E  keeper → sensor: JSON watch; its counters were read, the slot is free       T  sensor → keeper: JSON tiers
+    R  keeper → sensor: the rings, please   →   R  JSON `Rings` · critical, bulk
+    W  sensor → keeper: JSON `Told`, a watch that is about to be in force
+    L  sensor → keeper: JSON `Sums`, when something of it was lost      E  the same, when a watch is over
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -32,8 +33,8 @@ from cloister.audit.calls import Wanted, shapes
 from cloister.errors import CloisterError, StepError, render
 from cloister.host import kernel_watches
 from cloister.host.frames import Channel, Frame, FrameError
-from cloister.host.kernel_programs import Programs, Settings
-from cloister.host.sensor_ask import SENSOR_SOCKET
+from cloister.host.kernel_programs import Counters, Outcome, Programs, Settings
+from cloister.host.sensor_ask import SENSOR_SOCKET, Rings, Sums, Told
 from cloister.runs import kernel_tiers
 from cloister.services.auditd import listen, notify
 
@@ -42,35 +43,18 @@ LINGER_S = 60.0
 PER_UID = 32
 """Watches of one user at once."""
 _TICK_S = 1.0
+_ENDED = 1024
 _FIELDS = frozenset({"run", "agent", "user", "account"})
 _FIELD_BYTES = 256
 
 
-class Rings(msgspec.Struct, frozen=True):
-    """What the keeper must know besides the descriptors."""
-
-    critical_bytes: int
-    bulk_bytes: int
-    machine: str
-    tiers: dict[str, str]
-    watches: list[Told]
-    why: str = ""
-
-
-class Told(msgspec.Struct, frozen=True):
-    """A watch, as the keeper is told."""
-
-    watch: int
-    slot: int
-    fields: dict[str, str]
-
-
 class _Watch:
-    """A watch that is in force, or whose counters nobody read yet."""
+    """A watch that is in force."""
 
     def __init__(self, told: Told, key: int, level: int, uid: int) -> None:
         self.told, self.key, self.level, self.uid = told, key, level, uid
-        self.over = False
+        self.lost = (0, 0)
+        """What was told of its losses."""
         self.descriptor = -1
         """A cgroup's; -1 for a namespace, whose watch ends with the connection."""
 
@@ -93,15 +77,19 @@ class Sensor:
         Raises:
             CloisterError: no program can be loaded at all.
         """
-        self._listener, self._programs, self._keepers, self._wanted = listener, programs, keepers, wanted
+        self._listener, self._programs, self._keepers = listener, programs, keepers
         listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._watches: dict[int, _Watch] = {}
         self._slots = list(range(programs.settings.slots - 1, -1, -1))
         self._next = 1
         self._keeper: _Peer | None = None
+        self._ended: list[tuple[Told, Sums]] = []
+        """Watches that ended while there was no keeper."""
         self._quiet_since = time.monotonic()
         self._leaving = False
+        self._resting: tuple[str, ...] = ()
+        """Programs that are loaded and not attached."""
         tree = kernel_watches.cgroup_tree()
         programs.load("process")
         if tree:
@@ -110,7 +98,11 @@ class Sensor:
         if not programs.attached:
             refused = "; ".join(sorted({one.why_not for one in programs.outcomes}))
             raise StepError("kernel-events-refused", f"the kernel takes none of the programs: {refused}")
-        self._calls(wanted=wanted != "off")
+        if wanted != "off":
+            files = self._files()
+            programs.load("calls", shapes=shapes(platform.machine(), wanted, files_elsewhere=files))
+            programs.load("rings")
+        self._rest()
         self._configure()
 
     @property
@@ -142,25 +134,29 @@ class Sensor:
 
     # --- programs ---------------------------------------------------------------------------
 
-    def _calls(self, *, wanted: bool) -> None:
-        """Attach or detach what every process of the host pays for."""
-        self._resting: tuple[str, ...] = getattr(self, "_resting", ())
-        if not wanted:
-            self._resting = tuple(name for name in self._programs.attached if name.startswith(("calls_", "rings_")))
-            self._programs.unload(self._resting)
-            return
+    def _files(self) -> bool:
+        """Attach the hooks of files: as LSM where BPF is one, else at the functions that call them."""
+        lsm = "lsm_file_open" in _attached(self._programs.load("lsm")) and _bpf_is_lsm()
+        if lsm:
+            return True
+        self._programs.pause([name for name in self._programs.attached if name.startswith("lsm_")])
+        return "fentry_file_open" in _attached(self._programs.load("fentry"))
+
+    def _rest(self) -> None:
+        """Detach what every process of the host pays for; it stays loaded."""
+        self._resting = tuple(name for name in self._programs.attached if name.startswith(("calls_", "rings_")))
+        self._programs.pause(self._resting)
+
+    def _rise(self) -> None:
+        self._programs.resume(self._resting)
         self._resting = ()
-        chosen = shapes(platform.machine(), self._wanted, files_elsewhere=False)
-        self._programs.load("calls", shapes=chosen)
-        self._programs.load("rings")
 
     def _configure(self) -> None:
-        watches = [one for one in self._watches.values() if not one.over]
-        groups = [one for one in watches if one.descriptor >= 0]
+        groups = [one for one in self._watches.values() if one.descriptor >= 0]
         # A depth that nobody can know: look at all of them.
         unknown = any(not one.level for one in groups)
         levels = range(1, 17) if unknown else {one.level for one in groups}
-        self._programs.configure(levels, len(watches) - len(groups))
+        self._programs.configure(levels, len(self._watches) - len(groups))
 
     # --- peers ------------------------------------------------------------------------------
 
@@ -186,8 +182,6 @@ class Sensor:
     def _answer(self, peer: _Peer, frame: Frame) -> None:
         if frame.kind == "R" and peer.uid in self._keepers:
             self._hand_over(peer)
-        elif frame.kind == "E" and peer is self._keeper:
-            self._free(msgspec.json.decode(frame.payload, type=dict[str, int])["watch"])
         elif frame.kind == "W":
             try:
                 self._grant(peer, frame)
@@ -212,13 +206,14 @@ class Sensor:
             self._drop(self._keeper)
         self._keeper = peer
         chosen, maps = self._programs.settings, self._programs.maps
-        told = [one.told for one in self._watches.values()]
+        ended, self._ended = self._ended, []
+        told = [*(one for one, _ in ended), *(one.told for one in self._watches.values())]
         words = Rings(chosen.critical_bytes, chosen.bulk_bytes, platform.machine(), self.tiers, told)
-        names = [name for name in ("critical", "bulk", "tallies", "counts") if name in maps]
-        peer.channel.send("R", msgspec.json.encode(words), [maps[name] for name in names])
+        peer.channel.send("R", msgspec.json.encode(words), [maps["critical"], maps["bulk"]])
+        for _, sums in ended:
+            self._tell("E", sums)
         for watch in self._watches.values():
-            if watch.over:
-                peer.channel.send("E", msgspec.json.encode({"watch": watch.told.watch}))
+            watch.lost = (0, 0)
 
     def _tell(self, kind: str, value: Any) -> None:
         if self._keeper:
@@ -243,11 +238,8 @@ class Sensor:
         found = kernel_watches.of_descriptor(frame.descriptors[0])
         if peer.uid not in {0, found.owner}:
             raise StepError("kernel-watch-refused", "it belongs to somebody else")
-        if any(one.key == found.key and not one.over for one in self._watches.values()):
+        if any(one.key == found.key for one in self._watches.values()):
             raise StepError("kernel-watch-refused", "it is watched already")
-        if not self._slots and self._keeper is None:
-            for one in [one for one in self._watches.values() if one.over]:
-                self._free(one.told.watch)  # nobody is there who would read its counters
         mine = sum(1 for one in self._watches.values() if one.uid == peer.uid)
         if not self._slots or (peer.uid != 0 and mine >= PER_UID):
             raise StepError("kernel-watch-refused", "too many runs are watched")
@@ -268,42 +260,68 @@ class Sensor:
     def _enforce(self, watch: _Watch) -> None:
         self._quiet_since = 0.0
         if self._resting:
-            self._calls(wanted=True)
+            self._rise()
         self._tell("W", watch.told)
         self._configure()
         self._programs.watch(watch.key, watch.told.watch, watch.told.slot)
 
     def _end(self, watch: _Watch) -> None:
-        """Watch it no longer; its slot is free when the keeper has read its counters."""
-        if watch.over:
+        """Watch it no longer, and tell what was counted."""
+        if self._watches.pop(watch.told.watch, None) is None:
             return
-        watch.over = True
         self._programs.forget(watch.key)
+        sums = self._sums(watch, calls=True)
+        self._programs.clear(watch.told.slot)
+        self._slots.insert(0, watch.told.slot)
         if watch.descriptor >= 0:
             os.close(watch.descriptor)
             watch.descriptor = -1
         self._configure()
-        self._tell("E", {"watch": watch.told.watch})
+        if self._keeper:
+            self._tell("E", sums)
+        elif len(self._ended) < _ENDED:
+            self._ended.append((watch.told, sums))
 
-    def _free(self, number: int) -> None:
-        watch = self._watches.get(number)
-        if watch and watch.over:
-            del self._watches[number]
-            self._programs.clear(watch.told.slot)
-            self._slots.insert(0, watch.told.slot)
+    def _sums(self, watch: _Watch, *, calls: bool) -> Sums:
+        counters = Counters(self._programs.maps)
+        tallies = [tuple(counters.tally(watch.told.slot, ring)) for ring in range(2)]
+        return Sums(watch.told.watch, tallies, counters.calls(watch.told.slot) if calls else {})
+
+    def _look(self, watch: _Watch) -> None:
+        """Tell the keeper when something of a watch was lost."""
+        sums = self._sums(watch, calls=False)
+        lost = (sum(sums.tallies[0][1:]), sum(sums.tallies[1][1:]))
+        if lost != watch.lost and self._keeper:
+            watch.lost = lost
+            self._tell("L", sums)
 
     def _tick(self) -> None:
         for watch in list(self._watches.values()):
-            if not watch.over and watch.descriptor >= 0 and not kernel_watches.lives(watch.descriptor):
+            if watch.descriptor >= 0 and not kernel_watches.lives(watch.descriptor):
                 self._end(watch)
+            else:
+                self._look(watch)
         now = time.monotonic()
-        if any(not one.over for one in self._watches.values()):
+        if self._watches:
             self._quiet_since = 0.0
         elif not self._quiet_since:
             self._quiet_since = now
-        elif now - self._quiet_since > LINGER_S and not self._resting and self._wanted != "off":
-            self._calls(wanted=False)
+        elif now - self._quiet_since > LINGER_S and not self._resting:
+            self._rest()
         notify("WATCHDOG=1")
+
+
+def _attached(outcomes: Iterable[Outcome]) -> set[str]:
+    return {one.program for one in outcomes if not one.why_not}
+
+
+def _bpf_is_lsm() -> bool:
+    """Whether programs of this kind are called at all: they load and attach also where they are not."""
+    try:
+        with open("/sys/kernel/security/lsm", encoding="ascii") as file:
+            return "bpf" in file.read().strip().split(",")
+    except OSError:
+        return False
 
 
 class _Directory:
