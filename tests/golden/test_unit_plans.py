@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from cloister.egress.rules import compile_guard, compile_ruleset
 from cloister.plan import render
+from cloister.plan.facts import HostFacts, Program
 from cloister.plan.steps import Plan
 from cloister.plan.unit import Account
 from cloister.plan.workspace import Mount, Node, Placeholder, WorkspaceLayout
 from cloister.policy.document import read
 from cloister.policy.merge import resolve
+from cloister.policy.model import Agent
 from cloister.policy.presets import builtin_presets
 from cloister.runs.compile_unit import UnitFacts, compile_unit, unit_home
+from cloister.runs.unit_internet import UnitInternet, unit_internet
 
 FOLDER = Path(__file__).parent / "unit_plans"
 VERSIONS = (252, 257)
@@ -53,7 +57,19 @@ def plan_of(text: bytes, **changes: object) -> Plan:
     """Compile the agent `agent` of a policy."""
     resolved = resolve(read(text, "cloister.toml"), "agent", presets=builtin_presets())
     allow = tuple(str(entry) for entry in resolved.agent.egress.allow)
+    changes = {"direct": _direct(resolved.agent), **changes}
     return compile_unit(resolved.agent, resolved.preset, resolved.agent.command, allow, facts(**changes))
+
+
+def _direct(agent: Agent) -> UnitInternet | None:
+    """Return how an agent in mode `internet` gets its network, on a host that asks 192.168.1.1 for names."""
+    if agent.egress.mode != "internet":
+        return None
+    host = HostFacts(
+        kernel="6.12", arch="x86_64", uid=900, pasta=Program(path="/usr/bin/pasta"), nft=Program(path="/usr/sbin/nft")
+    )
+    rules, guard = compile_ruleset(agent.egress, agent="agent"), compile_guard(agent.egress, agent="agent")
+    return unit_internet((agent, agent), rules, guard, host, ("192.168.1.1",))
 
 
 def _compiled(name: str, version: int) -> str:
@@ -75,6 +91,16 @@ def test_the_text_shows_what_root_is_asked_for() -> None:
     assert "  NoNewPrivileges=yes" in lines
     assert f"  ro {ROOT}/.git/hooks from workspace:.git/hooks" in lines
     assert "  tmpfs /tmp, 2147483648 bytes" in lines
+
+
+def test_the_text_shows_the_network_and_what_is_given_up() -> None:
+    """In mode `internet` the plan shows pasta's unit, its argv, and that direct connections have no names."""
+    text = render.as_text(plan_of((FOLDER / "internet.toml").read_bytes()))
+
+    assert "unit of its network cloister-net-0123456789ab.service, as cl-agent-alice, behind the packet filter" in text
+    assert "  BindsTo=cloister-watchdog.service" in text
+    assert "  /usr/bin/pasta -f -q --config-net --no-map-gw" in text
+    assert "egress.mode = internet: public addresses are reachable without names" in text
 
 
 if __name__ == "__main__":

@@ -169,6 +169,7 @@ def test_no_answer_crashes_the_reader(junk: bytes, keep: int) -> None:
     theirs.shutdown(socket.SHUT_WR)
     manager = Manager.__new__(Manager)
     manager._socket, manager.serial, manager._until = ours, 0, time.monotonic() + 5
+    manager._arrived, manager._awaited = bytearray(), ()
     try:
         manager.start_scope("cloister-x.scope", 1, {})
     except ManagerError:

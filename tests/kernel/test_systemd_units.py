@@ -130,8 +130,8 @@ def test_a_start_is_asked_for_with_its_streams(fakes: list[Fake], tmp_path: Path
     for one in (hear, say):
         os.close(one)
     fakes.append(Fake(tmp_path, b"", OK + b"ERROR\r\n"))
-    with pytest.raises(ManagerError):
-        UnitManager(fakes[-1].path, timeout_s=1)
+    with UnitManager(fakes[-1].path, timeout_s=1) as manager, pytest.raises(ManagerError):
+        manager.show(UNIT, ("User",))
 
 
 @pytest.mark.parametrize(("job", "stopped"), [(17, True), (0, False)])

@@ -104,6 +104,44 @@ def test_no_other_field(ends: Ends, fields: list[bytes]) -> None:
         read(ends)
 
 
+@pytest.mark.parametrize(
+    ("names", "further"),
+    [("copy", 1), ("copy,repository", 2), ("repository", 1), ("", 0)],
+)
+def test_further_directories_have_names(ends: Ends, names: str, further: int) -> None:
+    """The directory for changes and a repository elsewhere arrive under the names that the field gives them."""
+    ends.send(encode("L", encode_list([*FIELDS, f"brings={names}".encode()])), [*ends.good(), *[ends.folder] * further])
+    ends.send(REST)
+    request = read_request(ends.wire, ends.wire.receive())
+    came = {"carry": request.carry, "copy": request.copy, "repository": request.repository}
+    assert {name for name, descriptor in came.items() if descriptor >= 0} == set(filter(None, names.split(",")))
+    assert "brings" not in request.fields
+    for descriptor in (request.link, *request.streams, request.workspace, request.directory, *came.values()):
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("names", "make"),
+    [
+        ("repository,copy", lambda ends: [ends.folder] * 2),
+        ("copy,copy", lambda ends: [ends.folder] * 2),
+        ("home", lambda ends: [ends.folder]),
+        ("copy", lambda _: []),
+        ("copy", lambda ends: [ends.folder] * 2),
+        ("copy", lambda ends: [ends.null]),
+        ("repository", lambda ends: [ends.null]),
+        ("carry,copy", lambda ends: [ends.folder] * 2),
+    ],
+)
+def test_no_other_descriptor(ends: Ends, names: str, make: Callable[[Ends], list[int]]) -> None:
+    """Another name or order, more or fewer than named, and what is no directory: all refused."""
+    ends.send(encode("L", encode_list([*FIELDS, f"brings={names}".encode()])), [*ends.good(), *make(ends)])
+    ends.send(REST)
+    with pytest.raises(UsageError):
+        read(ends)
+
+
 def _swap(index: int, make: Callable[[Ends], int]) -> Callable[[Ends], list[int]]:
     return lambda ends: [*(found := ends.good())[:index], make(ends), *found[index + 1 :]]
 

@@ -63,12 +63,15 @@ def ask(  # noqa: PLR0913  the parts of a request
     streams: Sequence[int] = (0, 1, 2),
     carry: int | None = None,
     extra: Sequence[str] = (),
+    brought: dict[str, int] | None = None,
 ) -> list[tuple[str, object]]:
     """Send a whole request, and return every frame of the answer as (type, content)."""
     talk = connect()
     link, _kept = socket.socketpair(socket.AF_UNIX)
-    fields = ["verb=run", f"agent={agent}", f"run={run}", *extra]
-    descriptors = [link.fileno(), *streams, workspace, inside, *([] if carry is None else [carry])]
+    further = {} if carry is None else {"carry": carry}
+    further |= brought or {}
+    fields = ["verb=run", f"agent={agent}", f"run={run}", f"brings={','.join(further)}", *extra]
+    descriptors = [link.fileno(), *streams, workspace, inside, *further.values()]
     with contextlib.suppress(FrameError):  # refused already: the answer is there to be read
         talk.send("L", encode_list(field.encode() for field in fields), tuple(descriptors))
         talk.send("U", b"{}")
@@ -99,10 +102,14 @@ def main() -> None:
     parser.add_argument("inside", nargs="?")
     parser.add_argument("--extra", action="append", default=[])
     parser.add_argument("--carry", default="")
+    parser.add_argument("--copy", default="", help="the directory for changes")
+    parser.add_argument("--repository", default="")
     given = parser.parse_args()
     carry = sealed(json.loads(given.carry)) if given.carry else None
     inside = directory(given.inside or given.workspace)
-    found = ask(given.agent, given.run, directory(given.workspace), inside, carry=carry, extra=given.extra)
+    brought = {name: directory(path) for name in ("copy", "repository") if (path := getattr(given, name))}
+    place = directory(given.workspace)
+    found = ask(given.agent, given.run, place, inside, carry=carry, extra=given.extra, brought=brought)
     sys.stderr.write(json.dumps(found) + "\n")
 
 

@@ -49,7 +49,7 @@ PIVOT_ROOT_NUMBER = {"x86_64": 155, "aarch64": 41}
 PREFIX = "cloister-test-"
 OWN = ("home", "var", "srv", "root")
 """Folders that are no part of the overlay: overlayfs can be neither idmapped nor an upper layer of another overlay."""
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "net/tun")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
 class Hierarchy(NamedTuple):
@@ -251,6 +251,10 @@ def mount_devices() -> None:
             target.parent.mkdir(exist_ok=True)
             target.touch()
             bind(f"/dev/{name}", str(target))
+    # Not the host's: there it may be root's only, and its mode is the host's to keep. udev(7) makes it 0666.
+    Path("dev/net").mkdir()
+    os.mknod("dev/net/tun", 0o20666, os.makedev(10, 200))
+    Path("dev/net/tun").chmod(0o666)
     for name, kind, data in (
         ("pts", "devpts", "newinstance,ptmxmode=0666,mode=620,gid=5"),
         ("shm", "tmpfs", "mode=1777"),

@@ -40,7 +40,7 @@ cd /run; mkdir -p cloister/proxy/runs cloister/etc cloister/units; chmod 755 clo
 chown -R cloister-proxy: cloister/proxy; chmod 700 cloister/proxy
 mkdir -p cloister/root; cd cloister/root
 mkdir -p .cloister dev etc home proc root run/cloister/box run/cloister/bin sys tmp usr var/tmp
-for name in bin sbin lib lib64; do [ -e "$name" ] || ln -s "usr/$name" "$name"; done
+for name in bin sbin lib lib64; do [ -h "$name" ] || ln -s "usr/$name" "$name"; done
 touch .cloister/cloister-shim
 mkdir -p /var/lib/cloister/agents /var/lib/cloister/hostd; chmod 700 /var/lib/cloister/hostd
 systemctl daemon-reload

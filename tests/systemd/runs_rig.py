@@ -61,10 +61,10 @@ head -1 <&3
 class Rig:
     """The machine, with words for what the tests do most."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, policy: str = POLICY) -> None:
         """Install, and give alice and bob a project."""
         self.machine = machine
-        machine.write(POLICY_FILE, POLICY)
+        machine.write(POLICY_FILE, policy)
         machine.run(["cloister", "setup", "--yes"], timeout=120)
         for user in ("alice", "bob"):
             machine.run(["sh", "-c", "mkdir -p p/one/.git/hooks p/one/sub"], user=user)
@@ -92,7 +92,8 @@ class Rig:
 
     def units(self) -> list[str]:
         """Return the units of runs that systemd knows."""
-        listing = self.machine.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "cloister-run-*"])
+        listing = self.machine.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "cloister-run-*",
+                                    "cloister-net-*"])  # fmt: skip
         return [line.split()[0] for line in listing.stdout.splitlines()]
 
     def remains(self) -> dict[str, list[str]]:

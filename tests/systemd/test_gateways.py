@@ -6,18 +6,22 @@ One machine per Debian has both for all tests, since a gateway takes a quarter o
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.machines import AGENTS, Machine
+from support.machines import AGENTS, PYTHON, TESTS, Machine
 from support.model_inside import ModelInside
 
 pytestmark = [pytest.mark.agents, pytest.mark.slow]
 
 TOKEN = "gateway-token-0123456789abcdef0123456789"  # made up
+PASSWORD = "gateway-password-0123456789"  # made up
+BOT = "4455:made-up_token-of-a-bot"  # made up
 KEY = "provider-key-0123456789abcdef"
 POLICY = """\
 schema = 1
@@ -35,6 +39,12 @@ command = ["{agents}/bin/openclaw"]
 providers = ["anthropic"]
 models = ["fake-1"]
 
+[agents.claw.egress]
+allow = ["host.cloister.internal:{far}"]
+
+[agents.claw.filesystem]
+read = ["/etc/cloister-plugins/own"]
+
 [services.home]
 agent = "claw"
 model.primary = "anthropic/fake-1"
@@ -48,11 +58,56 @@ mode = "inline"
 description = "say hello"
 body = "Say hello."
 
-[services.home.instances.a]
+[services.home.instances.a.channels.telegram]
+enable = true
+bot_token = "file:/etc/cloister/keys/telegram"
+api_root = "https://host.cloister.internal:{far}"
+allow_from = [123456789]
+
+[services.home.instances.a.plugins.notes]
+source = "/etc/cloister-plugins/notes"
+env.NOTES_KEY = "file:/etc/cloister/keys/notes"
+settings = {{ depth = 3 }}
+
+[services.home.instances.a.config_overrides.plugins]
+load.paths = ["/etc/cloister-plugins/own"]
+entries.own.enabled = true
 
 [services.home.instances.b]
 port = 19000
+auth = {{ mode = "password", token = "", password = "file:/etc/cloister/keys/password" }}
 """
+NOTE = "#!/bin/sh\necho \"key $(cat $NOTES_KEY) $(cat ~/.notes/config.json | tr -d '\\n ')\"\n"
+PLUGIN = {
+    "notes/plugin.toml": (
+        'name = "notes"\nskills = ["skills/note"]\npackages = ["bin"]\nstate_dirs = [".notes"]\n'
+        'required_env = ["NOTES_KEY"]\n'
+    ),
+    "notes/skills/note/SKILL.md": "---\nname: note\ndescription: take notes\n---\nUse note.\n",
+    "notes/bin/note": NOTE,
+    "own/package.json": json.dumps(
+        {"name": "own", "version": "1.0.0", "type": "module", "openclaw": {"extensions": ["./index.js"]}}
+    ),
+    "own/openclaw.plugin.json": json.dumps({
+        "id": "own", "name": "Own", "description": "A tool of the tests", "categories": ["other"],
+        "contracts": {"tools": ["own_tool"]}, "activation": {"onStartup": True},
+        "configSchema": {"type": "object", "additionalProperties": False},
+    }),
+    "own/index.js": """\
+import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
+export default definePluginEntry({
+  id: "own", name: "Own", description: "A tool of the tests",
+  register(api) {
+    api.registerTool({
+      name: "own_tool", description: "Echo",
+      parameters: { type: "object", properties: { input: { type: "string" } } },
+      async execute(_id, params) { return { content: [{ type: "text", text: `Got: ${params.input}` }], details: {} }; },
+    });
+  },
+});
+""",
+}  # fmt: skip
+"""One of ours, with a skill, a program and a secret; and one of OpenClaw's own kind, with a tool for the model."""
 UNIT_A, UNIT_B = "cloister-service-home-a.service", "cloister-service-home-b.service"
 STATE = "/var/lib/cloister/services/cl-home-a"
 ASK = """\
@@ -75,15 +130,39 @@ class Gateways:
         self.machine, self.model = machine, model
         machine.run(["ln", "-sfn", f"{AGENTS}/bin/node", "/usr/local/bin/node"])
         machine.write("/etc/cloister/keys/gateway", TOKEN + "\n", mode=0o600)
-        machine.write("/etc/cloister/keys/anthropic", KEY + "\n", mode=0o600)
+        secrets = {"anthropic": KEY, "password": PASSWORD, "telegram": BOT, "notes": "made-up-notes"}
+        for name, secret in secrets.items():
+            machine.write(f"/etc/cloister/keys/{name}", secret + "\n", mode=0o600)
+        for name, text in PLUGIN.items():
+            machine.write(f"/etc/cloister-plugins/{name}", text, mode=0o755 if "/bin/" in name else 0o644)
+        machine.run(["mkdir", "-p", "/srv/bot"])
+        self._bot = machine.popen(
+            [PYTHON, "-m", "support.fake_bot_api", "/srv/bot", BOT, "host.cloister.internal"], cwd="/",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        assert self._bot.stdout
+        far = int(self._bot.stdout.readline())
+        trusting = "[Service]\nEnvironment=SSL_CERT_FILE=/etc/ssl/of-the-test.pem\n"
+        machine.write("/etc/systemd/system/cloister-proxyd.service.d/test.conf", trusting)
+        machine.run(["cp", "/srv/bot/authority.pem", "/etc/ssl/of-the-test.pem"])
         for name in ("CLAUDE.md", "SOUL.md", "TOOLS.md"):
             machine.write(f"/etc/cloister-docs/{name}", f"# {name}\ndeclared\n")
-        machine.write("/etc/cloister/cloister.toml", POLICY.format(url=model.url, agents=AGENTS))
+        machine.write("/etc/cloister/cloister.toml", POLICY.format(url=model.url, agents=AGENTS, far=far))
         machine.run(["cloister", "setup", "--yes"], timeout=120)
 
     def ask(self, port: int = 18789, token: str = TOKEN) -> str:
         """Return what a gateway answers to somebody on the machine."""
         return str(self.machine.run(["python3", "-c", ASK, str(port), token], user="alice", timeout=90).stdout).strip()
+
+    def bot_calls(self) -> list[dict[str, Any]]:
+        """Return what the Bot API was asked."""
+        return [json.loads(line) for line in self.machine.read("/srv/bot/calls").splitlines()]
+
+    def close(self) -> None:
+        """End the Bot API."""
+        self._bot.kill()
+        self._bot.wait()
 
     def inside(self, script: str, unit: str = UNIT_A) -> Any:
         """Run a shell script as the gateway: its user, its namespaces, after its main process."""
@@ -109,12 +188,13 @@ def up(suite: str, layers: Any, agents_bin: Path, tmp_path_factory: pytest.TempP
         done = machine.run(["cloister", "up", "home"], timeout=240, check=False)
         assert done.returncode == 0, done.stdout + done.stderr + machine.journal(UNIT_A)[-6000:]
         yield made
+        made.close()
 
 
 def test_both_answer_through_their_model(up: Gateways) -> None:
     """Ready is a round trip: the port on the host's loopback, the gateway, our proxy, the provider, and back."""
     assert up.ask() == "FAKE-OK"
-    assert up.ask(19000) == "FAKE-OK"
+    assert up.ask(19000, PASSWORD) == "FAKE-OK"
     assert {request["headers"].get("x-api-key") for request in up.model.requests} == {KEY}
 
 
@@ -134,6 +214,40 @@ def test_status_shows_ports_and_asks_only_when_told_to(up: Gateways) -> None:
 def test_a_wrong_token_opens_nothing(up: Gateways) -> None:
     """OF6: the gateway checks the token of its own file, not one that it made up."""
     assert up.ask(token="wrong") == "401"  # made up
+    assert up.ask(19000, "wrong") == up.ask(19000, TOKEN) == "401"  # made up
+
+
+def test_telegram_through_the_proxy(up: Gateways) -> None:
+    """OpenClaw's own channel: a message comes in by polling, the model's answer goes out; the token is not inside."""
+    up.machine.path("/srv/bot/inbox").open("a").write("hello from outside\n")
+    until = time.monotonic() + 60
+    while not (said := [call for call in up.bot_calls() if call["method"] == "sendMessage"]):
+        assert time.monotonic() < until, up.machine.journal(UNIT_A)[-5000:]
+        time.sleep(0.5)
+    assert "FAKE-OK" in str(said[-1]["body"])
+    assert str(said[-1]["body"]["chat_id"]) == "123456789"
+    assert all(call["good"] for call in up.bot_calls())
+    kept = up.inside("cat /run/cloister/services/cl-home-a/secrets/telegram").stdout
+    assert kept.startswith("cloister-telegram-")
+    assert BOT not in up.inside(f"grep -rs '{BOT}' {STATE} {STATE}.d /run/cloister /tmp; cat /proc/*/environ").stdout
+    assert BOT not in up.machine.journal()
+    assert BOT not in up.machine.run(["sh", "-c", "cat /var/lib/cloister/proxy/runs/*/*.jsonl"]).stdout
+
+
+def test_plugins_of_both_kinds(up: Gateways) -> None:
+    """Ours brings a skill, a program, settings and a secret's file; OpenClaw's own brings its model a tool."""
+    call = json.dumps({"tool": "own_tool", "args": {"input": "x1"}})
+    head = ["-H", f"Authorization: Bearer {TOKEN}", "-H", "Content-Type: application/json"]
+    invoked = up.machine.run(["curl", "-s", *head, "-d", call, "http://127.0.0.1:18789/tools/invoke"], timeout=60)
+    assert "Got: x1" in invoked.stdout, invoked.stdout + up.machine.journal(UNIT_A)[-3000:]
+    assert up.inside(f"ls {STATE}/workspace/skills").stdout.split() == ["greet", "note"]
+    said = up.inside(
+        f"HOME={STATE}/home NOTES_KEY=/run/cloister/services/cl-home-a/secrets/plugin-notes-NOTES_KEY "
+        "/etc/cloister-plugins/notes/bin/note"
+    ).stdout
+    assert said == 'key made-up-notes {"depth":3}\n'
+    refused = up.inside("echo x >>/etc/cloister-plugins/own/index.js; echo x >>~/.notes/config.json")
+    assert refused.returncode != 0
 
 
 def test_instances_are_strangers(up: Gateways) -> None:
@@ -165,7 +279,7 @@ def test_documents_and_skills_cannot_be_rewritten(up: Gateways) -> None:
     ):  # fmt: skip
         assert up.inside(attack).returncode != 0, attack
     assert up.inside(f"cat {work}/AGENTS.md").stdout == "# CLAUDE.md\ndeclared\n"
-    assert up.inside(f"ls {work}/skills").stdout == "greet\n"
+    assert up.inside(f"ls {work}/skills").stdout == "greet\nnote\n"
     assert up.inside(f"echo note >{work}/note.md && cat {work}/note.md").stdout == "note\n"
 
 
@@ -218,10 +332,10 @@ def test_a_killed_gateway_comes_back(up: Gateways) -> None:
 
 def test_an_unreadable_secret_fails_in_the_open(up: Gateways) -> None:
     """OF6: without its token a gateway does not start, and systemd says so; with it, it does."""
-    up.machine.run(["mv", "/etc/cloister/keys/gateway", "/etc/cloister/keys/gone"])
+    up.machine.run(["mv", "/etc/cloister/keys/password", "/etc/cloister/keys/gone"])
     up.machine.run(["systemctl", "stop", UNIT_B])
     failed = up.machine.run(["systemctl", "start", UNIT_B], check=False)
-    up.machine.run(["mv", "/etc/cloister/keys/gone", "/etc/cloister/keys/gateway"])
+    up.machine.run(["mv", "/etc/cloister/keys/gone", "/etc/cloister/keys/password"])
     assert failed.returncode != 0
     assert up.machine.run(["cloister", "restart", "home/b"], timeout=200).returncode == 0
 

@@ -109,8 +109,7 @@ def opened_log(options: argparse.Namespace, *, indexed: bool = True) -> Iterator
         RetryError: the index cannot be written, or the log went away meanwhile.
     """
     directory = directory_of(options)
-    name = hashlib.sha256(os.path.realpath(directory).encode()).hexdigest()[:16]
-    log = AuditLog(directory, f"{records.places().state}/audit-index/{name}.db")
+    log = AuditLog(directory, index_of(directory, records.places().state))
     try:
         if indexed:
             progress = _Shown()
@@ -126,6 +125,11 @@ def opened_log(options: argparse.Namespace, *, indexed: bool = True) -> Iterator
         print(f"cloister: {log.unreadable:,} lines are no events (cloister audit verify)", file=sys.stderr)
     if log.changed:
         print("cloister: a segment was changed under its index; ask again (cloister audit verify)", file=sys.stderr)
+
+
+def index_of(directory: str, state: str) -> str:
+    """Return where the index of a log is kept, below a user's state directory."""
+    return f"{state}/audit-index/{hashlib.sha256(os.path.realpath(directory).encode()).hexdigest()[:16]}.db"
 
 
 def print_event(event: Event, *, as_json: bool, flush: bool = False) -> None:

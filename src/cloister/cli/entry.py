@@ -22,6 +22,7 @@ VERBS = {
     "receipt": "show what a finished run did, and under which rules",
     "stop": "end a run",
     "audit": "ask the log of what agents did: follow it, search it, count",
+    "timeline": "show what happened in a run, in order, as text or as a page",
     "usage": "show what model calls used and cost",
     "why": "list what a run was denied, and the line that would allow it",
     "learn": "propose a policy from what a run wanted",

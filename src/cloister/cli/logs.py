@@ -31,7 +31,8 @@ def parser() -> Parser:
             "The output of a run is on record when it was started with --detach; without it, the events are shown: "
             "egress decisions, answers to questions, policy changes. Escape sequences and control characters in the "
             "output are left out, unless --raw writes it, byte for byte, to something that is no terminal. "
-            "The name of a gateway (SERVICE or SERVICE/INSTANCE) shows the end of its journal."
+            "The name of a gateway (SERVICE, for all of its instances, or SERVICE/INSTANCE) shows the end of its "
+            "journal, to root and the group systemd-journal."
         ),
         examples=(
             ("cloister logs -f last", "follow the newest run"),
@@ -56,8 +57,8 @@ def main(argv: list[str]) -> int:
         UsageError: no such run, no output on record, or raw output onto a terminal.
     """
     options = parser().read(argv)
-    if unit := gateways.unit_of_word(options.run):
-        return gateway_manager.show_journal(unit, follow=options.follow, lines=_JOURNAL_LINES)
+    if units := gateways.units_of_word(options.run):
+        return gateway_manager.show_journal(units, follow=options.follow, lines=_JOURNAL_LINES)
     store = records.store()
     run = store.find(options.run)
     has_output = Path(store.output_path(run)).exists()

@@ -8,6 +8,7 @@ from cloister.cli.arguments import Parser
 from cloister.cli.output import colour, pairs, print_json, size, table
 from cloister.errors import DeniedError
 from cloister.plan.unit import Account
+from cloister.runs.gateways import unasked
 from cloister.runs.system_status import Status, UnitLine, status
 
 NOT_INSTALLED = 69
@@ -25,7 +26,10 @@ def parser() -> Parser:
         ),
         examples=(("sudo cloister status", "is all as declared?"),),
         exits=(
-            ("1", "a daemon has failed, a gateway did not answer, or the system is not as its policy says"),
+            (
+                "1",
+                "a daemon failed, a gateway does not answer or lacks its port, or the system is not as declared",
+            ),
             ("69", "nothing is installed"),
         ),
     )
@@ -59,7 +63,8 @@ def main(argv: list[str]) -> int:
     if not found.installed:
         return NOT_INSTALLED
     failed = any(line.state == "failed" for line in (*found.daemons, *found.services))
-    failed |= any(line.ready not in {"", "yes"} and not line.ready.startswith("not asked") for line in found.services)
+    failed |= any(line.ready not in {"", "yes"} and not unasked(line.ready) for line in found.services)
+    failed |= any(line.port_held is False for line in found.services)
     return NOT_AS_DECLARED if failed or found.as_declared is False or found.trouble else 0
 
 
@@ -73,7 +78,7 @@ def render(found: Status) -> str:
     if found.services:
         asked = any(line.ready for line in found.services)
         rows = [
-            (line.unit, _state(line), str(line.port or "-"), *([line.ready] if asked else []), *_rest(line))
+            (line.unit, _state(line), _port(line), *([line.ready] if asked else []), *_rest(line))
             for line in found.services
         ]
         heads = ("SERVICE", "STATE", "PORT", *(["READY"] if asked else []), "ACCOUNT", "MEMORY", "SINCE")
@@ -90,6 +95,10 @@ def render(found: Status) -> str:
         ]
         parts.append(table(("ACCOUNT", "UID", "AGENT", "USER", "ROOTS"), rows))
     return "\n\n".join(parts)
+
+
+def _port(line: UnitLine) -> str:
+    return "-" if line.port is None else str(line.port) if line.port_held else colour(f"{line.port} (not held)", "red")
 
 
 def _roots(account: Account, roots: dict[str, str]) -> str:

@@ -87,7 +87,11 @@ class Counts(NamedTuple):
 
 
 def ruleset(
-    guard: Guard, deny: Iterable[tuple[Network, Rule]], resolver: Address, sources: tuple[Address, Address]
+    guard: Guard,
+    deny: Iterable[tuple[Network, Rule]],
+    resolver: Address,
+    sources: tuple[Address, Address],
+    more: Iterable[str] = (),
 ) -> str:
     """Return the text for `nft -f`, one transaction.
 
@@ -96,6 +100,7 @@ def ruleset(
         deny: `egress.deny` entries about addresses; one that speaks of methods or paths denies the whole port.
         resolver: where the sandbox asks for names.
         sources: the sandbox's own addresses, IPv4 and IPv6.
+        more: further statements, which refuse or count (`nft_statements`, `blocked`).
 
     Raises:
         ValueError: the guard lifts a network whose addresses embed IPv4 ones; sets cannot judge those.
@@ -103,7 +108,7 @@ def ruleset(
     embedding = lifted_embedding(guard)
     if embedding:
         raise ValueError(f"{embedding[0]} embeds IPv4 addresses and cannot be lifted here")
-    lines = "".join(f"\t\t{line}\n" for line in denied(deny))
+    lines = "".join(f"\t\t{line}\n" for line in (*more, *denied(deny)))
     sets = "".join(_set(f"refused{number}", version, guard) for number, version in ((4, 4), (6, 6)))
     family = "ip" if resolver.version == 4 else "ip6"  # noqa: PLR2004  # the version of IP
     chains = _CHAINS.format(denied=lines, family=family, resolver=resolver, source4=sources[0], source6=sources[1])
@@ -157,6 +162,13 @@ def _rule_counts(items: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
         for part in rule.get("expr", ()):
             if "comment" in rule and isinstance(part.get("counter"), dict):
                 yield rule["comment"], part["counter"]["packets"]
+
+
+def blocked(networks: Iterable[Network]) -> Iterator[str]:
+    """Yield one statement for each network that is refused as a whole."""
+    for network in networks:
+        family = "ip" if network.version == 4 else "ip6"  # noqa: PLR2004  # the version of IP
+        yield f"{family} daddr {network} counter goto refuse"
 
 
 def denied(deny: Iterable[tuple[Network, Rule]]) -> Iterator[str]:

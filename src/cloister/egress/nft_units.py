@@ -2,10 +2,10 @@
 
 The second layer under `isolation = "unit"`. Most agents have a network namespace of their own,
 where this table does not count; it is for what runs as an agent's account and yet outside of its
-unit (a user manager, cron, a stray process), and for agents in mode `internet`, which share the
-host's network. For those the sets are what `Guard` refuses: one judge with the relay. All uids
-of our range are refused whether the table knows them or not; whoever else's packets pay for one
-look into a map, and are never judged.
+unit (a user manager, cron, a stray process), and for agents in mode `internet`, whose packets leave by
+sockets of pasta, a process of the account in the host's network. For those the sets are what `Guard`
+refuses: one judge with the relay. All uids of our range are refused whether the table knows them or
+not; whoever else's packets pay for one look into a map, and are never judged.
 
 Each packet is judged by itself, never by connection, so a new table counts for old connections.
 TCP is answered with a reset; everything else gets EPERM at the sender, so nothing hangs (an ICMP
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cloister.egress.addresses import Guard, Network
-from cloister.egress.nft import denied, lifted_embedding, quoted, refused_ranges, shown_range
+from cloister.egress.hosts import Address
+from cloister.egress.nft import blocked, denied, lifted_embedding, quoted, refused_ranges, shown_range
 from cloister.egress.nft_statements import check_statement
 from cloister.egress.rules import Rule
 from cloister.plan.firewall import TABLE
@@ -55,6 +56,7 @@ _COMMON = """\
 """
 _INTERNET = """\
 	chain internet{number} {{
+{asked}\
 		ip daddr @refused4_{number} goto refuse
 		ip6 daddr @refused6_{number} goto refuse
 		meta nfproto ipv6 @nh,256,32 & 0xfdffffff == 0x00005efe goto refuse comment "ISATAP (RFC 5214)"
@@ -96,8 +98,13 @@ class Passed(NamedTuple):
     refused: int
 
 
-def ruleset(accounts: Iterable[AccountRules]) -> str:
+def ruleset(accounts: Iterable[AccountRules], resolvers: Iterable[Address] = ()) -> str:
     """Return the text for `nft -f`: one transaction, in which the new table takes the place of the old one.
+
+    Args:
+        accounts: all of them.
+        resolvers: whom the host asks for names. Accounts in mode `internet` reach their port 53 over UDP, wherever
+            they are, since that is how pasta resolves, and no other port of theirs.
 
     The same accounts give the same text, in whatever order they come.
 
@@ -107,6 +114,7 @@ def ruleset(accounts: Iterable[AccountRules]) -> str:
     """
     known = sorted(accounts, key=lambda each: each.uid)
     _check(known)
+    asked = "".join(f"\t\t{_family(one)} daddr {one} udp dport 53 goto pass\n" for one in _in_order(resolvers))
     guards: dict[tuple[object, ...], int] = {}
     chains: list[str] = []
     verdicts: list[str] = []
@@ -115,7 +123,7 @@ def ruleset(accounts: Iterable[AccountRules]) -> str:
         if each.guard is not None:
             number = guards.setdefault(_same(each.guard), len(guards))
             if number == len(chains):
-                chains.append(_internet(number, each.guard))
+                chains.append(_internet(number, each.guard, asked))
             target = f"internet{number}"
         verdicts.append(f"{each.uid} : goto {_own_name(each) or target}")
     own = "".join(_own(each, f"internet{guards[_same(each.guard)]}" if each.guard else "closed") for each in known)
@@ -182,7 +190,7 @@ def _map(name: str, kind: str, elements: Sequence[str]) -> str:
     return f"\tmap {name} {{\n\t\ttype uid : {kind}\n{listed}\t}}\n"
 
 
-def _internet(number: int, guard: Guard) -> str:
+def _internet(number: int, guard: Guard, asked: str) -> str:
     """Return the sets and the chain of accounts that share a guard."""
     sets = ""
     for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
@@ -192,7 +200,7 @@ def _internet(number: int, guard: Guard) -> str:
         sets += f"\tset refused{version}_{number} {{\n\t\ttype {kind}\n\t\tflags interval\n"
         sets += f"\t\telements = {{\n{body}\n\t\t}}\n\t}}\n"
     opened = "".join(f"\t\t{_family(network)} daddr {network} goto pass\n" for network in _opened(guard))
-    return sets + _INTERNET.format(number=number, opened=opened)
+    return sets + _INTERNET.format(number=number, asked=asked, opened=opened)
 
 
 def _joined(ranges: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, int]]:
@@ -227,7 +235,7 @@ def _own(each: AccountRules, target: str) -> str:
         return ""
     lines = [
         *each.statements,
-        *(f"{_family(network)} daddr {network} counter goto refuse" for network in each.block),
+        *blocked(each.block),
         *denied(each.deny),
         f"goto {target}",
     ]
@@ -235,5 +243,9 @@ def _own(each: AccountRules, target: str) -> str:
     return f"\tchain {name} {{\n{body}\t}}\n"
 
 
-def _family(network: Network) -> str:
+def _in_order(addresses: Iterable[Address]) -> list[Address]:
+    return sorted(set(addresses), key=lambda one: (one.version, int(one)))
+
+
+def _family(network: Network | Address) -> str:
     return "ip" if network.version == 4 else "ip6"  # noqa: PLR2004  # the version of IP

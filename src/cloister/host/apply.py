@@ -25,7 +25,7 @@ from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
 from cloister.host.plain_files import read_settings
 from cloister.host.trust_roots import bundle
-from cloister.plan.settings import merged
+from cloister.plan.settings import merged, merged_models
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -147,7 +147,7 @@ def _undo(step: AnyStep, plan: Plan, state: str) -> None:
             limits.leave(step)
         case Listen(path=path) | ListenAgent(path=path):
             os.unlink(path)
-        case Launch(pasta=pasta_argv) if pasta_argv:
+        case Launch(pasta=pasta_argv, unit=None) if pasta_argv:
             pasta.end_recorded(next(step.path for step in plan.steps if isinstance(step, MakeDirectory)))
         case MakeDirectory() | WriteFile() | WriteBytes() | MakeLink() | TrustBundle() | PlaceholderFile():
             return  # inside a directory that goes as a whole
@@ -178,7 +178,10 @@ def _write(step: _Written, applied: Applied) -> None:
 def _content(step: _Written, applied: Applied) -> bytes:
     match step:
         case MergeSettings():
-            return merged(read_settings(step.source)[0], step.settings)[0]
+            host = read_settings(step.source)[0]
+            if step.models:
+                return merged_models(host, step.settings)[0]
+            return merged(host, step.settings, step.form)[0]
         case WriteBytes():
             return step.data
         case WriteFile():

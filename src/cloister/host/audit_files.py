@@ -110,6 +110,13 @@ def read_head(directory: str) -> Head | None:
 
 
 def _open(segment: Segment) -> IO[bytes]:
-    descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    path, flags = segment.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        if segment.compressed:
+            raise
+        path = f"{path}.gz"  # compressed since it was listed
+        descriptor = os.open(path, flags)
     file = os.fdopen(descriptor, "rb", buffering=0)
-    return gzip.open(file, "rb") if segment.compressed else file  # type: ignore[return-value]
+    return gzip.open(file, "rb") if path.endswith(".gz") else file  # type: ignore[return-value]

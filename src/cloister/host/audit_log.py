@@ -95,7 +95,7 @@ class Log:
             return Tail(b"", b"", 0)
         return self._resume(found)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Add whole lines at the end in a single system call: all of them or none.
 
         Raises:
@@ -124,7 +124,12 @@ class Log:
         descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, self._mode)
         os.fchmod(descriptor, self._mode)
         if self._descriptor >= 0:
-            os.fdatasync(self._descriptor)
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError:
+                os.close(descriptor)
+                os.unlink(path)
+                raise
             os.close(self._descriptor)
         self._descriptor, self._path, self.size, self._unlisted = descriptor, path, 0, True
 
@@ -161,7 +166,7 @@ class Log:
         os.rename(fresh, f"{self.directory}/{name}")
 
     def closed_segments(self) -> list[Segment]:
-        """Return all but the open one, oldest first."""
+        """Return all but the open one, oldest first. For the thread that writes: `begin` must not come in between."""
         return [one for one in segments(self.directory) if one.path != self._path]
 
     def compress(self, segment: Segment) -> None:
@@ -187,7 +192,11 @@ class Log:
                 os.unlink(fresh)
             raise
         self._sync_directory()
-        os.unlink(segment.path)
+        try:
+            os.unlink(segment.path)
+        except FileNotFoundError:  # removed meanwhile, as too old: then this must not come back
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(final)
 
     def older_than(self, time_s: float) -> list[Segment]:
         """Return closed segments whose last line was written before this time (seconds since the epoch), in order."""

@@ -2,6 +2,7 @@
 
     u32 length · u8 type · payload       little endian, as in "Shim protocol"
     `E` events, one JSON object per line; empty: are you there?    `K` u64: so many `E` frames are in the log
+                                                                   `S` a run is to be stopped: JSON (`Sender.orders`)
 
 Blocking, with a time limit; for threads (`runs/audit_door.py`) and for processes of one request (hostd). Also for those
 that may import nothing but this room: an event is what `event` makes of plain values.
@@ -9,6 +10,7 @@ that may import nothing but this room: an event is what `event` makes of plain v
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -25,7 +27,9 @@ MOST_BYTES = 1 << 17
 """Of one frame. Keepers take twice as much."""
 HEADER = struct.Struct("<IB")
 COUNT = struct.Struct("<Q")
-_EVENTS, _WRITTEN = ord("E"), ord("K")
+_EVENTS, _WRITTEN, _STOP = ord("E"), ord("K"), ord("S")
+_MOST_ORDER = 1 << 14
+_MOST_ORDERS = 1000
 Value = str | int | float | bool
 
 
@@ -39,7 +43,10 @@ class Sender:
             OSError: nobody listens.
         """
         self._timeout_s = timeout_s
-        self._sent = 0
+        self._sent = self._written = 0
+        self._data = b""
+        self.orders: list[bytes] = []
+        """Runs that the keeper wants stopped, each as JSON; emptied by whoever obeys."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._sock.settimeout(timeout_s)
@@ -65,25 +72,43 @@ class Sender:
             self.close()
             raise
 
+    def look(self) -> None:
+        """Take orders that have come; never waits.
+
+        Raises:
+            OSError: the keeper closed the connection.
+        """
+        self._sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            self._hear()
+
     def _wait(self) -> None:
-        until, data = time.monotonic() + self._timeout_s, b""
-        size = HEADER.size + COUNT.size
-        written = 0
-        while written < self._sent:
+        until = time.monotonic() + self._timeout_s
+        while self._written < self._sent:
             left = until - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the keeper of the audit log does not answer")
             self._sock.settimeout(left)
-            more = self._sock.recv(4096)
-            if not more:
-                raise ConnectionResetError("the keeper of the audit log closed the connection")
-            data += more
-            while len(data) >= size:
-                length, kind = HEADER.unpack_from(data)
-                if kind != _WRITTEN or length != COUNT.size:
-                    raise ConnectionAbortedError("this is no keeper of an audit log")
-                (written,) = COUNT.unpack_from(data, HEADER.size)
-                data = data[size:]
+            self._hear()
+
+    def _hear(self) -> None:
+        """Take what has come, whole frames at a time."""
+        more = self._sock.recv(4096)
+        if not more:
+            raise ConnectionResetError("the keeper of the audit log closed the connection")
+        self._data += more
+        while len(self._data) >= HEADER.size:
+            length, kind = HEADER.unpack_from(self._data)
+            if (kind, length) != (_WRITTEN, COUNT.size) and (kind != _STOP or length > _MOST_ORDER):
+                raise ConnectionAbortedError("this is no keeper of an audit log")
+            end = HEADER.size + length
+            if len(self._data) < end:
+                return
+            payload, self._data = self._data[HEADER.size : end], self._data[end:]
+            if kind == _WRITTEN:
+                (self._written,) = COUNT.unpack(payload)
+            elif len(self.orders) < _MOST_ORDERS:
+                self.orders.append(payload)
 
     def close(self) -> None:
         """Let go."""

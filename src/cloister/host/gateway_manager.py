@@ -31,23 +31,29 @@ def manage(verb: str, units: Iterable[str]) -> None:
         StepError: `gateway-failed`, with what systemd said and where to read on.
     """
     names = tuple(units)
+    if verb != "stop":
+        _systemctl("reset-failed", names)  # somebody asks: what failed before does not count against it
+    if complaint := _systemctl(verb, names):
+        raise StepError("gateway-failed", f"systemctl {verb}: {complaint}", remedy=f"journalctl -u {names[-1]}")
+
+
+def _systemctl(verb: str, names: tuple[str, ...]) -> str:
+    """Do it; return what systemd complains about."""
     path = programs.find("systemctl", "").path or "/usr/bin/systemctl"
     try:
         done = subprocess.run(
             [path, "--no-ask-password", verb, "--", *names], env=_ENVIRONMENT, cwd="/", stdin=subprocess.DEVNULL,
             capture_output=True, text=True, errors="replace", timeout=STOP_S, check=False,
         )  # fmt: skip
-        complaint = done.stderr.strip().splitlines()[:1] if done.returncode else []
     except (OSError, subprocess.TimeoutExpired) as error:
-        complaint = [str(error)]
-    if complaint:
-        raise StepError("gateway-failed", f"systemctl {verb}: {complaint[0]}", remedy=f"journalctl -u {names[-1]}")
+        return str(error)
+    return next(iter(done.stderr.strip().splitlines()), verb) if done.returncode else ""
 
 
-def show_journal(unit: str, *, follow: bool, lines: int) -> int:
-    """Print what a unit wrote to the journal, and go on where `follow` says so; return journalctl's exit code."""
+def show_journal(units: Iterable[str], *, follow: bool, lines: int) -> int:
+    """Print what units wrote to the journal, and go on where `follow` says so; return journalctl's exit code."""
     path = programs.find("journalctl", "").path or "/usr/bin/journalctl"
-    words = [path, "--unit", unit, "--output", "short-iso", "--lines", str(lines), "--no-pager"]
+    words = [path, *(f"--unit={unit}" for unit in units), "--output", "short-iso", "--lines", str(lines), "--no-pager"]
     return subprocess.run([*words, *(["--follow"] if follow else [])], env=_ENVIRONMENT, check=False).returncode
 
 
@@ -72,6 +78,17 @@ def round_trip(port: int, secret: str, timeout_s: float) -> str:
     except (ValueError, LookupError, TypeError):
         return "answers, but not with a message"
     return "" if said else "answers with nothing"
+
+
+def question(port: int, path: str, timeout_s: float) -> str:
+    """Return an empty text where a program answers this path with success, else why it does not."""
+    try:
+        with _connection(port, timeout_s) as connection:
+            connection.request("GET", path)
+            status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"does not answer ({type(error).__name__})"
+    return "" if status // 100 == 2 else f"answers {status}"  # noqa: PLR2004  # success (RFC 9110, section 15.3)
 
 
 @contextmanager

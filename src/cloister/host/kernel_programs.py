@@ -31,8 +31,8 @@ RATES = (4 << 20, 16 << 20)
 """Bytes per second that one watch may fill, of the critical and the bulk ring; a second's worth at once."""
 WAKE_BYTES = 1 << 20
 NAMESPACE_KEY = 1 << 63
-_LEVELS = 8
-_CONTROL = struct.Struct(f"<QQQQ{_LEVELS}s{_LEVELS}sII")
+_LEVELS = 16
+_CONTROL = struct.Struct(f"<QQQQ{_LEVELS}sII")
 _WATCH = struct.Struct("<II")
 _TALLY = struct.Struct("<QQQ")
 _SHAPES = struct.Struct(f"<{CALLS}H")
@@ -105,7 +105,6 @@ class Programs:
         """Descriptors of the maps, by name."""
         self._objects: list[Any] = []
         self._links: dict[str, Any] = {}
-        self._levels: tuple[bytes, bytes] = (b"", b"")
 
     def __enter__(self) -> Self:
         return self
@@ -146,28 +145,43 @@ class Programs:
         self.outcomes += outcomes
         return outcomes
 
-    def unload(self, names: Iterable[str]) -> None:
-        """Detach programs by name; the maps stay."""
+    def pause(self, names: Iterable[str]) -> None:
+        """Detach programs that stay loaded: `resume` is quick then, where loading takes the verifier a second."""
         for name in names:
             link = self._links.pop(name, None)
             if link is not None:
                 self._lib.bpf_link__destroy(link)
-        wanted = set(names)
-        self.outcomes = [one for one in self.outcomes if one.program not in wanted]
 
-    def configure(self, levels: Iterable[int], namespace_levels: Iterable[int]) -> None:
-        """Say at which depths watched cgroups and pid namespaces are; at most eight of each.
+    def resume(self, names: Iterable[str]) -> None:
+        """Attach loaded programs again.
+
+        Raises:
+            StepError: the kernel refuses now.
+        """
+        wanted = set(names) - self._links.keys()
+        for program in (one for _, programs in self._objects for one in programs):
+            name = self._text(self._lib.bpf_program__name(program))
+            if name not in wanted:
+                continue
+            link = self._lib.bpf_program__attach(program)
+            if link == self._ffi.NULL:
+                why = _reason(self._ffi.errno, self._said())
+                raise StepError("kernel-events-refused", f"{name} cannot be attached again: {why}")
+            self._links[name] = link
+
+    def configure(self, levels: Iterable[int], namespaces: int) -> None:
+        """Say at which depths watched cgroups are, at most sixteen, and how many pid namespaces are watched.
 
         Raises:
             StepError: there are more.
         """
-        found = (bytes(sorted(set(levels))), bytes(sorted(set(namespace_levels))))
-        if any(len(one) > _LEVELS for one in found):
-            raise StepError("kernel-watch-refused", "watched cgroups are at more than eight different depths")
+        found = bytes(sorted(set(levels)))
+        if len(found) > _LEVELS:
+            raise StepError("kernel-watch-refused", "watched cgroups are at more than sixteen different depths")
         chosen = self.settings
         rates = [0 if rate <= 0 else max(1, 1_000_000_000 // rate) for rate in chosen.rates]
-        self._update("control", b"\0" * 4, _CONTROL.pack(
-            *rates, chosen.burst_ns, chosen.wake_bytes, *found, chosen.slots, 0))  # fmt: skip
+        words = (*rates, chosen.burst_ns, chosen.wake_bytes, found, namespaces, chosen.slots)
+        self._update("control", b"\0" * 4, _CONTROL.pack(*words))
 
     def watch(self, key: int, number: int, slot: int) -> None:
         """Watch what is below a cgroup (its id) or in a pid namespace (`NAMESPACE_KEY` and its inode).

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cloister.errors import StepError
 from cloister.host import firewall, programs
-from cloister.host.addresses import attached_networks
+from cloister.host.addresses import attached_networks, nameservers
 from cloister.host.probe import SHIM, probe
 from cloister.plan.firewall import FILE
 from cloister.plan.system_diff import Desired, Found, FoundFile, FoundUnit, Made
@@ -53,6 +53,7 @@ def take_facts(users: Iterable[str] = (), keys: Iterable[str] = (), proxyd: str 
         changeable=changeable(filter(os.path.lexists, _INSTALLATION)),
         nft=host.nft.path,
         attached=attached_networks(),
+        resolvers=nameservers(),
         sysusers=users_program(),
         root_links=host.root_links,
         root_directories=host.root_directories,

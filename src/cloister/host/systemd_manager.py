@@ -27,6 +27,7 @@ _OWN = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _MAX_MESSAGE = 1 << 20
 _MAX_GREETING = 1024
 _SHORTEST_S = 0.001
+_AT_ONCE = 1 << 16
 
 Value = tuple[str, int | str | tuple[int, ...]]
 """A D-Bus type (one of s, b, i, u, t, au) and a value of it."""
@@ -67,12 +68,26 @@ class Manager:
             ManagerError: it is not there, or does not want us.
         """
         self.serial = 0
+        self._arrived = bytearray()
+        self._awaited: tuple[bytes, ...] = ()
+        """How lines of the greeting begin that were not heard yet."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._until = time.monotonic() + timeout_s
         self._socket.settimeout(timeout_s)
         with self.in_words():
             self._socket.connect(path or private_socket(os.geteuid()))
             self._greet()
+
+    def hear_greeting(self) -> None:
+        """Hear that the manager wants us, before anything is asked; it takes its time, in which others can be done.
+
+        Raises:
+            ManagerError: it does not.
+        """
+        awaited, self._awaited = self._awaited, ()
+        with self.in_words():
+            for start in awaited:
+                self._expect(start)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -127,13 +142,11 @@ class Manager:
         name = str(os.geteuid()).encode().hex()
         more = "NEGOTIATE_UNIX_FD\r\n" if self.passes_descriptors else ""
         self._socket.sendall(f"\0AUTH EXTERNAL {name}\r\n{more}BEGIN\r\n".encode())
-        self._expect(b"OK ")
-        if more:
-            self._expect(b"AGREE_UNIX_FD")
+        self._awaited = (b"OK ", b"AGREE_UNIX_FD") if more else (b"OK ",)
 
     def _expect(self, start: bytes) -> None:
         line = b""
-        while not line.endswith(b"\r\n"):
+        while not line.endswith(b"\r\n"):  # one by one: what follows may be a message already
             line += self._receive(1)
             if len(line) > _MAX_GREETING:
                 raise ManagerError("", "the manager's greeting has no end")
@@ -185,6 +198,7 @@ class Manager:
 
     def send(self, calls: bytearray, descriptors: tuple[int, ...] = ()) -> None:
         """Send one call or several; descriptors travel with the first byte."""
+        self.hear_greeting()
         sent = socket.send_fds(self._socket, [calls], descriptors) if descriptors else 0
         self._socket.sendall(calls[sent:])
 
@@ -213,16 +227,17 @@ class Manager:
         return Message(kind, dict(_fields(fields)), self._receive(length))
 
     def _receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
+        while len(self._arrived) < size:
             # One limit for all: a manager that talks of other things without end must not hold us.
             self._socket.settimeout(max(self._until - time.monotonic(), _SHORTEST_S))
-            part = self._socket.recv(size - len(data))
+            part = self._socket.recv(_AT_ONCE)
             if time.monotonic() > self._until:
                 raise TimeoutError("timed out")
             if not part:
                 raise ManagerError("", "the manager closed the connection")
-            data += part
+            self._arrived += part
+        data = bytes(self._arrived[:size])
+        del self._arrived[:size]
         return data
 
     @contextlib.contextmanager

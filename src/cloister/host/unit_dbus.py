@@ -3,7 +3,7 @@
 `systemd-run -p` turns the same words into the same values (shared/bus-unit-util.c), but is a program: loading it costs
 a start more than all that it does. Each name of the floor has its form here, and no other name has one; the
 manager refuses a name that it does not know. That both ways make the same unit of every property is seen
-in the unit files that 252 and 257 write of them (tests/systemd/test_unit_properties.py).
+in the unit files that 252 and 257 write of them (tests/systemd/test_unit_asked.py).
 
 Sources: org.freedesktop.systemd1(5), D-Bus Specification ("Marshaling").
 """
@@ -25,6 +25,10 @@ START = "ssa(sv)a(sa(sv))"
 """The signature of StartTransientUnit: name, mode, properties, other units to be made with it."""
 NO_END = (1 << 64) - 1
 _MS_REC = 0x4000
+_NAMESPACES = {
+    "mnt": 0x00020000, "cgroup": 0x02000000, "uts": 0x04000000, "ipc": 0x08000000, "user": 0x10000000,
+    "pid": 0x20000000, "net": 0x40000000,
+}  # fmt: skip
 _RANGES = {"any": ("0.0.0.0/0", "::/0"), "localhost": ("127.0.0.0/8", "::1/128")}
 _ALIGNED = {"(": 8, "t": 8, "y": 1, "g": 1}
 
@@ -137,10 +141,21 @@ def _capabilities(name: str, value: str) -> Iterator[Typed]:
 
 
 def _namespaces(name: str, value: str) -> Iterator[Typed]:
-    """The number is the set of those that are allowed."""
-    if not _truth(value):
-        raise ValueError(f"{name} does not restrict")
-    yield name, "t", 0
+    """The number is the set of those that are allowed: flags of clone(2)."""
+    if value in _TRUTHS:
+        if not _TRUTHS[value]:
+            raise ValueError(f"{name} does not restrict")
+        yield name, "t", 0
+        return
+    unknown = set(value.split()) - set(_NAMESPACES)
+    if unknown:
+        raise ValueError(f"{name}: {unknown.pop()!r} is no namespace")
+    yield name, "t", sum(_NAMESPACES[word] for word in set(value.split()))
+
+
+def _devices(name: str, value: str) -> Iterator[Typed]:
+    path, _, access = value.partition(" ")
+    yield name, "a(ss)", [(path, access)]
 
 
 def _list(name: str, value: str) -> Iterator[Typed]:
@@ -222,7 +237,10 @@ FORMS: dict[str, Callable[[str, str], Iterator[Typed]]] = {
     "TemporaryFileSystem": _tmpfs,
     "UMask": _mode,
     "CPUQuota": _quota,
+    "BindPaths": _binds,
     "BindReadOnlyPaths": _binds,
+    "DeviceAllow": _devices,
+    "NetworkNamespacePath": _text,
     "InaccessiblePaths": _path,
     "KillSignal": _signal,
 }

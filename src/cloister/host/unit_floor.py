@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from cloister.errors import StepError
 from cloister.host.unit_caller import is_ours
 from cloister.host.unit_floor_calls import worse_than_allowed
-from cloister.plan.firewall import WATCHDOG_UNIT
+from cloister.host.unit_floor_network import wrong_network, wrong_pasta
 from cloister.plan.steps import Launch, Plan
 from cloister.plan.unit import (
     ACCOUNT_PREFIX,
@@ -113,8 +113,6 @@ _ALLOWED: dict[str, str] = {
     "SupplementaryGroups": "[a-z_][a-z0-9_-]{0,31}",
     "BindReadOnlyPaths": r"-?/[^\s:%\\\"'$]*(:/[^\s:%\\\"'$]*(:norbind|:rbind)?)?",
     "InaccessiblePaths": r"-?\+?/[^\s:%\\\"'$]*",
-    "BindsTo": r"cloister-[a-z-]+\.service",
-    "After": r"cloister-[a-z-]+\.service",
     "Description": r"[\w .,:/+@()-]{0,200}",
     "SyslogIdentifier": "cloister[a-z-]*",
     "LogNamespace": "",
@@ -123,7 +121,15 @@ _ALLOWED: dict[str, str] = {
 }
 _PATTERNS = {name: re.compile(pattern) for name, pattern in _ALLOWED.items()}
 _REQUIRED = (
-    *("User", "Group", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities", "ProtectSystem"),
+    *(
+        "User",
+        "Group",
+        "PrivateNetwork",
+        "NoNewPrivileges",
+        "CapabilityBoundingSet",
+        "AmbientCapabilities",
+        "ProtectSystem",
+    ),
     *("RootDirectory", "PrivateDevices", "DevicePolicy", "PrivateIPC", "PrivateTmp", "ProtectKernelModules"),
     *(
         "ProtectClock",
@@ -141,7 +147,7 @@ _REQUIRED_WITHOUT_MOUNTS = (
     *("RestrictNamespaces", "RestrictSUIDSGID", "ProtectHostname", "ProtectKernelTunables", "ProtectKernelLogs"),
 )
 """Unless the grant says `nested`: a sandbox of the agent's own needs namespaces and a bare /proc."""
-_SEVERAL = frozenset({"SystemCallFilter", "BindReadOnlyPaths", "InaccessiblePaths", "IPAddressDeny", "After"})
+_SEVERAL = frozenset({"SystemCallFilter", "BindReadOnlyPaths", "InaccessiblePaths", "IPAddressDeny"})
 """What may stand several times: everything else must not, as the last one would win."""
 _NEVER_TARGETS = (
     *("/proc", "/sys", "/dev", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
@@ -182,6 +188,7 @@ def check_plan(plan: Plan, bounds: Bounds) -> UnitLaunch:
     _check_names(plan, unit, bounds)
     _check_argv(plan.launch.argv, nested=bounds.grant.nested)
     check_properties(unit, bounds)
+    _check_network(plan, unit, bounds)
     _check_state(unit)
     targets: set[str] = set()
     if len(unit.mounts) > _LARGEST["mounts"]:
@@ -222,7 +229,6 @@ def check_properties(unit: UnitLaunch, bounds: Bounds) -> None:
     if missing:
         remedy = _NOT_GRANTED if missing[0] in _REQUIRED_WITHOUT_MOUNTS else ""
         raise _refused("the unit lacks a property", missing[0], remedy=remedy)
-    _check_network(unit, seen, bounds)
     filters = [value for name, value in unit.properties if name == "SystemCallFilter"]
     if worse := worse_than_allowed(filters, nested=bounds.grant.nested):
         raise _refused("system calls that no agent of this policy gets", f"SystemCallFilter={worse[:200]}")
@@ -251,17 +257,26 @@ def _check_argv(argv: tuple[str, ...], *, nested: bool) -> None:
         raise _refused("a word of the unit's command has a line break", argv[0])
 
 
-def _check_network(unit: UnitLaunch, seen: set[str], bounds: Bounds) -> None:
-    if "PrivateNetwork" in seen:
+def _check_network(plan: Plan, unit: UnitLaunch, bounds: Bounds) -> None:
+    """Hold what connects the unit against the floor: without the grant's word, its network is an empty one."""
+    launch = plan.launch
+    if unit.network is None:
+        if launch.pasta or launch.ruleset:
+            raise _refused("pasta has no unit to run in", unit.unit)
+        if ("IPAddressDeny", "any") not in unit.properties:
+            raise _refused("the unit lacks a property", "IPAddressDeny=any")
         return
-    if not unit.firewall:
-        raise _refused("the unit lacks a property", "PrivateNetwork")
     if not bounds.grant.network:
-        raise _refused("the policy gives this agent no network of the host's", unit.account, remedy=_NOT_GRANTED)
-    if ("BindsTo", WATCHDOG_UNIT) not in unit.properties:
-        raise _refused("a unit in the host's network ends with the watchdog of the filter", f"BindsTo={WATCHDOG_UNIT}")
+        raise _refused("the policy gives this agent no internet", unit.account, remedy=_NOT_GRANTED)
     if not bounds.filtered(unit.uid):
         raise _refused("the packet filter of this account is not loaded", unit.account, remedy="sudo cloister apply")
+    if unit.network.argv != (SHIM_INSIDE, "network"):
+        raise _refused("the first process of the network's unit is not our shim", " ".join(unit.network.argv)[:200])
+    binds = tuple(value for name, value in unit.properties if name == "BindReadOnlyPaths")
+    for what, where in (*wrong_network(plan.run, unit, binds), *wrong_pasta(launch.pasta, launch.ruleset)):
+        raise _refused(what, where)
+    for program in (launch.pasta[0], launch.nft):
+        check_host_source(program)
 
 
 def _check_bind(value: str, bounds: Bounds) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 from typing import NamedTuple, Self
 
@@ -105,6 +106,7 @@ class Mounts:
         """
         self._unit, self._account = unit, owners.account
         self._prepared: list[_Prepared] = []
+        self._helper: _Helper | None = None
         userns = -1
         try:
             if unit.ownership == "idmap":
@@ -128,6 +130,10 @@ class Mounts:
         """Close what is held; what was put stays where it is."""
         self.close()
 
+    def get_ready(self) -> None:
+        """Fork the child that will enter the unit, while there is nothing to enter yet: forking takes its time."""
+        self._helper = _Helper(self._prepared, self._account)
+
     def put(self, pid: int) -> int:
         """Put every mount at its place in the unit whose first process is `pid`; return how many there are.
 
@@ -135,12 +141,16 @@ class Mounts:
             StepError: a place is not what it must be, or something else came of it.
         """
         _make_tops(self._unit)
-        _inside(pid, self._prepared, self._account)
+        helper, self._helper = self._helper or _Helper(self._prepared, self._account), None
+        helper.put(pid)
         check(pid, [(made.mount, made.id) for made in self._prepared])
         return len(self._prepared)
 
     def close(self) -> None:
         """Close what is held."""
+        helper, self._helper = self._helper, None
+        if helper:
+            helper.dismiss()
         for made in self._prepared:
             os.close(made.descriptor)
         self._prepared = []
@@ -282,51 +292,73 @@ def _make_tops(unit: UnitLaunch) -> None:
                 os.chmod(f"{SKELETON}{mount.target}", 0o755)  # noqa: S103  # an empty directory of root's
 
 
-def _inside(pid: int, prepared: list[_Prepared], account: Account) -> None:
-    """Have a child enter the unit's mount namespace and put every mount at its place."""
-    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    names = _own_names(pid)
-    hear, say = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _child(namespace, names, say, prepared, account)
-    os.close(say)
-    for descriptor in (namespace, names):
-        if descriptor >= 0:
-            os.close(descriptor)
-    try:
-        with os.fdopen(hear, "rb") as file:
-            answer = file.read(_ANSWER_SIZE)
-    finally:
-        status = os.waitpid(child, 0)[1]
-    if status != 0 or answer:
-        told = msgspec.json.decode(answer, type=_Failure) if answer else _Failure(reason="the helper died")
-        raise StepError("unit-mount", f"{_NOT_MADE}{told.reason}", where=told.target)
+class _Helper:
+    """The child that enters the unit's mount namespace. It waits until it is told which; `put` or `dismiss` ends it."""
+
+    def __init__(self, prepared: list[_Prepared], account: Account) -> None:
+        """Fork it."""
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._socket.close()
+            _child(theirs, prepared, account)
+        theirs.close()
+
+    def put(self, pid: int) -> None:
+        """Have it enter the namespaces of process `pid`, and make the mounts.
+
+        Raises:
+            StepError: one was not made.
+        """
+        given = [os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)]
+        answer = b""
+        try:
+            given += _own_names(pid)
+            with contextlib.suppress(OSError), self._socket.makefile("rb") as file:  # it may have died
+                socket.send_fds(self._socket, [b"!"], given)
+                answer = file.read(_ANSWER_SIZE)
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
+        status = self.dismiss()
+        if status != 0 or answer:
+            told = msgspec.json.decode(answer, type=_Failure) if answer else _Failure(reason="the helper died")
+            raise StepError("unit-mount", f"{_NOT_MADE}{told.reason}", where=told.target)
+
+    def dismiss(self) -> int:
+        """Let it end; return its status, as waitpid(2) has it."""
+        self._socket.close()
+        return os.waitpid(self._pid, 0)[1]
 
 
-def _own_names(pid: int) -> int:
-    """Open the UTS namespace of a unit, or return -1 where it shares the host's (a nested sandbox, systemd before 258).
+def _own_names(pid: int) -> list[int]:
+    """Open the UTS namespace of a unit; none where it shares the host's (a nested sandbox, systemd before 258).
 
     systemd makes one for ProtectHostname=, and leaves the host's name in it.
     """
     names = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
     if os.fstat(names).st_ino != os.stat("/proc/self/ns/uts").st_ino:
-        return names
+        return [names]
     os.close(names)
-    return -1
+    return []
 
 
-def _child(namespace: int, names: int, say: int, prepared: list[_Prepared], account: Account) -> None:
+def _child(link: socket.socket, prepared: list[_Prepared], account: Account) -> None:
+    """Be the child: wait for the namespaces, make the mounts, and say what failed. Never returns."""
     failure = _Failure()
     try:
         run_of_host = os.stat("/run").st_dev
-        if names >= 0:
-            name_host(names, HOST_NAME)
         failure.target = _TERMINALS
         terminals = new_terminals(NOSUID | _NOEXEC)
+        os.umask(0o022)
+        word, given, _, _ = socket.recv_fds(link, 1, 2)
+        if not word:
+            os._exit(0)  # it was not needed
+        namespace, *names = given
+        for one in names:
+            name_host(one, HOST_NAME)
         enter_mount_namespace(namespace)
         attach_mount(terminals, os.open(_TERMINALS, _WALK_DIRECTORY))  # systemd's /dev, which only root can change
-        os.umask(0o022)
         root = os.open("/", PATH_ONLY | os.O_DIRECTORY)
         _furnish_run(root, run_of_host, prepared, account)
         own: dict[int, bool] = {}
@@ -336,11 +368,11 @@ def _child(namespace: int, names: int, say: int, prepared: list[_Prepared], acco
         os._exit(0)
     except CloisterError as error:
         failure.reason = error.message.removeprefix(_NOT_MADE)
-    except OSError as error:
-        failure.reason = str(error.strerror)
+    except (OSError, ValueError) as error:
+        failure.reason = str(getattr(error, "strerror", None) or error)
     finally:
         with contextlib.suppress(OSError):
-            os.write(say, msgspec.json.encode(failure))
+            link.sendall(msgspec.json.encode(failure))
         os._exit(1)
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from cloister.host import unit_start, unit_state
 from cloister.plan.steps import Plan
-from cloister.plan.unit import STATE, UNIT_PREFIX
+from cloister.plan.unit import NETWORK_PREFIX, STATE, UNIT_PREFIX
 
 DIRECTORY = f"{STATE}/hostd/runs"
 _PAUSE_S, _PATIENCE_S = 0.02, 30.0
@@ -153,12 +153,27 @@ def undo(run: str, directory: str = DIRECTORY) -> dict[str, str]:
 def _undo_locked(run: str, lock: Lock, directory: str) -> dict[str, str]:
     done = False
     try:
-        ended = unit_start.stop(f"{UNIT_PREFIX}{run}.service")
+        ended = stop_units(run, read(run, directory))
         remove(run, directory)
         done = True
         return ended
     finally:
         lock.release(remove=done)
+
+
+def stop_units(run: str, record: Record | None = None) -> dict[str, str]:
+    """End the unit of a run, then that of its network; return what systemd says of the first one's end.
+
+    Without a record it is not known whether there is a network.
+
+    Raises:
+        StepError: something of them still runs.
+        RetryError: systemd does not answer.
+    """
+    ended = unit_start.stop(f"{UNIT_PREFIX}{run}.service")
+    if record is None or record.plan.launch.pasta:
+        unit_start.stop(f"{NETWORK_PREFIX}{run}.service")
+    return ended
 
 
 def remove(run: str, directory: str = DIRECTORY) -> None:
@@ -176,8 +191,9 @@ def recover(manager: unit_start.Manager, living: frozenset[str] | None = None, d
     start was finished and its unit is active. A run that is being started is left alone: its process lives.
     """
     undone = []
-    units = {unit.removeprefix(UNIT_PREFIX).removesuffix(".service"): unit for unit in unit_start.living_units(manager)}
-    for run in sorted({*recorded(directory), *(run for run in units if is_run(run))}):
+    names = (unit.removesuffix(".service") for unit in unit_start.living_units(manager))
+    units = {name.removeprefix(UNIT_PREFIX).removeprefix(NETWORK_PREFIX) for name in names}
+    for run in sorted({*recorded(directory), *filter(is_run, units)}):
         if living is not None and run in living:
             continue
         try:

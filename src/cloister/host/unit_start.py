@@ -20,7 +20,7 @@ from cloister.host.programs import find
 from cloister.host.systemd_manager import ManagerError
 from cloister.host.systemd_units import UnitManager
 from cloister.host.unit_limits import process_limits_wrong, seconds
-from cloister.plan.unit import UNIT_PREFIX, UnitLaunch
+from cloister.plan.unit import NETWORK_PREFIX, UNIT_PREFIX, UnitLaunch
 
 START_S = 30.0
 STOP_S = 20.0
@@ -88,19 +88,31 @@ def asked_of_manager(unit: UnitLaunch) -> tuple[tuple[str, str], ...]:
 class Starting:
     """A unit that systemd is asked for; meanwhile other things can be done. `finish` or `abandon` must follow."""
 
-    def __init__(self, unit: UnitLaunch, argv: tuple[str, ...], channel: int) -> None:
+    def __init__(  # noqa: PLR0913  # what a unit is started from
+        self, bus: UnitManager, unit: UnitLaunch, argv: tuple[str, ...], channel: int, *,
+        space: int = -1, shares: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         """Ask for the unit, with `channel` as the standard input of its first process and nothing as the others.
+
+        Args:
+            bus: a connection to the manager, its own from now on.
+            unit: which one.
+            argv: its first process.
+            channel: its standard input.
+            space: the network namespace to put it into; without, the service manager makes an empty one.
+            shares: namespaces that it may have in common with the host.
 
         Raises:
             RetryError: systemd does not answer.
             StepError: a property is not understood.
         """
-        self._unit = unit
+        self._unit, self._bus, self._shares = unit, bus, shares
+        # The manager opens it while this process lives: the name leads to this very namespace.
+        put = (("NetworkNamespacePath", f"/proc/{os.getpid()}/fd/{space}"),) if space >= 0 else ()
         try:
-            body = unit_dbus.start_call(unit.unit, asked_of_manager(unit), argv)
+            body = unit_dbus.start_call(unit.unit, (*asked_of_manager(unit), *put), argv)
         except ValueError as error:
             raise StepError("unit-not-started", f"a property is not understood: {error}", where=unit.unit) from error
-        self._bus = _connect()
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._bus.ask_start(body, (channel, nothing, nothing))
@@ -117,7 +129,7 @@ class Starting:
             RetryError: systemd does not answer.
         """
         try:
-            return _verify(self._bus, self._unit, self._await())
+            return _verify(self._bus, self._unit, self._shares, self._await())
         except BaseException:
             stop(self._unit.unit)
             raise
@@ -183,7 +195,7 @@ def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
     Raises:
         RetryError: systemd does not answer.
     """
-    with _connect() as bus:
+    with connect() as bus:
         try:
             return bus.show(unit, names)
         except ManagerError as error:
@@ -191,12 +203,18 @@ def show(unit: str, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def living_units(manager: Manager) -> list[str]:
-    """Return the names of all units of runs that systemd knows."""
-    words = [manager.systemctl, "list-units", "--all", "--plain", "--no-legend", "--full", f"{UNIT_PREFIX}*.service"]
+    """Return the names of all units of runs, and of their networks, that systemd knows."""
+    patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, NETWORK_PREFIX)]
+    words = [manager.systemctl, "list-units", "--all", "--plain", "--no-legend", "--full", *patterns]
     return [line.split()[0] for line in _run(words).stdout.splitlines() if line.strip()]
 
 
-def _connect() -> UnitManager:
+def connect() -> UnitManager:
+    """Return a connection to the system's manager, which it answers when something is asked.
+
+    Raises:
+        RetryError: it does not take it.
+    """
     try:
         return UnitManager(timeout_s=START_S)
     except ManagerError as error:
@@ -207,14 +225,15 @@ def _silent(error: ManagerError) -> RetryError:
     return RetryError("systemd-slow", f"systemd did not answer: {error}", remedy="systemctl is-system-running")
 
 
-def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
+def _verify(bus: UnitManager, unit: UnitLaunch, shares: tuple[str, ...], job: str) -> Started:
     asked = dict(unit.properties)
     names = tuple(name for name in asked if name in _ECHOED or asked[name] in _YES_NO)
-    wanted = (*names, "MainPID", "ActiveState", "InvocationID", "ControlGroup", "Environment", "RuntimeMaxUSec")
     try:
+        # What was set stands from the answer on, so it is looked at while the unit starts.
+        _compare(unit, names, bus.show(unit.unit, (*names, "Environment", "RuntimeMaxUSec")))
         # With Type=exec a unit has a job until its program was executed, with everything applied.
         bus.await_end(job)
-        shown = bus.show(unit.unit, wanted)
+        shown = bus.show(unit.unit, ("MainPID", "ActiveState", "InvocationID", "ControlGroup"))
     except ManagerError as error:
         raise _silent(error) from error
     pid = int(shown.get("MainPID", "0") or 0)
@@ -222,7 +241,21 @@ def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
         raise StepError(
             "unit-not-started", "the unit ended at once", where=unit.unit, remedy=f"journalctl -u {unit.unit}"
         )
-    # Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
+    pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
+    try:
+        check_process(pid, unit, shown.get("ControlGroup", ""), shares)
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return Started(pid, pidfd, shown.get("InvocationID", ""))
+
+
+def _compare(unit: UnitLaunch, names: tuple[str, ...], shown: dict[str, str]) -> None:
+    """Hold what the manager says of a unit against what it was asked for.
+
+    Not shown are names without a property of their own (PrivateUsersEx=): the shim's probes try those.
+    """
+    asked = dict(unit.properties)
     for name in names:
         if name in shown and shown[name] != asked[name]:
             raise _deviates(unit, f"{name} is {shown[name]!r} instead of {asked[name]!r}")
@@ -230,17 +263,12 @@ def _verify(bus: UnitManager, unit: UnitLaunch, job: str) -> Started:
         raise _deviates(unit, f"it may run for {shown.get('RuntimeMaxUSec')!r}")
     if shown.get("Environment"):
         raise _deviates(unit, "it has an environment")
-    pidfd = os.pidfd_open(pid)  # before looking: a number that became another process's is not in the unit's cgroup
-    try:
-        check_process(pid, unit, shown.get("ControlGroup", ""))
-    except BaseException:
-        os.close(pidfd)
-        raise
-    return Started(pid, pidfd, shown.get("InvocationID", ""))
 
 
-def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
+def check_process(pid: int, unit: UnitLaunch, control_group: str, shares: tuple[str, ...] = ()) -> None:
     """Hold what the kernel says of a unit's first process against the plan (proc(5)).
+
+    `shares` are namespaces that it may have in common with the host.
 
     Raises:
         StepError: it runs as somebody else, has powers, no filter, or the host's network.
@@ -250,7 +278,11 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
             status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
             groups = [line.rstrip("\n").split(":", 2)[2] for line in file]
-        shared = [name for name in ("mnt", "ipc", "net") if _namespace(pid, name) == _namespace(1, name)]
+        shared = [
+            name
+            for name in ("mnt", "ipc", "net")
+            if name not in shares and _namespace(pid, name) == _namespace(1, name)
+        ]
     except (OSError, ValueError) as error:
         raise _deviates(unit, "its first process is gone") from error
     own = "\t".join([str(unit.uid)] * 4)
@@ -259,8 +291,6 @@ def check_process(pid: int, unit: UnitLaunch, control_group: str) -> None:
     for name, value in wanted.items():
         if status.get(name) != value:
             raise _deviates(unit, f"its first process has {name} {status.get(name)!r}")
-    if unit.firewall and "PrivateNetwork" not in dict(unit.properties):
-        shared = [name for name in shared if name != "net"]
     if wrong := process_limits_wrong(unit.properties, pid):
         raise _deviates(unit, f"its first process has another {wrong}")
     if shared:

@@ -34,6 +34,7 @@ PUBLISH = "/run/cloister/publish"
 SOCKET = "gateway.sock"
 END = "end.sock"
 """Where the shim is asked to end, beside it."""
+DESCRIPTION = "Description=Cloister gateway "
 SOCKET_PROXY = "/usr/lib/systemd/systemd-socket-proxyd"
 PROXYD = "cloister-proxyd.service"
 MOUNT_POINTS = "mount-points.conf"
@@ -170,7 +171,7 @@ def service_text(unit: ServiceUnit) -> str:
     socket = port_units(unit.joined)[0]
     lines = [
         "[Unit]",
-        f"Description=Cloister gateway {unit.label}",
+        f"{DESCRIPTION}{unit.label}",
         f"Wants=network-online.target {PROXYD} {socket}",
         f"Requires={places_unit(unit.joined)}",
         f"After=network-online.target {PROXYD} {places_unit(unit.joined)}",
@@ -263,6 +264,7 @@ def places_text(unit: ServiceUnit) -> str:
         "[Unit]",
         f"Description=Mount points of the Cloister gateway {unit.label}",
         f"After={PROXYD}",
+        "StartLimitIntervalSec=0",  # the gateway's own limit counts
         "",
         "[Service]",
         "Type=oneshot",
@@ -307,6 +309,7 @@ def port_texts(unit: ServiceUnit) -> dict[str, str]:
                 f"Requires={socket}",
                 f"PartOf={gateway}",
                 f"After={socket} {gateway}",
+                "StartLimitIntervalSec=0",  # else the fifth restart of the gateway within seconds would fail the socket
                 "",
                 "[Service]",
                 f"ExecStart={SOCKET_PROXY} --exit-idle-time=60 {unit.places.published}/{SOCKET}",

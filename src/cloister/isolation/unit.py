@@ -29,7 +29,7 @@ _TABLE = Path(__file__).with_name("unit_properties.toml")
 _PLAIN = re.compile(r"/[^\s:%\\\"'$]*")
 """Paths that need no quoting in a property; ours and the system's are of this form."""
 
-Lift = Literal["", "nested", "write-execute", "network"]
+Lift = Literal["", "nested", "write-execute", "internet"]
 
 
 class Property(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,8 +76,8 @@ class UnitBox(msgspec.Struct, frozen=True, kw_only=True):
     nested: bool = False
     netlink: bool = True
     write_execute: bool = True
-    network: bool = False
-    """It shares the host's network, and the packet filter holds it back."""
+    internet: bool = False
+    """Its network namespace has an interface (`unit_network`); without, nothing but loopback."""
     tmpfs_bytes: int | None = None
     groups: tuple[str, ...] = ()
     limits: UnitLimits = UnitLimits()
@@ -113,15 +113,19 @@ def _identity(box: UnitBox) -> Iterator[tuple[str, str]]:
 
 
 def _fixed(box: UnitBox) -> Iterator[tuple[str, str]]:
-    chosen = {"nested": box.nested, "write-execute": box.write_execute, "network": box.network}
+    chosen = {"nested": box.nested, "write-execute": box.write_execute, "internet": box.internet}
     for one in table():
         there = one.since <= box.systemd and (one.before is None or box.systemd < one.before)
         if there and not chosen.get(one.lift, False) and chosen.get(one.only, True):
             yield one.name, _SHARED_UMASK if one.name == "UMask" and box.groups else one.value
 
 
-def _mounts(box: UnitBox) -> Iterator[tuple[str, str]]:
-    """Yield the root and what the manager mounts on it: system directories, the assembled `/etc`, our shim."""
+def system_mounts(box: UnitBox) -> Iterator[tuple[str, str]]:
+    """Yield the root and what the manager mounts on it of the system: its directories, the assembled `/etc`, our shim.
+
+    Raises:
+        UnsupportedError: a path of ours cannot be written in a property.
+    """
     yield "RootDirectory", SKELETON
     yield "WorkingDirectory", "/"
     yield "BindReadOnlyPaths", "/usr"
@@ -130,6 +134,10 @@ def _mounts(box: UnitBox) -> Iterator[tuple[str, str]]:
             yield "BindReadOnlyPaths", f"-/{name}"
     yield "BindReadOnlyPaths", f"{_plain(box.etc_directory)}:/etc"
     yield "BindReadOnlyPaths", f"{_plain(box.shim)}:{SHIM}"
+
+
+def _mounts(box: UnitBox) -> Iterator[tuple[str, str]]:
+    yield from system_mounts(box)
     # PrivateDevices= brings the host's /dev/shm along, which all users share.
     size = f",size={box.tmpfs_bytes}" if box.tmpfs_bytes is not None else ""
     yield "TemporaryFileSystem", f"/dev/shm:mode=1777,nosuid,nodev{size}"  # noqa: S108  # the unit's own

@@ -32,7 +32,7 @@ def as_text(plan: Plan) -> str:
         if isinstance(step, Placeholders):
             lines += [f"        {point.kind:<9} {point.base}/{point.name}" for point in step.points]
     lines += _section("held before the sandbox is built", tuple(hold.describe() for hold in launch.holds))
-    lines += _unit(launch.unit)
+    lines += _unit(launch.unit, launch.pasta)
     lines += ["", "sandbox", *_wrapped_argv(launch)]
     lines += ["", "environment", *(f"  {name}" for name in sorted(_names(plan)))]
     lines += _section("egress", plan.egress or ("nothing is reachable",))
@@ -54,13 +54,18 @@ def _names(plan: Plan) -> set[str]:
     return {*plan.launch.environment, *plan.launch.inherit, *placeholders}
 
 
-def _unit(unit: UnitLaunch | None) -> list[str]:
-    """Return what root is asked for a run under systemd: properties, then mounts, in their order."""
+def _unit(unit: UnitLaunch | None, pasta: tuple[str, ...]) -> list[str]:
+    """Return what root is asked for a run under systemd: properties, then mounts, in their order, and its network."""
     if unit is None:
         return []
     named = tuple(f"{name}={value}" for name, value in unit.properties)
     title = f"unit {unit.unit}, as {unit.account} ({unit.uid})"
-    return _section(title, named) + _section("mounts of the unit", tuple(one.describe() for one in unit.mounts))
+    lines = _section(title, named) + _section("mounts of the unit", tuple(one.describe() for one in unit.mounts))
+    if unit.network is not None:
+        title = f"unit of its network {unit.network.unit}, as {unit.account}, behind the packet filter of accounts"
+        lines += _section(title, tuple(f"{name}={value}" for name, value in unit.network.properties))
+        lines += _section("in it", (shlex.join(unit.network.argv), shlex.join(pasta)))
+    return lines
 
 
 def _section(title: str, entries: tuple[str, ...]) -> list[str]:

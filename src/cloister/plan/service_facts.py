@@ -48,6 +48,8 @@ class ServiceFacts(Value, frozen=True):
     """By path: the directories that a policy names, where they could be read."""
     unreadable: dict[str, str] = msgspec.field(default_factory=dict)
     """By path: why one could not."""
+    taken: frozenset[int] = frozenset()
+    """Ports of gateways that another program holds."""
     tools: frozenset[str] = frozenset()
     """Names of programs in /usr/bin and /bin, of those that a policy names."""
 

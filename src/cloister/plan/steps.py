@@ -169,6 +169,9 @@ class MergeSettings(Step, frozen=True, tag="merge-settings"):
     """The home's file, without links; empty without one."""
     settings: dict[str, Any]
     """The policy's."""
+    form: Literal["json", "toml"] = "json"
+    models: bool = False
+    """It is a list of model providers: the home's is shown without its keys."""
     mode: int = 0o600
 
     def describe(self) -> str:
@@ -265,7 +268,8 @@ class Launch(Step, frozen=True, tag="launch"):
 
     `argv` names descriptors by number: 3 is the seccomp filter, 4 the channel to the broker.
     With a `ruleset` the run has a network namespace of its own: `nft` loads the rules there, `pasta` (its argv
-    without the process to attach to) connects it. 5 is the ruleset's descriptor then.
+    without the process to attach to) connects it. 5 is the ruleset's descriptor then; under systemd both are
+    started in a unit (`UnitNetwork`).
     `environment` holds literal values from the policy; `inherit` names variables whose values
     the caller's request brings, so that no value of theirs stands in the plan.
     """

@@ -38,6 +38,8 @@ class SystemFacts(msgspec.Struct, frozen=True, kw_only=True):
     nft: str = ""
     attached: tuple[str, ...] = ()
     """Networks that the host has an address in."""
+    resolvers: tuple[str, ...] = ()
+    """Whom the host asks for names."""
     sysusers: str = ""
     """Path of systemd-sysusers; empty without it."""
     root_links: dict[str, str] = msgspec.field(default_factory=dict)

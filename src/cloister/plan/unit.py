@@ -43,6 +43,8 @@ SKELETON = f"{RUNTIME}/root"
 """The empty tree that units have as their root directory: what they see is mounted onto it, nothing else is there."""
 SYSTEM_FILE = f"{STATE}/system.json"
 UNIT_PREFIX = "cloister-run-"
+NETWORK_PREFIX = "cloister-net-"
+"""Of the unit beside a run in mode `internet`."""
 SERVICE_PREFIX = "cloister-service-"
 ACCOUNT_PREFIX = "cl-"
 SLICE = "cloister.slice"
@@ -74,7 +76,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     nested: bool = False
     """The policy lets the agent build sandboxes of its own, so what these need may be missing from its unit."""
     network: bool = False
-    """The policy gives the agent the host's network, behind the packet filter of its account."""
+    """The policy gives the agent the internet, behind the packet filter of its account."""
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +124,19 @@ class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return f"{self.kind} {self.target}{source}{size}"
 
 
+class UnitNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The unit beside a run in mode `internet`: as the agent's account, in the host's network, it runs `Launch.pasta`.
+
+    Its first process makes the network namespace that the agent's unit is put into, with `Launch.ruleset` in it.
+    It starts only where the packet filter of the account is loaded.
+    """
+
+    unit: str
+    """Name, with `.service`."""
+    argv: tuple[str, ...]
+    properties: tuple[tuple[str, str], ...]
+
+
 class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The unit of one run."""
 
@@ -145,8 +160,8 @@ class UnitLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How what the agent makes in the workspace becomes the user's."""
     workspace: str = ""
     """Where the workspace is mounted: its own absolute path."""
-    firewall: bool = False
-    """The unit shares the host's network, and starts only where the packet filter of its uid is loaded."""
+    network: UnitNetwork | None = None
+    """In mode `internet`: what connects the unit."""
     limited: bool = False
     """The policy wants its limits kept by the kernel: the unit does not start where one of them is not in force."""
 

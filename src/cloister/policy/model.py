@@ -215,7 +215,7 @@ class Unit(Table, frozen=True):
     project_group: str = ""
     """A group that owns the workspace, with setgid directories that it may write; the user must be in it."""
     block: tuple[str, ...] = ()
-    """More networks (CIDR) that the packet filter refuses to this agent, where it shares the host's network."""
+    """More networks (CIDR) that the packet filter refuses to this agent, in mode `internet`."""
     firewall: tuple[str, ...] = ()
     """More statements of nft(8) for this agent's packets, such as `tcp dport 22 counter reject`. They refuse or
     count, and never concern others' packets."""
@@ -257,7 +257,7 @@ class Agent(Table, frozen=True):
     into `credentials`."""
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """Settings of the product, laid over those in the home for the time of a run: tables are merged, everything else
-    is replaced. Only for products whose preset names a JSON file of settings: Claude Code and Pi."""
+    is replaced. Only for products whose preset names a file of settings: Claude Code, Pi and Codex."""
     pass_environment: tuple[str, ...] = ()
     """Names of variables carried in from the caller, such as `EDITOR`."""
     carry: tuple[str, ...] = ()
@@ -394,7 +394,8 @@ class Preset(Table, frozen=True):
     secrets: tuple[str, ...] = ()
     """Files below the home that hold secrets: never carried in, even when a parent directory is."""
     settings: str = ""
-    """The file below the home with the product's settings, as JSON: what `settings` of an agent is laid over."""
+    """The file below the home with the product's settings, what `settings` of an agent is laid over: TOML where its
+    name ends so, with its comments kept; else JSON."""
     environment_file: str = ""
     """A file of variables below the home. They count least, and secrets in it stay out."""
     environment: dict[str, str] = msgspec.field(default_factory=dict)

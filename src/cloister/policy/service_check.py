@@ -31,6 +31,7 @@ SECRET = re.compile(r"\{secret:([^{}]*)\}")
 _REFERENCE_REMEDY = 'put it into a file of root\'s with mode 0600 and write "file:/etc/cloister/keys/NAME"'
 _SKILL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PROGRAM = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._+-]{0,63}")
+_READY = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]{0,200}")
 _OWN_KEYS = (
     (("gateway", "auth"), "auth"),
     (("gateway", "port"), "port"),
@@ -159,6 +160,9 @@ def _check_gateway(noted: Noted, gateway: Gateway, agent: Agent, providers: Mapp
         for key in ("model", "channels", "auth", "routing", "documents", "skills", "plugins", "config_overrides"):
             if getattr(settings, key) != getattr(Instance(), key):
                 noted.add((*at, key), f'{key} needs an agent with preset = "{PRODUCT}": no other has such a thing')
+    if settings.ready and (agent.preset == PRODUCT or not _READY.fullmatch(settings.ready)):
+        what = "OpenClaw is asked through its model" if agent.preset == PRODUCT else "this is a path, such as /healthz"
+        noted.add((*at, "ready"), what, "remove ready" if agent.preset == PRODUCT else 'ready = "/healthz"')
     _check_skills(noted, at, settings.skills)
     _check_plugins(noted, at, settings)
     _check_environment(noted, at, settings)

@@ -161,6 +161,9 @@ class Instance(Table, frozen=True):
     """Whether it is started with the host and kept running. Instances are, unless they say `false`."""
     port: Port = DEFAULT_PORT
     """The loopback port it serves; gateways of OpenClaw need 120 ports of distance."""
+    ready: str = ""
+    """A path of its port, such as `/healthz`, that answers 2xx when it is ready. Not for OpenClaw, which is asked for
+    an answer of its model; of another program without it, nobody knows."""
     restart: Literal["always", "on-failure", "no"] = "always"
     """When it is started again after it ended."""
     model: ServiceModel = ServiceModel()
@@ -181,7 +184,8 @@ class Instance(Table, frozen=True):
     """Programs of the host."""
     secrets: dict[str, str | ServiceSecret] = msgspec.field(default_factory=dict)
     """More secrets by name, for `{secret:NAME}` in `channels.other` and `config_overrides`: a reference, whose secret
-    comes inside as a file, or a table with `inject`, of which a placeholder does."""
+    comes inside as a file, or a table with `inject`, of which a placeholder does. Of programs other than OpenClaw they
+    are the files `secret-NAME` in the directory `$CLOISTER_SECRETS`."""
     config_overrides: dict[str, Any] = msgspec.field(default_factory=dict)
     """Laid over the gateway's configuration as it is made of all other keys; tables are merged, lists replaced. Never
     secrets: `{secret:NAME}` stands for one."""

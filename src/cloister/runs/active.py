@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cloister.runs.agent_services import Signers
     from cloister.runs.audit_door import About
     from cloister.runs.credentials import RunCredentials
+    from cloister.runs.unit_network import UnitNetwork
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
@@ -77,6 +78,9 @@ class Command(NamedTuple):
 class ActiveRun:
     """One run from launch to receipt."""
 
+    endless = False
+    """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
+
     def __init__(  # noqa: PLR0913  # made in one place
         self,
         plan: Plan,
@@ -113,7 +117,7 @@ class ActiveRun:
         self.limits_reached: tuple[str, ...] = ()
         self.memory_peak = 0
         """Bytes, of a unit that is over; 0 where nobody knows."""
-        self.network: Attachment | None = None
+        self.network: Attachment | UnitNetwork | None = None
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
@@ -378,9 +382,19 @@ class ActiveRun:
         self._written += len(line)
         if self.told:
             self.told({"event": event})
-        if self._written >= MAX_EVENT_BYTES:
+        if self._written >= MAX_EVENT_BYTES and self.endless:
+            self._turn()
+        elif self._written >= MAX_EVENT_BYTES:
             line += msgspec.json.encode({"event": "cut", "time": time.time(), "bytes": self._written}) + b"\n"
         self._events.write(line)
+
+    def _turn(self) -> None:
+        """Begin a new file of events; the one before is kept beside it, the one before that is not."""
+        path = self.store.events_path(self.plan.run)
+        os.replace(path, self.store.earlier_events_path(self.plan.run))
+        self._events.close()
+        self._events = open(path, "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
+        self._written = 0
 
     def _tell_starter(self) -> None:
         starter, self.starter = self.starter, None

@@ -11,6 +11,7 @@ import contextlib
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from cloister.audit.event import Event
 from cloister.audit.verify import position_of
 from cloister.errors import StepError
 from cloister.host import audit_key
-from cloister.host.audit_files import KEYS, Head
+from cloister.host.audit_files import KEYS, Head, Segment
 from cloister.host.audit_log import Log
 
 HEAD_S = 15.0
@@ -74,9 +75,14 @@ class Keeper:
         self._headless = False
         """The open segment has no line yet; its first must be a head."""
         self._began = (0, 0)
+        self._to_pack: deque[Segment] = deque()
         self._packing: threading.Thread | None = None
         self.tiers: Callable[[], Mapping[str, Detail]] = dict
         """What each head says of what is active and what was counted."""
+        self.seen: Callable[[bytes], None] = lambda _: None
+        """Gets the lines that have just been written; never raises."""
+        self.due: Callable[[int], None] = lambda _: None
+        """Called by each `tick` with the time; never raises."""
 
     @property
     def log_id(self) -> str:
@@ -153,15 +159,36 @@ class Keeper:
         if self.seq - self._head_seq >= HEAD_LINES:
             self.head("lines")  # before the events: when this fails, none of them is written
         before = self._chain.position
+        lines = self._chain.lines(events)
         try:
-            self._log.write(self._chain.lines(events))
+            self._log.write(lines)
         except OSError:
             self._chain.back_to(before)
             raise
+        self.seen(lines)
 
-    def written(self, position: Position) -> None:
-        """Take note of lines that others chained and wrote to `descriptor` (the reader of kernel events, in C)."""
-        self._chain.back_to(position)
+    def now_ns(self) -> int:
+        """Return the time, by the clock that events of this keeper bear."""
+        return self._clock.now_ns()
+
+    def put_lines(self, make: Callable[[Position], tuple[memoryview, Position]]) -> int:
+        """Append lines that others chain (kernel events, in C): `make` gets the end, returns lines and the new end.
+
+        Returns how many bytes were written.
+
+        Raises:
+            OSError: none was written; the chain stands where it stood.
+        """
+        if self._headless:
+            self._write_head("segment", {})
+        if self.seq - self._head_seq >= HEAD_LINES:
+            self.head("lines")
+        before = self._chain.position
+        lines, after = make(before)
+        if lines:
+            self._log.write(lines)
+            self._chain.back_to(after)
+        return len(lines)
 
     def say(self, kind: str, message: str, details: Mapping[str, Detail], severity: int = 1) -> None:
         """Append a word of the keeper's own.
@@ -187,6 +214,7 @@ class Keeper:
         Raises:
             OSError: it could not be written; what was due stays due.
         """
+        self.due(self._clock.now_ns())
         now = self._clock.boottime_ns()
         if now >= self._head_due:
             self._head_due = now + int(HEAD_S * 1e9)
@@ -211,6 +239,7 @@ class Keeper:
         self._write_head("segment", {})
         self._rotate_not_before = 0
         self._retire()
+        self._to_pack.extend(one for one in self._log.closed_segments() if not one.compressed)
         if self._packing is None or not self._packing.is_alive():
             self._packing = threading.Thread(target=self._compress, name="audit-compress", daemon=True)
             self._packing.start()
@@ -298,8 +327,8 @@ class Keeper:
         self._log.remove(old)
 
     def _compress(self) -> None:
-        tried = set[int]()
-        while todo := [one for one in self._log.closed_segments() if not one.compressed and one.first not in tried]:
-            tried.add(todo[0].first)
+        """Work the list off, in a thread of its own. It looks at nothing but what it is given: those are closed."""
+        while self._to_pack:
+            segment = self._to_pack.popleft()
             with contextlib.suppress(OSError):  # it stays as it was, and the next rotation tries again
-                self._log.compress(todo[0])
+                self._log.compress(segment)

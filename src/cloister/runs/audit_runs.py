@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from cloister.llm.ledger import Row
     from cloister.plan.steps import Plan
     from cloister.runs.active import ActiveRun
+    from cloister.runs.audit_detections import Order
     from cloister.runs.store import Receipt, Record
 
 LOST = "audit-lost"
+DETECTED = "detection-matched"
 _NS = 1_000_000_000
 
 
@@ -45,14 +47,18 @@ class RunAudit:
         """
         self._loop, self._source, self._settings, self._living = loop, source, settings, living
         self._digest = ""
+        self.watching: Callable[[], bool] = lambda: any(True for _ in living())
+        """Whether it matters, also while nothing happens, that the keeper is well."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when nothing can be recorded any more, and when it can be again."""
         self._kept = Audit()
 
         def sink() -> Sink:
             from cloister.runs import audit_sinks
 
-            return audit_sinks.choose(paths, lambda: self._kept, system=source != "broker")
+            return audit_sinks.choose(paths, lambda: self._kept, source, self._ordered)
 
-        self._door = Door(sink, source=source, watching=lambda: any(True for _ in living()), on_trouble=self._troubled)
+        self._door = Door(sink, source=source, watching=self._watching, on_trouble=self._troubled)
 
     # --- what is told ---------------------------------------------------------------------------
 
@@ -64,7 +70,7 @@ class RunAudit:
             PolicyError: the policy is broken.
         """
         self._kept = self._settings()  # in the loop: the door's thread reads no policy
-        if self._door.trouble and self._stops():
+        if self.stops:
             remedy = "cloister doctor; systemctl status cloister-auditd"
             message = f"what agents do cannot be recorded, so none is started: {self._door.trouble}"
             raise RetryError(LOST, message, where=".audit.on_failure", remedy=remedy)
@@ -117,6 +123,9 @@ class RunAudit:
         """Hand over what waits, and end."""
         self._door.close()
 
+    def _watching(self) -> bool:
+        return self.watching()
+
     # --- when nothing can be told -----------------------------------------------------------------
 
     @property
@@ -124,7 +133,21 @@ class RunAudit:
         """Why nothing can be recorded; nothing while it can."""
         return self._door.trouble
 
-    def _stops(self) -> bool:
+    def _ordered(self, order: Order) -> None:
+        """Called in the door's thread: a detection wants a run stopped."""
+        self._loop.call_soon_threadsafe(self._stop, order)
+
+    def _stop(self, order: Order) -> None:
+        for run in list(self._living()):
+            if run.plan.run == order.run:
+                run.live.refuse(DETECTED, f"the detection {order.rule} matched", [order.message])
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing may run now, since nothing can be recorded."""
+        return bool(self._door.trouble) and self._wants_stop()
+
+    def _wants_stop(self) -> bool:
         try:
             return self._settings().on_failure == "stop"
         except CloisterError:
@@ -138,10 +161,11 @@ class RunAudit:
         for run in list(self._living()):
             if not why:
                 run.note_unrecorded("")
-            elif self._stops():
+            elif self._wants_stop():
                 run.live.refuse(LOST, "what the agent does cannot be recorded any more", [why])
             else:
                 run.note_unrecorded(why)
+        self.on_change()
 
 
 def unrecorded(run: ActiveRun) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import msgspec
 
 from cloister.isolation import inner, namespace
 from cloister.isolation.namespace import Box, Mount
+from cloister.plan.settings import form_of
 from cloister.plan.steps import (
     AnyStep,
     CarryPoints,
@@ -32,12 +33,12 @@ from cloister.plan.workspace import Mount as LayoutMount
 from cloister.policy.model import Agent, Preset
 from cloister.runs import identity_files, limits
 from cloister.runs.compile_parts import (
-    SETTINGS,
     CarriedPath,
     Files,
     PlacedFile,
     Start,
     box_steps,
+    boxed_settings,
     carry_points,
     command_argv,
     compose_environment,
@@ -97,7 +98,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     refuse_homeless_settings(agent, preset)
     files = generated_files(agent, preset, facts, egress)
     if agent.settings:
-        files.homed.append((preset.settings, SETTINGS))
+        files.homed.append((preset.settings, boxed_settings(preset)))
     limited = limits.compile_limits(agent.limits, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
     box, holds = _box(agent, facts, preset, limited, files)
     launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), box, facts, limited)
@@ -141,8 +142,8 @@ def _preparations(  # noqa: PLR0913  # one place, seven parts of one thing
         yield identity
     yield from box_steps(facts, files, launch)
     if agent.settings:
-        box = f"{facts.run_runtime}/box"
-        yield MergeSettings(path=f"{box}/{SETTINGS}", source=facts.settings, settings=agent.settings)
+        path, form = f"{facts.run_runtime}/box/{boxed_settings(preset)}", form_of(preset.settings)
+        yield MergeSettings(path=path, source=facts.settings, settings=agent.settings, form=form)
     if facts.layout.placeholders:
         yield Placeholders(workspace=facts.layout.root, points=facts.layout.placeholders)
     for overlay in launch.overlays:

@@ -6,6 +6,7 @@ sandbox is built.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 
@@ -15,12 +16,14 @@ from cloister.errors import UnsupportedError
 from cloister.isolation import environment, managed
 from cloister.isolation.inner import BOX
 from cloister.isolation.note import sandbox_note
+from cloister.plan.settings import form_of
 from cloister.plan.steps import (
     AnyStep,
     CarryPoint,
     Launch,
     Listen,
     ListenAgent,
+    MergeSettings,
     PlaceholderFile,
     TrustBundle,
     WriteBytes,
@@ -36,8 +39,8 @@ from cloister.runs.model_files import model_files
 from cloister.runs.signing_model import Signing
 
 _NOTE = "note.txt"
-SETTINGS = "settings.json"
-"""In the box: the product's settings, merged for this run."""
+_SETTINGS = "settings"
+"""In the box: the product's settings, merged for this run; with the end of the name that the product knows."""
 
 
 class CarriedPath(msgspec.Struct, frozen=True):
@@ -102,6 +105,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Models that the policy names exactly, aliases first."""
     model_words: tuple[str, ...] = ()
     """What the plan says of providers, models and budgets."""
+    model_sources: tuple[tuple[str, str], ...] = ()
+    """The home's own files that tell of models, by their names below the home; none where the home is not ours."""
     home_names: tuple[str, ...] = ()
     """Variables that a file of the home brings; they count least."""
     filed_names: tuple[str, ...] = ()
@@ -115,6 +120,8 @@ class Files(msgspec.Struct):
 
     boxed: list[tuple[str, str]]
     homed: list[tuple[str, str]]
+    merged: list[MergeSettings] = []
+    """Lists of model providers, under those of the home; `path` is a name in the box."""
 
 
 def generated_files(agent: Agent, preset: Preset, start: Start, egress: tuple[str, ...]) -> Files:
@@ -131,7 +138,10 @@ def generated_files(agent: Agent, preset: Preset, start: Start, egress: tuple[st
             files.homed.append((file.home, file.name))
     for index, (name, text) in enumerate(model_files(preset, start.protocols, start.models)):
         boxed = f"model-file-{index}"
-        files.boxed.append((boxed, text))
+        if source := dict(start.model_sources).get(name):
+            files.merged.append(MergeSettings(path=boxed, source=source, settings=json.loads(text), models=True))
+        else:
+            files.boxed.append((boxed, text))
         files.homed.append((name, boxed))
     files.homed += [(placed.name, f"login-{index}") for index, placed in enumerate(start.placed)]
     if agent.agent_sandbox.managed:
@@ -199,6 +209,8 @@ def box_steps(start: Start, files: Files, launch: Launch, *, shared: bool = Fals
     box, mode = f"{start.run_runtime}/box", 0o644 if shared else 0o600
     for name, text in files.boxed:
         yield WriteFile(path=f"{box}/{name}", text=text, mode=mode)
+    for step in files.merged:
+        yield msgspec.structs.replace(step, path=f"{box}/{step.path}", mode=mode)
     for index, placed in enumerate(start.placed):
         yield PlaceholderFile(path=f"{box}/login-{index}", text=placed.text, credential=placed.credential, mode=mode)
     for file in start.signing.files:
@@ -218,6 +230,11 @@ def carry_points(preset: Preset, over: Sequence[tuple[str, str]]) -> tuple[Carry
         for name, kind in over
         if any(name.startswith(f"{state}/") for state in preset.state)
     )
+
+
+def boxed_settings(preset: Preset) -> str:
+    """Return the name of the product's settings in the box."""
+    return f"{_SETTINGS}.{form_of(preset.settings)}"
 
 
 def refuse_homeless_settings(agent: Agent, preset: Preset) -> None:

@@ -14,17 +14,18 @@ from typing import Literal
 from cloister.errors import UnsupportedError
 from cloister.isolation import inner, seccomp, unit
 from cloister.isolation.namespace import BIN
-from cloister.plan.settings import merged
+from cloister.isolation.unit_network import network_unit
+from cloister.plan.settings import form_of, merged
 from cloister.plan.steps import AnyStep, IdentityTokens, Launch, MakeDirectory, MakeLink, Plan, WriteBytes
 from cloister.plan.unit import COPY_UPPER, UNIT_PREFIX, Account, UnitLaunch, UnitMount
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.runs import identity_files
 from cloister.runs.compile_parts import (
-    SETTINGS,
     Files,
     Start,
     box_steps,
+    boxed_settings,
     carry_points,
     command_argv,
     compose_environment,
@@ -37,7 +38,9 @@ from cloister.runs.compile_parts import (
     seccomp_profile,
 )
 from cloister.runs.credentials_plan import planned
+from cloister.runs.internet import WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced_unit
+from cloister.runs.unit_internet import UnitInternet
 
 CONTROL_FD = 0
 """The shim's channel is the unit's standard input."""
@@ -78,6 +81,8 @@ class UnitFacts(Start, frozen=True, kw_only=True):
     """The user's broker has copied the workspace, since its file system has no idmapped mounts (overlay mode)."""
     probes: tuple[str, ...] = (inner.PROBE_ADDRESS,)
     """Addresses, with ports, that the agent must not reach."""
+    direct: UnitInternet | None = None
+    """How the run gets a network of its own, in mode `internet`."""
 
 
 def unit_home(account: Account) -> str:
@@ -102,21 +107,10 @@ def compile_unit(
     """
     refuse_unenforced_unit(agent)
     _refuse_out_of_reach(agent, facts)
+    direct = facts.direct.internet if facts.direct else None
+    egress = (*egress, WORDS) if direct else egress
     files = _files(agent, preset, facts, egress)
-    mounts = tuple(_mounts(agent, preset, facts, files))
-    literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
-    launch = Launch(
-        argv=inner.inner_argv(unit.SHIM, _inner(agent, facts, mounts)),
-        command=command_argv(command, agent, preset, files, facts),
-        directory=facts.directory,
-        environment=literal,
-        inherit=inherit,
-        pty=facts.pty,
-        seccomp=seccomp_profile(agent),
-        runtime_s=parse_duration(agent.limits.runtime_max) if agent.limits.runtime_max else None,
-        unit=_unit(agent, preset, facts, files, mounts),
-    )
-    identity = _identity(agent, facts)
+    launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), files, facts)
     return Plan(
         run=facts.run,
         agent=facts.agent_name,
@@ -126,15 +120,39 @@ def compile_unit(
         policy_digest=facts.policy_digest,
         profile=facts.profile,
         project=facts.project,
-        steps=(*_preparations(facts, files, launch, identity), launch),
+        steps=(*_preparations(facts, files, launch, _identity(agent, facts)), launch),
         asked=command,
         egress=egress,
         credentials=planned(agent),
         models=facts.model_words,
         limits=tuple(_limit_words(agent)),
-        opt_outs=opt_outs(agent, facts, direct=False),
-        notices=(*notices(agent, facts, direct=False), *_unit_notices(facts)),
+        opt_outs=opt_outs(agent, facts, direct=direct is not None),
+        notices=(*_notices(agent, facts, direct), *_unit_notices(facts)),
     )
+
+
+def _launch(agent: Agent, preset: Preset, command: tuple[str, ...], files: Files, facts: UnitFacts) -> Launch:
+    mounts = tuple(_mounts(agent, preset, facts, files))
+    literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
+    direct = facts.direct.internet if facts.direct else None
+    return Launch(
+        argv=inner.inner_argv(unit.SHIM, _inner(agent, facts, mounts)),
+        command=command,
+        directory=facts.directory,
+        environment=literal,
+        inherit=inherit,
+        pty=facts.pty,
+        seccomp=seccomp_profile(agent),
+        ruleset=direct.ruleset if direct else "",
+        nft=direct.nft if direct else "",
+        pasta=direct.pasta if direct else (),
+        runtime_s=parse_duration(agent.limits.runtime_max) if agent.limits.runtime_max else None,
+        unit=_unit(agent, preset, facts, files, mounts),
+    )
+
+
+def _notices(agent: Agent, facts: UnitFacts, direct: Internet | None) -> tuple[str, ...]:
+    return notices(agent, facts, direct=direct is not None, network=direct.notices if direct else ())
 
 
 def _identity(agent: Agent, facts: UnitFacts) -> IdentityTokens | None:
@@ -143,12 +161,15 @@ def _identity(agent: Agent, facts: UnitFacts) -> IdentityTokens | None:
 
 
 def _files(agent: Agent, preset: Preset, facts: UnitFacts, egress: tuple[str, ...]) -> Files:
-    """Return what is generated; settings of the policy alone where the user's broker has merged none."""
+    """Return what is generated; settings and models of the policy alone where the user's broker has merged none."""
     refuse_homeless_settings(agent, preset)
     files = generated_files(agent, preset, facts, egress)
     if agent.settings and preset.settings not in dict(facts.carried):
-        files.boxed.append((SETTINGS, merged(None, agent.settings)[0].decode()))
-        files.homed.append((preset.settings, SETTINGS))
+        text, name = merged(None, agent.settings, form_of(preset.settings))[0].decode(), boxed_settings(preset)
+        files.boxed.append((name, text))
+        files.homed.append((preset.settings, name))
+    sent = dict(facts.carried)
+    files.homed = [(name, boxed) for name, boxed in files.homed if not (name in preset.model_files and name in sent)]
     return files
 
 
@@ -192,6 +213,7 @@ def _unit(agent: Agent, preset: Preset, facts: UnitFacts, files: Files, mounts: 
         write_execute=_write_execute(agent, preset),
         tmpfs_bytes=_disk(agent),
         groups=(group,) if ownership == "group" else (),
+        internet=facts.direct is not None,
         limits=unit.UnitLimits(
             memory_bytes=parse_size(limits.memory_max) if limits.memory_max else None,
             tasks=limits.tasks_max,
@@ -215,6 +237,7 @@ def _unit(agent: Agent, preset: Preset, facts: UnitFacts, files: Files, mounts: 
         ownership=ownership,
         workspace=facts.layout.root,
         limited=limits.enforce == "cgroup",
+        network=network_unit(facts.run, box, facts.direct.outside) if facts.direct else None,
     )
 
 
@@ -229,7 +252,7 @@ def _inner(agent: Agent, facts: UnitFacts, mounts: tuple[UnitMount, ...]) -> inn
         landlock=agent.hardening.landlock,
         landlock_rw=tuple(dict.fromkeys([*writable, "/dev", "/proc"])),
         probe_write=("/usr",),
-        probe_connect=facts.probes,
+        probe_connect=facts.direct.internet.probes if facts.direct else (inner.PROBE_ADDRESS,),
     )
 
 
@@ -366,11 +389,6 @@ def _refuse_out_of_reach(agent: Agent, facts: UnitFacts) -> None:
 
 
 def _refuse_modes(agent: Agent, facts: UnitFacts) -> None:
-    if agent.egress.mode == "internet":
-        raise UnsupportedError(
-            "unit-internet", 'egress.mode = "internet" is not available to a system user in this version',
-            where=".egress.mode", remedy='mode = "learn": every public host, by name',
-        )  # fmt: skip
     if agent.unit.ownership == "group" and not agent.unit.project_group:
         raise UnsupportedError(
             "unit-group-missing", 'ownership = "group" needs `project_group`',

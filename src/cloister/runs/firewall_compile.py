@@ -1,8 +1,8 @@
 """From the system's policy to the packet filter of its accounts: who may pass where, then the text of the table.
 
 Pure. Every account that was ever made is in it, also one that nobody is granted any more: its
-packets are refused. An agent's profiles are not: the table knows a uid, not a run. So a run that
-would need other rules than its account has (`direct_rules` differ) cannot share the host's network.
+packets are refused. An agent's profiles are not: the table knows a uid, not a run. A run that would
+need wider rules than its account has (`direct_rules`) is refused (`runs/unit_internet.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from cloister.egress.addresses import Network, parse_network
+from cloister.egress.hosts import Address
 from cloister.egress.nft import lifted_embedding
 from cloister.egress.nft_statements import check_statement
 from cloister.egress.nft_units import AccountRules, ruleset
@@ -47,7 +48,10 @@ def direct_rules(agent: Agent, name: str = "") -> DirectRules:
 
 
 def compile_firewall(
-    accounts: Iterable[Account], agents: Mapping[str, Agent], attached: tuple[Network, ...] = ()
+    accounts: Iterable[Account],
+    agents: Mapping[str, Agent],
+    attached: tuple[Network, ...] = (),
+    resolvers: tuple[Address, ...] = (),
 ) -> str:
     """Return the text of the table, for `host.firewall.install`.
 
@@ -55,6 +59,7 @@ def compile_firewall(
         accounts: all that are recorded, those of services among them.
         agents: agents of the system's policy by name, presets folded in.
         attached: networks the host has an address in: its neighbours are refused also where these are public.
+        resolvers: whom the host asks for names. Accounts in mode `internet` may ask them too, wherever they are.
 
     Raises:
         PolicyError: `firewall-invalid` with every mistake in `unit.block` and `unit.firewall`, `egress-invalid`.
@@ -64,7 +69,7 @@ def compile_firewall(
     problems = [problem for name in sorted(used) for problem in _problems(name, agents[name])]
     if problems:
         raise PolicyError(problems, reference="firewall-invalid")
-    return ruleset(_account(account, agents.get(account.agent), attached) for account in listed)
+    return ruleset((_account(account, agents.get(account.agent), attached) for account in listed), resolvers)
 
 
 def _account(account: Account, agent: Agent | None, attached: tuple[Network, ...]) -> AccountRules:

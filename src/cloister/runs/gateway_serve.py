@@ -32,6 +32,7 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Llm, Policy
 from cloister.policy.service_instances import Gateway
 from cloister.runs.active import ActiveRun
+from cloister.runs.audit_runs import LOST, RunAudit
 from cloister.runs.channel_secrets import swapped, with_channels
 from cloister.runs.compile_unit import UnitFacts, compile_unit
 from cloister.runs.live import Outcome
@@ -146,17 +147,27 @@ class GatewayKitchen(UnitKitchen):
 class Gateways:
     """All gateways of one broker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, kitchen: GatewayKitchen, provisions: Provisions) -> None:
-        """Serve none yet; `provisions` are those of the broker's other runs, which keep the same books."""
-        self._loop, self._kitchen, self._provisions = loop, kitchen, provisions
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, kitchen: GatewayKitchen, provisions: Provisions, audit: RunAudit
+    ) -> None:
+        """Serve none yet; `provisions` and `audit` are those of the broker's other runs."""
+        self._loop, self._kitchen, self._provisions, self._audit = loop, kitchen, provisions, audit
         self._store = Store(kitchen.paths.runs)
         self._served: dict[str, ActiveRun] = {}
         self._handed: dict[str, tuple[str, ...]] = {}
         """What each one's unit reads of us, by gateway."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether any is served."""
+        return bool(self._served)
+
     async def serve(self) -> list[str]:
         """Serve those of the policy as it is now, and no others; return what cannot be served, in words."""
         complaints = []
+        if self._audit.stops:
+            await self.close()
+            return [f"gateways are served when what they do can be recorded again: {self._audit.trouble}"]
         accounts = {account.service: account for account in _accounts() if account.service}
         wanted = {gateway.joined: gateway for gateway in active(self._kitchen.policies.document())}
         for joined in [name for name in self._served if name not in wanted]:
@@ -195,6 +206,8 @@ class Gateways:
             raise
         words: dict[str, object] = {"gateway": gateway.label, "kernel": prepared.host.kernel}
         run = ActiveRun(plan, record, self._store, (Nobody(), Nobody()), self._loop.call_later, _not_ended, words)
+        run.endless = True
+        self._audit.began(run, self._kitchen.policies.digest, "", account.name)
         self._provisions.attach(provided, run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._provisions.serve(run, prepared, applied, upstream)
@@ -226,7 +239,8 @@ class Gateways:
             for name in self._handed.pop(joined, ()):
                 _remove(f"{self._kitchen.paths.runtime}/services/{joined}/{name}")
             host_apply.undo(run.plan, self._kitchen.paths.state)
-        run.conclude(Outcome(0, "broker-ended"), (*self._provisions.left(run.plan.run), *warnings))
+        ended = Outcome(0, LOST if self._audit.stops else "broker-ended")
+        self._audit.over(run, run.conclude(ended, (*self._provisions.left(run.plan.run), *warnings)))
 
     async def close(self) -> None:
         """Serve none any more."""

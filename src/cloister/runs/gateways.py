@@ -6,14 +6,17 @@ it is now; for what they do, systemd is asked.
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from collections.abc import Iterable
 
-from cloister.errors import UsageError
-from cloister.host import gateway_manager
+from cloister.errors import StepError, UsageError
+from cloister.host import gateway_manager, ports
 from cloister.host.private_files import read
-from cloister.isolation.service_units import port_units, unit_name
+from cloister.host.system_probe import properties
+from cloister.isolation.service_units import DESCRIPTION, port_units, unit_name
+from cloister.policy.document import show_path
 from cloister.policy.model import Policy
 from cloister.policy.service_check import PRODUCT
 from cloister.policy.service_instances import Gateway
@@ -23,7 +26,9 @@ from cloister.runs.system_setup import Read
 START_S = 90.0
 """A gateway takes ten seconds to come up on an idle machine, and its first answer some more."""
 ANSWER_S = 60.0
+UNKNOWN = "unknown"
 _PAUSE_S = 0.5
+_UNASKED = (UNKNOWN, "not asked")
 
 
 def chosen(found: Read, words: Iterable[str]) -> tuple[Gateway, ...]:
@@ -53,21 +58,45 @@ def units_of(gateways: Iterable[Gateway]) -> tuple[str, ...]:
     return tuple(unit for one in gateways for unit in (port_units(one.joined)[0], unit_name(one.joined)))
 
 
-def unit_of_word(word: str) -> str:
-    """Return the unit of an installed gateway by its name, or nothing; anybody may ask."""
-    unit = unit_name(word.replace("/", "-").removesuffix("-default"))
-    plain = word.replace("/", "").replace("-", "").isalnum()
-    return unit if plain and os.path.exists(f"{UNITS}/{unit}") else ""
+def refuse_taken(these: Iterable[Gateway]) -> None:
+    """Say which gateway's port somebody else has, after systemd could not take it.
+
+    Raises:
+        StepError: `port-taken`; the gateway itself may run.
+    """
+    for one in these:
+        port, socket = one.settings.port, port_units(one.joined)[0]
+        held = properties((socket,), ("ActiveState",)).get(socket, {}).get("ActiveState") == "active"
+        if not held and ports.taken(port):
+            message = f"port {port} of the gateway {one.label} is taken by another program"
+            remedy = f"ss -ltnp 'sport = :{port}' shows which; or another port in its table"
+            raise StepError("port-taken", message, where=show_path((*one.path, "port")), remedy=remedy)
+
+
+def units_of_word(word: str) -> tuple[str, ...]:
+    """Return the units of installed gateways by a name, of a service or one of its instances; anybody may ask."""
+    found = []
+    for path in sorted(glob.glob(f"{UNITS}/{unit_name('*')}")):
+        with open(path, encoding="utf-8") as file:
+            label = next((line for line in file if line.startswith(DESCRIPTION)), "").removeprefix(DESCRIPTION).strip()
+        if word.removesuffix("/default") in {label, label.partition("/")[0]}:
+            found.append(os.path.basename(path))
+    return tuple(found)
 
 
 def readiness(gateway: Gateway, policy: Policy, timeout_s: float) -> str:
     """Return an empty text where a gateway has just answered through its model, else why it is not ready.
 
-    For root, who may read its token. A gateway whose program is not OpenClaw is not asked.
+    For root, who may read its token. A gateway of another program is asked what its table says; where that says
+    nothing, the answer is that nobody knows (`UNKNOWN`).
     """
-    auth = gateway.settings.auth
+    auth, ready = gateway.settings.auth, gateway.settings.ready
     if policy.agents[gateway.settings.agent].preset != PRODUCT:
-        return ""
+        if ready:
+            return gateway_manager.question(gateway.settings.port, ready, timeout_s)
+        state = properties((unit_name(gateway.joined),), ("ActiveState",)).get(unit_name(gateway.joined), {})
+        lives = state.get("ActiveState") == "active"
+        return f'{UNKNOWN}: ready = "/PATH" in its table would tell' if lives else "does not run"
     scheme, _, path = getattr(auth, auth.mode).partition(":")
     secret = read(path) if scheme == "file" else None
     if secret is None:
@@ -75,11 +104,16 @@ def readiness(gateway: Gateway, policy: Policy, timeout_s: float) -> str:
     return gateway_manager.round_trip(gateway.settings.port, secret.decode("utf-8", "replace").strip(), timeout_s)
 
 
+def unasked(why: str) -> bool:
+    """Say whether nobody knows if a gateway is ready, because it could not be asked."""
+    return why.startswith(_UNASKED)
+
+
 def wait_ready(gateway: Gateway, policy: Policy, timeout_s: float = START_S) -> str:
     """Ask a gateway until it is ready or the time is over; return as `readiness`."""
     end = time.monotonic() + timeout_s
     while True:
         why = readiness(gateway, policy, ANSWER_S)
-        if not why or why.startswith("not asked") or time.monotonic() > end:
+        if not why or unasked(why) or time.monotonic() > end:
             return why
         time.sleep(_PAUSE_S)

@@ -7,16 +7,20 @@ the product looks.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import NamedTuple
 
 from cloister.host.carry import Carried, find_carried
 from cloister.host.plain_files import read_settings
-from cloister.plan.settings import merged
+from cloister.plan.settings import form_of, merged, merged_models
 from cloister.policy.model import Agent, Preset
 
 NOT_READ = "[file-not-read]"
 """Closes a notice of a file of the home that could not be used."""
+
+
+_SHOWN = 8
 
 
 class HomeFiles(NamedTuple):
@@ -31,6 +35,8 @@ class HomeFiles(NamedTuple):
     """Where the product's settings lie, links resolved; empty without any."""
     environment: str
     """Name below the home of the product's own file of variables; empty for none."""
+    models: tuple[tuple[str, str], ...]
+    """Names below the home of files that tell of models, with where they lie, links resolved; those that exist."""
 
 
 def home_files(
@@ -55,7 +61,14 @@ def home_files(
     carried = tuple(by_place[place]._replace(name=name) for name, place in places.items() if place in by_place)
     settings = next((path.source for path in carried if path.name == preset.settings and path.kind == "file"), "")
     variables = moved(preset.environment_file, own, config)
-    return HomeFiles(carried, tuple(sorted(secrets)), tuple(_masks(preset, carried)), settings, variables)
+    lists = [name for name in preset.model_files if name.endswith(".json")]
+    models = {name: os.path.realpath(f"{home}/{moved(name, own, config)}") for name in lists}
+    told = tuple((name, path) for name, path in models.items() if _is_own(path, forbidden))
+    return HomeFiles(carried, tuple(sorted(secrets)), tuple(_masks(preset, carried)), settings, variables, told)
+
+
+def _is_own(path: str, forbidden: tuple[str, ...]) -> bool:
+    return os.path.isfile(path) and not any(f"{path}/".startswith(f"{place}/") for place in forbidden)
 
 
 def moved(name: str, own: str, config: str) -> str:
@@ -69,9 +82,20 @@ def moved(name: str, own: str, config: str) -> str:
 def merge_settings(agent: Agent, preset: Preset, source: str) -> tuple[bytes, tuple[str, ...]]:
     """Return the settings to show, the policy's laid over the home's, and what the person should know."""
     host, unreadable = read_settings(source)
-    data, complaint = merged(host, agent.settings)
+    data, complaint = merged(host, agent.settings, form_of(preset.settings))
     why = f"was not read: {unreadable}" if unreadable else complaint
     return data, (f"~/{preset.settings} {why}: only the policy's settings count {NOT_READ}",) if why else ()
+
+
+def merge_models(name: str, text: str, source: str) -> tuple[bytes, tuple[str, ...]]:
+    """Return a file of models, the policy's over the home's without its keys, and what the person should know."""
+    host, unreadable = read_settings(source)
+    data, complaint, dropped = merged_models(host, json.loads(text))
+    if why := f"was not read: {unreadable}" if unreadable else complaint:
+        return data, (f"~/{name} {why}: only the policy's providers count {NOT_READ}",)
+    more = f" and {len(dropped) - _SHOWN} more" if len(dropped) > _SHOWN else ""
+    told = f"~/{name} is there without {', '.join(dropped[:_SHOWN])}{more}: keys of models are the policy's affair"
+    return data, (told,) if dropped else ()
 
 
 def said_aloud(notices: tuple[str, ...]) -> tuple[str, ...]:

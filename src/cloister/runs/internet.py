@@ -23,7 +23,8 @@ from cloister.runs import remedies
 # Documentation addresses (RFC 5737, RFC 3849): the agent learns neither the host's addresses nor its routes from them.
 SOURCE = "192.0.2.2"
 SOURCE_IPV6 = "2001:db8::2"
-ADDRESSES = ("-a", SOURCE, "-n", "255.255.255.0", "-g", "192.0.2.1", "-a", SOURCE_IPV6, "-g", "2001:db8::1")
+GATEWAY_IPV6 = "2001:db8::1"
+ADDRESSES = ("-a", SOURCE, "-n", "255.255.255.0", "-g", "192.0.2.1", "-a", SOURCE_IPV6, "-g", GATEWAY_IPV6)
 RESOLVER = "192.0.2.53"
 RESOLVER_IPV6 = "2001:db8::53"
 INTERFACE = "net0"
@@ -47,7 +48,9 @@ class Internet(msgspec.Struct, frozen=True, kw_only=True):
     notices: tuple[str, ...] = ()
 
 
-def internet(rules: Ruleset, guard: Guard, host: HostFacts, resolvers: tuple[str, ...]) -> Internet:
+def internet(
+    rules: Ruleset, guard: Guard, host: HostFacts, resolvers: tuple[str, ...], more: tuple[str, ...] = ()
+) -> Internet:
     """Decide how a run in mode `internet` gets its network.
 
     Args:
@@ -55,6 +58,7 @@ def internet(rules: Ruleset, guard: Guard, host: HostFacts, resolvers: tuple[str
         guard: what is refused, on the proxy and in the packet filter alike.
         host: programs, and whether tap devices can be made.
         resolvers: the host's own, which pasta asks.
+        more: further statements for the packet filter, which refuse or count.
 
     Raises:
         UnsupportedError: the host lacks a program, or may not use tap devices.
@@ -65,7 +69,7 @@ def internet(rules: Ruleset, guard: Guard, host: HostFacts, resolvers: tuple[str
     resolver = _resolver(resolvers)
     sources = (ip_address(SOURCE), ip_address(SOURCE_IPV6))
     return Internet(
-        ruleset=nft.ruleset(guard, rules.deny.networks(), ip_address(resolver), sources),
+        ruleset=nft.ruleset(guard, rules.deny.networks(), ip_address(resolver), sources, more),
         pasta=pasta_argv(host.pasta.path, resolver, is_root=host.uid == 0),
         nft=host.nft.path,
         resolver=resolver,

@@ -36,9 +36,9 @@ class Places(NamedTuple):
     """The directory in which systemd puts the unit's credentials."""
 
 
-def delivered_secrets(settings: Instance) -> dict[str, str]:
+def delivered_secrets(settings: Instance, *, product: bool = True) -> dict[str, str]:
     """Return the references of all secrets that come inside, by the credential's name: it compares its own token."""
-    found = {GATEWAY_SECRET: getattr(settings.auth, settings.auth.mode)}
+    found = {GATEWAY_SECRET: getattr(settings.auth, settings.auth.mode)} if product else {}
     return found | {named(name): one for name, one in settings.secrets.items() if isinstance(one, str)}
 
 

@@ -37,9 +37,10 @@ from cloister.policy.variables import variables
 from cloister.runs.compile import CarriedPath, Facts, PlacedFile, compile_run
 from cloister.runs.compile_parts import Start
 from cloister.runs.file_variables import FileVariables, of_home, of_policy
-from cloister.runs.home_files import HomeFiles, home_files, merge_settings
+from cloister.runs.home_files import HomeFiles, home_files, merge_models, merge_settings
 from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
+from cloister.runs.model_files import model_files
 from cloister.runs.model_plan import planned_models
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
@@ -221,6 +222,7 @@ class Kitchen:
         home, notices = of_home(paths.home, found.environment, agent, theirs)
         if agent.settings:
             notices += merge_settings(agent, preset, found.settings)[1]
+        notices += tuple(notice for _, told in own_models(agent, resolved, found).values() for notice in told)
         policy = {}
         if agent.environment_files:
             policy = of_policy(agent, resolved.name, home=paths.home, owners=(0, self.owner.uid), forbidden=theirs)
@@ -257,6 +259,7 @@ class Kitchen:
             program_names=program.names if program else (),
             carried=tuple(CarriedPath(path.name, path.source, path.kind) for path in found.carried),
             settings=found.settings,
+            model_sources=found.models,
             read=_showable(expand(agent.filesystem.read, paths.home), "read", paths),
             write=_showable(expand(agent.filesystem.write, paths.home), "write", paths),
             hide=tuple(masks),
@@ -330,19 +333,28 @@ class Kitchen:
         if not plan.launch.ruleset:
             return False
         try:
-            _, (rules, guard) = self.now_for(plan)
-            return (
-                rules.mode != "internet"
-                or internet(rules, guard, self.host(), nameservers()).ruleset != plan.launch.ruleset
-            )
+            agent, (rules, guard) = self.now_for(plan)
+            return rules.mode != "internet" or self._direct(plan.agent, agent, rules, guard) != plan.launch.ruleset
         except CloisterError:
             return True
+
+    def _direct(self, name: str, agent: Agent, rules: Ruleset, guard: Guard) -> str:
+        """Return the packet filter that a run in mode `internet` would get now."""
+        del name, agent
+        return internet(rules, guard, self.host(), nameservers()).ruleset
 
 
 def protocols_of(agent: Agent, policy: Policy) -> tuple[str, ...]:
     """Return the protocols of an agent's providers; whoever serves Responses serves the rest of OpenAI as well."""
     named = [policy.providers[name].protocol for name in agent.llm.providers if name in policy.providers]
     return tuple(dict.fromkeys([*named, *(["openai"] if "openai-responses" in named else [])]))
+
+
+def own_models(agent: Agent, resolved: ResolvedAgent, found: HomeFiles) -> dict[str, tuple[bytes, tuple[str, ...]]]:
+    """Return the home's own files of models with the policy's laid over, by name, and what there is to say of each."""
+    sources = dict(found.models)
+    made = model_files(resolved.preset, protocols_of(agent, resolved.policy), model_names(agent.llm)) if sources else ()
+    return {name: merge_models(name, text, sources[name]) for name, text in made if name in sources}
 
 
 def model_names(llm: Llm) -> tuple[str, ...]:

@@ -190,6 +190,9 @@ class _Maker:
             command = (*agent.command, "")[0]
             remedy = f'install it, or command = ["/path/of/{command}"]'
             self._problems.append(Problem(f"no program {command!r} was found", where, remedy))
+        if (port := gateway.settings.port) in self._facts.taken:
+            message, at = f"another program has port {port} of this host", show_path((*gateway.path, "port"))
+            self._problems.append(Problem(message, at, f"another port, or end what ss -ltnp 'sport = :{port}' shows"))
         for name in gateway.settings.tools.include:
             if name not in self._facts.tools:
                 at = show_path((*gateway.path, "tools", "include"))
@@ -207,7 +210,7 @@ class _Maker:
         gateway, facts, agent = self._gateway, self._facts, self._agent
         settings, program = gateway.settings, facts.programs.get(gateway.settings.agent)
         writable = settings.documents.writable
-        secrets = (delivered_secrets(settings) if self._product else {}) | _plugin_secrets(gateway, plugins)
+        secrets = delivered_secrets(settings, product=self._product) | _plugin_secrets(gateway, plugins)
         credentials = {name: _source_of(reference) for name, reference in secrets.items()}
         checked = tuple(credentials)
         handed = (*swapped(settings), *([MODEL_KEY] if agent.llm.providers else []))
@@ -298,7 +301,7 @@ class _Maker:
         for plugin in plugins:
             for variable in settings.plugins[plugin.name].env:
                 literal[variable] = f"{self._at.secrets}/{_plugin_secret(plugin.name, variable)}"
-        literal |= settings.environment
+        literal |= {"CLOISTER_SECRETS": self._at.secrets} | settings.environment
         if self._product:
             literal |= {"OPENCLAW_CONFIG_PATH": f"{self._at.tree}/{CONFIG}", "OPENCLAW_CONFIG_READONLY": "1"}
         return literal

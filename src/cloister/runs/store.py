@@ -2,7 +2,7 @@
 
     plan.json      before the first step, so that it can be undone from the file alone
     run.json       the record below, replaced as the run goes on
-    events.jsonl   egress decisions, questions, warnings, in order
+    events.jsonl   egress decisions, questions, warnings, in order; a gateway's older ones are in events.earlier.jsonl
     receipt.json   at the end; a run without one did not end in order
 
 Files are replaced by rename, never edited. What a run left on the host is undone by
@@ -162,6 +162,10 @@ class Store:
     def events_path(self, run: str) -> str:
         """Return the path of the events file."""
         return f"{self._path(run)}/events.jsonl"
+
+    def earlier_events_path(self, run: str) -> str:
+        """Return the path of a gateway's events before those, where there were too many for one file."""
+        return f"{self._path(run)}/events.earlier.jsonl"
 
     def output_path(self, run: str) -> str:
         """Return the path of a detached run's output."""

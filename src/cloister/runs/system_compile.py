@@ -7,6 +7,7 @@ all is `system_judge`; finding out what differs is `plan/system_diff.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_address
 
 import msgspec
 
@@ -124,6 +125,7 @@ def _grants(source: SystemPolicy, accounts: tuple[Account, ...]) -> tuple[Grant,
         Grant(
             user=user, agent=agent, account=find(accounts, Owner(agent, user)).name, roots=roots,
             nested=_may_nest(source, agent),
+            network=source.agents[agent].egress.mode == "internet",
         )
         for user, agent, roots in _granted(source.policy)
     )  # fmt: skip
@@ -156,7 +158,8 @@ def _firewall(source: SystemPolicy, accounts: tuple[Account, ...], facts: System
     if not facts.nft:
         message = "nft is not installed: nothing would hold the agents' accounts back outside of their units"
         raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
-    return compile_firewall(accounts, source.agents, tuple(parse_network(text) for text in facts.attached))
+    attached = tuple(parse_network(text) for text in facts.attached)
+    return compile_firewall(accounts, source.agents, attached, tuple(ip_address(text) for text in facts.resolvers))
 
 
 def _filter_files(filtered: str | None, facts: SystemFacts) -> dict[str, str]:

@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from cloister.errors import CloisterError
+from cloister.host import ports
 from cloister.host.agent_program import find_program
 from cloister.host.service_sources import read_tree
+from cloister.host.system_probe import properties
 from cloister.identity.accounts import Owner
 from cloister.isolation import service_units
 from cloister.isolation.environment import PATH
@@ -70,6 +72,7 @@ def take_service_facts(
         programs=_programs(document, policy, presets),
         sources=sources,
         unreadable=unreadable,
+        taken=_taken(document),
         tools=tools,
     )
 
@@ -99,6 +102,18 @@ def units_of(made: Iterable[ServiceUnits]) -> tuple[Wanted, ...]:
             Wanted(unit=one, restart_for=units.restart_for if one == gateway else _own(one)) for one in units.enabled
         ]
     return tuple(wanted)
+
+
+def _taken(document: Document) -> frozenset[int]:
+    """Return the ports that somebody else has: systemd holds a gateway's for it from the first `apply` on."""
+    sockets = {service_units.port_units(one.joined)[0]: one.settings.port for one in active(document)}
+    shown = properties(tuple(sockets), ("ActiveState", "Listen"))
+    ours = {
+        port
+        for unit, port in sockets.items()
+        if shown.get(unit, {}).get("ActiveState") == "active" and f":{port} " in shown[unit].get("Listen", "")
+    }
+    return frozenset(port for port in sockets.values() if port not in ours and ports.taken(port))
 
 
 def _own(unit: str) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ class UnitLine(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     port: int | None = None
     """Gateways: where the host's loopback has it."""
+    port_held: bool | None = None
+    """Gateways: whether systemd holds that port for it; another program may have it."""
     ready: str = ""
     """Gateways, where that was asked for: `yes`, or why not."""
 
@@ -101,13 +103,19 @@ def _with_ports(lines: list[UnitLine], ready: dict[str, str]) -> tuple[UnitLine,
     sockets = {
         line.unit: port_units(line.unit.removeprefix(SERVICE_PREFIX).removesuffix(".service"))[0] for line in lines
     }
-    found = properties(tuple(sockets.values()), ("Listen",))
-    return tuple(
-        msgspec.structs.replace(
-            line, port=_port(found.get(sockets[line.unit], {}).get("Listen", "")), ready=ready.get(line.unit, "")
+    found = properties(tuple(sockets.values()), ("Listen", "ActiveState"))
+    made = []
+    for line in lines:
+        socket = found.get(sockets[line.unit], {})
+        made.append(
+            msgspec.structs.replace(
+                line,
+                port=_port(socket.get("Listen", "")),
+                port_held=socket.get("ActiveState") == "active",
+                ready=ready.get(line.unit, ""),
+            )
         )
-        for line in lines
-    )
+    return tuple(made)
 
 
 def _port(listen: str) -> int | None:

@@ -21,6 +21,8 @@ _OBEYED_AUDIT = (
     "otlp",
     "ca",
     "certificate",
+    "rules",
+    "detections",
 )
 """Keys of `[audit]` that have an effect."""
 

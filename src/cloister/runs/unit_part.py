@@ -18,7 +18,7 @@ from cloister.runs.carry_tar import Packed, pack
 from cloister.runs.file_variables import of_home
 from cloister.runs.home_files import merge_settings
 from cloister.runs.policies import PolicyFiles, project_text
-from cloister.runs.prepare import Kitchen, Looked
+from cloister.runs.prepare import Kitchen, Looked, own_models
 from cloister.runs.request import RunRequest
 from cloister.runs.unit_request import UserPart
 from cloister.runs.workspaces import project_id
@@ -79,6 +79,9 @@ def of_home_for(looked: Looked, kitchen: Kitchen) -> OfHome:
     made: dict[str, bytes] = {}
     if agent.settings and preset.settings:
         made[preset.settings], told = merge_settings(agent, preset, found.settings)
+        notices += told
+    for name, (data, told) in own_models(agent, looked.resolved, found).items():
+        made[name] = data
         notices += told
     packed = pack(found.carried, found.secrets, made=made)
     return OfHome(packed, variables, (*notices, *packed.notices))

@@ -10,10 +10,13 @@ import os
 import platform
 import time
 
+import msgspec
+
 from cloister.egress.addresses import Guard
 from cloister.egress.rules import Ruleset
 from cloister.errors import DeniedError, PolicyError, Problem, UsageError
 from cloister.host import etc
+from cloister.host.addresses import nameservers
 from cloister.host.agent_program import Program, find_program
 from cloister.host.owner import Owner
 from cloister.host.systemd_version import systemd_version
@@ -44,6 +47,7 @@ from cloister.runs.prepare import (
 )
 from cloister.runs.store import new_id
 from cloister.runs.unit_asked import Asked
+from cloister.runs.unit_internet import UnitInternet, unit_internet
 
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for: the caller's own PATH leads into a home that no unit sees."""
@@ -97,6 +101,8 @@ class UnitKitchen(Kitchen):
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
         files = self._files_for(asked, agent, resolved.name)
         facts = with_files(self._unit_facts(asked, resolved, agent, command[0]), files)
+        if agent.egress.mode == "internet":
+            facts = msgspec.structs.replace(facts, direct=self._internet(request.agent, agent, ruleset, guard))
         facts = with_model_words(facts, agent, resolved)
         plan = compile_unit(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         refuse_visible(plan, self.paths.home)
@@ -160,6 +166,14 @@ class UnitKitchen(Kitchen):
         """Return the `llm` table and the policy that hold now for a run that is under way."""
         resolved = self._narrowed(self._asked[plan.run])
         return resolved.agent.llm, resolved.policy
+
+    def _internet(self, name: str, agent: Agent, rules: Ruleset, guard: Guard) -> UnitInternet:
+        """Decide how a run gets its network; the packet filter of its account has the agent without profile."""
+        agents = agent, self.policies.resolve(name, "").agent
+        return unit_internet(agents, rules, guard, self.host(), nameservers())
+
+    def _direct(self, name: str, agent: Agent, rules: Ruleset, guard: Guard) -> str:  # type: ignore[explicit-override]  # Python 3.12
+        return self._internet(name, agent, rules, guard).internet.ruleset
 
     def _narrowed(self, asked: Asked) -> ResolvedAgent:
         """Return the system's agent, narrowed by the user's own policy and by the project's file.

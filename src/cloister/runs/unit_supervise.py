@@ -14,6 +14,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from cloister.runs.supervision import Supervision
 from cloister.runs.unit_asked import Asked
 from cloister.runs.unit_ends import explain_end, limits_reached, told, without
 from cloister.runs.unit_lease import Lease
+from cloister.runs.unit_network import UnitNetwork
 from cloister.runs.unit_prepare import UnitKitchen
 from cloister.runs.unit_words import Told
 from cloister.runs.upstream import upstream_proxy
@@ -76,9 +78,11 @@ class UnitSupervisor(Supervision):
         """Know where things are; start nothing."""
         super().__init__(loop, kitchen, connect)
         self._units = kitchen
-        self.gateways = Gateways(loop, GatewayKitchen(kitchen.paths, kitchen.owner), self._provisions)
+        self.gateways = Gateways(loop, GatewayKitchen(kitchen.paths, kitchen.owner), self._provisions, self._audit)
+        self._audit.watching = lambda: bool(self._runs) or self.gateways.busy
         self._hostd = hostd
         self._leases: dict[str, Lease] = {}
+        self._networks: dict[str, UnitNetwork] = {}
         self._ends: dict[str, dict[str, Any]] = {}
 
     # --- starting ---------------------------------------------------------------------------
@@ -114,12 +118,14 @@ class UnitSupervisor(Supervision):
             self._units.forget(plan.run)
             raise
         try:
-            stood, channel = await self._unit(plan, parties)
+            stood, channel, network = await self._unit(plan, parties)
         except BaseException:
             applied.close()
             await self._withdraw(plan, record, provided)
             raise
         run = self._run(prepared, record, provided, parties, stood, channel)
+        if network >= 0:
+            run.network = self._networks[plan.run] = UnitNetwork(self._connect, network, run.live.network_failed)
         await self._provisions.serve(run, prepared, applied, upstream)
         run.make_ready()
 
@@ -143,11 +149,11 @@ class UnitSupervisor(Supervision):
         run.ready = False
         run.stdio = tuple(os.dup(descriptor) for descriptor in parties.stdio)
         run.told = lease.tell
+        account = plan.launch.unit.account if plan.launch.unit else ""
+        self._audit.began(run, self._kitchen.policies.digest, record.user, account)
         self._provisions.attach(provided, run)
         run.go = self._go(run, prepared)
         self._runs[plan.run] = run
-        account = plan.launch.unit.account if plan.launch.unit else ""
-        self._audit.began(run, self._kitchen.policies.digest, record.user, account)
         self._leases[plan.run] = lease
         lease.serve(run, partial(self.execute, on_close=lambda _: None))
         outer.rebind(lambda _, frame: run.outer_frame(frame), lambda _: run.live.outer_closed())
@@ -158,8 +164,8 @@ class UnitSupervisor(Supervision):
             run.live.outer_closed()
         return run
 
-    async def _unit(self, plan: Plan, parties: Parties) -> tuple[Stood, int]:
-        """Have hostd make the unit; return what it says, and the descriptor of the shim's channel.
+    async def _unit(self, plan: Plan, parties: Parties) -> tuple[Stood, int, int]:
+        """Have hostd make the unit; return what it says, the shim's channel, and that of the network's unit or -1.
 
         Raises:
             CloisterError: the unit did not come to be.
@@ -186,16 +192,17 @@ class UnitSupervisor(Supervision):
         if frame.kind == "F":
             _close_all(frame.descriptors)
             raise PassedError(frame.payload)
-        channel, *rest = frame.descriptors or (-1,)
+        channel, network, *rest = _placed(frame.descriptors, with_network=bool(plan.launch.pasta))
+        whole = channel >= 0 and (network >= 0 or not plan.launch.pasta)
         _close_all(tuple(rest))  # a pidfd of the first process, whose channel tells of its end as well
         try:
-            stood = msgspec.json.decode(frame.payload, type=Stood) if frame.kind == "S" and channel >= 0 else None
+            stood = msgspec.json.decode(frame.payload, type=Stood) if frame.kind == "S" and whole else None
         except msgspec.DecodeError:
             stood = None
         if stood is None:
-            _close_all((channel,) if channel >= 0 else ())
+            _close_all(tuple(one for one in (channel, network) if one >= 0))
             raise StepError("hostd-malformed", f"what cloister-hostd said of the unit is not understood ({frame.kind})")
-        return stood, channel
+        return stood, channel, network
 
     async def _withdraw(self, plan: Plan, record: Record, provided: Provided) -> None:
         """Undo our part of a run that has no unit, and have hostd undo what it may have begun."""
@@ -227,6 +234,9 @@ class UnitSupervisor(Supervision):
             run.write_event("warning", {"what": error.message})
             run.limits_reached = (*run.limits_reached, f"{error.message} [hostd-silent]")
             return outcome
+        finally:
+            if network := self._networks.pop(run.plan.run, None):
+                await network.finish()
         run.limits_reached = (*run.limits_reached, *limits_reached(end))
         peak: dict[str, object] = {"memory_peak": run.memory_peak} if run.memory_peak else {}
         run.host = {**run.host, **peak, **told(end)}
@@ -248,6 +258,10 @@ class UnitSupervisor(Supervision):
         """End gateways' part here, and every run."""
         await self.gateways.close()
         await super().close()
+
+    def on_audit(self, changed: Callable[[], None]) -> None:
+        """Have it said when nothing can be recorded any more, and when it can be again."""
+        self._audit.on_change = changed
 
     async def recover_units(self) -> None:
         """Have hostd undo every unit that no living run of ours has."""
@@ -271,6 +285,12 @@ def check_parties(descriptors: tuple[int, ...]) -> None:
     """
     if len(descriptors) != len(("outer", "lease", "input", "output", "error")):
         raise UsageError("request-malformed", f"{len(descriptors)} descriptors came with a request for a run")
+
+
+def _placed(descriptors: tuple[int, ...], *, with_network: bool) -> tuple[int, ...]:
+    """Return the shim's channel, that of the network's unit, and the rest of an `S`; -1 for what did not come."""
+    channel, *rest = descriptors or (-1,)
+    return (channel, rest.pop() if with_network and rest else -1, *rest)
 
 
 def _close_all(descriptors: tuple[int, ...]) -> None:

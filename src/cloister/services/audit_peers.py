@@ -43,7 +43,7 @@ USERS_KINDS = frozenset({
 """What a user's broker may report."""
 _OFTEN = frozenset({"egress.decided", "egress.request", "credential.used", "signing.used", "model.called"})
 _ROOTS_KINDS = USERS_KINDS | {"hostd.request", "firewall.changed"}
-_EVENTS, _WRITTEN = ord("E"), ord("K")
+_EVENTS, _WRITTEN, _STOP = ord("E"), ord("K"), ord("S")
 _AHEAD_NS = 5_000_000_000
 _LOST_EVERY_S = 1.0
 _decoder = msgspec.json.Decoder(Event)
@@ -182,6 +182,14 @@ class Peer:
             OSError: it left, or does not read.
         """
         self.sock.send(HEADER.pack(COUNT.size, _WRITTEN) + COUNT.pack(self._frames), socket.MSG_NOSIGNAL)
+
+    def order(self, payload: bytes) -> None:
+        """Tell the peer to stop a run.
+
+        Raises:
+            OSError: it left, or does not read.
+        """
+        self.sock.send(HEADER.pack(len(payload), _STOP) + payload, socket.MSG_NOSIGNAL)
 
 
 class Peers:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import grp
 import os
+import pwd
 import select
 import signal
 import socket
@@ -21,6 +23,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cloister.errors import CloisterError, RetryError, render
@@ -51,6 +54,13 @@ class Child(NamedTuple):
     until: float
 
 
+class Spare(NamedTuple):
+    """A process that was forked ahead of the next request, and waits for its connection at the other end of `sock`."""
+
+    pid: int
+    sock: socket.socket
+
+
 class Daemon:
     """The listening socket and the children."""
 
@@ -64,6 +74,7 @@ class Daemon:
         self._turned_away: deque[socket.socket] = deque(maxlen=_KEPT)
         self._waiting: deque[tuple[int, socket.socket]] = deque()
         self._leaving = False
+        self._spare: Spare | None = None
         hear, say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals = hear
         signal.set_wakeup_fd(say, warn_on_full_buffer=False)
@@ -83,6 +94,7 @@ class Daemon:
                 os.read(self._signals, 4096)
             if self._reap():
                 self._serve_waiting()
+                self._fork_ahead()
             if not ready:
                 self._turned_away.clear()
             if self._listener.fileno() in ready:
@@ -90,7 +102,8 @@ class Daemon:
             if ready or self._children:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since > self._idle_s:
-                return
+                break
+        self._drop_spare()
         until = time.monotonic() + _LAST_S
         while self._children and time.monotonic() < until:  # what is under way is finished; the rest is undone later
             self._reap()
@@ -117,7 +130,8 @@ class Daemon:
         return len(requests) < IN_ALL and sum(child.uid == uid for child in requests) < self._share(uid)
 
     def _serve(self, uid: int, sock: socket.socket) -> None:
-        self._fork(uid, sock)
+        if not self._hand_to_spare(uid, sock):
+            self._fork(uid, sock)
         if sock not in self._turned_away:
             sock.close()
 
@@ -151,11 +165,47 @@ class Daemon:
                 self._turn_away(sock)
             return
         if pid == 0:
-            self._serve_one(sock)
+            self._serve_one(lambda: sock)
         self._children[pid] = Child(uid, time.monotonic() + LONGEST_S)
 
-    def _serve_one(self, sock: socket.socket | None) -> None:
-        """Be the child. Never returns."""
+    def _fork_ahead(self) -> None:
+        """Fork for the next request while nobody waits: that takes as long as some requests themselves."""
+        if self._spare or self._children or self._leaving:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            return
+        if pid == 0:
+            ours.close()
+            self._serve_one(lambda: _connection_over(theirs))
+        theirs.close()
+        self._spare = Spare(pid, ours)
+
+    def _hand_to_spare(self, uid: int, sock: socket.socket) -> bool:
+        """Give a request to the process that was forked ahead; return whether there is one that takes it."""
+        if self._spare is None:
+            return False
+        (pid, link), self._spare = self._spare, None
+        self._children[pid] = Child(uid, time.monotonic() + LONGEST_S)
+        with link:
+            try:
+                socket.send_fds(link, [b"!"], [sock.fileno()])
+            except OSError:  # it was killed; the end of it is met as that of any child
+                return False
+        return True
+
+    def _drop_spare(self) -> None:
+        if self._spare:
+            self._spare.sock.close()
+            os.waitpid(self._spare.pid, 0)
+            self._spare = None
+
+    def _serve_one(self, take: Callable[[], socket.socket | None]) -> None:
+        """Be the child, for the connection that `take` returns; for none, look for what is left. Never returns."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -163,8 +213,11 @@ class Daemon:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._listener.close()
             os.close(self._signals)
+            if self._spare:
+                self._spare.sock.close()  # its only other end is the parent's
             for other in (*self._turned_away, *(waiting for _, waiting in self._waiting)):
                 other.close()
+            sock = take()
             if sock is None:
                 unit_records.recover(self._manager)
             else:
@@ -196,6 +249,22 @@ class Daemon:
 
 
 _FIRST_PERSON = 1000
+
+
+def _connection_over(link: socket.socket) -> socket.socket:
+    """Wait for a connection from the parent. Ends this process when there is none to come."""
+    with link:
+        data, descriptors, _, _ = socket.recv_fds(link, 1, 1)
+    if not data or not descriptors:
+        os._exit(0)
+    return socket.socket(fileno=descriptors[0])
+
+
+def _look_up_somebody() -> None:
+    """Have the C library load what it needs to look up people, so that no child has to (nsswitch.conf(5))."""
+    entry = pwd.getpwuid(0)
+    os.getgrouplist(entry.pw_name, entry.pw_gid)
+    grp.getgrgid(entry.pw_gid)
 
 
 def _listener(path: str) -> socket.socket:
@@ -233,6 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     except CloisterError as error:
         sys.stderr.write(render(error) + "\n")
         return error.exit_code
+    _look_up_somebody()
     gc.collect()
     gc.freeze()  # children share these pages
     daemon.serve()

@@ -26,6 +26,7 @@ from cloister.host import (
     unit_etc,
     unit_limits,
     unit_mounts,
+    unit_network,
     unit_records,
     unit_start,
     unit_state,
@@ -33,6 +34,7 @@ from cloister.host import (
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.idmap_support import has_idmapped_mounts
+from cloister.host.systemd_units import UnitManager
 from cloister.host.unit_caller import Caller, identify_caller, peer_uid
 from cloister.host.unit_floor import Bounds, check_plan
 from cloister.host.unit_grants import (
@@ -46,7 +48,7 @@ from cloister.host.unit_grants import (
 from cloister.host.unit_overlay import open_copy
 from cloister.host.unit_wire import Request, Wire, is_run, read_control, read_request
 from cloister.plan.steps import Plan
-from cloister.plan.unit import AUDIT_SOCKET, PROXY_USER, PROXYD_SOCKET, UNIT_PREFIX, Account, Grant, UnitLaunch
+from cloister.plan.unit import AUDIT_SOCKET, PROXY_USER, PROXYD_SOCKET, Account, Grant, UnitLaunch
 
 PLAN_S = 60.0
 MOST_WORDS = 1024
@@ -157,7 +159,8 @@ def _run(wire: Wire, first: Frame, caller: Caller) -> None:
     try:
         plan = _ask_broker(broker, wire, asked)
         try:
-            _start(broker, plan, asked)
+            with unit_start.connect() as bus:  # systemd takes its time to answer, in which much is looked at
+                _start(broker, plan, asked, bus)
         except CloisterError as error:
             broker.finish(error)  # it has a connection to the caller by now, and answers there
         except OSError as error:
@@ -264,7 +267,7 @@ class _PassedError(Exception):
         self.payload = payload
 
 
-def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
+def _start(broker: Wire, plan: Plan, asked: _Asked, bus: UnitManager) -> None:
     """Start the unit of a plan that is above the floor; undo everything when one step fails."""
     account, place = asked.account, asked.place
     _on_record(plan, asked)
@@ -286,11 +289,11 @@ def _start(broker: Wire, plan: Plan, asked: _Asked) -> None:
         )  # fmt: skip
         unit_records.write(record)
         try:
-            _stand_up(broker, unit, record, asked)
+            _stand_up(broker, unit, record, asked, bus)
             done = True
         finally:
             if not done:
-                unit_start.stop(f"{UNIT_PREFIX}{plan.run}.service")
+                unit_records.stop_units(plan.run)
                 unit_records.remove(plan.run)
     finally:
         lock.release(remove=True)
@@ -313,22 +316,29 @@ def _on_record(plan: Plan, asked: _Asked) -> None:
                          remedy="systemctl status cloister-auditd")  # fmt: skip
 
 
-def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked) -> None:
+def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked: _Asked, bus: UnitManager) -> None:
     """Make directories, unit and mounts, and hand the shim's channel to the broker."""
     with contextlib.ExitStack() as stack:
         sources, owners = _open_sources(unit, record.run, asked, stack), _owners(unit, asked)
+        network = unit_network.connect(unit, record.plan.launch) if unit.network else None
+        for descriptor in network or ():
+            stack.callback(os.close, descriptor)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(ours)
         with theirs:
-            starting = unit_start.Starting(unit, record.plan.launch.argv, theirs.fileno())
+            space = network.space if network else -1
+            starting = unit_start.Starting(bus, unit, record.plan.launch.argv, theirs.fileno(), space=space)
         try:
             # While systemd makes the unit, its mounts are made ready.
             mounts = stack.enter_context(unit_mounts.Mounts(unit, sources, owners))
+            mounts.get_ready()
         except BaseException:
             starting.abandon()
             raise
         started = starting.finish()
         stack.callback(os.close, started.pidfd)
+        if network:
+            unit_network.check_inside(started.pid, network.space)
         lacking = _limits_in_force(unit, started.pid)
         count = mounts.put(started.pid)
         unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
@@ -340,11 +350,23 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
             f"{count} mounts",
             "ids, powers, filter and namespaces of the first process",
         )
-        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking)
+        said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking,
+                        notices=_network_notices() if network else ())  # fmt: skip
         ours.setblocking(True)
         broker.allow(PLAN_S)
         _note(f"{asked.caller.name} started {asked.account.name} in {asked.place.path} as {unit.unit}")
-        broker.send("S", msgspec.json.encode(said), (ours.fileno(), started.pidfd))
+        broker.send(
+            "S", msgspec.json.encode(said), (ours.fileno(), started.pidfd, *((network.channel,) if network else ()))
+        )
+
+
+def _network_notices() -> tuple[str, ...]:
+    """Say what of the network is not as at the last `cloister apply`."""
+    unknown = unit_network.unknown_resolvers()
+    if not unknown:
+        return ()
+    told = f"the packet filter does not know {', '.join(unknown)}, whom this host asks for names: names may resolve by"
+    return (f"{told} the proxy only, until sudo cloister apply",)
 
 
 def _limits_in_force(unit: UnitLaunch, pid: int) -> tuple[str, ...]:

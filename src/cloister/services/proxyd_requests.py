@@ -37,6 +37,7 @@ class SystemRequests(Intake):
         super().__init__(loop)
         self._hostd = Hostd(loop, self._connect, hostd)
         self._supervisor = UnitSupervisor(loop, UnitKitchen(paths, owner), self._connect, self._hostd)
+        self._supervisor.on_audit(lambda: self._begin(self.serve_gateways()))
         self._supervisor.recover()
 
     def accept(self, sock: socket.socket) -> None:

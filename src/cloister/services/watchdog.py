@@ -27,7 +27,7 @@ from cloister.errors import CloisterError, StepError, render
 from cloister.host import audit_send, firewall, programs
 from cloister.host.netlink import Changes
 from cloister.plan.firewall import TABLE, WATCHDOG_UNIT
-from cloister.plan.unit import SERVICE_PREFIX, UNIT_PREFIX
+from cloister.plan.unit import NETWORK_PREFIX, SERVICE_PREFIX, UNIT_PREFIX
 
 LOOK_S = 10.0
 """The table is looked at this often also when nothing was heard."""
@@ -134,7 +134,7 @@ def _stop_units() -> list[str]:
 
 def _sharing_units() -> list[str]:
     """Return the units of ours that live and have no network namespace of their own."""
-    patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, SERVICE_PREFIX)]
+    patterns = [f"{prefix}*.service" for prefix in (UNIT_PREFIX, NETWORK_PREFIX, SERVICE_PREFIX)]
     listed = _systemctl("show", "-p", "Id", "-p", "PrivateNetwork", "-p", "ActiveState", *patterns)
     names = []
     for block in listed.split("\n\n"):

@@ -1,4 +1,4 @@
-"""The chain of the log: every kind of damage is found, told apart, and told where; what is whole is not complained of."""
+"""The chain of the log: every kind of damage is found, told apart, and told where; what is whole passes."""
 
 import hashlib
 import json

@@ -189,3 +189,24 @@ def test_other_text_is_no_counters(text: bytes) -> None:
     """A cut or foreign answer is an error, never zeros."""
     with pytest.raises(ValueError, match="not the counters"):
         nft_units.passed(text)
+
+
+def test_the_hosts_resolvers_answer_names_and_nothing_else() -> None:
+    """An account in mode `internet` reaches port 53 over UDP of those; a closed one does not."""
+    accounts = [
+        nft_units.AccountRules("cl-web-alice", FIRST_UID, Guard()),
+        nft_units.AccountRules("cl-pi-alice", FIRST_UID + 1),
+        nft_units.AccountRules("cl-own-alice", FIRST_UID + 2, Guard(), block=(ip_network("127.0.0.0/8"),)),
+    ]
+    resolvers = (ip_address("fd00::53"), ip_address("127.0.0.53"), ip_address("127.0.0.53"))
+    text = nft_units.ruleset(accounts, resolvers)
+    chain = text[text.index("chain internet0") :].splitlines()
+
+    assert chain[1:3] == [
+        "\t\tip daddr 127.0.0.53 udp dport 53 goto pass",
+        "\t\tip6 daddr fd00::53 udp dport 53 goto pass",
+    ]
+    assert text.count(" udp dport 53 goto pass") == 2
+    assert f"{FIRST_UID + 1} : goto closed" in text
+    own = text[text.index(f"chain own_{FIRST_UID + 2}") :].splitlines()
+    assert own[1:3] == ["\t\tip daddr 127.0.0.0/8 counter goto refuse", "\t\tgoto internet0"]

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from cloister.host import unit_dbus, unit_floor
+from cloister.host import unit_dbus, unit_floor, unit_floor_network
 from cloister.host.unit_start import asked_of_manager
 from cloister.plan.unit import FIRST_UID, UnitLaunch
 
@@ -17,7 +17,16 @@ UNIT = UnitLaunch(
 def test_every_property_of_the_floor_has_a_form_and_no_other() -> None:
     """Two tables of one set of names: a name in one of them alone would be refused, or set by nobody's leave."""
     streams = {"StandardInput", "StandardOutput", "StandardError"}
-    assert set(unit_dbus.FORMS) == set(unit_floor._ALLOWED) - streams  # the table itself is meant
+    floor = set(unit_floor._ALLOWED) | set(unit_floor_network._PROPERTIES)  # the tables themselves are meant
+    assert set(unit_dbus.FORMS) == (floor | {"NetworkNamespacePath"}) - streams
+
+
+@pytest.mark.parametrize("value", ["no", "user time-travel"])
+def test_an_unknown_namespace_is_not_left_out(value: str) -> None:
+    """A word that is not understood is an error, never a weaker restriction; those of clone(2) are its flags."""
+    with pytest.raises(ValueError, match="RestrictNamespaces"):
+        unit_dbus.convert("RestrictNamespaces", value)
+    assert unit_dbus.convert("RestrictNamespaces", "user net") == [("RestrictNamespaces", "t", 0x50000000)]
 
 
 def test_streams_are_descriptors_and_a_failed_unit_is_kept() -> None:

@@ -41,19 +41,19 @@ class ROOTS:
     st_mode = 0o040755
 
 
-def bounds(*, filtered: bool = True, nested: bool = False, network: bool = False) -> unit_floor.Bounds:
+def bounds(*, nested: bool = False, repository: str = "") -> unit_floor.Bounds:
     """Return what the golden plan is held against."""
-    grant = Grant(user="alice", agent=PLAN.agent, account=ACCOUNT.name, roots=("~",), nested=nested, network=network)
-    return unit_floor.Bounds(grant, ACCOUNT, launch().workspace, (SHIM,), lambda _: filtered)
+    grant = Grant(user="alice", agent=PLAN.agent, account=ACCOUNT.name, roots=("~",), nested=nested)
+    return unit_floor.Bounds(grant, ACCOUNT, launch().workspace, (SHIM,), lambda _: True, repository=repository)
 
 
-def compiled(*, nested: bool = False, network: bool = False) -> UnitLaunch:
+def compiled(*, nested: bool = False) -> UnitLaunch:
     """Return the golden unit with properties as the compiler makes them for other choices."""
     box = unit.UnitBox(
         systemd=257, account=ACCOUNT.name, shim=SHIM, etc_directory="/run/cloister/etc/00", merged_usr=True,
-        nested=nested, network=network,
+        nested=nested,
     )  # fmt: skip
-    return msgspec.structs.replace(launch(), properties=unit.properties(box), firewall=network)
+    return msgspec.structs.replace(launch(), properties=unit.properties(box))
 
 
 def changed(**changes: Any) -> Plan:
@@ -83,25 +83,26 @@ def test_what_the_compiler_makes_is_above(name: str) -> None:
     """Every golden plan passes."""
     plan = msgspec.json.decode((PLANS / name).read_bytes(), type=Plan)
     account = Account(name=launch(plan).account, uid=launch(plan).uid, agent=plan.agent, user="alice")
-    grant = Grant(user="alice", agent=plan.agent, account=account.name, roots=("~",))
-    held = unit_floor.Bounds(grant, account, launch(plan).workspace, (SHIM,), lambda _: False)
+    network = bool(plan.launch.pasta)
+    grant = Grant(user="alice", agent=plan.agent, account=account.name, roots=("~",), network=network)
+    held = unit_floor.Bounds(grant, account, launch(plan).workspace, (SHIM,), lambda _: network)
     assert unit_floor.check_plan(plan, held) == launch(plan)
 
 
 @pytest.mark.parametrize("version", range(252, 259))
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("network", [False, True])
-def test_every_choice_of_the_compiler_is_above(version: int, *, nested: bool, network: bool) -> None:
+@pytest.mark.parametrize("internet", [False, True])
+def test_every_choice_of_the_compiler_is_above(version: int, *, nested: bool, internet: bool) -> None:
     """The compiler's table of properties and the floor agree for every version and choice, with all limits set."""
     limits = unit.UnitLimits(
         memory_bytes=4 << 30, tasks=512, cpu_percent=150, runtime_s=3630.5, open_files=1024, io_weight=50, oom="kill"
     )
     box = unit.UnitBox(
         systemd=version, account=ACCOUNT.name, shim=SHIM, etc_directory="/run/cloister/etc/00", merged_usr=False,
-        nested=nested, network=network, write_execute=False, groups=("project",), limits=limits,
+        nested=nested, internet=internet, write_execute=False, groups=("project",), limits=limits,
     )  # fmt: skip
-    made = msgspec.structs.replace(launch(), properties=unit.properties(box), firewall=network)
-    unit_floor.check_properties(made, bounds(nested=nested, network=network))
+    made = msgspec.structs.replace(launch(), properties=unit.properties(box))
+    unit_floor.check_properties(made, bounds(nested=nested))
 
 
 @pytest.mark.parametrize(
@@ -149,22 +150,6 @@ def test_a_property_stands_once() -> None:
     twice = changed(properties=(*launch().properties, ("NoNewPrivileges", "yes")))
     with pytest.raises(StepError, match="stands twice"):
         unit_floor.check_plan(twice, bounds())
-
-
-def test_the_hosts_network_needs_the_packet_filter() -> None:
-    """In the host's network starts only what the grant says, what is filtered, and what ends with the watchdog."""
-    shared = compiled(network=True)
-    unit_floor.check_properties(shared, bounds(network=True))
-    with pytest.raises(StepError, match="packet filter"):
-        unit_floor.check_properties(shared, bounds(network=True, filtered=False))
-    with pytest.raises(StepError, match="no network of the host's"):
-        unit_floor.check_properties(shared, bounds())
-    for other in ((), (("BindsTo", "cloister-hostd.service"),)):
-        kept = tuple(one for one in shared.properties if one[0] != "BindsTo")
-        with pytest.raises(StepError, match="watchdog"):
-            unit_floor.check_properties(
-                msgspec.structs.replace(shared, properties=(*kept, *other)), bounds(network=True)
-            )
 
 
 def test_only_the_grant_lets_an_agent_build_sandboxes() -> None:
@@ -231,6 +216,7 @@ def test_the_first_process_is_our_shim() -> None:
 
 
 WORKSPACE = launch().workspace
+REPOSITORY = "/srv/git/.git"
 
 
 @pytest.mark.parametrize(
@@ -260,12 +246,43 @@ WORKSPACE = launch().workspace
         {"kind": "ro", "target": "/x", "base": "carry", "source": "/etc"},
         {"kind": "ro", "target": f"{WORKSPACE}/a", "base": "workspace", "source": "b"},
         {"kind": "rw", "target": "/elsewhere", "base": "workspace", "source": "b"},
+        {"kind": "overlay", "target": f"{WORKSPACE}/a", "base": "workspace", "source": "a"},
+        {"kind": "overlay", "target": "/x", "base": "workspace"},
+        {"kind": "overlay", "target": "/x", "base": "copy"},
+        {"kind": "overlay", "target": "/x", "base": "state"},
+        {"kind": "overlay", "target": "/x", "base": "none"},
+        {"kind": "rw", "target": "/x", "base": "copy", "source": "upper"},
+        {"kind": "rw", "target": WORKSPACE, "base": "copy"},
+        {"kind": "rw", "target": WORKSPACE, "base": "copy", "source": "work"},
+        {"kind": "ro", "target": WORKSPACE, "base": "copy", "source": "upper"},
+        {"kind": "rw", "target": "/home/alice/git", "base": "repository"},
+        {"kind": "rw", "target": f"{REPOSITORY}x", "base": "repository"},
+        {"kind": "rw", "target": "/x", "base": "repository", "source": "hooks"},
+        {"kind": "rw", "target": f"{REPOSITORY}/hooks", "base": "repository"},
+        {"kind": "ro", "target": f"{REPOSITORY}/..", "base": "repository", "source": ".."},
     ],
 )
 def test_no_other_mount(mount: dict[str, Any]) -> None:
     """Only workspace and state are writable, nothing covers the system, and every path stays in its base."""
     with pytest.raises(StepError, match="refused by the host"):
-        unit_floor.check_plan(with_mount(**mount), bounds())
+        unit_floor.check_plan(with_mount(**mount), bounds(repository=REPOSITORY))
+
+
+def test_changes_may_be_kept_aside_and_a_repository_shown() -> None:
+    """An overlay or a copy in the workspace's place, and the git directory that was walked to, each at its place."""
+    others = tuple(mount for mount in launch().mounts if mount.target != WORKSPACE)
+    git = (
+        UnitMount(kind="rw", target=REPOSITORY, base="repository"),
+        UnitMount(kind="ro", target=f"{REPOSITORY}/hooks", base="repository", source="hooks"),
+    )
+    for root in (
+        UnitMount(kind="overlay", target=WORKSPACE, base="workspace"),
+        UnitMount(kind="rw", target=WORKSPACE, base="copy", source="upper"),
+    ):
+        plan = changed(mounts=(*others, root, *git))
+        assert unit_floor.check_plan(plan, bounds(repository=REPOSITORY)) == launch(plan)
+        with pytest.raises(StepError, match="no git directory elsewhere"):
+            unit_floor.check_plan(plan, bounds())
 
 
 def test_a_mount_stands_once() -> None:

@@ -92,11 +92,13 @@ def test_write_execute_and_netlink_are_the_policys() -> None:
     assert _values("RestrictAddressFamilies", _box(netlink=False)) == ["AF_UNIX AF_INET AF_INET6"]
 
 
-def test_the_hosts_network_brings_no_other_weakening() -> None:
-    """Only the network namespace and the list of addresses that goes with it."""
-    shared, plain = dict(unit.properties(_box(network=True))), dict(unit.properties(_box()))
+def test_an_interface_brings_no_other_weakening() -> None:
+    """In mode `internet` the unit keeps a network namespace of its own; only systemd's list of addresses goes."""
+    wider, plain = dict(unit.properties(_box(internet=True))), dict(unit.properties(_box()))
 
-    assert plain.keys() - shared.keys() == {"PrivateNetwork", "IPAddressDeny", "IPAddressAllow"}
+    assert wider["PrivateNetwork"] == "yes"
+    assert plain.keys() - wider.keys() == {"IPAddressDeny", "IPAddressAllow"}
+    assert wider.items() <= plain.items()
 
 
 def test_limits_are_written_in_systemds_words() -> None:

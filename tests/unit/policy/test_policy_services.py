@@ -34,6 +34,7 @@ llm.providers = ["openrouter"]
 command = ["/usr/bin/true"]
 isolation = "unit"
 """
+SWAPPED = 'channels.other.x.token = "{{secret:y}}"\nsecrets.y = {{secret = "{}", inject = {{{}}}}}'
 HOME = '[services.home]\nagent = "claw"\nenable = true\nauth.token = "file:/etc/cloister/keys/gateway"\n'
 
 
@@ -157,6 +158,29 @@ def test_providers_are_optional():
             'secrets.y = "file:/y"\nchannels.other.discord.token = "{secret:y}"',
             ".config_overrides.x",
         ),
+        (
+            'channels.telegram = {enable = true, bot_token = "file:/k", allow_from = [1], api_root = "http://bots.lan"}',
+            'channels.telegram = {enable = true, bot_token = "file:/k", allow_from = [1], api_root = "https://b.lan:8443"}',
+            ".channels.telegram.api_root",
+        ),
+        (
+            'channels.telegram = {enable = true, bot_token = "file:/k", allow_from = [1], api_root = "https://10.0.0.1"}',
+            "",
+            ".channels.telegram.api_root",
+        ),
+        (
+            'config_overrides.channels.telegram.apiRoot = "https://elsewhere.example"',
+            "config_overrides.channels.telegram.mediaMaxMb = 5",
+            ".config_overrides.channels.telegram.apiRoot",
+        ),
+        (SWAPPED.format("file:/y", "host = '*.slack.com', scheme = 'bearer'"), "", ".secrets.y.inject"),
+        (SWAPPED.format("env:Y", "host = 'x.org', scheme = 'bearer'"), "", ".secrets.y.secret"),
+        (
+            SWAPPED.format("file:/y", "host = 'x.org', scheme = 'path', value = '../{secret}'"),
+            SWAPPED.format("file:/y", "host = 'x.org', scheme = 'path', value = 'bot{secret}'"),
+            ".secrets.y.inject.value",
+        ),
+        ('ready = "/healthz"', "", ".ready"),
         ("config_overrides.x = 1979-05-27", 'config_overrides.x = "1979-05-27"', ".config_overrides.x"),
         ("channels.other.telegram = {}", "channels.other.discord = {}", ".channels.other.telegram"),
         ('tools.include = ["/bin/ls"]', 'tools.include = ["ls"]', ".tools.include[0]"),
@@ -215,6 +239,13 @@ def test_other_programs_need_one_port_only():
     assert messages(HOME + plain) == []
     assert len(messages(HOME + plain.replace("18790", "18789"))) == 1
     assert len(messages(plain + 'model.thinking = "low"\n')) == 1
+
+
+@pytest.mark.parametrize(("ready", "good"), [("/healthz?full=1", True), ("healthz", False), ("/a b", False)])
+def test_another_program_says_how_it_is_ready(ready, good):
+    """A path of its port; anything else is a mistake at the key."""
+    found = messages(f'[services.x]\nagent = "other"\nready = "{ready}"\n')
+    assert found == ([] if good else [".services.x.ready this is a path, such as /healthz"])
 
 
 def test_names_of_units_do_not_collide():

@@ -53,8 +53,6 @@ def _mounts(*arguments: Any, **changes: Any) -> dict[str, UnitMount]:
 
 
 REFUSED = {
-    '[agents.a.workspace]\nmode = "overlay"': "unit-overlay",
-    '[agents.a.egress]\nmode = "internet"': "unit-internet",
     '[agents.a.filesystem]\nread = ["~/docs"]': "unit-path-of-user",
     '[agents.a.filesystem]\nwrite = ["/srv/data"]': "unit-path-of-user",
     '[agents.a.credentials.x]\nsecret = "keyring:x"\nenv = "X"': "unit-credential",
@@ -67,6 +65,7 @@ REFUSED = {
 }
 TAKEN = [
     '[agents.a.workspace]\nmode = "direct"',
+    '[agents.a.workspace]\nmode = "overlay"',
     '[agents.a.egress]\nmode = "learn"',
     '[agents.a.filesystem]\nread = ["/srv/docs"]',
     '[agents.a.credentials.x]\nsecret = "file:/etc/cloister/keys/x"\nenv = "X"',
@@ -206,6 +205,52 @@ def test_limits_are_the_units() -> None:
     assert any("MemoryMax=" in words for words in plan.limits)
 
 
+OVERLAY = '[agents.a.workspace]\nmode = "overlay"'
+
+
+@pytest.mark.parametrize("table", [OVERLAY, f'{OVERLAY}\n[agents.a.unit]\nownership = "group"\nproject_group = "devs"'])
+def test_kept_aside_by_the_policy(table: str) -> None:
+    """Nothing of the workspace is writable but through the overlay, whatever the user's broker says of its layout."""
+    lies = _layout(Mount("bind", f"{ROOT}/sub", f"{ROOT}/sub"), Mount("pin", "/home/alice/git", "/home/alice/git"))
+    unit = _unit(table, layout=lies, repository="/home/alice/git")
+    found = {mount.target: mount for mount in unit.mounts}
+    assert found[ROOT] == UnitMount(kind="overlay", target=ROOT, base="workspace")
+    assert [found[path].kind for path in (f"{ROOT}/sub", "/home/alice/git")] == ["ro", "ro"]
+    assert unit.ownership == "idmap"
+    assert "SupplementaryGroups" not in dict(unit.properties)
+
+
+def test_kept_aside_by_the_user() -> None:
+    """A user whose own policy or project narrows to an overlay gets one, where the system's policy does not ask."""
+    layout = WorkspaceLayout(root=ROOT, mounts=(Mount("overlay", ROOT, ROOT),), placeholders=())
+    assert _mounts(layout=layout)[ROOT].kind == "overlay"
+
+
+def test_a_copy_stands_in_for_an_overlay_only() -> None:
+    """What the user's broker has copied is mounted in overlay mode, and said; a direct run has the workspace itself."""
+    plan = _plan(OVERLAY, copied=True)
+    assert plan.launch.unit
+    copy = UnitMount(kind="rw", target=ROOT, base="copy", source="upper")
+    assert [mount for mount in plan.launch.unit.mounts if mount.target == ROOT] == [copy]
+    assert any("copy" in notice for notice in plan.notices)
+    assert _mounts(copied=True)[ROOT].base == "workspace"
+
+
+def test_a_repository_elsewhere_is_mounted_where_root_has_walked_to_it() -> None:
+    """It keeps its place and its protections; without root's word nothing of it is there."""
+    git = "/srv/git/.git"
+    layout = _layout(
+        Mount("bind", git, git), Mount("ro", f"{git}/hooks", f"{git}/hooks"), Mount("content", f"{git}/x", content="y")
+    )
+    found = _mounts(layout=layout, repository=git)
+    assert found[git] == UnitMount(kind="rw", target=git, base="repository")
+    assert found[f"{git}/hooks"] == UnitMount(kind="ro", target=f"{git}/hooks", base="repository", source="hooks")
+    assert found[f"{git}/x"].kind == "ro"
+    assert found["/srv"].kind == "tmpfs"
+    assert git not in _mounts(layout=layout)
+    assert f"{git}/hooks" not in _mounts(layout=layout, repository="/srv/other")
+
+
 def test_ownership_follows_policy_and_host() -> None:
     """`auto` maps ids where that works, else the group; the group joins the unit only where it is used."""
     group = '[agents.a.unit]\nproject_group = "devs"'
@@ -213,6 +258,8 @@ def test_ownership_follows_policy_and_host() -> None:
     assert _unit(group, idmap=False).ownership == "group"
     assert ("SupplementaryGroups", "devs") in _unit(group, idmap=False).properties
     assert ("SupplementaryGroups", "devs") not in _unit(group).properties
+    assert dict(_unit(group, idmap=False).properties)["UMask"] == "0007", "what an agent makes is the group's"
+    assert dict(_unit(group).properties)["UMask"] == "0077"
 
 
 def test_no_secret_and_no_program_is_taken_from_where_a_unit_can_write() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 import pytest
 
@@ -52,8 +53,30 @@ def test_settings_that_it_left_out_are_the_policys_alone() -> None:
 def test_a_product_without_a_file_of_settings_is_refused() -> None:
     """They would reach nobody."""
     with pytest.raises(UnsupportedError) as caught:
-        plan(POLICY.replace('"pi"', '"codex"'))
+        plan(POLICY.replace('"pi"', '"shell"'))
     assert caught.value.reference == "settings-without-file"
+
+
+def test_a_product_with_toml_has_toml() -> None:
+    """The policy's alone as well are in the form that the product reads, under its name."""
+    made = plan(POLICY.replace('"pi"', '"codex"').replace("settings = {", "settings = { a = { b = 1 },"))
+    assert made.launch.unit is not None
+    found = [mount.source for mount in made.launch.unit.mounts if mount.target.endswith(".codex/config.toml")]
+    assert found == ["settings.toml"]
+    (text,) = [step.text for step in made.steps if isinstance(step, WriteFile) and step.path.endswith("/settings.toml")]
+    assert tomllib.loads(text) == {"managed": 1, "a": {"b": 1}}
+
+
+def test_models_that_the_users_broker_merged_are_mounted_from_what_it_sent() -> None:
+    """Two files at one place would be one too many; where it sent none, the policy's stand alone."""
+
+    def models(**changes: object) -> list[str]:
+        unit = plan(protocols=("anthropic",), models=("m",), **changes).launch.unit
+        assert unit is not None
+        return [mount.base for mount in unit.mounts if mount.target.endswith("models.json")]
+
+    assert models(carried=((".pi/agent/models.json", "file"),)) == ["carry"]
+    assert models() == ["box"]
 
 
 def test_variables_of_files_stand_in_a_plan_by_name_and_in_their_order() -> None:

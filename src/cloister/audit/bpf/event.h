@@ -15,7 +15,8 @@
 #define WALK_BYTES 1024
 #define WALK_STEPS 64
 #define PARTS 4
-#define LEVELS 8
+#define LEVELS 16
+#define NAMESPACES 32     /* depth of pid namespaces at most (pid_namespaces(7)) */
 #define DRAFTS 4
 
 enum event_type {
@@ -83,10 +84,9 @@ struct control {            /* the only value of `control` */
 	__u64 ns_per_byte[RINGS];  /* rate of one watch: 0 is no limit */
 	__u64 burst_ns;
 	__u64 wake_bytes;
-	__u8 levels[LEVELS];       /* depths of watched cgroups below the root; 0 ends the list */
-	__u8 ns_levels[LEVELS];    /* depths of watched pid namespaces; 0 ends the list */
+	__u8 levels[LEVELS];       /* depths of watched cgroups below the root, rising; 0 ends the list */
+	__u32 namespaces;          /* how many pid namespaces are watched */
 	__u32 slots;
-	__u32 reserved;
 };
 
 struct tally {              /* value of `tallies`, per CPU, at slot * RINGS + ring */

@@ -70,20 +70,19 @@ static __always_inline struct watch *watch_of_current(const struct control *c)
 		if (!level)
 			break;
 		u64 id = bpf_get_current_ancestor_cgroup_id(level);
-		struct watch *w = id ? bpf_map_lookup_elem(&watched, &id) : 0;
+		if (!id)
+			break; /* deeper than this task's cgroup */
+		struct watch *w = bpf_map_lookup_elem(&watched, &id);
 		if (w)
 			return w;
 	}
-	if (!c->ns_levels[0])
+	if (!c->namespaces)
 		return 0;
 	struct pid *pid = BPF_CORE_READ(current_task(), thread_pid);
 	u32 depth = pid ? BPF_CORE_READ(pid, level) : 0;
-	for (int i = 0; i < LEVELS; i++) {
-		u32 level = c->ns_levels[i];
-		if (!level)
-			break;
+	for (u32 level = 1; level <= NAMESPACES; level++) {
 		if (level > depth)
-			continue;
+			break;
 		struct upid up = upid_at(pid, level);
 		u64 key = NAMESPACE_KEY | BPF_CORE_READ(up.ns, ns.inum);
 		struct watch *w = bpf_map_lookup_elem(&watched, &key);

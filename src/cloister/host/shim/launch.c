@@ -126,7 +126,7 @@ static int place_descriptors(const struct frame *frame)
 }
 
 /* Undo what the loop did to signals: a blocked or ignored signal would survive execve(2). */
-static int reset_signals(void)
+int launch_reset_signals(void)
 {
     for (int number = 1; number < NSIG; number++)
         signal(number, SIG_DFL); /* fails for SIGKILL, SIGSTOP and libc's own two, which need no reset */
@@ -165,7 +165,7 @@ static int run_nft(const struct launch *launch, char **argv, int output)
         return -1;
     if (pid == 0) {
         char *const empty[] = {NULL};
-        if ((output >= 0 && dup2(output, 1) < 0) || reset_signals() < 0 || keep_net_admin() < 0 ||
+        if ((output >= 0 && dup2(output, 1) < 0) || launch_reset_signals() < 0 || keep_net_admin() < 0 ||
             place_descriptors(&launch->frame) < 0)
             child_failed("prepare nft");
         execve(argv[0], argv, empty);
@@ -269,7 +269,7 @@ pid_t launch_start(const struct launch *launch, int complaints)
     const char *failed = launch_hold(launch);
     if (failed)
         child_failed(failed);
-    if (reset_signals() < 0 || place_descriptors(&launch->frame) < 0)
+    if (launch_reset_signals() < 0 || place_descriptors(&launch->frame) < 0)
         child_failed("place descriptors");
     execve(launch->argv[0], launch->argv, empty);
     child_failed("start bubblewrap");

@@ -45,6 +45,9 @@ pid_t launch_start(const struct launch *launch, int complaints);
 /* Run the report program in our namespaces, with CAP_NET_ADMIN: a descriptor that reads what it printed, or -1. */
 int launch_report(const struct launch *launch);
 
+/* Before execve(2): no signal stays blocked or ignored. -1: errno says why. */
+int launch_reset_signals(void);
+
 /* Forget everything but the report, and close the descriptors. */
 void launch_release(struct launch *launch);
 

@@ -16,4 +16,7 @@ int inner_main(int count, char **options);
 /* Run a service: options, `--` and its command; returns its status. */
 int service_main(int count, char **options);
 
+/* Keep a run's network namespace and its pasta; the channel is standard input. */
+int network_main(void);
+
 #endif

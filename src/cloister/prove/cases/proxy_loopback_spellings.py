@@ -61,7 +61,7 @@ SPELLINGS = (
 def attack(box: Box) -> None:
     """Tunnels and plain requests to the host's listener, which counts."""
     port = int(box.fact("tcp_port"))
-    learning = box.facts.get("egress_mode") == "learn"
+    learning = box.facts.get("egress_mode") in {"learn", "internet"}
     for host in SPELLINGS:
         if learning and host in ("127.0.0.1.nip.io", "localtest.me"):
             continue

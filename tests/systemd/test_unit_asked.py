@@ -73,6 +73,11 @@ OTHERS: Properties = [
     ("LimitSTACK", "8M"), ("LimitAS", "4G"), ("LimitMEMLOCK", "64K"), ("LimitCPU", "1h"), ("DevicePolicy", "strict"),
     ("ProtectProc", "noaccess"), ("OOMPolicy", "stop"), ("SystemCallFilter", "~@mount @swap"),
 ]  # fmt: skip
+NETWORK: Properties = [
+    # What only the unit beside a run in mode `internet` has.
+    ("BindPaths", "/dev/null"), ("DeviceAllow", "/dev/null rw"), ("NetworkNamespacePath", "/proc/1/ns/net"),
+    ("RestrictNamespaces", "user net mnt ipc uts pid"),
+]  # fmt: skip
 NEWER = {
     # Since 257 only: the older one refuses them, both ways.
     "PrivateUsersEx": "self", "PrivateTmpEx": "disconnected", "ProtectControlGroupsEx": "strict", "PrivatePIDs": "yes",
@@ -105,7 +110,7 @@ def twins(machine: Machine, wanted: list[Properties]) -> list[tuple[object, obje
 
 def test_both_ways_make_the_same_unit(machine: Machine) -> None:
     """Every property that root may set means the same, on each version; what one of them does not know is refused."""
-    listed = [*boxes(machine.version), OTHERS, *([(name, value)] for name, value in NEWER.items())]
+    listed = [*boxes(machine.version), OTHERS, NETWORK, *([(name, value)] for name, value in NEWER.items())]
 
     found = twins(machine, listed)
 

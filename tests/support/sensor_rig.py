@@ -1,0 +1,152 @@
+"""A sensor, a keeper's source, and a cgroup of our own: what agents do in it ends in a real log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cloister.host import kernel_watches, sensor_ask
+from cloister.host.audit_log import Log
+from cloister.runs.audit_keeper import Keeper, Rules
+from cloister.services.kernel_source import Source
+
+EVADE = Path(__file__).parents[1] / "kernel/evade.c"
+SETTLE_S = 10.0
+
+
+class SensorRig:
+    """One sensor in a process of its own, and one keeper here."""
+
+    def __init__(self, folder: Path, *options: str, prefix: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.socket = str(folder / "sensor.sock")
+        command = [*prefix, sys.executable, "-m", "cloister.services.sensor", "--socket", self.socket, *options]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self._wait(lambda: os.path.exists(self.socket) or self.process.poll() is not None)
+        self.cgroups: list[str] = []
+        self._lines: list[dict[str, Any]] = []
+        self._read: dict[str, int] = {}
+        self.open_keeper()
+
+    def open_keeper(self) -> None:
+        """Begin to keep a log."""
+        self.keeper = Keeper(Log(str(self.folder / "log")), str(self.folder / "keys"), Rules())
+        self.source = Source(self.keeper, self.socket)
+        self.keeper.tiers = self.source.heads
+        self.keeper.open()
+        self.keeper.wake()
+        if self.process.poll() is None:
+            self._wait(lambda: self._followed() or self.process.poll() is not None)
+
+    def _followed(self) -> bool:
+        self.source.turn()
+        return "kernel_delivered" in self.source.heads()
+
+    def close_keeper(self) -> None:
+        """Leave the rings and the log."""
+        self.source.close()
+        self.keeper.close()
+
+    def cgroup(self, name: str, **fields: str) -> str:
+        """Make a cgroup and have it watched; with no fields it is not."""
+        path = f"{kernel_watches.cgroup_tree()}/cloister-sensor-{os.getpid()}-{len(self.cgroups)}-{name}"
+        os.mkdir(path)
+        self.cgroups.append(path)
+        if fields:
+            self.watch(path, **fields)
+        return path
+
+    def watch(self, path: str, **fields: str) -> sensor_ask.Asked:
+        """Ask for a watch of a directory or namespace file."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return sensor_ask.ask(descriptor, fields, self.socket)
+        finally:
+            os.close(descriptor)
+
+    def run(self, cgroup: str, command: list[str]) -> str:
+        """Run a command in a cgroup, from its first instruction on; return what it printed."""
+        return self.start(cgroup, command).communicate(timeout=100)[0]
+
+    def start(self, cgroup: str, command: list[str]) -> subprocess.Popen[str]:
+        """Start a command in a cgroup."""
+        procs = f"{cgroup}/cgroup.procs"
+        inside = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', procs, *command]
+        return subprocess.Popen(inside, stdout=subprocess.PIPE, text=True)
+
+    def turn(self, seconds: float = 0.0) -> None:
+        """Take what is there: all of it, or for a while."""
+        until = time.monotonic() + seconds
+        while True:
+            more = self.source.turn()
+            if time.monotonic() >= until and not (more and not seconds):
+                return
+            if not more:
+                time.sleep(0.01)
+
+    def end_cgroups(self) -> None:
+        """Remove the cgroups, and wait until the sensor has noticed."""
+        removed = [path for path in self.cgroups if os.path.exists(path)]
+        for path in removed:
+            self._wait(lambda path=path: self._removed(path))
+        self.cgroups = []
+        if removed:
+            self.turn(1.6)
+
+    def lines(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return what is in the log of some kinds, after taking what waits."""
+        self.turn()
+        for path in sorted((self.folder / "log").glob("*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path.name, 0))
+                self._lines += map(json.loads, file)
+                self._read[path.name] = file.tell()
+        return [one for one in self._lines if not kinds or one["kind"] in kinds]
+
+    def close(self) -> None:
+        """End everything."""
+        with contextlib.suppress(OSError):
+            self.end_cgroups()
+        self.close_keeper()
+        self.process.terminate()
+        self.process.wait(SETTLE_S)
+
+    @staticmethod
+    def _removed(path: str) -> bool:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return not os.path.exists(path)
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + SETTLE_S
+        while not condition():
+            assert time.monotonic() < until, "the sensor did not come to be"
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def sensor_rig(*options: str, prefix: tuple[str, ...] = ()) -> Iterator[SensorRig]:
+    """Set up and tear down."""
+    with tempfile.TemporaryDirectory(prefix="cloister-sensor-") as folder:
+        rig = SensorRig(Path(folder), *options, prefix=prefix)
+        try:
+            yield rig
+        finally:
+            rig.close()
+
+
+def evade(folder: Path) -> str:
+    """Compile the program of evasions; return its path."""
+    target = folder / "evade"
+    subprocess.run(["cc", "-O2", "-pthread", "-o", str(target), str(EVADE)], check=True)
+    return str(target)
