@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,75 @@ def test_settings_for_a_product_without_a_file_are_refused(user: User, workspace
     assert done.returncode == 125
     assert "settings-without-file" in done.stderr
     user.close()
+
+
+CODEX = """\
+schema = 1
+
+[agents.codex]
+preset = "codex"
+environment_audit = false
+
+[agents.codex.settings]
+model = "managed"
+tui = { theme = "managed" }
+"""
+
+
+def test_toml_settings_are_merged_with_their_comments(user: User, workspace: Path) -> None:
+    """Codex's config.toml: the policy over the home, whose own values and comments stay; the home's is as it was."""
+    user.write_policy(CODEX)
+    (user.home / ".codex").mkdir(exist_ok=True)
+    own = '# mine\nmodel = "host"\n\n[tui]\nanimations = false # calm\n'
+    (user.home / ".codex/config.toml").write_text(own)
+    text = user.inside("cat ~/.codex/config.toml; touch ~/.codex/history", cwd=workspace, agent="codex").stdout
+    assert tomllib.loads(text) == {"model": "managed", "tui": {"animations": False, "theme": "managed"}}
+    assert "# mine\n" in text
+    assert "# calm\n" in text
+    assert (user.home / ".codex/config.toml").read_text() == own
+    (user.home / ".codex/config.toml").write_text("model = ")
+    done = user.inside("cat ~/.codex/config.toml", cwd=workspace, agent="codex")
+    assert tomllib.loads(done.stdout) == {"model": "managed", "tui": {"theme": "managed"}}
+    assert "~/.codex/config.toml is not TOML: only the policy's settings count" in done.stderr
+    user.close()
+
+
+MODELS = """
+[providers.fake]
+protocol = "anthropic"
+base_url = "http://127.0.0.1:1"
+key = "file:~/.config/cloister/model.key"
+
+[agents.pi.llm]
+providers = ["fake"]
+models = ["m"]
+"""
+OWN = {"providers": {
+    "own": {"baseUrl": "http://own.example/v1", "api": "openai-completions", "apiKey": "made-up-secret", "models": []},
+    "anthropic": {"baseUrl": "https://elsewhere.example", "headers": {"X-Key": "made-up-secret"}, "compat": {}},
+}}  # fmt: skip
+
+
+def test_a_users_own_models_are_there_without_their_keys(pi: User, workspace: Path) -> None:
+    """With `llm` the policy's providers lie over them; keys stay outside, in records as well, and that is said."""
+    pi.write_policy(POLICY + MODELS)
+    key = pi.home / ".config/cloister/model.key"
+    key.write_text("made-up-key\n")
+    key.chmod(0o600)
+    (pi.home / ".pi/agent/models.json").write_text(json.dumps(OWN))
+    done = pi.inside("cat ~/.pi/agent/models.json", cwd=workspace, agent="pi")
+    providers = json.loads(done.stdout)["providers"]
+    assert providers["own"] == {"baseUrl": "http://own.example/v1", "api": "openai-completions", "models": []}
+    assert providers["anthropic"]["baseUrl"].startswith("http://127.0.0.1:11435")
+    assert providers["anthropic"]["compat"] == {}
+    assert providers["cloister-anthropic"]["apiKey"] == "$CLOISTER_MODEL_KEY"
+    assert "made-up-secret" not in done.stdout
+    notices = json.loads(pi.run("receipt", "last", "--json", cwd=workspace).stdout)["notices"]
+    assert any("without providers.own.apiKey, providers.anthropic.headers" in notice for notice in notices)
+    for directory, _, files in os.walk(pi.home / ".local/state/cloister"):
+        for path in (Path(directory, name) for name in files):
+            assert not path.is_file() or b"made-up-secret" not in path.read_bytes(), path
+    pi.write_policy(POLICY)
+    without = pi.inside("cat ~/.pi/agent/models.json", cwd=workspace, agent="pi")
+    assert "own.example" not in without.stdout, "without models of the policy they are withheld as before"
+    pi.close()

@@ -72,6 +72,11 @@ secret = "file:/etc/cloister/keys/bot"
 inject = {{ host = "host.cloister.internal", port = {far}, scheme = "path", value = "bot{{secret}}" }}
 mask = true
 """
+MORE = """
+[services.gate.secrets.later]
+secret = "file:/etc/cloister/keys/bot"
+inject = {{ host = "host.cloister.internal", port = {far}, scheme = "bearer" }}
+"""
 
 
 class Gate:
@@ -95,14 +100,15 @@ class Gate:
         machine.run(["cp", "/srv/far/authority.pem", "/etc/ssl/of-the-test.pem"])
         self.declare()
 
-    def declare(self, keys: str = 'ready = "/healthz"', allow: str = "") -> None:
+    def declare(self, keys: str = 'ready = "/healthz"', allow: str = "", more: str = "") -> None:
         """Write the policy and put it in force."""
-        self.write(keys, allow)
+        self.write(keys, allow, more)
         self.machine.run(["cloister", "setup", "--yes"], timeout=60)
 
-    def write(self, keys: str = 'ready = "/healthz"', allow: str = "") -> None:
+    def write(self, keys: str = 'ready = "/healthz"', allow: str = "", more: str = "") -> None:
         """Write the policy."""
-        self.machine.write("/etc/cloister/cloister.toml", POLICY.format(keys=keys, allow=allow, far=self.port))
+        text = (POLICY + more).format(keys=keys, allow=allow, far=self.port)
+        self.machine.write("/etc/cloister/cloister.toml", text)
 
     def cloister(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run root's `cloister`, whatever comes of it."""
@@ -238,6 +244,15 @@ def test_the_secret_of_a_channel_is_never_inside(gate: Gate) -> None:
     assert gate.inside(f"grep -rIls {SECRET} /run /etc /tmp /var $HOME; cat /proc/[0-9]*/environ").find(SECRET) == -1
     assert SECRET not in gate.machine.run(["sh", "-c", "cat /var/lib/cloister/proxy/runs/*/*.jsonl"]).stdout
     gate.declare()
+
+
+def test_a_secret_that_is_declared_later_has_a_placeholder_too(gate: Gate) -> None:
+    """The broker lives on, makes it, and the gateway is started with it; undeclared it is gone."""
+    for more, there in ((MORE, "secret-bot secret-later"), ("", "secret-bot")):
+        gate.declare(more=more)
+        assert gate.cloister("up", "gate").returncode == 0, gate.machine.journal(UNIT)[-2000:]
+        assert " ".join(gate.inside("ls $CLOISTER_SECRETS").split()) == there
+        assert gate.inside("cat $CLOISTER_SECRETS/secret-later").startswith("cloister-secret-later-") == bool(more)
 
 
 def test_a_killed_proxy_takes_the_gateway_along_and_brings_it_back(gate: Gate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -26,8 +27,25 @@ environment_files = ["/etc/cloister/pi.env"]
 defaultModel = "managed"
 nested = { managed = 1 }
 
+[providers.fake]
+protocol = "anthropic"
+base_url = "http://127.0.0.1:1"
+key = "file:/etc/cloister/keys/model"
+
+[agents.asking]
+preset = "pi"
+isolation = "unit"
+command = ["bash"]
+llm = { providers = ["fake"], models = ["m"] }
+
+[agents.codex]
+preset = "codex"
+isolation = "unit"
+command = ["bash"]
+settings = { model = "managed", tui = { theme = "managed" } }
+
 [users.alice]
-agents = ["pi"]
+agents = ["pi", "codex", "asking"]
 roots = ["~/src"]
 config = { pi = "dotfiles/pi" }
 
@@ -44,6 +62,7 @@ def host(suite: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     layers = request.getfixturevalue("layers")
     with Machine(suite, layers(suite), tmp_path_factory.mktemp(f"home-{suite}")) as machine:
         machine.write("/etc/cloister/pi.env", "B=file\nC=file\n")
+        machine.write("/etc/cloister/keys/model", "made-up-key\n", 0o600)
         installed.install(machine, POLICY)
         for user, place in (("alice", "dotfiles/pi"), ("bob", ".pi/agent")):
             folder = f"/home/{user}/{place}"
@@ -60,9 +79,9 @@ def host(suite: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         yield machine
 
 
-def run(machine: Machine, script: str, user: str = "alice") -> str:
-    """Run a script in a user's project as Pi's account."""
-    command = ["cloister", "run", "--yes", "pi", "--", "bash", "-c", script]
+def run(machine: Machine, script: str, user: str = "alice", agent: str = "pi") -> str:
+    """Run a script in a user's project as the account of an agent."""
+    command = ["cloister", "run", "--yes", agent, "--", "bash", "-c", script]
     return str(machine.run(command, user=user, cwd=f"/home/{user}/src/project").stdout)
 
 
@@ -144,3 +163,20 @@ def test_broken_settings_and_files_are_said_aloud(host: Machine) -> None:
         assert "NODE_OPTIONS" in done.stderr
     finally:
         host.write("/etc/cloister/pi.env", "B=file\nC=file\n")
+
+
+def test_toml_settings_and_models_of_the_user_are_merged(host: Machine) -> None:
+    """Codex's config.toml with alice's comments, Pi's models.json without her keys: under the policy's."""
+    assert tomllib.loads(run(host, "cat ~/.codex/config.toml", agent="codex")) == {
+        "model": "managed", "tui": {"theme": "managed"},
+    }  # fmt: skip
+    host.write("/home/alice/.codex/config.toml", 'model = "alice"\n[tui] # hers\nx = 1\n', 0o600, owner="alice")
+    text = run(host, "cat ~/.codex/config.toml", agent="codex")
+    assert tomllib.loads(text) == {"model": "managed", "tui": {"theme": "managed", "x": 1}}
+    assert "# hers" in text
+    alone = json.loads(run(host, "cat ~/.pi/agent/models.json", agent="asking"))
+    own = {"providers": {"own": {"baseUrl": "http://own.example", "apiKey": "made-up-secret"}}}
+    host.write("/home/alice/.pi/agent/models.json", json.dumps(own), 0o600, owner="alice")
+    both = json.loads(run(host, "cat ~/.pi/agent/models.json", agent="asking"))
+    assert both == {"providers": {**alone["providers"], "own": {"baseUrl": "http://own.example"}}}
+    assert "cloister-anthropic" in alone["providers"]

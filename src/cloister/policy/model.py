@@ -215,7 +215,7 @@ class Unit(Table, frozen=True):
     project_group: str = ""
     """A group that owns the workspace, with setgid directories that it may write; the user must be in it."""
     block: tuple[str, ...] = ()
-    """More networks (CIDR) that the packet filter refuses to this agent, where it shares the host's network."""
+    """More networks (CIDR) that the packet filter refuses to this agent, in mode `internet`."""
     firewall: tuple[str, ...] = ()
     """More statements of nft(8) for this agent's packets, such as `tcp dport 22 counter reject`. They refuse or
     count, and never concern others' packets."""

@@ -18,7 +18,6 @@ import msgspec
 
 from cloister.egress.addresses import Guard
 from cloister.egress.events import EgressEvent
-from cloister.egress.nft import Counts
 from cloister.egress.rules import Ruleset
 from cloister.host import unit_cgroup
 from cloister.host.frames import Frame, decode_list, encode_list
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from cloister.runs.agent_services import Signers
     from cloister.runs.audit_door import About
     from cloister.runs.credentials import RunCredentials
+    from cloister.runs.unit_network import UnitNetwork
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
@@ -78,6 +78,9 @@ class Command(NamedTuple):
 class ActiveRun:
     """One run from launch to receipt."""
 
+    endless = False
+    """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
+
     def __init__(  # noqa: PLR0913  # made in one place
         self,
         plan: Plan,
@@ -114,9 +117,7 @@ class ActiveRun:
         self.limits_reached: tuple[str, ...] = ()
         self.memory_peak = 0
         """Bytes, of a unit that is over; 0 where nobody knows."""
-        self.network: Attachment | None = None
-        self.counted: Counts | None = None
-        """What went past the proxy, of a run that is over."""
+        self.network: Attachment | UnitNetwork | None = None
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
@@ -133,8 +134,6 @@ class ActiveRun:
         """Held while a question stands: the terminal has room for one."""
         self._denied: dict[str, int] = {}
         self._written = 0
-        self.endless = False
-        """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
@@ -182,7 +181,6 @@ class ActiveRun:
             case "W":
                 if self.network:
                     self.network.report(frame.payload)
-                    self.counted = self.network.counted
                 self.live.sandbox_ended()
             case "A" if self._answers:
                 self._answers.pop(0)(frame.payload[:1].decode("ascii", "replace"))
@@ -463,7 +461,7 @@ class ActiveRun:
             bytes_up=stats.bytes_up if stats else 0, bytes_down=stats.bytes_down if stats else 0,
             denied=tuple(f"{what} ({count} times)" for what, count in denied), warnings=self.warnings,
             credentials=self._used(),
-            direct=Direct(*self.counted) if self.counted else None,
+            direct=Direct(*self.network.counted) if self.network and self.network.counted else None,
         )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from cloister.runs.compile_parts import (
     seccomp_profile,
 )
 from cloister.runs.credentials_plan import planned
-from cloister.runs.internet import WORDS
+from cloister.runs.internet import WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced_unit
 from cloister.runs.unit_internet import UnitInternet
 
@@ -110,11 +110,34 @@ def compile_unit(
     direct = facts.direct.internet if facts.direct else None
     egress = (*egress, WORDS) if direct else egress
     files = _files(agent, preset, facts, egress)
+    launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), files, facts)
+    return Plan(
+        run=facts.run,
+        agent=facts.agent_name,
+        preset=agent.preset,
+        isolation=agent.isolation,
+        workspace=facts.layout.root,
+        policy_digest=facts.policy_digest,
+        profile=facts.profile,
+        project=facts.project,
+        steps=(*_preparations(facts, files, launch, _identity(agent, facts)), launch),
+        asked=command,
+        egress=egress,
+        credentials=planned(agent),
+        models=facts.model_words,
+        limits=tuple(_limit_words(agent)),
+        opt_outs=opt_outs(agent, facts, direct=direct is not None),
+        notices=(*_notices(agent, facts, direct), *_unit_notices(facts)),
+    )
+
+
+def _launch(agent: Agent, preset: Preset, command: tuple[str, ...], files: Files, facts: UnitFacts) -> Launch:
     mounts = tuple(_mounts(agent, preset, facts, files))
     literal, inherit = compose_environment(agent, preset, facts, facts.account.name)
-    launch = Launch(
+    direct = facts.direct.internet if facts.direct else None
+    return Launch(
         argv=inner.inner_argv(unit.SHIM, _inner(agent, facts, mounts)),
-        command=command_argv(command, agent, preset, files, facts),
+        command=command,
         directory=facts.directory,
         environment=literal,
         inherit=inherit,
@@ -126,28 +149,10 @@ def compile_unit(
         runtime_s=parse_duration(agent.limits.runtime_max) if agent.limits.runtime_max else None,
         unit=_unit(agent, preset, facts, files, mounts),
     )
-    identity = _identity(agent, facts)
-    return Plan(
-        run=facts.run,
-        agent=facts.agent_name,
-        preset=agent.preset,
-        isolation=agent.isolation,
-        workspace=facts.layout.root,
-        policy_digest=facts.policy_digest,
-        profile=facts.profile,
-        project=facts.project,
-        steps=(*_preparations(facts, files, launch, identity), launch),
-        asked=command,
-        egress=egress,
-        credentials=planned(agent),
-        models=facts.model_words,
-        limits=tuple(_limit_words(agent)),
-        opt_outs=opt_outs(agent, facts, direct=direct is not None),
-        notices=(
-            *notices(agent, facts, direct=direct is not None, network=direct.notices if direct else ()),
-            *_unit_notices(facts),
-        ),
-    )
+
+
+def _notices(agent: Agent, facts: UnitFacts, direct: Internet | None) -> tuple[str, ...]:
+    return notices(agent, facts, direct=direct is not None, network=direct.notices if direct else ())
 
 
 def _identity(agent: Agent, facts: UnitFacts) -> IdentityTokens | None:

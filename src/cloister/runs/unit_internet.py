@@ -96,10 +96,8 @@ def _refuse_wider(run: Agent, account: Agent, name: str) -> None:
     elif wanted.statements != kept.statements:
         which = "unit.firewall"
     if which:
-        message = (
-            f"the packet filter knows the account, not the run: `{which}` of this run differs from the agent's own"
-        )
         raise UnsupportedError(
-            "unit-internet", message, where=f".agents.{name}.{which}",
+            "unit-internet", f"the packet filter knows the agent's account, and this run has another `{which}`",
+            where=f".agents.{name}.{which}",
             remedy=f"say it in [agents.{name}] instead of a profile, or make it an agent of its own",
         )  # fmt: skip

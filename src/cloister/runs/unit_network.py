@@ -38,13 +38,23 @@ class UnitNetwork:
         self._closed = asyncio.Event()
         self._link = connect(socket.socket(fileno=channel), self._frame, self._close)
 
-    async def finish(self) -> Counts | None:
-        """Return what was counted, once the unit was stopped; None where that was lost."""
+    def namespace_ready(self, pid: int) -> None:
+        """Do nothing: of a unit's network hostd is the one to hear, never the caller's outer half."""
+
+    def report(self, text: bytes) -> None:
+        """Do nothing, for the same reason."""
+
+    async def finish(self) -> None:
+        """Take in what was counted, once the unit was stopped."""
         self._over = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closed.wait(), _LAST_WORDS_S)
+        self.close()
+
+    def close(self) -> None:
+        """Give the channel up: the shim at its other end leaves, and takes pasta along."""
+        self._over = True
         self._link.close()
-        return self.counted
 
     def _frame(self, _: Any, frame: Frame) -> None:
         for descriptor in frame.descriptors:

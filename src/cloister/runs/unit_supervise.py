@@ -125,7 +125,7 @@ class UnitSupervisor(Supervision):
             raise
         run = self._run(prepared, record, provided, parties, stood, channel)
         if network >= 0:
-            self._networks[plan.run] = UnitNetwork(self._connect, network, run.live.network_failed)
+            run.network = self._networks[plan.run] = UnitNetwork(self._connect, network, run.live.network_failed)
         await self._provisions.serve(run, prepared, applied, upstream)
         run.make_ready()
 
@@ -149,11 +149,11 @@ class UnitSupervisor(Supervision):
         run.ready = False
         run.stdio = tuple(os.dup(descriptor) for descriptor in parties.stdio)
         run.told = lease.tell
+        account = plan.launch.unit.account if plan.launch.unit else ""
+        self._audit.began(run, self._kitchen.policies.digest, record.user, account)
         self._provisions.attach(provided, run)
         run.go = self._go(run, prepared)
         self._runs[plan.run] = run
-        account = plan.launch.unit.account if plan.launch.unit else ""
-        self._audit.began(run, self._kitchen.policies.digest, record.user, account)
         self._leases[plan.run] = lease
         lease.serve(run, partial(self.execute, on_close=lambda _: None))
         outer.rebind(lambda _, frame: run.outer_frame(frame), lambda _: run.live.outer_closed())
@@ -236,7 +236,7 @@ class UnitSupervisor(Supervision):
             return outcome
         finally:
             if network := self._networks.pop(run.plan.run, None):
-                run.counted = await network.finish()
+                await network.finish()
         run.limits_reached = (*run.limits_reached, *limits_reached(end))
         peak: dict[str, object] = {"memory_peak": run.memory_peak} if run.memory_peak else {}
         run.host = {**run.host, **peak, **told(end)}

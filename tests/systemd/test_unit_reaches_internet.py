@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -33,11 +34,17 @@ egress = { mode = "internet", deny = ["93.184.216.34:25"] }
 block = ["2606:2800:220:1::/64"]
 firewall = ["tcp dport 22 counter reject with tcp reset"]
 
+[agents.nest]
+isolation = "unit"
+command = ["/bin/sh"]
+egress = { mode = "internet" }
+hardening = { nested = true }
+
 [profiles.other.unit]
 block = ["9.9.9.0/24"]
 
 [users.alice]
-agents = ["web", "held"]
+agents = ["web", "held", "nest"]
 roots = ["~/p"]
 """
 PROBE = "/usr/bin/python3 net_probe.py"
@@ -75,7 +82,9 @@ def living(rig: Rig) -> dict[str, list[str]]:
     """Return what is left of runs, and of processes of the accounts."""
     left = rig.remains()
     left["in the workspace"] = [name for name in left["in the workspace"] if name != "net_probe.py"]
-    left["processes"] = rig.machine.run(["sh", "-c", "pgrep -l -U cl-web-alice -U cl-held-alice; true"]).stdout.split()
+    left["processes"] = rig.machine.run(
+        ["sh", "-c", "pgrep -l -U cl-web-alice,cl-held-alice,cl-nest-alice; true"]
+    ).stdout.split()
     return {kind: names for kind, names in left.items() if names}
 
 
@@ -152,11 +161,12 @@ def test_an_agents_own_rules_hold_for_it_alone(rig: Rig) -> None:
     assert set(tried(rig, *targets).values()) == {"open"}
 
 
-def test_the_agent_changes_nothing_of_its_network(rig: Rig) -> None:
-    """No filter, address or route, no namespace of pasta's, no memory of it: the same uid is not enough."""
+@pytest.mark.parametrize("agent", ["web", "nest"])
+def test_the_agent_changes_nothing_of_its_network(rig: Rig, agent: str) -> None:
+    """No filter, address or route, no namespace of pasta's: the same uid is not enough, nor is a sandbox of its own."""
     attack = r"""
 PATH=/usr/sbin:/usr/bin:/bin
-for words in "nft flush ruleset" "ip link set net0 down" "ip route add 10.0.0.0/8 dev net0" "unshare -Un true"; do
+for words in "nft flush ruleset" "ip link set net0 down" "ip route add 10.0.0.0/8 dev net0"; do
     $words 2>&1 && echo "done: $words"
 done
 for pid in /proc/[0-9]*; do
@@ -167,9 +177,10 @@ for pid in /proc/[0-9]*; do
 done
 echo tried
 """
-    done = rig.sh(attack, agent="web")
+    within = "" if agent == "web" else f"unshare -Ur sh -c {shlex.quote(attack)}\n"
+    done = rig.sh(attack + within, agent=agent)
 
-    assert "tried" in done.stdout
+    assert done.stdout.count("tried") == (1 if agent == "web" else 2)
     assert "done:" not in done.stdout
     assert "seen:" not in done.stdout
     hidden = rig.sh("cat /proc/[0-9]*/comm", agent="web").stdout
