@@ -45,7 +45,8 @@ setup: ## Install missing Debian packages (the other targets call this)
 	@tools/packages
 
 clean: ## Remove what was built in this folder
-	@rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/cloister/host/shim/cloister-shim
+	@rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/cloister/host/shim/cloister-shim \
+		src/cloister/audit/bpf/*.bpf.o src/cloister/host/_*.abi3.so
 
 distclean: clean ## Remove the cache as well (Python packages, agents)
 	@bash -c 'source tools/common.sh && rm -rf "$$cache"'

@@ -52,6 +52,7 @@ EXTENSION_FLAGS = [
 ]
 BPF_FLAGS = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
              "-Wno-gnu-variable-sized-type-not-at-end"]  # fmt: skip
+PACKAGES = "clang llvm libbpf-dev libelf-dev python3-dev"
 MACHINES = {"x86_64": "x86", "aarch64": "arm64"}
 EXTENSIONS = {
     # Name: declarations, sources, libraries. The reader needs no libbpf: the keeper of the log runs without it.
@@ -68,7 +69,7 @@ class BuildHook(BuildHookInterface):
         del version
         root = Path(self.root)
         build_shim(root)
-        native = build_audit(root, os.environ.get("CLOISTER_BUILD_AUDIT", "auto"))
+        native = build_audit(root, os.environ.get("CLOISTER_BUILD_AUDIT") or "auto")
         build_data["pure_python"] = False
         # Not for one Python: the helper is static, and the extensions use the stable ABI. One wheel serves all.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -106,8 +107,8 @@ def build_audit(root: Path, wanted: str) -> bool:
             path.unlink()
         if wanted == "required":
             raise SystemExit(f"the kernel side of the audit does not build: {said}") from error
-        sys.stderr.write(f"this wheel has no kernel events: {said.strip().splitlines()[0]}\n"
-                         "  apt-get install clang llvm libbpf-dev libelf-dev python3-dev, then build again\n")  # fmt: skip
+        first = said.strip().splitlines()[0]
+        sys.stderr.write(f"this wheel has no kernel events: {first}\n  apt-get install {PACKAGES}, then build again\n")
         return False
     return True
 

@@ -137,7 +137,7 @@ class SensorRig:
 @contextlib.contextmanager
 def sensor_rig(*options: str, prefix: tuple[str, ...] = ()) -> Iterator[SensorRig]:
     """Set up and tear down."""
-    with tempfile.TemporaryDirectory(prefix="cloister-sensor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cloister-sensor-", dir="/tmp") as folder:
         rig = SensorRig(Path(folder), *options, prefix=prefix)
         try:
             yield rig

@@ -21,7 +21,7 @@ COMPAT = 511
 UNKNOWN = 510
 """The number under which calls beyond the table are counted."""
 Wanted = Literal["off", "security", "all"]
-_OPENS, _ADDRESS, _CRITICAL, _ON = 0x200, 0x400, 0x800, 0x1000
+_OPENS, _ADDRESS, _CRITICAL, _ON, _FAILED = 0x200, 0x400, 0x800, 0x1000, 0x2000
 _NO_FLAGS = 255
 _COLUMNS = {"x86_64": 0, "aarch64": 1}
 
@@ -80,15 +80,18 @@ def numbers(machine: str) -> Mapping[str, int]:
 
 
 def shapes(machine: str, wanted: Wanted, *, files_elsewhere: bool) -> tuple[int, ...]:
-    """Return a shape for each number; `files_elsewhere` leaves out what LSM programs tell better."""
+    """Return a shape for each number.
+
+    With `files_elsewhere`, of what LSM programs tell better only failures are events.
+    """
     found = [0] * CALLS
     if wanted == "off":
         return tuple(found)
     for name, number in numbers(machine).items():
         call = table().security.get(name)
-        if call and not (call.files and files_elsewhere):
-            found[number] = call.shape
-        elif wanted == "all" and not (call and call.files):
+        if call:
+            found[number] = call.shape | (_FAILED if call.files and files_elsewhere else 0)
+        elif wanted == "all":
             found[number] = _ON
     found[COMPAT] = _ON | _CRITICAL
     if wanted == "all":

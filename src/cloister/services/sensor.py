@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from cloister.audit.calls import Wanted, shapes
 from cloister.errors import CloisterError, StepError, render
 from cloister.host import kernel_watches
 from cloister.host.frames import Channel, Frame, FrameError
-from cloister.host.kernel_programs import Counters, Programs, Settings
+from cloister.host.kernel_programs import Counters, Outcome, Programs, Settings
 from cloister.host.sensor_ask import SENSOR_SOCKET, Rings, Sums, Told
 from cloister.runs import kernel_tiers
 from cloister.services.auditd import listen, notify
@@ -98,7 +99,8 @@ class Sensor:
             refused = "; ".join(sorted({one.why_not for one in programs.outcomes}))
             raise StepError("kernel-events-refused", f"the kernel takes none of the programs: {refused}")
         if wanted != "off":
-            programs.load("calls", shapes=shapes(platform.machine(), wanted, files_elsewhere=False))
+            files = self._files()
+            programs.load("calls", shapes=shapes(platform.machine(), wanted, files_elsewhere=files))
             programs.load("rings")
         self._rest()
         self._configure()
@@ -131,6 +133,14 @@ class Sensor:
         self._leaving = True
 
     # --- programs ---------------------------------------------------------------------------
+
+    def _files(self) -> bool:
+        """Attach the hooks of files: as LSM where BPF is one, else at the functions that call them."""
+        lsm = "lsm_file_open" in _attached(self._programs.load("lsm")) and _bpf_is_lsm()
+        if lsm:
+            return True
+        self._programs.pause([name for name in self._programs.attached if name.startswith("lsm_")])
+        return "fentry_file_open" in _attached(self._programs.load("fentry"))
 
     def _rest(self) -> None:
         """Detach what every process of the host pays for; it stays loaded."""
@@ -299,6 +309,19 @@ class Sensor:
         elif now - self._quiet_since > LINGER_S and not self._resting:
             self._rest()
         notify("WATCHDOG=1")
+
+
+def _attached(outcomes: Iterable[Outcome]) -> set[str]:
+    return {one.program for one in outcomes if not one.why_not}
+
+
+def _bpf_is_lsm() -> bool:
+    """Whether programs of this kind are called at all: they load and attach also where they are not."""
+    try:
+        with open("/sys/kernel/security/lsm", encoding="ascii") as file:
+            return "bpf" in file.read().strip().split(",")
+    except OSError:
+        return False
 
 
 class _Directory:

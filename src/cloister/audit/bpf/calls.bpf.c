@@ -230,6 +230,8 @@ int BPF_PROG(calls_exit, struct pt_regs *regs, long ret)
 		return 0;
 	u32 number = (p->call - 1) & (CALLS - 1), shape = shapes[number];
 	p->call = 0;
+	if (shape & SHAPE_FAILED && ret >= 0)
+		return 0;
 	/* Addresses of other families are told by the programs of cgroups, from the kernel's own copy. */
 	if (shape & SHAPE_ADDRESS && p->length[0] >= 2 && *(u16 *)p->text[0] != 1)
 		return 0;

@@ -104,5 +104,6 @@ struct tally {              /* value of `tallies`, per CPU, at slot * RINGS + ri
 #define SHAPE_ADDRESS 0x400   /* argument 1 is a socket address of argument 2 bytes; Unix sockets only */
 #define SHAPE_CRITICAL 0x800  /* for the ring of few and important events */
 #define SHAPE_ON 0x1000
+#define SHAPE_FAILED 0x2000    /* only when it failed: what succeeds is told elsewhere */
 
 #define NAMESPACE_KEY (1ull << 63)  /* in keys of `watched`: the rest is a pid namespace's inode, not a cgroup's id */
