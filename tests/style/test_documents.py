@@ -5,7 +5,7 @@ from pathlib import Path
 
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 PROMISE = re.compile(r"^\| (P-\d{3}) \| (.+?) \| (.+?) \|$", re.MULTILINE)
-THREAT = re.compile(r"^\| (T-\d{2}) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
+THREAT = re.compile(r"^\| (T-\d{2,3}) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 TEST = re.compile(r"`(tests/[^`]+)`")
 _BATTERIES = r"`tests/(?:escape/test_(?:battery|armed)|systemd/test_prove_unit)\.py(?:::\w+)?`"
 CASES = re.compile(_BATTERIES + r": ([a-z0-9, -]+)")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cloister.audit.event import Disposition, Endpoint, Event, Http, Model, Process
-from cloister.plan.steps import Plan
+from cloister.plan.steps import Launch, Limit, Listen, ListenAgent, MakeDirectory, Placeholders, Plan
 
 if TYPE_CHECKING:
     from cloister.llm.ledger import Row
@@ -24,6 +24,8 @@ _WORDS = 64
 """Words of a command."""
 _VERDICTS: dict[str, Disposition] = {"allow": "allowed", "deny": "blocked", "ask": "asked", "failed": ""}
 _NS = 1_000_000_000
+_UNDONE = (Launch, Limit, Listen, ListenAgent, MakeDirectory, Placeholders)
+"""Steps that the end of a run takes back by themselves; files go with their directories (`host/apply.py`)."""
 
 
 def _event(about: About, time_s: float, kind: str, **fields: Any) -> Event:
@@ -47,14 +49,15 @@ def started(about: About, time_s: float, plan: Plan, record: Record) -> Iterator
         process=Process(pid=record.client_pid, cmd_line=tuple(map(cut, plan.asked[:_WORDS])), cwd=cut(plan.workspace)),
         details=details,
     )  # fmt: skip
-    for words in _steps(plan):
-        yield _event(about, time_s, "step.applied", message=words)
+    for step in plan.steps:
+        yield _event(about, time_s, "step.applied", message=cut(step.describe()))
 
 
 def ended(about: About, time_s: float, plan: Plan, result: Mapping[str, Any]) -> Iterator[Event]:
     """A run is over, undone and has its receipt; `result` are its numbers."""
-    for words in reversed(_steps(plan)):
-        yield _event(about, time_s, "step.undone", message=words)
+    for step in reversed(plan.steps):
+        if isinstance(step, _UNDONE) and not (isinstance(step, MakeDirectory) and step.kept):
+            yield _event(about, time_s, "step.undone", message=cut(step.describe()))
     said = dict(result)
     yield _event(
         about, time_s, "run.ended", policy=plan.policy_digest, plan=plan.digest(), reason=said.pop("reason"),
@@ -147,11 +150,6 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
 
 def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _steps(plan: Plan) -> tuple[str, ...]:
-    """Return what each step does, in words."""
-    return tuple(cut(step.describe()) for step in plan.steps)
 
 
 def _command(words: tuple[str, ...]) -> str:

@@ -207,8 +207,8 @@ class Gateways:
         words: dict[str, object] = {"gateway": gateway.label, "kernel": prepared.host.kernel}
         run = ActiveRun(plan, record, self._store, (Nobody(), Nobody()), self._loop.call_later, _not_ended, words)
         run.endless = True
-        self._provisions.attach(provided, run)
         self._audit.began(run, self._kitchen.policies.digest, "", account.name)
+        self._provisions.attach(provided, run)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._provisions.serve(run, prepared, applied, upstream)
         run.live.running()

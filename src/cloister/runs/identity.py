@@ -94,6 +94,15 @@ class RunTokens:
         for audience in (OWN, *self.grant.audiences):
             self._issue(audience)
 
+    def tell(self, note: Note) -> None:
+        """Write events of the run from here on, first of the tokens it has."""
+        self.note = note
+        for audience, held in self._held.items():
+            self._note_issued(audience, held.jti)
+
+    def _note_issued(self, audience: str, jti: str) -> None:
+        self.note("identity-issued", {"audience": audience, "token": jti})
+
     def write(self) -> None:
         """Put all tokens into their files.
 
@@ -171,6 +180,7 @@ class RunTokens:
         now = time.time()
         token, jti = self._store.issue(self.grant, audience)
         self._held[audience] = _Held(jti, token, now)
+        self._note_issued(audience, jti)
         out = self._out.setdefault(audience, [])
         out.append(jti)
         del out[: -2 * SHARE]  # a token before these has expired

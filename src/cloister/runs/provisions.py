@@ -107,7 +107,7 @@ class Provisions:
         """Tell a run what is its own, and what was opened where to write events."""
         run.use(provided.credentials)
         if provided.tokens:
-            provided.tokens.note = run.write_event
+            provided.tokens.tell(run.write_event)
 
     async def serve(self, run: ActiveRun, prepared: Prepared, applied: Applied, upstream: UpstreamProxy | None) -> None:
         """Serve the run's sockets: its egress with its models, and the person's agents that it may use."""

@@ -112,11 +112,11 @@ class Supervisor(Supervision):
             outer, pid = detach(self._loop, self._connect, self._store.output_path(plan.run))
         run, theirs = self._run(prepared, record, outer)
         run.outer_pid = pid
+        self._audit.began(run, self._kitchen.policies.digest, self._kitchen.owner.name)
         self._provisions.attach(provided, run)
         run.starter = Starter(link, os.dup(stdio[1]), request.json) if request.detach else None
         run.confine = confiner(self._loop, run)
         self._runs[plan.run] = run
-        self._audit.began(run, self._kitchen.policies.digest, self._kitchen.owner.name)
         self._attach(run)
 
         def outer_closed(closed: Any) -> None:

@@ -149,11 +149,11 @@ class UnitSupervisor(Supervision):
         run.ready = False
         run.stdio = tuple(os.dup(descriptor) for descriptor in parties.stdio)
         run.told = lease.tell
+        account = plan.launch.unit.account if plan.launch.unit else ""
+        self._audit.began(run, self._kitchen.policies.digest, record.user, account)
         self._provisions.attach(provided, run)
         run.go = self._go(run, prepared)
         self._runs[plan.run] = run
-        account = plan.launch.unit.account if plan.launch.unit else ""
-        self._audit.began(run, self._kitchen.policies.digest, record.user, account)
         self._leases[plan.run] = lease
         lease.serve(run, partial(self.execute, on_close=lambda _: None))
         outer.rebind(lambda _, frame: run.outer_frame(frame), lambda _: run.live.outer_closed())
