@@ -20,6 +20,7 @@ GOLDEN = (
     "skills/greet/SKILL.md",
     "cloister-service-home-a.service",
     "cloister-places-home-a.service",
+    "cloister-end-home-a.service",
     "cloister-port-home-a.socket",
     "cloister-port-home-a.service",
 )

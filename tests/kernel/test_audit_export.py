@@ -287,20 +287,21 @@ def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspac
 
 
 def test_export_prints_and_sends(tmp_path, user: User, workspace: Path):
-    """`cloister audit export` prints every format, one line each, of what is asked for; --to sends the same."""
+    """`cloister audit export` prints one line for each event that is asked for; --to sends the same."""
     user.write_policy(BASE)
     user.inside("true", cwd=workspace)
-    lines = user.run("audit", "export", "--own").stdout.splitlines()
+    lines = user.run("audit", "export", "--own", cwd=workspace).stdout.splitlines()
     kinds_found = [json.loads(line)["kind"] for line in lines]
     assert "run.started" in kinds_found
-    for form in ("ocsf", "cef", "cef1", "syslog", "otlp"):
-        printed = user.run("audit", "export", "--own", "--kind", "run.started", "--format", form).stdout
+    for form in ("ocsf", "syslog", "otlp"):
+        printed = user.run("audit", "export", "--own", "--kind", "run.started", "--format", form, cwd=workspace).stdout
         assert len(printed.splitlines()) == kinds_found.count("run.started"), form
     with _receiver(tmp_path, "udp") as receiver:
-        sent = user.run("audit", "export", "--own", "--to", receiver.url, "--format", "cef", "--kind", "run")
+        words = ("audit", "export", "--own", "--to", receiver.url, "--format", "cef", "--kind", "run")
+        sent = user.run(*words, cwd=workspace)
         assert sent.returncode == 0, sent.stderr
         receiver.wait(lambda found: len(found) >= sum(kind.startswith("run.") for kind in kinds_found))
-    refused = user.run("audit", "export", "--own", "--to", "tcp://127.0.0.1:1")
+    refused = user.run("audit", "export", "--own", "--to", "tcp://127.0.0.1:1", cwd=workspace)
     assert (refused.returncode, "export-failed" in refused.stderr) == (75, True)
-    wrong = user.run("audit", "export", "--own", "--to", "gopher://x")
+    wrong = user.run("audit", "export", "--own", "--to", "gopher://x", cwd=workspace)
     assert (wrong.returncode, "receiver-invalid" in wrong.stderr) == (64, True)

@@ -66,7 +66,7 @@ def ordered(sink: SystemSink, orders: list[Order], count: int) -> None:
 def test_a_detection_of_the_system_stops_a_run(keeper: Path) -> None:
     """The broker of the person hears which run, and by which rule; what matches nothing orders nothing."""
     orders: list[Order] = []
-    sink = SystemSink(str(keeper / "s"), orders.append)
+    sink = SystemSink(str(keeper / "s"), ordered=orders.append)
     sink.write([asked("docs.example.com")])
     ordered(sink, orders, 1)
     assert not orders
@@ -81,7 +81,7 @@ def test_a_changed_policy_is_obeyed_without_a_restart(keeper: Path) -> None:
     """A rule that is taken out orders nothing any more; one with a mistake is said in the log."""
     policy = keeper / "cloister.toml"
     orders: list[Order] = []
-    sink = SystemSink(str(keeper / "s"), orders.append)
+    sink = SystemSink(str(keeper / "s"), ordered=orders.append)
     sink.write([asked("docs.example.com")])  # it answers, so it has read its policy
     policy.write_text(POLICY.replace('"egress"', '"egres"'))
     time.sleep(2.2)

@@ -110,9 +110,9 @@ def test_signals_of_systemd_reach_the_gateway_and_its_status_is_the_units(gatewa
 
 
 def test_who_asks_for_the_end_waits_for_it(gateway: Service) -> None:
-    """For ExecStop=: the gateway gets TERM once and its time; the asker leaves with it, and finds nobody afterwards."""
+    """The gateway gets TERM once and its time; the asker leaves with it, and finds nobody afterwards."""
     ask = [gateway.rig.shim, "end", gateway.rig.work / "end.sock"]
-    assert (gateway.rig.work / "end.sock").stat().st_mode & 0o7777 == 0o600
+    assert (gateway.rig.work / "end.sock").stat().st_mode & 0o7777 == 0o660
     asking = [subprocess.Popen(ask, **as_user()) for _ in range(3)]
     assert gateway.result()[:2] == (4, b"bye\n")
     assert [one.wait(5) for one in asking] == [0, 0, 0]

@@ -28,7 +28,7 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
     (root / "file").chmod(0o4750)
     (root / "sub/deep/link").symlink_to("/etc/passwd")
     with (root / "sparse").open("wb") as file:
-        file.seek(1 << 30)
+        file.seek(1 << 24)
         file.write(b"end")
     os.mkfifo(root / "pipe")
     with socket.socket(socket.AF_UNIX) as bound:

@@ -104,7 +104,9 @@ def test_without_its_keeper_runs_end_and_none_begins_until_it_is_back(installed:
     """Killed, it is back before anybody ends; gone for good, runs end with 125 and new ones are refused."""
     living = [
         installed.popen(
-            ["cloister", "run", agent, "--", "sh", "-c", "echo up; sleep 60"], user="alice", cwd=PROJECT,
+            ["cloister", "run", agent, "--", "sh", "-c", "echo up; sleep 60"],
+            user="alice",
+            cwd=PROJECT,
             stdout=subprocess.PIPE,
         )  # fmt: skip
         for agent in ("sh", "ns")

@@ -156,6 +156,17 @@ def test_a_gateway_ends_in_its_own_time(gate: Gate) -> None:
     assert machine.journal(UNIT).count("bye") == times
 
 
+def test_a_restart_keeps_the_port(gate: Gate) -> None:
+    """Another process, and the same socket: nobody else could have taken the port in between."""
+    machine = gate.machine
+    before = machine.show(UNIT, "MainPID"), machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
+    begun = time.monotonic()
+    assert gate.cloister("restart", "gate").returncode == 0
+    assert time.monotonic() - begun < 5  # of its own, not by RestartSec=
+    assert machine.show(UNIT, "MainPID") not in {"0", before[0]}
+    assert machine.show(SOCKET, "ActiveEnterTimestampMonotonic") == before[1]
+
+
 def test_readiness_is_what_was_declared(gate: Gate) -> None:
     """`ready` is asked; a wrong answer is `no`; without it nobody knows, and that is said, also in JSON."""
     assert json.loads(gate.cloister("up", "gate", "--json").stdout)[0]["ready"] is True

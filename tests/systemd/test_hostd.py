@@ -425,6 +425,19 @@ def test_a_killed_hostd_leaves_nothing(rig: Rig, project: str) -> None:
         rig.nothing_left(run)
 
 
+def test_who_was_forked_ahead_may_die(rig: Rig, project: str) -> None:
+    """Root's daemon forks for the next request; where that process is killed, another one serves."""
+    shell(rig, "true")
+    assert rig.ask(project)[0] == GOOD, rig.told()
+    main = rig.machine.show("cloister-hostd.service", "MainPID")
+    rig.machine.wait_for(f"test $(pgrep -c -P {main}) = 1", 10)
+    rig.machine.run(["pkill", "-KILL", "-P", main])
+    answer, _, run = rig.ask(project)
+    assert answer == GOOD, rig.told()
+    rig.nothing_left(run)
+    assert rig.machine.show("cloister-hostd.service", "MainPID") == main
+
+
 def test_hostd_ends_when_idle(rig: Rig) -> None:
     """Without requests the daemon ends by itself, and the next request starts it again."""
     words = [

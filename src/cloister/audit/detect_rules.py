@@ -198,7 +198,7 @@ def _test(held: Conditions) -> Test:
             path = texts in (_files, _programs)
             parts.append(functools.partial(_matches, _any_of(patterns, path=path), texts, wanted))
     for name, patterns in held.details.items():
-        parts.append(functools.partial(_detail, _any_of(patterns), name))
+        parts.append(functools.partial(_detail, _any_of(patterns), tuple(name.split("|"))))
     return lambda event: all(part(event) for part in parts)
 
 
@@ -226,8 +226,8 @@ def _matches(
     return any(test(text) for text in texts(event) if text) is wanted
 
 
-def _detail(test: Callable[[str], bool], name: str, event: Event) -> bool:
-    return name in event.details and test(str(event.details[name]))
+def _detail(test: Callable[[str], bool], names: tuple[str, ...], event: Event) -> bool:
+    return any(name in event.details and test(str(event.details[name])) for name in names)
 
 
 def _hosts(event: Event) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cloister.cli.arguments import Parser
 
-ACTIONS = ("tail", "query", "stats", "verify", "export")
+ACTIONS = ("tail", "query", "stats", "rules", "verify", "export")
 """Each is a module `cloister.cli.audit_ACTION` with `describe(parsers)` and `main(options)`."""
 
 
@@ -40,6 +40,7 @@ def parser() -> Parser:
             ("cloister audit query --decision blocked --since 1d", "what was refused since yesterday"),
             ("cloister audit query --path '*/.ssh/*' --limit 0", "all that touched keys"),
             ("cloister audit export --format ocsf --since 1d", "yesterday's events for a SIEM"),
+            ("cloister audit query --kind detection --severity high", "what was detected"),
             ("cloister audit stats --by host --decision blocked", "which hosts are refused most"),
         ),
     )

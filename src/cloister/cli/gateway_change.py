@@ -44,7 +44,9 @@ def change(parser: Parser, argv: list[str], verb: str) -> int:
     found = system_setup.read_policy()
     these = gateways.chosen(found, options.names)
     try:
-        gateway_manager.manage(verb, gateways.units_of(these))
+        if verb == "restart":  # its port is held by another unit, which goes on
+            gateway_manager.manage("stop", gateways.units_of(these, ports=False))
+        gateway_manager.manage("start" if verb == "restart" else verb, gateways.units_of(these))
     except StepError:
         gateways.refuse_taken(these)
         raise

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 from cloister.host import beneath
-from cloister.host.overlay_review import CHUNK, Review, open_file, stamp
+from cloister.host.overlay_review import Review, open_file, stamp
+from cloister.host.sparse import copy_data
 from cloister.plan.changes import Change, Stamp
 from cloister.plan.workspace import Value
 
@@ -213,7 +214,7 @@ def _link_new(holder: int, fresh: str, last: str) -> None:
 
 
 def _copy(review: Review, change: Change, holder: int, fresh: str) -> None:
-    """Copy a file's data and keep its holes (lseek(2), SEEK_DATA)."""
+    """Copy a file's data and keep its holes."""
     source = open_file(review.upper, change.path)
     try:
         if os.fstat(source).st_size != change.size:
@@ -221,31 +222,13 @@ def _copy(review: Review, change: Change, holder: int, fresh: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         target = os.open(fresh, flags, 0o600, dir_fd=holder)
         try:
-            os.ftruncate(target, change.size)
-            _copy_data(source, target, change.size)
+            if not copy_data(source, target, change.size):
+                raise _RefusedError("the run's copy is not what was reviewed")
             os.fchmod(target, change.mode & PERMISSIONS)
         finally:
             os.close(target)
     finally:
         os.close(source)
-
-
-def _copy_data(source: int, target: int, size: int) -> None:
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return  # nothing but a hole up to the end
-            raise
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        while at < end:
-            data = os.pread(source, min(CHUNK, end - at), at)
-            if not data:
-                raise _RefusedError("the run's copy is not what was reviewed")
-            os.pwrite(target, data, at)
-            at += len(data)
 
 
 def _newest(holder: int, name: str) -> int:

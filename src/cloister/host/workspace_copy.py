@@ -14,13 +14,13 @@ import stat
 
 from cloister.errors import UnsupportedError
 from cloister.host import beneath
+from cloister.host.sparse import copy_data
 
 MAX_ENTRIES = 200_000
 SPARE_BYTES = 256 << 20
 """What must stay free on the file system of the copy."""
 _MAX_DEPTH = 64
 _PERMISSIONS = 0o777
-_CHUNK = 1 << 20
 _ATTRIBUTE = "user.overlay.opaque"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -89,12 +89,7 @@ def _file(source: int, target: int, name: str) -> None:
             status, free = os.fstat(opened), os.fstatvfs(made)
             if status.st_blocks * 512 + SPARE_BYTES > free.f_bavail * free.f_frsize:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
-            while data := os.read(opened, _CHUNK):
-                if data.count(0) == len(data):
-                    os.lseek(made, len(data), os.SEEK_CUR)  # a hole stays one
-                else:
-                    os.write(made, data)
-            os.ftruncate(made, os.lseek(made, 0, os.SEEK_CUR))
+            copy_data(opened, made, status.st_size)
             _finish(made, status)
         finally:
             os.close(made)

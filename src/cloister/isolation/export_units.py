@@ -57,7 +57,7 @@ MemoryMax=256M
 
 def is_wanted(audit: Audit) -> bool:
     """Whether events are sent anywhere."""
-    return bool(audit.syslog or audit.otlp)
+    return bool(audit.syslog or audit.otlp or audit.alarm)
 
 
 def export_service(facts: DaemonFacts, audit: Audit) -> str:
@@ -65,7 +65,10 @@ def export_service(facts: DaemonFacts, audit: Audit) -> str:
     words = [f"--log {AUDIT_LOG}", f"--cursors {EXPORT_STATE}", f"--format {audit.format}"]
     words += [f"--{key} {word(value)}" for key in ("syslog", "otlp") if (value := getattr(audit, key))]
     words += [f"--{key} %d/{key}" for key in _FILES if getattr(audit, key)]
-    loaded = "".join(f"LoadCredential={word(f'{key}:{path}')}\n" for key in _FILES if (path := getattr(audit, key)))
+    hook = audit.alarm.removeprefix("file:") if audit.alarm.startswith("file:") else ""
+    words += [f"--alarm {'file:%d/alarm' if hook else word(audit.alarm)}"] if audit.alarm else []
+    loaded = f"LoadCredential={word(f'alarm:{hook}')}\n" if hook else ""
+    loaded += "".join(f"LoadCredential={word(f'{key}:{path}')}\n" for key in _FILES if (path := getattr(audit, key)))
     return f"""{HEAD}[Unit]
 Description=Send the audit log (Cloister)
 Documentation=man:cloister-audit(1)

@@ -35,6 +35,8 @@ SOCKET = "gateway.sock"
 END = "end.sock"
 """Where the shim is asked to end, beside it."""
 DESCRIPTION = "Description=Cloister gateway "
+STOP = "TimeoutStopSec=330"
+"""What OpenClaw may need to finish what it is at."""
 SOCKET_PROXY = "/usr/lib/systemd/systemd-socket-proxyd"
 PROXYD = "cloister-proxyd.service"
 MOUNT_POINTS = "mount-points.conf"
@@ -105,6 +107,11 @@ class ServiceUnit(msgspec.Struct, frozen=True, kw_only=True):
     nested: bool = False
 
     @property
+    def waited_for(self) -> bool:
+        """Say whether systemd could kill it in the moment of its TERM, so that `end_text` is needed."""
+        return ("PrivatePIDs", "yes") in self.properties
+
+    @property
     def places(self) -> Owned:
         """Return where its things are."""
         return Owned(self.account)
@@ -161,6 +168,11 @@ def places_unit(joined: str) -> str:
     return f"cloister-places-{joined}.service"
 
 
+def end_unit(joined: str) -> str:
+    """Return the name of the unit that asks it to end, and waits for that."""
+    return f"cloister-end-{joined}.service"
+
+
 def broker_directory(joined: str) -> str:
     """Return what the system's broker keeps for a gateway: `box/`, `model-key` and `environment`."""
     return f"{RUNTIME}/proxy/services/{joined}"
@@ -172,7 +184,7 @@ def service_text(unit: ServiceUnit) -> str:
     lines = [
         "[Unit]",
         f"{DESCRIPTION}{unit.label}",
-        f"Wants=network-online.target {PROXYD} {socket}",
+        f"Wants=network-online.target {PROXYD} {socket}{f' {end_unit(unit.joined)}' if unit.waited_for else ''}",
         f"Requires={places_unit(unit.joined)}",
         f"After=network-online.target {PROXYD} {places_unit(unit.joined)}",
         f"PartOf={PROXYD}",  # restarted with it: it holds placeholders that the broker made
@@ -198,7 +210,7 @@ def service_text(unit: ServiceUnit) -> str:
 def _life(unit: ServiceUnit) -> Iterator[str]:
     yield f"Restart={unit.restart}"
     yield "RestartSec=5"
-    yield "TimeoutStopSec=330"
+    yield STOP
     yield "KillMode=mixed"
     yield "SuccessExitStatus=0 143"
     yield "RestartPreventExitStatus=78"
@@ -251,9 +263,6 @@ def _commands(unit: ServiceUnit) -> Iterator[str]:
         shim += ["--seccomp", FILTER]
     shim.append("--")
     yield "ExecStart=" + " ".join(_word(word) for word in (*shim, *unit.command))
-    # systemd 257 with PrivatePIDs= often takes the main process for a stranger's child, and would kill it in the moment
-    # of its TERM; for this it waits (host/shim/ending.h).
-    yield f"ExecStop={SHIM} end {PUBLISH}/{END}"
 
 
 def places_text(unit: ServiceUnit) -> str:
@@ -275,6 +284,34 @@ def places_text(unit: ServiceUnit) -> str:
         # Root's files and those of the account, in directories that belong to one or the other.
         "CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_FSETID CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
         *(line for line in RELAY_HARDENING if not line.startswith(_NOT_FOR_PLACES)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def end_text(unit: ServiceUnit) -> str:
+    """Return the unit that is stopped before the gateway is: it asks it to end, and waits for that.
+
+    systemd 257 with PrivatePIDs= often takes the main process for a stranger's child, and kills it in the moment of its
+    TERM (host/shim/ending.h). Not ExecStop= of the gateway's own unit: for that systemd would set up the sandbox once
+    more, by the newest unit file, while the gateway lives and can have put links where places are mounted.
+    """
+    gateway = unit_name(unit.joined)
+    lines = [
+        "[Unit]",
+        f"Description=End of the Cloister gateway {unit.label}: asked for, and waited for",
+        f"PartOf={gateway}",
+        f"After={gateway}",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        "RemainAfterExit=yes",
+        "ExecStart=/usr/bin/true",
+        f"ExecStop={_word(unit.shim)} end {unit.places.published}/{END}",
+        STOP,
+        "DynamicUser=yes",
+        f"SupplementaryGroups={unit.account}",
+        *RELAY_HARDENING,
     ]
     return "\n".join(lines) + "\n"
 

@@ -109,6 +109,7 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
 def _check_export(check: _Check, audit: Audit) -> None:
     check.optional(("audit", "syslog"), values.check_syslog, audit.syslog)
     check.optional(("audit", "otlp"), values.check_otlp, audit.otlp)
+    check.optional(("audit", "alarm"), values.check_alarm, audit.alarm)
     for key in ("ca", "certificate"):
         check.optional(("audit", key), values.check_file_path, getattr(audit, key))
 

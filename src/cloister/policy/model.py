@@ -328,6 +328,9 @@ class Audit(Table, frozen=True):
     """What a message of syslog holds: CEF version 0 or 1, OCSF, or the line of the log itself."""
     otlp: str = ""
     """Where events are sent as OpenTelemetry logs, over HTTP: `https://host:4318`."""
+    alarm: str = ""
+    """Where detections are sent whose `action` is `alarm` or `stop`: a receiver as in `syslog`, or `file:PATH`, a file
+    with the address of a webhook, which is often a secret."""
     ca: str = ""
     """File with certificates of the authorities that receivers are trusted by; else the system's are."""
     certificate: str = ""

@@ -52,7 +52,7 @@ class Conditions(Table, frozen=True, kw_only=True):
     failed: bool | None = None
     """Whether it failed (errno), where that is known."""
     details: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    """Patterns for details of the event, by name."""
+    """Patterns for details of the event, by name; of `a|b` either may match."""
 
 
 class DetectionRule(Conditions, frozen=True, kw_only=True):

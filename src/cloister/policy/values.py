@@ -225,6 +225,17 @@ def check_otlp(text: str) -> None:
         raise ValueError("write https://host:4318, or with a path https://host/v1/logs")
 
 
+def check_alarm(text: str) -> None:
+    """Accept a receiver of syslog, or `file:` with the absolute path of a file that holds a webhook's address."""
+    if text.startswith("file:"):
+        check_file_path(text.removeprefix("file:"))
+        return
+    try:
+        check_syslog(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or file:PATH, a file with the https address of a webhook") from None
+
+
 def check_header(name: str) -> None:
     """Accept the name of a header (RFC 9110)."""
     if not _HEADER.fullmatch(name):

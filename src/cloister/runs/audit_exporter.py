@@ -60,13 +60,15 @@ class Exporter:
     def _wanted(self) -> tuple[str, ...]:
         """Return the words of the process; none where nothing is to be sent."""
         audit = self._settings()
-        if not (audit.syslog or audit.otlp):
+        if not (audit.syslog or audit.otlp or audit.alarm):
             return ()
         words = ["--log", self._paths.audit, "--cursors", f"{self._paths.state}/audit-export", "--format", audit.format]
         for name in ("syslog", "otlp", "ca", "certificate"):
             value = getattr(audit, name)
             if value:
                 words += [f"--{name}", self._paths.home + value[1:] if value.startswith("~/") else value]
+        if audit.alarm:
+            words += ["--alarm", audit.alarm.replace("file:~/", f"file:{self._paths.home}/", 1)]
         return (*words, "--lifeline")
 
     def _start(self, words: tuple[str, ...]) -> None:

@@ -36,7 +36,7 @@ def choose(
     Args:
         paths: where a log of one's own is kept.
         settings: returns `[audit]`.
-        source: who tells.
+        source: what this process is called.
         ordered: told, in the thread of the sink, which run a detection wants stopped.
     """
     if system_keeps():
@@ -62,7 +62,7 @@ class SystemSink:
     """The system's keeper."""
 
     def __init__(
-        self, path: str = AUDIT_SOCKET, timeout_s: float = 5.0, ordered: Callable[[Order], None] = lambda _: None
+        self, path: str = AUDIT_SOCKET, timeout_s: float = 5.0, *, ordered: Callable[[Order], None] = lambda _: None
     ) -> None:
         """Connect with the first event."""
         self._path, self._timeout_s, self._ordered = path, timeout_s, ordered
@@ -190,7 +190,7 @@ class Sending:
         """See to it."""
         if self._exporter is None:
             audit = self._settings()
-            if not (audit.syslog or audit.otlp):
+            if not (audit.syslog or audit.otlp or audit.alarm):
                 return
             from cloister.runs.audit_exporter import Exporter
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from cloister.audit.detect_rules import rules_of
 from cloister.egress.rules import compile_guard, compile_ruleset
 from cloister.errors import PolicyError, Problem
 from cloister.policy.document import Document, read
@@ -110,6 +111,7 @@ class Checker:
             self._agent(resolved)
             if kind == "user policy" and resolved.agent.isolation == "unit":
                 self._own_unit(resolved)
+        rules_of(policy.audit)
         for name, what, remedy in login_warnings(policy.providers, self._logins):
             self._warn(Finding(message=what, where=document.where(("providers", name)), remedy=remedy))
         return document

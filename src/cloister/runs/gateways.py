@@ -53,9 +53,10 @@ def chosen(found: Read, words: Iterable[str]) -> tuple[Gateway, ...]:
     return tuple({one.joined: one for one in picked}.values())
 
 
-def units_of(gateways: Iterable[Gateway]) -> tuple[str, ...]:
-    """Return the units to start or stop: the port first, so that nobody else has it."""
-    return tuple(unit for one in gateways for unit in (port_units(one.joined)[0], unit_name(one.joined)))
+def units_of(gateways: Iterable[Gateway], *, ports: bool = True) -> tuple[str, ...]:
+    """Return the units to start or stop: the port first, so that nobody else has it; or without the port."""
+    found = ((port_units(one.joined)[0], unit_name(one.joined)) for one in gateways)
+    return tuple(unit for pair in found for unit in (pair if ports else pair[1:]))
 
 
 def refuse_taken(these: Iterable[Gateway]) -> None:

@@ -135,6 +135,8 @@ class _Maker:
             service_units.places_unit(joined): service_units.places_text(unit_of),
             **service_units.port_texts(unit_of),
         }
+        ends = (service_units.end_unit(joined),) if unit_of.waited_for else ()
+        texts |= dict.fromkeys(ends, service_units.end_text(unit_of))
         system = [ServiceFile(path=f"{UNITS}/{name}", text=text) for name, text in texts.items()]
         system.append(
             ServiceFile(path=f"{tree}/{service_units.MOUNT_POINTS}", text=service_units.tmpfiles_text(unit_of))
@@ -150,7 +152,7 @@ class _Maker:
             files=(*system, *files),
             directories=tuple(directories),
             enabled=(socket, service_units.unit_name(joined)),
-            passive=(relay, service_units.places_unit(joined)),
+            passive=(relay, service_units.places_unit(joined), *ends),
             restart_for=tuple(file.path for file in (*system, *files)),
         )
 

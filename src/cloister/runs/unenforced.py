@@ -19,6 +19,7 @@ _OBEYED_AUDIT = (
     "syslog",
     "format",
     "otlp",
+    "alarm",
     "ca",
     "certificate",
     "rules",

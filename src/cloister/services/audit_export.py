@@ -25,9 +25,10 @@ from types import FrameType
 from cloister.audit.formats import FORMATS
 from cloister.errors import CloisterError, RetryError, UsageError, render
 from cloister.host.audit_syslog import Trust
-from cloister.policy.values import check_otlp, check_syslog
+from cloister.policy.values import check_alarm, check_otlp, check_syslog
+from cloister.runs.audit_alarms import target_of
 from cloister.runs.audit_export import Export, here
-from cloister.runs.audit_targets import OtlpTarget, SyslogTarget
+from cloister.runs.audit_targets import OtlpTarget, SyslogTarget, Target
 
 LINGER_S = 15.0
 """How long it goes on sending after its lifeline ended."""
@@ -47,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
     except CloisterError as error:
         _say(render(error))
         return error.exit_code
-    except OSError as error:
+    except (OSError, ValueError) as error:
         _say(f"cloister: the audit cannot be exported: {error}")
         return RetryError.exit_code
     return 0
@@ -60,6 +61,7 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--syslog", default="")
     parser.add_argument("--format", choices=FORMATS, default="cef")
     parser.add_argument("--otlp", default="")
+    parser.add_argument("--alarm", default="")
     parser.add_argument("--ca", default="")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--lifeline", action="store_true")
@@ -69,6 +71,8 @@ def _options(words: list[str]) -> argparse.Namespace:
             check_syslog(options.syslog)
         if options.otlp:
             check_otlp(options.otlp)
+        if options.alarm:
+            check_alarm(options.alarm)
     except ValueError as error:
         raise UsageError("receiver-invalid", str(error)) from None
     return options
@@ -81,11 +85,13 @@ def exports(options: argparse.Namespace) -> list[Export]:
         OSError: a cursor cannot be read.
     """
     trust = Trust(options.ca, options.certificate)
-    targets: list[tuple[str, SyslogTarget | OtlpTarget]] = []
+    targets: list[tuple[str, Target]] = []
     if options.syslog:
         targets.append((options.syslog, SyslogTarget(options.syslog, options.format, trust)))
     if options.otlp:
         targets.append((options.otlp, OtlpTarget(options.otlp, trust)))
+    if options.alarm:
+        targets.append((f"alarm {options.alarm}", target_of(options.alarm, options.format, trust)))
     return [Export(options.log, options.cursors, name, target, here()) for name, target in targets]
 
 

@@ -29,6 +29,8 @@ AGAIN_S = 5.0
 BATCHES = 16
 """So many at most in one turn: others wait."""
 _RINGS = ("critical", "bulk")
+_DETECTED = ("executed", "forked", "connected", "called", "file", "privilege", "traced", "kernel", "ring")
+"""Events that detections are about; ends of processes, datagrams and binds are not."""
 
 
 class _Known:
@@ -154,6 +156,7 @@ class Source:
         self._maps = dict(zip(_RINGS, descriptors, strict=True))
         sizes = (rings.critical_bytes, rings.bulk_bytes)
         self._reader = Reader(self._maps["critical"], self._maps["bulk"], sizes, boot_id())
+        self._reader.tee(_DETECTED)
         self._reader.describe([Call(*one) for one in described(rings.machine)])
         self._names = {number: name for name, number in numbers(rings.machine).items()}
         self._names |= {COMPAT: "compat", UNKNOWN: "unknown"}
@@ -191,6 +194,7 @@ class Source:
             reader.commit()
             if not written:
                 return False
+            self._keeper.seen(reader.teed())
         return True
 
     def _end_watches(self) -> None:

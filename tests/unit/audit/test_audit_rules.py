@@ -44,6 +44,12 @@ def connects(host: str, pid: int = 9, error: int = 0) -> Event:
     )
 
 
+def connects_unix(path: str) -> Event:
+    """Return the event of a connection to a Unix socket."""
+    process = Process(pid=9, uid=f"{9:032x}", name="node", path="/usr/bin/node")
+    return event("network.connected", process=process, endpoint=Endpoint(path=path, protocol="unix"))
+
+
 def decided(
     host: str, decision: str = "blocked", reason: str = "host-not-allowed", at: float = 0.0, **more: Any
 ) -> Event:
@@ -76,8 +82,9 @@ ATTACKS: list[tuple[str, list[Event]]] = [
     ("private-address-scan", [decided(f"10.0.0.{number}", reason="address-refused", at=number) for number in range(5)]),
     ("first-seen-host", [decided("new.example.com", "allowed")]),
     ("process-traced", [event("process.traced", process=NODE, target=SSH)]),
-    ("privilege-change", [event("process.uid-changed", process=NODE)]),
-    ("kernel-surface", [event("kernel.invoked", process=NODE, error=1)]),
+    ("privilege-change", [event("process.uid-changed", process=NODE, details={"call": "setuid", "a0": 0})]),
+    ("kernel-surface", [event("kernel.invoked", process=NODE, error=1, details={"call": "bpf"})]),
+    ("kernel-surface", [event("kernel.invoked", process=NODE, details={"act": "module", "a0": 1})]),
     ("mount-tried", [event("file.mounted", file=File(path="/mnt"), error=1)]),
     ("program-from-memory", [runs("/memfd:x (deleted)", "x")]),
     ("mass-deletion", deletes("/home/al/src/app/src/{}.c", 500)),
@@ -95,6 +102,7 @@ HARMLESS: list[tuple[str, list[Event]]] = [
     ("reverse-shell", [connects("127.0.0.1"), runs("/usr/bin/bash", "bash", "-c", "make")]),
     ("reverse-shell", [connects("203.0.113.9", pid=5), runs("/usr/bin/bash", "bash", pid=6, parent=f"{4:032x}")]),
     ("reverse-shell", [connects("203.0.113.9"), runs("/usr/bin/git", "git", "status")]),
+    ("reverse-shell", [connects_unix("/run/nscd/socket"), runs("/usr/bin/bash", "bash")]),
     ("reverse-shell", [connects("203.0.113.9", error=111), runs("/usr/bin/bash", "bash")]),
     ("reverse-shell", [connects("203.0.113.9"), runs("/usr/bin/bash", "bash", at=120)]),
     ("reverse-shell-words", [runs("/usr/bin/bash", "bash", "-c", "nc -z localhost 80; make -e all")]),
@@ -105,8 +113,9 @@ HARMLESS: list[tuple[str, list[Event]]] = [
     ("private-address-scan", [decided(f"h{number}.example.com", at=number) for number in range(9)]),
     ("first-seen-host", [decided("new.example.com")]),
     ("process-traced", [runs("/usr/bin/gdb", "gdb")]),
-    ("privilege-change", [event("process.uid-changed", process=NODE, error=1)]),
-    ("kernel-surface", [event("kernel.counted")]),
+    ("privilege-change", [event("process.uid-changed", process=NODE, error=1, details={"call": "setuid", "a0": 0})]),
+    ("privilege-change", [event("process.uid-changed", process=NODE, details={"call": "setuid", "a0": 1000})]),
+    ("kernel-surface", [event("kernel.invoked", process=NODE, error=1, details={"call": "io_uring_setup"})]),
     ("mount-tried", [event("file.created", file=File(path="/mnt/x"))]),
     ("program-from-memory", [runs("/usr/bin/node", "node"), runs("/home/al/src/memfd:tool", "x")]),
     ("mass-deletion", deletes("/home/al/src/app/node_modules/{}/index.js", 600)),

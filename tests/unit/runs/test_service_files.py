@@ -277,6 +277,16 @@ def test_the_unit_waits_restarts_and_stops_as_the_product_asks():
     assert "CollectMode=inactive-or-failed" not in lines()
 
 
+def test_only_where_systemd_would_not_wait_does_a_unit_ask_for_the_end():
+    """PrivatePIDs= came with 257; before, TERM and its time are systemd's to give."""
+    end = "cloister-end-home-a.service"
+    assert end in files(rendered()["home-a"])
+    assert any(line.startswith("Wants=") and line.endswith(f" {end}") for line in lines())
+    old = rendered(facts=msgspec.structs.replace(FACTS, systemd=252))["home-a"]
+    assert end not in files(old)
+    assert not any(end in file.text for file in old.files)
+
+
 def test_text_of_the_policy_keeps_its_meaning_in_a_unit():
     """Quotes, backslashes, percent and dollar signs of a variable arrive as they were written."""
     assert 'Environment="GREETING=a \\"b\\" %%c $d \\\\"' in lines()

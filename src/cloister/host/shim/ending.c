@@ -59,7 +59,7 @@ bool ending_open(const char *path, void (*asked)(void))
         return false;
     on_asked = asked;
     on_client.ready = accept_client;
-    const mode_t before = umask(0177);
+    const mode_t before = umask(0117);
     bool good = bind(fd, (struct sockaddr *)&address, sizeof address) == 0;
     umask(before);
     if (good && listen(fd, BACKLOG) == 0 && loop_watch(&on_client, fd, LOOP_READ) == 0)

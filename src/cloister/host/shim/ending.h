@@ -4,15 +4,15 @@
  * What it is not: a way to kill; that is systemd's, when the time it gives is over.
  *
  * systemd 257 with PrivatePIDs= takes the main process for somebody else's child when it looks too early, which is
- * often: it sends TERM, does not wait, and kills the unit in the same moment. A command that waits (ExecStop=) is
- * waited for. It stands in a PID namespace of its own, so it cannot signal; hence a socket.
+ * often: it sends TERM, does not wait, and kills the unit in the same moment. So a unit beside it is stopped first, which
+ * asks for the end and waits. It has another user and sees no process of the service, so it cannot signal; hence a socket.
  */
 #ifndef CLOISTER_ENDING_H
 #define CLOISTER_ENDING_H
 
 #include <stdbool.h>
 
-/* Listen on `path`, mode 0600, replacing a socket that a killed predecessor left; `asked` once for each client. */
+/* Listen on `path`, mode 0660, replacing a socket that a killed predecessor left; `asked` once for each client. */
 bool ending_open(const char *path, void (*asked)(void));
 
 /* `cloister-shim end PATH`: ask for the end and wait for it; 0, also where nobody listens any more. */
