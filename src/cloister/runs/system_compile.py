@@ -18,6 +18,7 @@ from cloister.isolation import unit_files
 from cloister.isolation.audit_units import audit_units, audit_wanted
 from cloister.isolation.export_units import export_units, export_wanted
 from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
+from cloister.isolation.sensor_units import sensor_units, sensor_wanted
 from cloister.isolation.unit_files import DaemonFacts
 from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
 from cloister.plan.service_facts import ServiceUnits
@@ -83,6 +84,7 @@ def compile_system(
         SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
         **unit_files.daemon_units(daemons, credentials),
         **audit_units(daemons, audit),
+        **sensor_units(daemons, audit),
         **export_units(daemons, audit),
         **_filter_files(filtered, facts),
     }
@@ -104,8 +106,8 @@ def compile_system(
 
 
 def _audit_wanted(audit: Audit) -> tuple[Wanted, ...]:
-    """Return the keeper's units before all others, and what sends its log elsewhere."""
-    return (*export_wanted(audit), *audit_wanted())
+    """Return the audit's units before all others: what sends its log elsewhere, its keeper, the kernel's part."""
+    return (*export_wanted(audit), *audit_wanted(), *sensor_wanted())
 
 
 def _granted(policy: Policy) -> list[tuple[str, str, tuple[str, ...]]]:
