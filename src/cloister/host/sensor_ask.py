@@ -58,12 +58,18 @@ class Asked:
     def __init__(self, channel: Channel, number: int, tiers: Mapping[str, str]) -> None:
         self._channel, self.number, self.tiers = channel, number, tiers
 
+    def fileno(self) -> int:
+        """Return the connection's descriptor."""
+        return self._channel.fileno()
+
     def close(self) -> None:
         """Let go: a namespace is watched no longer."""
         self._channel.close()
 
 
-def ask(descriptor: int, fields: Mapping[str, str], path: str = SENSOR_SOCKET) -> Asked:
+def ask(
+    descriptor: int, fields: Mapping[str, str], path: str = SENSOR_SOCKET, *, timeout_s: float = TIMEOUT_S
+) -> Asked:
     """Have a cgroup or pid namespace watched, and return when it is.
 
     Raises:
@@ -71,7 +77,7 @@ def ask(descriptor: int, fields: Mapping[str, str], path: str = SENSOR_SOCKET) -
         OSError: there is no sensor, or it is silent.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.settimeout(TIMEOUT_S)
+    sock.settimeout(timeout_s)
     try:
         sock.connect(path)
     except OSError:
@@ -80,7 +86,7 @@ def ask(descriptor: int, fields: Mapping[str, str], path: str = SENSOR_SOCKET) -
     channel = Channel(sock)
     try:
         channel.send("W", msgspec.json.encode(dict(fields)), [descriptor])
-        kind, answer = _answer(channel)
+        kind, answer = _answer(channel, timeout_s)
     except BaseException:
         channel.close()
         raise
@@ -90,8 +96,8 @@ def ask(descriptor: int, fields: Mapping[str, str], path: str = SENSOR_SOCKET) -
     return Asked(channel, int(answer["watch"]), answer["tiers"])
 
 
-def _answer(channel: Channel) -> tuple[str, dict[str, Any]]:
-    until = time.monotonic() + TIMEOUT_S
+def _answer(channel: Channel, timeout_s: float) -> tuple[str, dict[str, Any]]:
+    until = time.monotonic() + timeout_s
     while (left := until - time.monotonic()) > 0:
         select.select([channel], [], [], left)
         frame = channel.receive()

@@ -29,6 +29,7 @@ from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent
 from cloister.relay.server import EgressServer
 from cloister.runs.attach import Attachment
+from cloister.runs.kernel_watch import Watching
 from cloister.runs.links import Link
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.store import Direct, Receipt, Record, Store
@@ -78,6 +79,12 @@ class Command(NamedTuple):
 class ActiveRun:
     """One run from launch to receipt."""
 
+    about: About | None = None
+    """Whose run it is, for the audit; None until it is on record."""
+    audit: Callable[[ActiveRun, str, dict[str, object]], None] | None = None
+    """Gets every event for the audit log."""
+    unrecorded = ""
+    """Why what happened in between is not in the audit log."""
     endless = False
     """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
 
@@ -121,12 +128,7 @@ class ActiveRun:
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
-        self.about: About | None = None
-        """Whose run it is, for the audit; None until it is on record."""
-        self.audit: Callable[[ActiveRun, str, dict[str, object]], None] | None = None
-        """Gets every event for the audit log."""
-        self.unrecorded = ""
-        """Why what happened in between is not in the audit log."""
+        self.kernel = Watching()  # the kernel's audit of a sandbox; a unit's is hostd's to ask for
         self._admitted = False
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
@@ -285,6 +287,7 @@ class ActiveRun:
 
     def inner_closed(self) -> None:
         """The first process of the sandbox is gone."""
+        self.kernel.end()
         self.count_limits()
         self.live.inner_closed()
         if self.plan.launch.unit:
@@ -330,6 +333,8 @@ class ActiveRun:
         if wrong:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
             return
+        if not self.plan.launch.unit:
+            self.kernel.begin(self.outer_pid, self.plan.run, self.plan.agent)
         if self.confine:
             self.confine()
         else:

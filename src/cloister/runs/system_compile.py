@@ -18,13 +18,14 @@ from cloister.isolation import unit_files
 from cloister.isolation.audit_units import audit_units, audit_wanted
 from cloister.isolation.export_units import export_units, export_wanted
 from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
+from cloister.isolation.sensor_units import sensor_units, sensor_wanted
 from cloister.isolation.unit_files import DaemonFacts
 from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
 from cloister.plan.service_facts import ServiceUnits
 from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import DAEMON_USERS, SYSTEM_FILE, Account, Grant, System, delivered_name
-from cloister.policy.model import Policy
+from cloister.policy.model import Audit, Policy
 from cloister.runs.compile_parts import is_nested
 from cloister.runs.firewall_compile import compile_firewall
 from cloister.runs.system_judge import SystemPolicy, problems, references, refuse_host
@@ -83,6 +84,7 @@ def compile_system(
         SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
         **unit_files.daemon_units(daemons, credentials),
         **audit_units(daemons, audit),
+        **sensor_units(daemons, audit),
         **export_units(daemons, audit),
         **_filter_files(filtered, facts),
     }
@@ -96,17 +98,16 @@ def compile_system(
         files=(*(File(path=path, text=text) for path, text in files.items()), *files_of(services, served)),
         denied=tuple(account.name for account in accounts),
         firewall=filtered,
-        units=(
-            *export_wanted(audit),
-            *audit_wanted(),
-            *_filter_units(filtered),
-            *_daemons(renewed),
-            *units_of(services),
-        ),
+        units=(*_audit_wanted(audit), *_filter_units(filtered), *_daemons(renewed), *units_of(services)),
         stop=tuple(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
     )
+
+
+def _audit_wanted(audit: Audit) -> tuple[Wanted, ...]:
+    """Return the audit's units before all others: what sends its log elsewhere, its keeper, the kernel's part."""
+    return (*export_wanted(audit), *audit_wanted(), *sensor_wanted())
 
 
 def _granted(policy: Policy) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -30,6 +30,7 @@ from cloister.host import (
     unit_records,
     unit_start,
     unit_state,
+    unit_watch,
 )
 from cloister.host.firewall import uid_filtered
 from cloister.host.frames import Frame, FrameError, encode_list
@@ -340,6 +341,7 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
         if network:
             unit_network.check_inside(started.pid, network.space)
         lacking = _limits_in_force(unit, started.pid)
+        unseen = unit_watch.watch(started.pid, _names(record.run, asked))
         count = mounts.put(started.pid)
         unit_records.write(msgspec.structs.replace(record, state="started", invocation=started.invocation))
         shim = Wire(socket.socket(fileno=os.dup(ours.fileno())))
@@ -351,13 +353,19 @@ def _stand_up(broker: Wire, unit: UnitLaunch, record: unit_records.Record, asked
             "ids, powers, filter and namespaces of the first process",
         )
         said = Verified(unit=unit.unit, invocation=started.invocation, verified=verified, lacking=lacking,
-                        notices=_network_notices() if network else ())  # fmt: skip
+                        notices=(*(_network_notices() if network else ()), *unseen))  # fmt: skip
         ours.setblocking(True)
         broker.allow(PLAN_S)
         _note(f"{asked.caller.name} started {asked.account.name} in {asked.place.path} as {unit.unit}")
         broker.send(
             "S", msgspec.json.encode(said), (ours.fileno(), started.pidfd, *((network.channel,) if network else ()))
         )
+
+
+def _names(run: str, asked: _Asked) -> dict[str, str]:
+    """Return what stands in the kernel's events of a run."""
+    grant = asked.grant
+    return {"run": run, "agent": grant.agent, "user": asked.caller.name, "account": asked.account.name}
 
 
 def _network_notices() -> tuple[str, ...]:

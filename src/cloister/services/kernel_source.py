@@ -145,6 +145,8 @@ class Source:
             self._open(msgspec.json.decode(frame.payload, type=Rings), frame.descriptors)
         elif frame.kind == "W":
             self._name(msgspec.json.decode(frame.payload, type=Told))
+        elif frame.kind == "N":
+            self._tell_tiers({}, msgspec.json.decode(frame.payload, type=dict[str, str])["why"])
         elif frame.kind in {"L", "E"}:
             sums = msgspec.json.decode(frame.payload, type=Sums)
             known = self._known.get(sums.watch)
@@ -167,8 +169,7 @@ class Source:
     def _name(self, told: Told) -> None:
         assert self._reader  # noqa: S101  # `R` comes first
         self._known[told.watch] = _Known(told)
-        fields = {key: value for key, value in told.fields.items() if key != "reporter"}
-        self._reader.name(told.watch, fields)
+        self._reader.name(told.watch, told.fields)
 
     # --- events -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ tracepoints are attached, so these are there only while something is watched, an
 
     R  keeper → sensor: the rings, please   →   R  JSON `Rings` · critical, bulk
     W  sensor → keeper: JSON `Told`, a watch that is about to be in force
+    N  sensor → keeper: JSON why; there are no kernel events here
     L  sensor → keeper: JSON `Sums`, when something of it was lost      E  the same, when a watch is over
 """
 
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import os
 import platform
+import pwd
 import selectors
 import signal
 import socket
@@ -33,7 +35,7 @@ from cloister.audit.calls import Wanted, shapes
 from cloister.errors import CloisterError, StepError, render
 from cloister.host import kernel_watches
 from cloister.host.frames import Channel, Frame, FrameError
-from cloister.host.kernel_programs import Counters, Outcome, Programs, Settings
+from cloister.host.kernel_programs import Counters, Outcome, Programs
 from cloister.host.sensor_ask import SENSOR_SOCKET, Rings, Sums, Told
 from cloister.runs import kernel_tiers
 from cloister.services.auditd import listen, notify
@@ -66,6 +68,40 @@ class _Peer:
         self.uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
         self.channel = Channel(sock)
         self.watches: list[_Watch] = []
+
+
+class Blind:
+    """What is there where no program can be loaded: it says so to everybody who asks."""
+
+    def __init__(self, listener: socket.socket, why: str) -> None:
+        listener.setblocking(True)
+        self._listener, self._why = listener, msgspec.json.encode({"why": why})
+        self._peers: list[Channel] = []
+
+    def serve(self) -> None:
+        """Answer until the process is ended."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        notify("READY=1")
+        self._listener.settimeout(_TICK_S)
+        while True:
+            with contextlib.suppress(OSError):
+                sock, _ = self._listener.accept()
+                self._peers.append(Channel(sock))
+            self._peers = [peer for peer in self._peers if self._answered(peer)]
+            notify("WATCHDOG=1")
+
+    def _answered(self, peer: Channel) -> bool:
+        """Answer what a peer asked; return whether it is still there."""
+        try:
+            frame = peer.receive()
+            if frame is not None:
+                for descriptor in frame.descriptors:
+                    os.close(descriptor)
+                peer.send("N" if frame.kind == "R" else "F", self._why)
+        except FrameError:
+            peer.close()
+            return False
+        return True
 
 
 class Sensor:
@@ -250,7 +286,9 @@ class Sensor:
         peer.channel.send("W", msgspec.json.encode({"watch": watch.told.watch, "tiers": self.tiers}))
 
     def _begin(self, peer: _Peer, found: kernel_watches.Watched, fields: dict[str, str]) -> _Watch:
-        told = Told(self._next, self._slots.pop(), {**fields, "reporter": str(peer.uid)} if peer.uid else fields)
+        if peer.uid:  # a user speaks for nobody else
+            fields = {key: fields[key] for key in ("run", "agent") if key in fields} | {"user": _name(peer.uid)}
+        told = Told(self._next, self._slots.pop(), fields)
         self._next += 1
         watch = _Watch(told, found.key, found.level, peer.uid)
         self._watches[told.watch] = watch
@@ -311,6 +349,13 @@ class Sensor:
         notify("WATCHDOG=1")
 
 
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def _attached(outcomes: Iterable[Outcome]) -> set[str]:
     return {one.program for one in outcomes if not one.why_not}
 
@@ -338,13 +383,19 @@ def main(argv: list[str] | None = None) -> int:
     """Serve; return the exit status."""
     parser = argparse.ArgumentParser(prog="cloister-sensor", description="Load the programs that see what agents do.")
     parser.add_argument("--socket", default="", help=f"listen here instead of on systemd's socket ({SENSOR_SOCKET})")
-    parser.add_argument("--keeper", type=int, action="append", default=[], help="uid that may read events")
+    parser.add_argument("--keeper", action="append", default=[], help="user that may read events")
     parser.add_argument("--calls", choices=("off", "security", "all"), default="security")
     options = parser.parse_args(argv)
     try:
-        settings = Settings()
-        with Programs(settings) as programs:
-            Sensor(listen(options.socket), programs, frozenset({0, *options.keeper}), options.calls).serve()
+        listener = listen(options.socket)
+        keepers = frozenset({0, *(pwd.getpwnam(name).pw_uid for name in options.keeper)})
+        try:
+            with Programs() as programs:
+                Sensor(listener, programs, keepers, options.calls).serve()
+        except StepError as error:
+            # Never a silent downgrade: who asks is told why nothing is seen, for as long as this lives.
+            sys.stderr.write(f"<4>{render(error)}\n")
+            Blind(listener, str(error)).serve()
     except (CloisterError, OSError) as error:
         shown = render(error) if isinstance(error, CloisterError) else f"cloister: the sensor: {error}"
         sys.stderr.write(f"{shown}\n")
