@@ -79,6 +79,12 @@ class Command(NamedTuple):
 class ActiveRun:
     """One run from launch to receipt."""
 
+    about: About | None = None
+    """Whose run it is, for the audit; None until it is on record."""
+    audit: Callable[[ActiveRun, str, dict[str, object]], None] | None = None
+    """Gets every event for the audit log."""
+    unrecorded = ""
+    """Why what happened in between is not in the audit log."""
     endless = False
     """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
 
@@ -122,14 +128,7 @@ class ActiveRun:
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
-        self.about: About | None = None
-        """Whose run it is, for the audit; None until it is on record."""
-        self.audit: Callable[[ActiveRun, str, dict[str, object]], None] | None = None
-        """Gets every event for the audit log."""
-        self.unrecorded = ""
-        """Why what happened in between is not in the audit log."""
-        self.kernel = Watching()
-        """The kernel's audit of a sandbox; a unit's is hostd's to ask for."""
+        self.kernel = Watching()  # the kernel's audit of a sandbox; a unit's is hostd's to ask for
         self._admitted = False
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
