@@ -219,6 +219,40 @@ def test_a_model_outside_the_policy_is_refused(
     assert any("refused: model-not-allowed" in one for one in user.receipts()[-1]["warnings"])
 
 
+@pytest.mark.usefixtures("nothing_left")
+def test_settings_of_policy_and_home_reach_codex(
+    start: Start, home: Path, workspace: Path, fake_model: FakeModel
+) -> None:
+    """It reads the TOML that was merged: the policy's model, and the home's word on how much it shall say."""
+    user = start("codex", "openai-responses", 'models = ["fake-*"]', '[agents.codex.settings]\nmodel = "fake-policy"\n')
+    (home / ".codex").mkdir(exist_ok=True)
+    (home / ".codex/config.toml").write_text('# mine\nmodel = "fake-home"\nmodel_verbosity = "low" # few words\n')
+    fake_model.script = (Say("ALL-DONE"),)
+    done = user.run("run", "codex", "exec", "--skip-git-repo-check", "hi", cwd=workspace, timeout_s=90)
+    assert "ALL-DONE" in done.stdout, done.stdout + done.stderr
+    assert {one.body["model"] for one in calls(fake_model)} == {"fake-policy"}
+    user.close()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_pi_takes_its_users_models_beside_the_policys(
+    start: Start, home: Path, workspace: Path, fake_model: FakeModel
+) -> None:
+    """The merged list is one that Pi understands: it answers by the policy's provider, and lists the user's model."""
+    user = start("pi", "openai", 'models = ["fake-1"]')
+    (home / ".pi/agent").mkdir(parents=True, exist_ok=True)
+    own = {"baseUrl": "http://own.example/v1", "api": "openai-completions", "apiKey": "made-up-own-key",
+           "models": [{"id": "own-model"}]}  # fmt: skip
+    keys = {"openai": {"apiKey": "made-up-own-key"}}
+    (home / ".pi/agent/models.json").write_text(json.dumps({"providers": {"own": own, **keys}}))
+    fake_model.script = (Run("cat ~/.pi/agent/models.json"), Say("ALL-DONE"))
+    done = user.run("run", "pi", "-p", "hi", cwd=workspace, timeout_s=90)
+    assert "ALL-DONE" in done.stdout, done.stdout + done.stderr
+    assert "own-model" in "".join(fake_model.tool_results)
+    assert "made-up-own-key" not in "".join(fake_model.tool_results)
+    user.close()
+
+
 @pytest.mark.parametrize("product", QUICK, ids=[product.name for product in QUICK])
 @pytest.mark.usefixtures("nothing_left")
 def test_told_to_send_its_environment_it_leaks_no_secret(

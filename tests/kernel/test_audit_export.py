@@ -305,3 +305,122 @@ def test_export_prints_and_sends(tmp_path, user: User, workspace: Path):
     assert (refused.returncode, "export-failed" in refused.stderr) == (75, True)
     wrong = user.run("audit", "export", "--own", "--to", "gopher://x", cwd=workspace)
     assert (wrong.returncode, "receiver-invalid" in wrong.stderr) == (64, True)
+
+
+class Noted:
+    """A receiver that notes what it gets, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.arrived, self.complaints, self.items, self.broken = 0, [], [], ""
+
+    def put(self, items, origin):
+        """Take lines."""
+        if self.broken:
+            raise OSError(self.broken)
+        self.items += [(origin.log, item.record.seq) for item in items]
+        self.arrived = items[-1].record.seq
+
+    def look(self):
+        """Nothing."""
+
+    def close(self):
+        """Nothing."""
+
+
+def _turns(export, count=6):
+    return [export.turn(time.monotonic()) for _ in range(count)]
+
+
+def test_what_retention_removed_before_it_was_sent_is_told(tmp_path, log):
+    """A receiver that was away for longer than events are kept: how many it missed is said, the rest arrives."""
+    target = Noted()
+    export = Export(log.directory, str(tmp_path), "x", target, here())
+    log.put([full("file.opened") for _ in range(10)])
+    _turns(export)
+    had = log.keeper.seq
+    log.put([full("file.opened") for _ in range(10)])
+    export.close()
+    log.keeper.wake()
+    log.keeper.rotate()
+    last = log.keeper.seq
+    first = int(max(Path(log.directory).glob("*.jsonl*")).name.partition(".")[0])
+    for path in Path(log.directory).glob("*.jsonl*"):
+        if int(path.name.partition(".")[0]) < first:
+            path.unlink()
+    again = Export(log.directory, str(tmp_path), "x", target, here())
+    _turns(again)
+    assert again.arrived == last
+    assert again.news == [f"{first - 1 - had} events were removed before x had them"]
+
+
+def test_another_log_begins_from_its_beginning(tmp_path, log):
+    """A log that was replaced by a new one is sent from its first line, under its own id."""
+    target = Noted()
+    export = Export(log.directory, str(tmp_path), "x", target, here())
+    log.put([full("file.opened") for _ in range(30)])
+    _turns(export)
+    export.close()
+    other = Kept(tmp_path / "other")
+    other.put([full("file.opened")])
+    target.items.clear()
+    again = Export(other.directory, str(tmp_path), "x", target, here())
+    _turns(again)
+    other.keeper.close()
+    assert target.items == [(other.keeper.log_id, 1), (other.keeper.log_id, 2)]
+
+
+def test_a_cursor_that_is_lost_or_broken_means_duplicates_only(tmp_path, log):
+    """Without a cursor file, or with one that is no JSON, everything is sent again."""
+    log.put([full("file.opened")])
+    for text in (None, b"", b"\0\0\0", b'{"seq":"x"}'):
+        for path in tmp_path.glob("*.json"):
+            path.unlink() if text is None else path.write_bytes(text)
+        target = Noted()
+        export = Export(log.directory, str(tmp_path), "x", target, here())
+        _turns(export)
+        export.close()
+        assert [seq for _, seq in target.items] == [1, 2]
+
+
+def test_damage_in_the_log_hides_nothing(tmp_path, log):
+    """Lines that are none, and one with a number from the future, are sent or counted; what is whole arrives."""
+    log.put([full("file.opened")])
+    with open(f"{log.directory}/0000000000000001.jsonl", "ab") as file:
+        forged = b'{"seq":999999,"time":1,"kind":"file.opened","hash":"%s"}' % (b"a" * 64)
+        file.write(b'{"seq":3,"garbage\n\x00\xff\n{"seq":4}\n' + forged + b"\n")
+    log.put([full("file.opened")])
+    target = Noted()
+    export = Export(log.directory, str(tmp_path), "x", target, here())
+    _turns(export)
+    assert [seq for _, seq in target.items] == [1, 2, 999999, 3]
+    assert export.unreadable == 3
+
+
+def test_a_log_that_was_cut_is_told(tmp_path, log):
+    """A log that ends before what a receiver has was rolled back: that is said, and what follows is sent."""
+    log.put([full("file.opened") for _ in range(5)])
+    export = Export(log.directory, str(tmp_path), "x", Noted(), here())
+    _turns(export)
+    export.close()
+    path = Path(f"{log.directory}/0000000000000001.jsonl")
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    target = Noted()
+    again = Export(log.directory, str(tmp_path), "x", target, here())
+    _turns(again)
+    assert again.news == ["the log ends at 3, x has 6: cloister audit verify"]
+    assert [seq for _, seq in target.items] == [1, 2, 3]
+
+
+def test_a_receiver_that_fails_is_asked_ever_more_seldom(tmp_path, log):
+    """Waits grow to a minute; trouble and its end are told once each; nothing is left out."""
+    target = Noted()
+    target.broken = "out of order"
+    log.put([full("file.opened")])
+    export = Export(log.directory, str(tmp_path), "x", target, here())
+    waits = _turns(export, 12)
+    assert waits[0] <= 1
+    assert 40 <= waits[-1] <= 60
+    target.broken = ""
+    _turns(export)
+    assert [word.partition(":")[0] for word in export.news] == ["events do not reach x", "x is reached again"]
+    assert [seq for _, seq in target.items] == [1, 2]

@@ -108,7 +108,7 @@ def test_without_its_keeper_runs_end_and_none_begins_until_it_is_back(installed:
             user="alice",
             cwd=PROJECT,
             stdout=subprocess.PIPE,
-        )  # fmt: skip
+        )
         for agent in ("sh", "ns")
     ]
     for one in living:

@@ -72,7 +72,7 @@ def _wait(machine: Machine, kind: str, count: int) -> dict[int, str]:
 def test_the_system_s_log_is_sent_by_a_user_who_can_only_read_it(sending: Machine) -> None:
     """What happened before the receiver came arrives too; the sender is killed, and nothing is missing.
 
-    Its user reads the log, and can neither write it nor read its key; without a receiver in the policy there is no unit.
+    Its user reads the log, and can neither write it nor read its key; without a receiver there is no unit.
     """
     run = ["cloister", "run", "sh", "--", "sh", "-c", "true"]
     sending.run(run, user="alice", cwd=PROJECT, timeout=60)

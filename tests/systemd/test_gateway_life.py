@@ -266,6 +266,21 @@ def test_a_secret_that_is_declared_later_has_a_placeholder_too(gate: Gate) -> No
         assert gate.inside("cat $CLOISTER_SECRETS/secret-later").startswith("cloister-secret-later-") == bool(more)
 
 
+def test_a_secret_that_is_lost_stops_its_gateway_alone(gate: Gate) -> None:
+    """The system's broker starts without it; the gateway does not, and the journal says why; with it, it does."""
+    machine, key = gate.machine, "/etc/cloister/keys/bot"
+    machine.run(["mv", key, f"{key}.gone"])
+    machine.run(["systemctl", "restart", PROXYD])
+    assert machine.show(PROXYD, "ActiveState") == "active"
+    assert "gateway gate: a secret cannot be had: it is empty" in machine.journal(PROXYD)
+    assert machine.show(UNIT, "ActiveState") == "inactive"
+    assert not machine.path("/run/cloister/proxy/services/gate/secret-bot").exists()
+    machine.run(["mv", f"{key}.gone", key])
+    machine.run(["systemctl", "restart", PROXYD])
+    done = gate.cloister("up", "gate")
+    assert done.returncode == 0, done.stderr + machine.journal(PROXYD)[-2000:]
+
+
 def test_a_killed_proxy_takes_the_gateway_along_and_brings_it_back(gate: Gate) -> None:
     """Without its proxy it reaches nothing; systemd starts both anew, and the new one obeys the policy."""
     machine = gate.machine

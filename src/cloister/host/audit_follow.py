@@ -13,7 +13,9 @@ from cloister.host.audit_files import Segment, segments
 from cloister.host.audit_segments import Opened
 
 _BLOCK = 256 * 1024
-_SEQ = re.compile(rb'\{"seq":([0-9]{1,19}),')
+_HEAD = re.compile(rb'\{"seq":([0-9]{1,19}),')
+_TAIL = re.compile(rb',"hash":"[0-9a-f]{64}"\}')
+_TAIL_BYTES = 75
 
 
 class Line(NamedTuple):
@@ -32,6 +34,9 @@ class Following:
         self.after = after
         self.removed = 0
         """Lines that were removed from the log before they were read."""
+        self.unreadable = 0
+        """Lines that no keeper writes, which were passed over."""
+        self._found = False
         self._segment: Segment | None = None
         self._at = 0
 
@@ -71,21 +76,49 @@ class Following:
         return self._segment
 
     def _read(self, segment: Segment) -> list[Line]:
-        """Return the lines of one block that were not read yet; what is no line of the log is passed over."""
+        """Return the lines of one block that were not read yet."""
         found: list[Line] = []
         with Opened(segment) as opened:
             for at, block in opened.blocks(self._at, opened.size, _BLOCK):
                 self._at = at + len(block)
-                for raw in block.split(b"\n"):
-                    match = _SEQ.match(raw)
-                    if match and int(match[1]) > self.after:
-                        found.append(self._take(int(match[1]), raw))
+                for raw in block.splitlines():
+                    self._take(raw, found)
                 if found:
                     return found
         return found
 
-    def _take(self, seq: int, raw: bytes) -> Line:
-        if seq > self.after + 1:
-            self.removed += seq - self.after - 1
-        self.after = seq
-        return Line(seq, raw)
+    def _take(self, raw: bytes, found: list[Line]) -> None:
+        """Take over a line. Numbers count until the first one that is new; from there on the order of the file does.
+
+        So a line with a wrong number, which is damage, never hides those that follow it.
+        """
+        seq = number_of(raw)
+        if seq is None:
+            self.unreadable += 1
+        elif self._found or seq > self.after:
+            self._found = True
+            self.removed += max(0, seq - self.after - 1)
+            self.after = seq
+            found.append(Line(seq, raw))
+
+
+def number_of(raw: bytes) -> int | None:
+    """Return the number of a line; None where it does not have the form of one."""
+    head = _HEAD.match(raw)
+    return int(head[1]) if head and _TAIL.fullmatch(raw[-_TAIL_BYTES:]) else None
+
+
+def last_number(directory: str) -> int:
+    """Return the number of the last whole line of a log; 0 where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a packed segment is damaged.
+    """
+    for segment in reversed(segments(directory)):
+        with Opened(segment) as opened:
+            for block in opened.blocks_backwards():
+                for raw in reversed(block.splitlines()):
+                    if (seq := number_of(raw)) is not None:
+                        return seq
+    return 0

@@ -28,9 +28,11 @@ VERSION = 1
 TAIL = 8192
 """Fewest events of a growing segment that become a chunk; fewer are read from the file with each question."""
 BUSY_MS = 60_000
+_END = 80
+"""Bytes at the end of a line that hold its hash."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS segments (
-  first INTEGER PRIMARY KEY, indexed INTEGER NOT NULL, head TEXT NOT NULL,
+  first INTEGER PRIMARY KEY, indexed INTEGER NOT NULL, tail TEXT NOT NULL,
   inode INTEGER NOT NULL, size INTEGER NOT NULL, changed INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS chunks (
   chunk INTEGER PRIMARY KEY, segment INTEGER NOT NULL, start INTEGER NOT NULL, events INTEGER NOT NULL,
@@ -200,9 +202,9 @@ class AuditIndex:
     def _forget(self, there: list[Segment]) -> None:
         """Remove what is known of segments that are gone, and of those that are not what they were."""
         files = {segment.first: segment for segment in there}
-        for first, indexed, head, inode in list(self._rows("SELECT first, indexed, head, inode FROM segments")):
+        for first, indexed, tail, *sign in list(self._rows("SELECT * FROM segments")):
             segment = files.get(first)
-            if segment is None or not _same(segment, indexed, head, inode):
+            if segment is None or not _same(segment, indexed, tail, sign):
                 with self._db:
                     _forget(self._db, first)
 
@@ -237,8 +239,7 @@ class _Builder:
         rows: list[Any] = self._db.execute("SELECT indexed FROM segments WHERE first = ?", (first,)).fetchall()
         at: int = rows[0][0] if rows else 0
         if not rows:
-            head = hash_of(next((block for _, block in opened.blocks(0, end, 1 << 16)), b"").split(b"\n", 1)[0])
-            self._db.execute("INSERT INTO segments VALUES (?, 0, ?, 0, 0, 0)", (first, head))
+            self._db.execute("INSERT INTO segments VALUES (?, 0, '', 0, 0, 0)", (first,))
         lines: list[bytes] = []
         start = at
         for _, block in opened.blocks(at, end):
@@ -250,8 +251,6 @@ class _Builder:
             start = self._write(first, start, lines, end)
         if closed:
             self._db.execute("UPDATE segments SET inode = ?, size = ?, changed = ? WHERE first = ?", (*sign, first))
-        else:
-            self._db.execute("UPDATE segments SET inode = ? WHERE first = ?", (sign.inode, first))
 
     def _write(self, segment: int, start: int, lines: list[bytes], total: int) -> int:
         """Write one chunk; return where the next one starts."""
@@ -275,7 +274,9 @@ class _Builder:
                         for value in sorted(values)
                     ),
                 )
-            self._db.execute("UPDATE segments SET indexed = ? WHERE first = ?", (start + at, segment))
+            self._db.execute(
+                "UPDATE segments SET indexed = ?, tail = ? WHERE first = ?", (start + at, hash_of(lines[-1]), segment)
+            )
         self._events += len(lines)
         if self._told:
             number, count = self.place
@@ -304,15 +305,17 @@ def _forget(db: apsw.Connection, segment: int) -> None:
     db.execute("DELETE FROM segments WHERE first = ?", (segment,))
 
 
-def _same(segment: Segment, indexed: int, head: str, inode: int) -> bool:
-    """Tell whether a file still begins as what was indexed, and is not shorter. One that was packed has a new inode."""
+def _same(segment: Segment, indexed: int, tail: str, sign: list[int]) -> bool:
+    """Tell whether a file is what was indexed, grown or packed: the last line of then is where it was, by its hash.
+
+    The hash of a line covers all lines before it.
+    """
     try:
         status = os.stat(segment.path)
-        if status.st_ino == inode and (segment.compressed or status.st_size >= indexed):
+        if [status.st_ino, status.st_size, status.st_mtime_ns] == sign or not indexed:
             return True
         with Opened(segment) as opened:
-            first = next((block for _, block in opened.blocks(0, min(opened.size, 1 << 16), 1 << 16)), b"")
-            return opened.size >= indexed and hash_of(first.split(b"\n", 1)[0]) == head
+            return opened.size >= indexed and hash_of(opened.read(max(0, indexed - _END), _END)) == tail
     except (OSError, ValueError):
         return False
 

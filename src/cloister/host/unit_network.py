@@ -65,7 +65,8 @@ def connect(unit: UnitLaunch, launch: Launch) -> Connected:
             _order(wire, launch)
         finally:
             os.close(starting.finish().pidfd)
-        return Connected(os.dup(wire.fileno()), _namespace_of(wire))
+        space = _namespace_of(wire)
+        return Connected(os.dup(wire.fileno()), space)
     except BaseException:
         unit_start.stop(own.unit)
         raise

@@ -218,8 +218,12 @@ def proxyd_service(facts: DaemonFacts, credentials: Iterable[tuple[str, str]] = 
         credentials: name and path of each key that it gets (LoadCredential=); without a path, systemd looks in its
             own places (/etc/credstore).
     """
+    # An empty line counts where a file is gone: whoever needs it is refused, and not everybody (systemd.exec(5)).
     loaded = "".join(
-        f"LoadCredential={word(f'{name}:{path}' if path else name)}\n" for name, path in sorted(credentials)
+        f"LoadCredential={word(f'{name}:{path}')}\nSetCredential={name}:\\n\n"
+        if path
+        else f"LoadCredential={word(name)}\n"
+        for name, path in sorted(credentials)
     )
     return f"""{HEAD}[Unit]
 Description=Policy, egress and models of the system's agents (Cloister)

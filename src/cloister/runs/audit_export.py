@@ -23,7 +23,7 @@ from cloister.audit.kept import Kept
 from cloister.audit.rendering import Origin
 from cloister.audit.verify import position_of
 from cloister.host.audit_files import DamagedFileError, read_lines, segments
-from cloister.host.audit_follow import Following, Line
+from cloister.host.audit_follow import Following, Line, last_number
 from cloister.runs.audit_targets import Item, Target, waiting_of
 
 POLL_S = 0.5
@@ -110,6 +110,9 @@ class Export:
             return False
         if log != self._cursor.log:
             self._cursor = Cursor(log=log, seq=0, to=self.name)
+        elif (last := last_number(self._directory)) < self._cursor.seq:
+            self.news.append(f"the log ends at {last}, {self.name} has {self._cursor.seq}: cloister audit verify")
+            self._cursor.seq = segments(self._directory)[-1].first - 1
         self._origin = msgspec.structs.replace(self._origin, log=log)
         self._target.arrived = self._cursor.seq
         self._following = Following(self._directory, self._cursor.seq)
@@ -125,6 +128,8 @@ class Export:
             if not lines:
                 return False
             self._tell_removed(self._following)
+            self.unreadable += self._following.unreadable
+            self._following.unreadable = 0
             self._waiting = self._items(lines)
             portion = list(islice(self._waiting, _PORTION))
         if portion:

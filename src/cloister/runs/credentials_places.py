@@ -37,11 +37,12 @@ def refuse_visible(plan: Plan, home: str, look: Look) -> None:
 
 def writable_places(plan: Plan, state: str) -> tuple[str, ...]:
     """Return the host's directories that the agent can write: nothing secret, and no program, is taken from there."""
-    # A unit's argv is our shim's: of the host's places it can write its workspace and its own state alone.
-    mounts = () if plan.launch.unit else parse_mounts(plan.launch.argv)
+    # A unit's argv is our shim's: of the host's places it can write its workspace, its repository and its own state.
+    unit = plan.launch.unit
+    mounts = () if unit else parse_mounts(plan.launch.argv)
     bound = [mount.source for mount in mounts if mount.kind == "rw" and mount.source]
     bound += [hold.source or hold.target for hold in plan.launch.holds if hold.mode == "rw"]
-    bound += [AGENTS] if plan.launch.unit else []
+    bound += [AGENTS, *(mount.target for mount in unit.mounts if mount.base == "repository")] if unit else []
     return tuple(dict.fromkeys(os.path.realpath(place) for place in (*bound, plan.workspace, state)))
 
 

@@ -25,7 +25,7 @@ from cloister.plan.service_facts import ServiceUnits
 from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
 from cloister.plan.unit import DAEMON_USERS, SYSTEM_FILE, Account, Grant, System, delivered_name
-from cloister.policy.model import Policy
+from cloister.policy.model import Audit, Policy
 from cloister.runs.compile_parts import is_nested
 from cloister.runs.firewall_compile import compile_firewall
 from cloister.runs.system_judge import SystemPolicy, problems, references, refuse_host
@@ -98,18 +98,16 @@ def compile_system(
         files=(*(File(path=path, text=text) for path, text in files.items()), *files_of(services, served)),
         denied=tuple(account.name for account in accounts),
         firewall=filtered,
-        units=(
-            *export_wanted(audit),
-            *audit_wanted(),
-            *sensor_wanted(),
-            *_filter_units(filtered),
-            *_daemons(renewed),
-            *units_of(services),
-        ),
+        units=(*_audit_wanted(audit), *_filter_units(filtered), *_daemons(renewed), *units_of(services)),
         stop=tuple(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
     )
+
+
+def _audit_wanted(audit: Audit) -> tuple[Wanted, ...]:
+    """Return the audit's units before all others: what sends its log elsewhere, its keeper, the kernel's part."""
+    return (*export_wanted(audit), *audit_wanted(), *sensor_wanted())
 
 
 def _granted(policy: Policy) -> list[tuple[str, str, tuple[str, ...]]]:

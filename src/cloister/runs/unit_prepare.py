@@ -125,7 +125,7 @@ class UnitKitchen(Kitchen):
             PolicyError: a file that the policy names cannot be used.
         """
         home = fit(dict(asked.part.variables), agent)
-        theirs = (asked.root, asked.home, AGENTS)
+        theirs = (asked.root, asked.home, AGENTS, *filter(None, [asked.repository]))
         policy = of_policy(agent, name, home="", owners=(0, self.owner.uid), forbidden=theirs)
         told = tuple(text[:_NOTICE_LENGTH] for text in asked.part.notices[:_MOST_NOTICES])
         return FileVariables(home, policy, told)
@@ -242,7 +242,8 @@ class UnitKitchen(Kitchen):
             return None
         # A script's interpreter lies beside it where a product brings its own (node).
         search = f"{os.path.dirname(command)}:{SEARCH}" if os.path.isabs(command) else SEARCH
-        return find_program(command, search, home=unit_home(asked.account), forbidden=(asked.root, AGENTS))
+        theirs = (asked.root, AGENTS, *filter(None, [asked.repository]))
+        return find_program(command, search, home=unit_home(asked.account), forbidden=theirs)
 
 
 def etc_copy(account: Account) -> str:
@@ -263,6 +264,7 @@ def refuse_visible(plan: Plan, home: str) -> None:
         AGENTS,
         "/usr",
         *(mount.source for mount in (unit.mounts if unit else ()) if mount.base == "host"),
+        *(mount.target for mount in (unit.mounts if unit else ()) if mount.base == "repository"),
     ]
     for one in plan.credentials:
         if not one.secret.startswith(_FILE):

@@ -18,6 +18,7 @@ from cloister.policy.presets import builtin_presets
 from cloister.runs.compile_unit import UnitFacts, compile_unit, unit_home
 from cloister.runs.credentials_places import writable_places
 from cloister.runs.unenforced import refuse_unenforced
+from cloister.runs.unit_prepare import refuse_visible
 
 ACCOUNT = Account(name="cl-a-alice", uid=1_900_000_001, agent="a", user="alice")
 ROOT = "/home/alice/p"
@@ -265,6 +266,13 @@ def test_ownership_follows_policy_and_host() -> None:
 def test_no_secret_and_no_program_is_taken_from_where_a_unit_can_write() -> None:
     """Its workspace, its own state and the broker's are no places for secrets; its argv, the shim's, is not read."""
     assert set(writable_places(_plan(), "/state")) == {ROOT, AGENTS, "/state"}
+    git = "/srv/git/.git"
+    plan = _plan(layout=_layout(Mount("bind", git, git)), repository=git)
+    assert set(writable_places(plan, "/state")) == {ROOT, AGENTS, "/state", git}
+    refuse_visible(_plan('[agents.a.credentials.x]\nsecret = "file:/srv/git/.git/key"\nenv = "X"'), "")
+    told = '[agents.a.credentials.x]\nsecret = "file:/srv/git/.git/key"\nenv = "X"'
+    with pytest.raises(CloisterError, match="could read the secret"):
+        refuse_visible(_plan(told, layout=_layout(Mount("bind", git, git)), repository=git), "")
 
 
 def test_no_secret_and_no_variable_of_the_caller_is_in_what_root_is_asked() -> None:

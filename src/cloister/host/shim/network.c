@@ -35,6 +35,7 @@ static struct network {
     pid_t holder;
     pid_t pasta;
     int ready; /* readable once pasta has connected the namespace */
+    bool up;
     int words; /* pasta's complaints */
     char said[WORDS];
     size_t said_length;
@@ -192,7 +193,8 @@ static void on_ready(void)
         return;
     close(self.ready);
     self.ready = -1;
-    if (got > 0)
+    self.up = got > 0;
+    if (self.up)
         hand_out();
 }
 
@@ -224,7 +226,7 @@ static void on_signals(void)
         if (pid == self.pasta || pid == self.holder) {
             listen_to_pasta();
             const char *why = self.said_length ? self.said : "it was killed";
-            fail(self.ready >= 0 ? "pasta did not start" : "pasta ended, and the network with it", why);
+            fail(self.up ? "pasta ended, and the network with it" : "pasta did not start", why);
         }
 }
 
