@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import re
 import signal
@@ -291,7 +292,7 @@ def test_the_journal_gets_fields_that_an_agent_cannot_forge(tmp_path):
 
 
 def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspace: Path):
-    """With `[audit] syslog` a run's events arrive, from its start to its end, without anybody starting anything."""
+    """With `[audit] syslog` a run's events arrive, to the end of the log; who sends them ends with the broker."""
     with _receiver(tmp_path, "udp") as receiver:
         user.write_policy(f'{BASE}\n[audit]\nsyslog = "{receiver.url}"\n')
         done = user.inside("true", cwd=workspace)
@@ -301,7 +302,23 @@ def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspac
         assert {"run.started", "run.ended"} <= kinds_found
         run = user.receipts()[0]["id"]
         assert any(parse_cef(parse_syslog(message)[3])[1].get("cs1") == run for message in messages)
-        user.write_policy(BASE)
+        user.close()
+        messages = receiver.wait(lambda found: any(b"|log.closed|" in message for message in found))
+        _ended(user.state / "audit-export/lock")
+
+
+def _ended(lock: Path) -> None:
+    """Wait until the process that sends has ended: its lock is free."""
+    deadline = time.monotonic() + 20
+    with lock.open() as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < deadline, "the process that sends outlives its broker"
+                time.sleep(0.1)
+            else:
+                return
 
 
 def test_export_prints_and_sends(tmp_path, user: User, workspace: Path):
