@@ -166,6 +166,24 @@ def test_a_receiver_with_a_wrong_certificate_gets_nothing(tmp_path, log, wrong):
     assert export.arrived == 0
 
 
+def test_a_receiver_that_asks_for_a_certificate_gets_ours(tmp_path, log):
+    """With `certificate` a receiver that verifies its senders takes the events; without it, it gets none."""
+    authority = TestAuthority(tmp_path / "ca")
+    certificate, key = authority.certificate("sender")
+    both = tmp_path / "sender.pem"
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    log.put([full("file.opened")])
+    with _receiver(tmp_path, "tls", authority=authority, mutual=True) as receiver:
+        with _exporting(tmp_path, log, receiver.url, trust=_trust(authority)) as export:
+            deadline = time.monotonic() + 15
+            while not export.news and time.monotonic() < deadline:
+                time.sleep(0.1)
+        assert export.news
+        assert receiver.received() == []
+        with _exporting(tmp_path, log, receiver.url, trust=Trust(str(authority.file), str(both))):
+            receiver.wait(_all(log.numbers()))
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])
 def test_nothing_is_lost_when_the_receiver_is_killed(tmp_path, log, soon, scheme):
     """A receiver is killed twice with events that it had not read: it has all in the end; numbers tell duplicates."""

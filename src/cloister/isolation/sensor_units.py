@@ -23,29 +23,7 @@ CAPABILITIES: tuple[tuple[str, str], ...] = (
 )
 """Everything else of root is taken away from the sensor; tests take each of these away as well, and look what fails."""
 _NAMES = " ".join(name for name, _ in CAPABILITIES)
-
-
-def sensor_service(facts: DaemonFacts, audit: Audit) -> str:
-    """Return the text of the unit; `audit.syscalls` is its word."""
-    words = f"--socket {SENSOR_SOCKET} --keeper {AUDIT_USER} --calls {audit.syscalls}"
-    return f"""{HEAD}[Unit]
-Description=See what agents do in the kernel (Cloister)
-Documentation=man:cloister(1)
-Before=cloister-auditd.service cloister-hostd.service cloister-proxyd.service
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart={word(facts.python)} -I -m cloister.services.sensor {words}
-WorkingDirectory=/
-UMask=0077
-Restart=always
-RestartSec=1
-WatchdogSec=30
-TimeoutStartSec=60
-TimeoutStopSec=10
-OOMScoreAdjust=-900
+_HARDENING = f"""\
 NoNewPrivileges=yes
 CapabilityBoundingSet={_NAMES}
 AmbientCapabilities=
@@ -79,7 +57,31 @@ Delegate=no
 LimitCORE=0
 LimitMEMLOCK=infinity
 TasksMax=32
+"""
 
+
+def sensor_service(facts: DaemonFacts, audit: Audit) -> str:
+    """Return the text of the unit; `audit.syscalls` is its word."""
+    words = f"--socket {SENSOR_SOCKET} --keeper {AUDIT_USER} --calls {audit.syscalls}"
+    return f"""{HEAD}[Unit]
+Description=See what agents do in the kernel (Cloister)
+Documentation=man:cloister(1)
+Before=cloister-auditd.service cloister-hostd.service cloister-proxyd.service
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={word(facts.python)} -I -m cloister.services.sensor {words}
+WorkingDirectory=/
+UMask=0077
+Restart=always
+RestartSec=1
+WatchdogSec=30
+TimeoutStartSec=60
+TimeoutStopSec=10
+OOMScoreAdjust=-900
+{_HARDENING}
 [Install]
 WantedBy=multi-user.target
 """

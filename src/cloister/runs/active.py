@@ -430,7 +430,7 @@ class ActiveRun:
 
     def conclude(self, outcome: Outcome, warnings: tuple[str, ...]) -> Receipt:
         """Write the receipt and return it."""
-        self.warnings = warnings
+        self.warnings = (*warnings, *filter(None, (self.kernel.trouble,)))
         receipt = self._receipt(outcome)
         self.store.finish(self.record, receipt)
         self._tell_starter()

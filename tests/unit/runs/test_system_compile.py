@@ -144,7 +144,7 @@ def test_a_policy_without_units_installs_daemons_and_no_filter() -> None:
     """A fresh setup has nobody to hold back yet."""
     desired = compiled("schema = 1\n")
     assert desired.firewall is None
-    keeper = ["cloister-auditd.service", "cloister-auditd.socket"]
+    keeper = ["cloister-auditd.service", "cloister-auditd.socket", "cloister-sensor.service"]
     sockets = ["cloister-proxyd.socket", "cloister-hostd.socket"]
     assert [one.unit for one in desired.units if one.active] == [*keeper, *sockets]
     assert compiled().firewall is not None
