@@ -78,8 +78,7 @@ def test_without_a_sensor_the_log_says_so(installed: Machine) -> None:
     installed.wait_for(f"""grep -q '"log.tier".*sensor is gone' {LOG}/*.jsonl""")
     done = installed.run(["cloister", "run", "sh", "--", "true"], user="alice", cwd=PROJECT, check=False)
     assert done.returncode == 0
-    runs = json.loads(installed.run(["cloister", "ps", "--all", "--json"], user="alice").stdout)
-    receipt = installed.run(["cloister", "receipt", runs[0]["run"], "--json"], user="alice").stdout
+    receipt = installed.run(["cloister", "receipt", "last", "--json"], user="alice").stdout
     assert "no kernel events of this run" in receipt
     installed.run(["systemctl", "start", "cloister-sensor.service"])
     installed.wait_for(f"""tail -n 40 {LOG}/*.jsonl | grep -q '"tier_process":"tracepoint"'""")
