@@ -135,6 +135,7 @@ def test_without_its_keeper_runs_end_and_none_begins_until_it_is_back(installed:
     assert verified(installed)["good"]
 
 
+@pytest.mark.slow
 def test_uninstall_keeps_the_log_unless_told(installed: Machine) -> None:
     """The record stays and verifies with its keeper gone; --purge takes it as well."""
     run(installed, "sh", "true")
