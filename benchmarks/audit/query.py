@@ -1,8 +1,8 @@
 """How fast a log of many events answers: `python -m benchmarks.audit.query [EVENTS] [--directory DIR]`.
 
-Makes a log (40 runs of four agents, several at a time), packs its closed segments as their keeper does, builds the index,
-and asks each question as `cloister audit` does: the newest 200 that are meant, how many there are, and once more in a
-process of its own with Python's start. Median of several; the first one, which reads from the disk, is shown beside it.
+Makes a log (40 runs of four agents, several at a time), packs its closed segments as their keeper does, builds the
+index, and asks each question as `cloister audit` does: the newest 200 that are meant, how many there are, and once more
+in a process of its own with Python's start. Median of several; the first one, which reads from the disk, is beside it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from tests.support.audit_log import START_NS, Writer, busy_day, pack_segment, run_ids
+
 from cloister.audit.question import Question, resolve
 from cloister.cli.audit_options import index_of
 from cloister.runs.audit_log import AuditLog
-from tests.support.audit_log import START_NS, Writer, busy_day, pack_segment, run_ids
 
 EVENTS = 10_000_000
 PER_SEGMENT = 160_000
@@ -69,7 +70,8 @@ def measure(directory: Path, events: int) -> None:
     print(f"| index | {held / 1e6:,.0f} MB, {held / events:.1f} bytes an event |")
     print(f"| building it | {took:,.0f} s, {events / took:,.0f} events/s ({events / busy:,.0f} per second of CPU) |")
     print(f"| looking whether there is something new | {again * 1000:.0f} ms |\n")
-    print(f"| question | meant | newest {NEWEST}: first, median | count: median | as a command |\n|---|---|---|---|---|")
+    print(f"| question | meant | newest {NEWEST}: first, median | count: median | as a command |")
+    print("|---|---|---|---|---|")
     for name, question, words in questions(events):
         row(log, str(log_at), name, question, words)
 

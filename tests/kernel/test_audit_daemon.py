@@ -107,7 +107,8 @@ def test_a_user_cannot_say_what_is_the_systems_to_say(start: Callable[..., Daemo
     kinds = [event["kind"] for event in daemon.events()]
     assert kinds.count("log.lost") == 6
     assert kinds.count("run.warned") == 1
-    assert not {"process.executed", "hostd.request", "detection.matched", "nothing.known", "log.closed"} & set(kinds)
+    assert not {"process.executed", "hostd.request", "nothing.known", "log.closed"} & set(kinds)
+    assert {event["kind"] for event in daemon.events() if "reporter_uid" in event} == {"log.lost", "run.warned"}
     assert all(event["details"].get("key") for event in daemon.events() if event["kind"] == "log.head")
 
 
@@ -230,6 +231,22 @@ def test_a_full_disk_confirms_nothing_and_loses_nothing(start: Callable[..., Dae
     assert [event["kind"] for event in found].count("log.trouble") == 1
     daemon.end()
     assert verify(str(daemon.place / "log")).good
+
+
+def test_a_signal_has_a_new_key_made(start: Callable[..., Daemon], tmp_path: Path) -> None:
+    """SIGUSR1: heads are signed by another key from then on, which the first one vouches for."""
+    daemon = start()
+    first = tmp_path / "first.pem"
+    first.write_bytes((tmp_path / "log/keys.pem").read_bytes())
+    daemon.process.send_signal(signal.SIGUSR1)
+    Sender(daemon.socket).send([warned(1)])
+    until = time.monotonic() + 20
+    while (tmp_path / "log/keys.pem").read_bytes() == first.read_bytes() and time.monotonic() < until:
+        time.sleep(0.05)
+    daemon.end()
+    report = verify(str(tmp_path / "log"), key=str(first))
+    assert report.good, report.findings
+    assert len(report.keys) == 2
 
 
 def test_confirmations_count_frames(start: Callable[..., Daemon]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import re
 import signal
@@ -166,6 +167,24 @@ def test_a_receiver_with_a_wrong_certificate_gets_nothing(tmp_path, log, wrong):
     assert export.arrived == 0
 
 
+def test_a_receiver_that_asks_for_a_certificate_gets_ours(tmp_path, log):
+    """With `certificate` a receiver that verifies its senders takes the events; without it, it gets none."""
+    authority = TestAuthority(tmp_path / "ca")
+    certificate, key = authority.certificate("sender")
+    both = tmp_path / "sender.pem"
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    log.put([full("file.opened")])
+    with _receiver(tmp_path, "tls", authority=authority, mutual=True) as receiver:
+        with _exporting(tmp_path, log, receiver.url, trust=_trust(authority)) as export:
+            deadline = time.monotonic() + 15
+            while not export.news and time.monotonic() < deadline:
+                time.sleep(0.1)
+        assert export.news
+        assert receiver.received() == []
+        with _exporting(tmp_path, log, receiver.url, trust=Trust(str(authority.file), str(both))):
+            receiver.wait(_all(log.numbers()))
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])
 def test_nothing_is_lost_when_the_receiver_is_killed(tmp_path, log, soon, scheme):
     """A receiver is killed twice with events that it had not read: it has all in the end; numbers tell duplicates."""
@@ -273,7 +292,7 @@ def test_the_journal_gets_fields_that_an_agent_cannot_forge(tmp_path):
 
 
 def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspace: Path):
-    """With `[audit] syslog` a run's events arrive, from its start to its end, without anybody starting anything."""
+    """With `[audit] syslog` a run's events arrive, to the end of the log; who sends them ends with the broker."""
     with _receiver(tmp_path, "udp") as receiver:
         user.write_policy(f'{BASE}\n[audit]\nsyslog = "{receiver.url}"\n')
         done = user.inside("true", cwd=workspace)
@@ -283,7 +302,23 @@ def test_a_policy_with_a_receiver_is_all_it_takes(tmp_path, user: User, workspac
         assert {"run.started", "run.ended"} <= kinds_found
         run = user.receipts()[0]["id"]
         assert any(parse_cef(parse_syslog(message)[3])[1].get("cs1") == run for message in messages)
-        user.write_policy(BASE)
+        user.close()
+        messages = receiver.wait(lambda found: any(b"|log.closed|" in message for message in found))
+        _ended(user.state / "audit-export/lock")
+
+
+def _ended(lock: Path) -> None:
+    """Wait until the process that sends has ended: its lock is free."""
+    deadline = time.monotonic() + 20
+    with lock.open() as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < deadline, "the process that sends outlives its broker"
+                time.sleep(0.1)
+            else:
+                return
 
 
 def test_export_prints_and_sends(tmp_path, user: User, workspace: Path):

@@ -23,14 +23,14 @@ _TLS = (
     'defaultNetstreamDriver="gtls" defaultNetstreamDriverCAFile="{authority}" '
     'defaultNetstreamDriverCertFile="{certificate}" defaultNetstreamDriverKeyFile="{key}"'
 )
-_TLS_MODE = 'streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="anon"'
+_TLS_MODE = 'streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="{}"'
 
 
 class Rsyslog:
     """One receiver on a port of its own, which it keeps over restarts."""
 
-    def __init__(self, folder: Path, scheme: str, *, authority=None, name: str = "localhost") -> None:
-        """Start it; with TLS its certificate is for `name`."""
+    def __init__(self, folder: Path, scheme: str, *, authority=None, name="localhost", mutual=False) -> None:
+        """Start it; with TLS its certificate is for `name`, and with `mutual` it asks for one of the same authority."""
         folder.mkdir(parents=True, exist_ok=True)
         self.scheme, self._folder = scheme, folder
         kind = socket.SOCK_DGRAM if scheme == "udp" else socket.SOCK_STREAM
@@ -41,7 +41,7 @@ class Rsyslog:
         if scheme == "tls":
             certificate, key = authority.certificate(name)
             tls = _TLS.format(authority=authority.file, certificate=certificate, key=key)
-            mode = _TLS_MODE
+            mode = _TLS_MODE.format("x509/certvalid" if mutual else "anon")
         text = _CONFIGURATION.format(
             folder=folder, tls=tls, mode=mode, port=self.port, module="imudp" if scheme == "udp" else "imtcp"
         )

@@ -35,6 +35,8 @@ _LENGTH = 1023
 _KEY = re.compile(r"[A-Za-z0-9_]+")
 _IN_HEADER = str.maketrans({"\\": "\\\\", "|": "\\|"})
 _IN_VALUE = str.maketrans({"\\": "\\\\", "=": "\\=", "\n": "\\n", "\r": "\\r"})
+_BREAKS = re.compile(r"([\r\n])")
+_SPECIAL = re.compile(r"[\\=\r\n]")
 _OUTCOMES = {"allowed": "success", "blocked": "failure"}
 
 Field = tuple[str, str | int | float | None]
@@ -71,13 +73,13 @@ def _value(text: str, longest: int) -> str:
     """
     if len(text) > longest:
         text = text[: longest - 1] + "…"
-    lines = re.split(r"([\r\n])", text)
-    text = "".join(part if part in ("\r", "\n") else visible(part) for part in lines)
+    if not text.isprintable():
+        text = "".join(part if part in ("\r", "\n") else visible(part) for part in _BREAKS.split(text))
     if text.endswith(" "):
         text = text[:-1] + "\\x20"
     if text.startswith(" "):
         text = "\\x20" + text[1:]
-    return text.translate(_IN_VALUE)
+    return text.translate(_IN_VALUE) if _SPECIAL.search(text) else text
 
 
 def _fields(record: Kept, origin: Origin, version: Version) -> Iterator[Field]:

@@ -13,6 +13,7 @@ shortened until it fits (`fitting`), and what was cut is in the log itself.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Callable
 
 import msgspec
@@ -91,13 +92,16 @@ def _bare(record: Kept) -> Kept:
 
 def _header(record: Kept, origin: Origin) -> bytes:
     level = _FACILITY * 8 + _LEVELS[severity(record)]
-    elements = (
-        ("origin", {"software": "cloister", "swVersion": origin.version[:32]}),
-        ("meta", {"sequenceId": str((record.seq - 1) % _SEQUENCE_MAX + 1)}),
-    )
-    data = "".join(_element(name, values) for name, values in elements)
-    host, kind = _name(origin.host, 255), _name(record.kind, 32)
+    meta = _element("meta", {"sequenceId": str((record.seq - 1) % _SEQUENCE_MAX + 1)})
+    host, data = _of_origin(origin)
+    kind, data = _name(record.kind, 32), data + meta
     return f"<{level}>1 {timestamp(record.time)} {host} cloister - {kind} {data} ".encode()
+
+
+@functools.lru_cache(maxsize=8)
+def _of_origin(origin: Origin) -> tuple[str, str]:
+    """Return what the header of every message from one log says: the host, and the first element."""
+    return _name(origin.host, 255), _element("origin", {"software": "cloister", "swVersion": origin.version[:32]})
 
 
 def _element(name: str, values: dict[str, str]) -> str:

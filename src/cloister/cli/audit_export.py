@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from cloister.audit import kept
 from cloister.audit.formats import FORMATS, LINES, line
-from cloister.audit.rendering import Origin
+from cloister.audit.rendering import Origin, single_line
 from cloister.cli import audit_options
 from cloister.cli.arguments import Parser
 from cloister.errors import RetryError, UsageError
@@ -56,7 +56,9 @@ def main(options: argparse.Namespace) -> int:
         origin = here(log_id(directory))
         if target is None:
             for item in _items(options, directory):
-                sys.stdout.buffer.write(line(options.format, item.record, item.raw, origin) + b"\n")
+                text = line(options.format, item.record, item.raw, origin)
+                # The log's own line is kept to the byte, but for people, whose terminal could obey it.
+                sys.stdout.buffer.write((single_line(text) if sys.stdout.isatty() else text) + b"\n")
                 if options.follow:
                     sys.stdout.buffer.flush()
             sys.stdout.buffer.flush()

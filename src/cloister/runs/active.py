@@ -79,6 +79,7 @@ class Command(NamedTuple):
 class ActiveRun:
     """One run from launch to receipt."""
 
+    _admitted = False
     about: About | None = None
     """Whose run it is, for the audit; None until it is on record."""
     audit: Callable[[ActiveRun, str, dict[str, object]], None] | None = None
@@ -129,7 +130,6 @@ class ActiveRun:
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self.kernel = Watching()  # the kernel's audit of a sandbox; a unit's is hostd's to ask for
-        self._admitted = False
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
         self.asking = asyncio.Lock()

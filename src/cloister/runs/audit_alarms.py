@@ -46,6 +46,7 @@ class AlarmTarget:
 
     @arrived.setter
     def arrived(self, seq: int) -> None:
+        """Take note of what had arrived before."""
         self._inner.arrived = self._passed = self._last = seq
 
     def put(self, items: Sequence[Item], origin: Origin) -> None:

@@ -77,6 +77,7 @@ class SyslogTarget:
 
     @arrived.setter
     def arrived(self, seq: int) -> None:
+        """Take note of what had arrived before."""
         self._wire.arrived = seq
 
     def put(self, items: Sequence[Item], origin: Origin) -> None:

@@ -83,9 +83,7 @@ def compile_system(
         unit_files.TMPFILES: unit_files.tmpfiles(runtime, links),
         SYSTEM_FILE: msgspec.json.format(msgspec.json.encode(system), indent=1).decode() + "\n",
         **unit_files.daemon_units(daemons, credentials),
-        **audit_units(daemons, audit),
-        **sensor_units(daemons, audit),
-        **export_units(daemons, audit),
+        **_audit_files(daemons, audit),
         **_filter_files(filtered, facts),
     }
     served = {account.service: account for account in accounts if account.service}
@@ -103,6 +101,11 @@ def compile_system(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
     )
+
+
+def _audit_files(daemons: DaemonFacts, audit: Audit) -> dict[str, str]:
+    """Return the units of the audit: keeper, sensor, and what sends its log elsewhere."""
+    return {**audit_units(daemons, audit), **sensor_units(daemons, audit), **export_units(daemons, audit)}
 
 
 def _audit_wanted(audit: Audit) -> tuple[Wanted, ...]:

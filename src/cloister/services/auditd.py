@@ -60,7 +60,7 @@ class Auditd:
         self._owed: list[Peer] = []
         """Peers whose frames are in the batch."""
         self._failing = ""
-        self._leaving = False
+        self._leaving = self._new_key = False
         self._next_tick = 0.0
         self.kernel: Source | None = None
         """The rings of the kernel, drained into the keeper."""
@@ -78,6 +78,7 @@ class Auditd:
         hear, say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(say, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGUSR1, self._want_new_key)
         signal.signal(signal.SIGHUP, lambda *_: None)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write that is too large fails, and is told
         self._selector.register(hear, selectors.EVENT_READ, None)
@@ -93,6 +94,9 @@ class Auditd:
 
     def _leave(self, *_: object) -> None:
         self._leaving = True
+
+    def _want_new_key(self, *_: object) -> None:
+        self._new_key = True
 
     def _turn(self, hear: int) -> None:
         more = self._follow_kernel()
@@ -183,6 +187,9 @@ class Auditd:
             if self._rules:
                 self._rules.look()
             self.keeper.tick()
+            if self._new_key:
+                self.keeper.new_key()
+                self._new_key = False
             notify("WATCHDOG=1")
 
     def _fail(self, why: str) -> None:

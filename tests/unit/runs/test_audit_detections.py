@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from cloister.audit import kept
-from cloister.audit.chain import encode
+from cloister.audit.chain import Chain, Position, encode
 from cloister.audit.event import Endpoint, Event, File
 from cloister.audit.kept import Kept
 from cloister.host.audit_log import Log
+from cloister.host.kernel_events import Batch
 from cloister.policy.model import Audit, DetectionRule
 from cloister.runs.audit_detections import Order, Watch, watch
 from cloister.runs.audit_keeper import Keeper, Rules
 from cloister.runs.audit_verify import verify
+from cloister.services.kernel_source import Source
 
 T = 1_790_000_000_000_000_000
 STOP = DetectionRule(name="no-keys", kinds=("file.opened",), paths=("*.key",), action="stop", title="a key was opened")
@@ -152,3 +154,35 @@ def test_wrong_rules_leave_those_that_come_with_cloister(tmp_path: Path) -> None
 
     assert "nonsense" in wrong
     assert [one.rule for one in place.detections()] == ["secret-file-read"]
+
+
+class _Rings:
+    """Stands in for the reader of the kernel's rings: one batch of lines, of which it copies those of files."""
+
+    def __init__(self, events: list[bytes]) -> None:
+        self._events, self._lines = events, b""
+
+    def take(self, seq: int, previous: bytes, **_: bool) -> Batch:
+        chain = Chain("", Position(seq, previous))
+        self._lines = chain.lines(self._events)
+        return Batch(memoryview(self._lines), chain.seq, chain.hash, 0)
+
+    def commit(self) -> None:
+        self._events = []
+
+    def teed(self) -> bytes:
+        return b"".join(line for line in self._lines.splitlines(keepends=True) if b"file." in line)
+
+
+def test_kernel_events_are_seen_as_well(place: Place) -> None:
+    """What the kernel's reader wrote and copied is looked at once it is in the log; the chain holds around matches."""
+    source = Source(place.keeper, "/nowhere")
+    source._reader = _Rings([opened("/srv/a.key"), encode(Event(time=T, kind="process.exited"))])  # type: ignore[assignment]
+    source._drain()
+    place.keeper.close()
+
+    (found,) = place.detections()
+    (event,) = [one for one in place.events() if one.kind == "file.opened"]
+    assert found.details["events"] == str(event.seq)
+    assert len(place.orders) == 1
+    assert not verify(f"{place.folder}/log").findings

@@ -151,6 +151,13 @@ def test_a_policy_without_units_installs_daemons_and_no_filter() -> None:
     assert "cloister-watchdog.service" in [one.unit for one in compiled().units]
 
 
+def test_files_for_receivers_of_the_audit_have_whole_paths() -> None:
+    """systemd, which reads them, knows no home; with whole paths there is a unit that sends the log."""
+    sent = POLICY + '\n[audit]\nsyslog = "tls://siem:6514"\nca = "{}"\n'
+    assert ".audit.ca: name the whole path" in problems(sent.format("~/ca.pem"))
+    assert "cloister-audit-export.service" in [one.unit for one in compiled(sent.format("/etc/ca.pem")).units]
+
+
 def test_users_must_be_named_and_exist() -> None:
     """P35 to P37: nobody, somebody unknown, an agent that nobody may start: each is told apart and mended by a line."""
     without = POLICY.split("[users", maxsplit=1)[0]
