@@ -7,6 +7,7 @@ import os
 import re
 import socket
 
+from cloister.host import kernel_events, kernel_programs
 from cloister.host.frames import encode, encode_list
 from cloister.host.probe import probe
 from cloister.host.system_probe import unit_states
@@ -34,6 +35,7 @@ def take_unit_facts(*, quick: bool) -> UnitFacts:
         firewall_loaded=booted and unit_states([FIREWALL_UNIT]).get(FIREWALL_UNIT) is not None,
         hostd_there=os.path.exists(HOSTD_SOCKET),
         hostd_answers="unknown" if quick else hostd_answers(),
+        no_kernel_events=kernel_programs.missing() or kernel_events.missing(),
     )
 
 

@@ -71,3 +71,5 @@ class UnitFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the unit of the packet filter is installed."""
     hostd_there: bool = False
     hostd_answers: Answer = "unknown"
+    no_kernel_events: str = ""
+    """Why this installation or this kernel has no kernel events; empty where it has."""

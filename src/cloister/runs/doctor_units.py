@@ -16,7 +16,7 @@ def judge_units(facts: UnitFacts) -> tuple[Finding, ...]:
     """
     if not facts.systemd_booted:
         return ()
-    return (_addresses(facts), _idmap(facts), _filter(facts), _hostd(facts))
+    return (_addresses(facts), _idmap(facts), _filter(facts), _hostd(facts), _kernel_events(facts))
 
 
 def _finding(name: str, state: State, meaning: str, remedy: str = "") -> Finding:
@@ -57,3 +57,11 @@ def _hostd(facts: UnitFacts) -> Finding:
         return _finding("hostd", "missing", "it does not answer", "systemctl status cloister-hostd.socket")
     meaning = "it answers" if facts.hostd_answers == "yes" else "its socket is there; nobody asked"
     return _finding("hostd", "ok" if facts.hostd_answers == "yes" else "degraded", meaning)
+
+
+def _kernel_events(facts: UnitFacts) -> Finding:
+    if facts.no_kernel_events:
+        meaning = f"{facts.no_kernel_events}: the audit has no kernel events; lifecycle, egress and model calls remain"
+        return _finding("kernel-events", "degraded", meaning, "apt install libbpf1 clang llvm libbpf-dev; make install")
+    meaning = "programs can be loaded; what each sees here is told by: cloister audit query --kind log.tier"
+    return _finding("kernel-events", "ok", meaning)

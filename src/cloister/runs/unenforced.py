@@ -24,6 +24,7 @@ _OBEYED_AUDIT = (
     "certificate",
     "rules",
     "detections",
+    "syscalls",
 )
 """Keys of `[audit]` that have an effect."""
 
