@@ -107,8 +107,9 @@ def test_users_have_neither_home_nor_shell_and_their_own_number() -> None:
     lines = unit_files.sysusers((ACCOUNT, GATEWAY)).splitlines()[1:]
     assert lines[0].split()[:3] == ["u", "cloister-proxy", "-"]
     assert lines[1].split()[:3] == ["u", "cloister-audit", "-"]
-    assert lines[2] == 'u cl-pi-alice 1900000000 "Cloister pi of alice" /nonexistent /usr/sbin/nologin'
-    assert lines[3] == 'u cl-home 1900000001 "Cloister service home" /nonexistent /usr/sbin/nologin'
+    assert lines[2].split()[:3] == ["u", "cloister-export", "-"]
+    assert lines[3] == 'u cl-pi-alice 1900000000 "Cloister pi of alice" /nonexistent /usr/sbin/nologin'
+    assert lines[4] == 'u cl-home 1900000001 "Cloister service home" /nonexistent /usr/sbin/nologin'
     assert all(line.endswith("/usr/sbin/nologin") for line in lines)
     assert not any(":" in shlex.split(line)[3] for line in lines)
 
