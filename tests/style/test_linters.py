@@ -8,7 +8,7 @@ from pathlib import Path
 
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-D_FORTIFY_SOURCE=2")
 BPF_FLAGS = (
-    "-O2", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
+    "-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
     "-Wno-gnu-variable-sized-type-not-at-end",
 )  # fmt: skip
 """As in hatch_build.py; a program has the parameters of its hook, whether it uses them or not."""
