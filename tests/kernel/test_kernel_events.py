@@ -7,20 +7,28 @@ fails: there is no silent skip.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloister.audit import calls
 from cloister.errors import StepError
 from cloister.host import kernel_programs
+from cloister.host.audit_log import Log
 from cloister.runs import kernel_tiers
+from cloister.runs.audit_keeper import Keeper, Rules
 from cloister.runs.audit_verify import verify as verify_log
+from cloister.services.kernel_source import Source
+from cloister.services.sensor import Sensor
 from support.sensor_rig import SensorRig, evade, sensor_rig
 
 pytestmark = [pytest.mark.kernel, pytest.mark.root]
@@ -214,6 +222,47 @@ def test_counts_of_calls_are_complete(rig: SensorRig, evader: str) -> None:
     assert many - few == 5000
 
 
+NOT_TRIED = {
+    "exit", "exit_group", "rt_sigreturn", "pause",  # do not return
+    "fork", "vfork",  # return twice
+    "sync", "vhangup", "msgget",  # reach beyond the process
+}  # fmt: skip
+
+
+def test_all_records_each_call_as_often_as_it_was_made(rig: SensorRig) -> None:
+    """With `all`, each system call there is leaves its events, as many as were counted; else it is counted only."""
+    named = calls.numbers(os.uname().machine)
+    tried = {name: number for name, number in named.items() if name not in NOT_TRIED}
+    script = (
+        "import ctypes, sys\ncall = ctypes.CDLL(None).syscall\nnone = [ctypes.c_long(-1)] * 6\n"
+        "for number in sys.argv[1:]:\n    call(ctypes.c_long(int(number)), *none)\n"
+        f"for _ in range(500):\n    call(ctypes.c_long({named['getppid']}))\n"
+    )
+    # Arguments that nothing can be done with, and nobody who might.
+    nobody = ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+    command = [*nobody, "/usr/bin/python3", "-ISc", script, *map(str, tried.values())]
+    with sensor_rig("--calls", "all") as everything:
+        everything.run(everything.cgroup("all", run="r-all"), command)
+        everything.end_cgroups()
+        counted = of(everything, "r-all", "kernel.counted")[0]["details"]
+        lost = of(everything, "r-all", "log.lost")
+        events = Counter(one["details"]["call"] for one in of(everything, "r-all") if "call" in one.get("details", {}))
+    rig.run(rig.cgroup("not-all", run="r-not-all"), command)
+    rig.end_cgroups()
+    fewer = {one["details"].get("call") for one in of(rig, "r-not-all") if "details" in one}
+
+    made = {name.removeprefix("call_"): count for name, count in counted.items() if name.startswith("call_")}
+    assert not lost
+    assert made.keys() >= tried.keys()
+    assert made["getppid"] >= 501
+    assert sum(made.values()) == counted["total"]
+    unended = {"exit", "exit_group"}  # these end a process, and are events of that kind
+    assert events == {name: count for name, count in made.items() if name not in unended}
+    assert "getppid" not in fewer
+    assert "ptrace" in fewer
+    assert of(rig, "r-not-all", "kernel.counted")[0]["details"]["call_getppid"] == made["getppid"]
+
+
 @pytest.mark.parametrize("many", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_flood_is_counted_exactly_and_blinds_nobody(flooded: SensorRig, evader: str, many: int) -> None:
     """Delivered and lost events are exactly the kernel's count; another agent's events all arrive meanwhile."""
@@ -346,6 +395,37 @@ def test_a_program_that_is_refused_takes_none_with_it() -> None:
         assert sorted(outcomes) == ["rings_submit", "rings_submit_before_6_4"]
         assert [bool(why) for why in outcomes.values()].count(False) == 1
         assert len(programs.attached) == 1
+
+
+def test_programs_that_the_kernel_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often the kernel left a program out is an event, once per increase, and in heads; each keeper hears it."""
+    with kernel_programs.Programs() as programs, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sensor.sock"))
+        listener.listen()
+        sensor = Sensor(listener, programs, frozenset({0}), "security")
+        assert programs.misses() >= 0
+        keeper = Keeper(Log(str(tmp_path / "log")), str(tmp_path / "keys"), Rules())
+        keeper.open()
+        for told in ((0, 7, 7, 9), (9,)):  # the second keeper comes later, and is told all of it
+            source = Source(keeper, str(tmp_path / "sensor.sock"))
+            source.turn()
+            sensor._accept()
+            sensor._hear(next(one.data for one in sensor._selector.get_map().values()))
+            for misses in told:
+                monkeypatch.setattr(programs, "misses", lambda misses=misses: misses)
+                sensor._tick()
+                source.turn()
+                assert source.heads()["kernel_left_out"] == misses
+            source.close()
+            sensor._drop(next(one.data for one in sensor._selector.get_map().values()))
+        keeper.close()
+        lines = [json.loads(line) for path in (tmp_path / "log").glob("*.jsonl") for line in path.open("rb")]
+        lost = [one for one in lines if one["kind"] == "log.lost"]
+
+    assert [one["details"] for one in lost] == [
+        {"left_out": 7, "total": 7}, {"left_out": 2, "total": 9}, {"left_out": 9, "total": 9},
+    ]  # fmt: skip
+    assert {one["reason"] for one in lost} == {"kernel-program-left-out"}
 
 
 def test_no_group_is_no_surprise() -> None:

@@ -41,7 +41,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`uid` of the process that made it."""
     parent_pid: int = 0
     hash: str = ""
-    """SHA-256 of the executable, where the policy asks for it."""
+    """SHA-256 of the executable, where a source knows it; the sensor does not."""
     truncated: bool = False
 
 

@@ -52,6 +52,13 @@ class Sums(msgspec.Struct, frozen=True):
     """How often each system call was made, when the watch is over."""
 
 
+class Missed(msgspec.Struct, frozen=True):
+    """What no counter of a watch knows of: programs that did not run."""
+
+    total: int
+    """How often the kernel left a program of ours out since the sensor began, because that program ran on the CPU."""
+
+
 class Asked:
     """A watch that was granted."""
 

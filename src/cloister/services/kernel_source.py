@@ -21,7 +21,7 @@ from cloister.audit.event import Event
 from cloister.errors import CloisterError
 from cloister.host.frames import Channel, Frame, FrameError
 from cloister.host.kernel_events import Call, Reader, boot_id
-from cloister.host.sensor_ask import SENSOR_SOCKET, Rings, Sums, Told
+from cloister.host.sensor_ask import SENSOR_SOCKET, Missed, Rings, Sums, Told
 from cloister.runs import kernel_tiers
 from cloister.runs.audit_keeper import Detail, Keeper
 
@@ -56,6 +56,7 @@ class Source:
         self._known: dict[int, _Known] = {}
         self._names: dict[int, str] = {}
         self._tiers: dict[str, str] = {}
+        self._missed = 0
         self._said: tuple[str, ...] | None = None
         self._next_try = 0.0
 
@@ -71,6 +72,7 @@ class Source:
         if self._reader:
             counts = self._reader.counts()
             words |= {"kernel_delivered": sum(counts.delivered), "kernel_missing": sum(counts.missing)}
+            words["kernel_left_out"] = self._missed
         return words or {"tier_process": "none"}
 
     def turn(self) -> bool:
@@ -103,7 +105,7 @@ class Source:
         if self._channel:
             self._channel.close()
         self._channel = self._reader = None
-        self._maps, self._known, self._tiers = {}, {}, {}
+        self._maps, self._known, self._tiers, self._missed = {}, {}, {}, 0
 
     # --- the sensor -------------------------------------------------------------------------
 
@@ -147,6 +149,8 @@ class Source:
             self._name(msgspec.json.decode(frame.payload, type=Told))
         elif frame.kind == "N":
             self._tell_tiers({}, msgspec.json.decode(frame.payload, type=dict[str, str])["why"])
+        elif frame.kind == "M":
+            self._tell_missed(msgspec.json.decode(frame.payload, type=Missed).total)
         elif frame.kind in {"L", "E"}:
             sums = msgspec.json.decode(frame.payload, type=Sums)
             known = self._known.get(sums.watch)
@@ -217,6 +221,13 @@ class Source:
                 words: dict[str, Detail] = {"ring": name, "dropped": new[0], "limited": new[1], "made": made}
                 why = "kernel-rate" if new[1] else "kernel-ring-full"
                 self._put("log.lost", known, f"{sum(new)} kernel events were not recorded", words, 4, why)
+
+    def _tell_missed(self, total: int) -> None:
+        """A program that did not run is a loss too, though nobody can say of which run, or of how many events."""
+        words: dict[str, Detail] = {"left_out": total - self._missed, "total": total}
+        self._missed = total
+        message = f"the kernel left programs out {words['left_out']} times; what they would have told is not recorded"
+        self._put("log.lost", None, message, words, 4, "kernel-program-left-out")
 
     def _tell_counts(self, known: _Known, sums: Sums) -> None:
         made = {name: sums.tallies[ring][0] for ring, name in enumerate(_RINGS)}

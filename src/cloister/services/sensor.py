@@ -11,6 +11,7 @@ tracepoints are attached, so these are there only while something is watched, an
     W  sensor → keeper: JSON `Told`, a watch that is about to be in force
     N  sensor → keeper: JSON why; there are no kernel events here
     L  sensor → keeper: JSON `Sums`, when something of it was lost      E  the same, when a watch is over
+    M  sensor → keeper: JSON `Missed`, when the kernel left programs out
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from cloister.errors import CloisterError, StepError, render
 from cloister.host import kernel_watches
 from cloister.host.frames import Channel, Frame, FrameError
 from cloister.host.kernel_programs import Counters, Outcome, Programs
-from cloister.host.sensor_ask import SENSOR_SOCKET, Rings, Sums, Told
+from cloister.host.sensor_ask import SENSOR_SOCKET, Missed, Rings, Sums, Told
 from cloister.runs import kernel_tiers
 from cloister.services.auditd import listen, notify
 
@@ -122,6 +123,8 @@ class Sensor:
         self._keeper: _Peer | None = None
         self._ended: list[tuple[Told, Sums]] = []
         """Watches that ended while there was no keeper."""
+        self._missed = 0
+        """What the keeper was told of programs that were left out."""
         self._quiet_since = time.monotonic()
         self._leaving = False
         self._resting: tuple[str, ...] = ()
@@ -250,6 +253,7 @@ class Sensor:
             self._tell("E", sums)
         for watch in self._watches.values():
             watch.lost = (0, 0)
+        self._missed = 0
 
     def _tell(self, kind: str, value: Any) -> None:
         if self._keeper:
@@ -333,12 +337,20 @@ class Sensor:
             watch.lost = lost
             self._tell("L", sums)
 
+    def _look_at_programs(self) -> None:
+        """Tell the keeper when the kernel left programs out: no record and no tally knows of what they did not see."""
+        missed = self._programs.misses()
+        if missed > self._missed and self._keeper:
+            self._missed = missed
+            self._tell("M", Missed(missed))
+
     def _tick(self) -> None:
         for watch in list(self._watches.values()):
             if watch.descriptor >= 0 and not kernel_watches.lives(watch.descriptor):
                 self._end(watch)
             else:
                 self._look(watch)
+        self._look_at_programs()
         now = time.monotonic()
         if self._watches:
             self._quiet_since = 0.0
