@@ -91,7 +91,7 @@ def boxes(version: int) -> list[Properties]:
     limits = UnitLimits(
         memory_bytes=1 << 28, tasks=77, cpu_percent=150, runtime_s=90.5, open_files=4096, io_weight=50, oom="continue"
     )
-    chosen = {"nested": True, "netlink": False, "write_execute": False, "network": True, "tmpfs_bytes": 1 << 20}
+    chosen = {"nested": True, "netlink": False, "write_execute": False, "internet": True, "tmpfs_bytes": 1 << 20}
     return [
         list(unit.properties(unit.UnitBox(**plain, merged_usr=True))),
         list(unit.properties(unit.UnitBox(**plain, merged_usr=False, groups=("users",), limits=limits, **chosen))),
