@@ -76,7 +76,7 @@ OTHERS: Properties = [
 NETWORK: Properties = [
     # What only the unit beside a run in mode `internet` has.
     ("BindPaths", "/dev/null"), ("DeviceAllow", "/dev/null rw"), ("NetworkNamespacePath", "/proc/1/ns/net"),
-    ("RestrictNamespaces", "user net mnt ipc uts pid"),
+    ("RestrictNamespaces", "user net mnt ipc uts pid"), ("BindsTo", "local-fs.target"), ("After", "local-fs.target"),
 ]  # fmt: skip
 NEWER = {
     # Since 257 only: the older one refuses them, both ways.
