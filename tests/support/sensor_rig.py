@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,20 +24,82 @@ EVADE = Path(__file__).parents[1] / "kernel/evade.c"
 SETTLE_S = 10.0
 
 
+PASS_ON = """
+import fcntl, os, sys
+split = sys.argv.index("--")
+high = [fcntl.fcntl(int(one), fcntl.F_DUPFD, 200) for one in sys.argv[1:split]]
+for number, descriptor in enumerate(high, 3):
+    os.dup2(descriptor, number)
+    os.close(descriptor)
+os.environ.update(LISTEN_FDS=str(len(high)), LISTEN_PID=str(os.getpid()))
+os.execvp(sys.argv[split + 1], sys.argv[split + 1:])
+"""
+"""Puts descriptors where systemd puts them, then becomes the program."""
+
+
+class Store:
+    """systemd's side of `FDSTORE`, as little of it as is needed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._held: list[tuple[str, int]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{name}")
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 4096, 8)
+            words = dict(line.partition("=")[::2] for line in data.decode().splitlines())
+            if "FDSTORE" in words:
+                self._held += [(words["FDNAME"], one) for one in descriptors]
+            elif "FDSTOREREMOVE" in words:
+                for one in [one for one in self._held if one[0] == words["FDNAME"]]:
+                    self._held.remove(one)
+                    os.close(one[1])
+            elif "END" in words:
+                return
+
+    def held(self) -> list[tuple[str, int]]:
+        """Return name and descriptor of what is kept."""
+        return list(self._held)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"END=1", f"\0{self.name}")
+        self._thread.join(SETTLE_S)
+        self._socket.close()
+        for _, descriptor in self._held:
+            os.close(descriptor)
+
+
 class SensorRig:
     """One sensor in a process of its own, and one keeper here."""
 
     def __init__(self, folder: Path, *options: str, prefix: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.socket = str(folder / "sensor.sock")
-        command = [*prefix, sys.executable, "-m", "cloister.services.sensor", "--socket", self.socket, *options]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        self._wait(lambda: os.path.exists(self.socket) or self.process.poll() is not None)
+        self._words = [*prefix, sys.executable, "-m", "cloister.services.sensor", "--socket", self.socket, *options]
+        self.store = Store(f"cl-sensor-{os.getpid()}-{time.monotonic_ns()}")
+        self.begin()
         self.cgroups: list[str] = []
         self._lines: list[dict[str, Any]] = []
         self._read: dict[str, int] = {}
         self.open_keeper()
+
+    def begin(self) -> None:
+        """Start a sensor, with what the one before had kept."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.socket)
+        held = self.store.held()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NOTIFY_SOCKET": f"@{self.store.name}"}
+        environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in held)
+        numbers = [descriptor for _, descriptor in held]
+        command = [sys.executable, "-c", PASS_ON, *map(str, numbers), "--", *self._words]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, pass_fds=numbers)
+        self._wait(lambda: os.path.exists(self.socket) or self.process.poll() is not None)
 
     def open_keeper(self) -> None:
         """Begin to keep a log."""
@@ -119,6 +183,7 @@ class SensorRig:
         self.close_keeper()
         self.process.terminate()
         self.process.wait(SETTLE_S)
+        self.store.close()
 
     @staticmethod
     def _removed(path: str) -> bool:

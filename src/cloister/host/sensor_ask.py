@@ -13,7 +13,7 @@ import select
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,6 +30,8 @@ class Told(msgspec.Struct, frozen=True):
     watch: int
     slot: int
     fields: dict[str, str]
+    resumed: Literal["", "again", "ended"] = ""
+    """The sensor was restarted: it watches this run again, or the run was over by then; unseen meanwhile."""
 
 
 class Rings(msgspec.Struct, frozen=True):

@@ -81,6 +81,7 @@ WatchdogSec=30
 TimeoutStartSec=60
 TimeoutStopSec=10
 OOMScoreAdjust=-900
+FileDescriptorStoreMax=512
 {_HARDENING}
 [Install]
 WantedBy=multi-user.target

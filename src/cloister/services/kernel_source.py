@@ -59,6 +59,10 @@ class Source:
         self._missed = 0
         self._said: tuple[str, ...] | None = None
         self._next_try = 0.0
+        self._gone_ns = 0
+        """When the sensor was lost."""
+        self._gaps: list[Told] = []
+        """Runs that were unseen while the sensor restarted, which the log does not say yet."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -91,6 +95,7 @@ class Source:
         except (FrameError, msgspec.MsgspecError, CloisterError) as error:
             self._lose(str(error))
             return False
+        self._tell_gaps()
         more = self._drain()
         if not more:
             self._end_watches()
@@ -124,6 +129,7 @@ class Source:
         with contextlib.suppress(OSError):
             self._drain()
         self.close()
+        self._gone_ns = time.time_ns()
         self._next_try = self._clock() + AGAIN_S
         self._tell_tiers({}, f"the sensor is gone: {why}")
 
@@ -166,8 +172,10 @@ class Source:
         self._reader.describe([Call(*one) for one in described(rings.machine)])
         self._names = {number: name for name, number in numbers(rings.machine).items()}
         self._names |= {COMPAT: "compat", UNKNOWN: "unknown"}
+        self._gaps += [told for told in rings.watches if told.resumed]
         for told in rings.watches:
-            self._name(told)
+            if told.resumed != "ended":
+                self._name(told)
         self._tell_tiers(rings.tiers, "")
 
     def _name(self, told: Told) -> None:
@@ -228,6 +236,17 @@ class Source:
         self._missed = total
         message = f"the kernel left programs out {words['left_out']} times; what they would have told is not recorded"
         self._put("log.lost", None, message, words, 4, "kernel-program-left-out")
+
+    def _tell_gaps(self) -> None:
+        """Nothing was seen of these runs while the sensor was away, and their counts begin anew."""
+        while self._gaps:
+            told = self._gaps[0]
+            words: dict[str, Detail] = {"watched": told.resumed}
+            if self._gone_ns:
+                words |= {"since": self._gone_ns, "unseen_ms": (time.time_ns() - self._gone_ns) // 1_000_000}
+            message = "the sensor was restarted: this run was unseen meanwhile, and earlier counts of calls are gone"
+            self._put("log.lost", _Known(told), message, words, 4, "sensor-restarted")
+            self._gaps.pop(0)
 
     def _tell_counts(self, known: _Known, sums: Sums) -> None:
         made = {name: sums.tallies[ring][0] for ring, name in enumerate(_RINGS)}

@@ -3,6 +3,7 @@
 The keeper of the log connects and gets the rings' descriptors; hostd and users' brokers ask for runs to be watched.
 Each is known by the kernel's word (SO_PEERCRED). The rings outlive a reader: what happens while the keeper restarts
 waits in them. A watch is told to the keeper before it is in force, so no event comes of a run that it does not know.
+A sensor that is restarted goes on with the watches of the one before (`sensor_store`), and tells which were unseen.
 
 It has root's uid and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN only. Calls of the whole host cost a little while the
 tracepoints are attached, so these are there only while something is watched, and for a minute after.
@@ -39,6 +40,7 @@ from cloister.host.frames import Channel, Frame, FrameError
 from cloister.host.kernel_programs import Counters, Outcome, Programs
 from cloister.host.sensor_ask import SENSOR_SOCKET, Missed, Rings, Sums, Told
 from cloister.runs import kernel_tiers
+from cloister.services import sensor_store
 from cloister.services.auditd import listen, notify
 
 LINGER_S = 60.0
@@ -60,6 +62,14 @@ class _Watch:
         """What was told of its losses."""
         self.descriptor = -1
         """A cgroup's; -1 for a namespace, whose watch ends with the connection."""
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What is kept of a watch besides descriptors."""
+
+    number: int
+    uid: int
+    fields: dict[str, str]
 
 
 class _Peer:
@@ -125,6 +135,8 @@ class Sensor:
         """Watches that ended while there was no keeper."""
         self._missed = 0
         """What the keeper was told of programs that were left out."""
+        self._gone: list[Told] = []
+        """Watches of the sensor before that were over when this one began."""
         self._quiet_since = time.monotonic()
         self._leaving = False
         self._resting: tuple[str, ...] = ()
@@ -143,6 +155,8 @@ class Sensor:
             programs.load("rings")
         self._rest()
         self._configure()
+        for one in sensor_store.kept():
+            self._resume(one)
 
     @property
     def tiers(self) -> dict[str, str]:
@@ -246,13 +260,15 @@ class Sensor:
         self._keeper = peer
         chosen, maps = self._programs.settings, self._programs.maps
         ended, self._ended = self._ended, []
-        told = [*(one for one, _ in ended), *(one.told for one in self._watches.values())]
+        told = [*self._gone, *(one for one, _ in ended), *(one.told for one in self._watches.values())]
         words = Rings(chosen.critical_bytes, chosen.bulk_bytes, platform.machine(), self.tiers, told)
         peer.channel.send("R", msgspec.json.encode(words), [maps["critical"], maps["bulk"]])
         for _, sums in ended:
             self._tell("E", sums)
+        self._gone = []
         for watch in self._watches.values():
             watch.lost = (0, 0)
+            watch.told = msgspec.structs.replace(watch.told, resumed="")  # said once
         self._missed = 0
 
     def _tell(self, kind: str, value: Any) -> None:
@@ -286,6 +302,9 @@ class Sensor:
         watch = self._begin(peer, found, fields)
         if not found.key & kernel_watches.NAMESPACE_KEY:
             watch.descriptor = os.dup(frame.descriptors[0])
+        asker = () if watch.descriptor >= 0 else (peer.channel.fileno(),)
+        said = _Said(watch.told.watch, watch.uid, watch.told.fields)
+        sensor_store.keep(watch.told.watch, msgspec.json.encode(said), (frame.descriptors[0], *asker))
         self._enforce(watch)
         peer.channel.send("W", msgspec.json.encode({"watch": watch.told.watch, "tiers": self.tiers}))
 
@@ -298,6 +317,31 @@ class Sensor:
         self._watches[told.watch] = watch
         peer.watches.append(watch)
         return watch
+
+    def _resume(self, kept: sensor_store.Kept) -> None:
+        """Go on with a watch of the sensor before, where what it named is still there and who asked is as well."""
+        try:
+            said = msgspec.json.decode(kept.text, type=_Said)
+        except msgspec.MsgspecError:  # it was killed while it kept it, before its answer
+            return
+        self._next = max(self._next, said.number + 1)
+        found = _still(kept) if self._slots else None
+        if found is None:
+            self._gone.append(Told(said.number, 0, said.fields, "ended"))
+            sensor_store.forget(said.number)
+            for descriptor in {kept.target, kept.connection} - {-1}:
+                os.close(descriptor)
+            return
+        watch = _Watch(Told(said.number, self._slots.pop(), said.fields, "again"), found.key, found.level, said.uid)
+        self._watches[said.number] = watch
+        if found.key & kernel_watches.NAMESPACE_KEY:
+            peer = _Peer(socket.socket(fileno=kept.connection))
+            peer.watches.append(watch)
+            self._selector.register(peer.channel, selectors.EVENT_READ, peer)
+            os.close(kept.target)
+        else:
+            watch.descriptor = kept.target
+        self._enforce(watch)
 
     def _enforce(self, watch: _Watch) -> None:
         self._quiet_since = 0.0
@@ -312,6 +356,7 @@ class Sensor:
         if self._watches.pop(watch.told.watch, None) is None:
             return
         self._programs.forget(watch.key)
+        sensor_store.forget(watch.told.watch)
         sums = self._sums(watch, calls=True)
         self._programs.clear(watch.told.slot)
         self._slots.insert(0, watch.told.slot)
@@ -359,6 +404,15 @@ class Sensor:
         elif now - self._quiet_since > LINGER_S and not self._resting:
             self._rest()
         notify("WATCHDOG=1")
+
+
+def _still(kept: sensor_store.Kept) -> kernel_watches.Watched | None:
+    """Return what is watched, where it is still there, and who asked is as well."""
+    try:
+        found = kernel_watches.of_descriptor(kept.target)
+    except StepError:
+        return None
+    return None if found.key & kernel_watches.NAMESPACE_KEY and kept.connection < 0 else found
 
 
 def _name(uid: int) -> str:
