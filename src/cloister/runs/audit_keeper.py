@@ -28,6 +28,7 @@ HEAD_S = 15.0
 _FAR_S = 3600.0
 _AGAIN_S = 30.0
 """A rotation that failed is tried again after this."""
+_LATEST_BYTES = 8 << 20
 Detail = str | int | float | bool
 
 
@@ -166,6 +167,10 @@ class Keeper:
             self._chain.back_to(before)
             raise
         self.seen(lines)
+
+    def latest(self) -> list[bytes]:
+        """Return the last lines of the log, some thousands at most; they are not verified."""
+        return self._log.latest(_LATEST_BYTES)
 
     def now_ns(self) -> int:
         """Return the time, by the clock that events of this keeper bear."""
