@@ -36,7 +36,7 @@ def test_curl_with_a_placeholder_arrives_with_the_secret(user: User, workspace: 
     assert "with token" in logs
     (used,) = user.audited("credential.used")
     assert (used["credential"], used["endpoint"]["hostname"], used["agent"]) == ("token", HOST, "shell")
-    assert SECRET not in json.dumps(user.audited("egress.request") + [used])
+    assert SECRET not in json.dumps([*user.audited("egress.request"), used])
     user.close()
 
 
