@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-all lint format build install bench lock setup clean distclean
+.PHONY: help demo test test-quick test-all lint format build wheel install bench lock setup clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ format: setup ## Format the Python sources in place
 
 build: setup ## Build the wheel into dist/
 	@tools/build
+
+wheel: setup ## Build a wheel for other machines, with libbpf inside, into dist/ (manylinux)
+	@tools/wheel-manylinux
 
 install: ## Install: for all users as root, else for you alone
 	@tools/packages install

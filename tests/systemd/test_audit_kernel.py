@@ -110,6 +110,7 @@ def test_a_killed_sensor_watches_the_same_runs_again_and_detections_are_made(ins
 
 def test_without_a_sensor_the_log_says_so(installed: Machine) -> None:
     """Stopped, its absence stands in the log, runs go on, and the receipt of a unit says what is missing."""
+    installed.wait_for(f"""grep -q '"tier_process":"tracepoint"' {LOG}/*.jsonl""")
     installed.run(["systemctl", "stop", "cloister-sensor.service"])
     installed.wait_for(f"""grep -q '"log.tier".*sensor is gone' {LOG}/*.jsonl""")
     done = installed.run(["cloister", "run", "sh", "--", "true"], user="alice", cwd=PROJECT, check=False)

@@ -76,7 +76,7 @@ OTHERS: Properties = [
 NETWORK: Properties = [
     # What only the unit beside a run in mode `internet` has.
     ("BindPaths", "/dev/null"), ("DeviceAllow", "/dev/null rw"), ("NetworkNamespacePath", "/proc/1/ns/net"),
-    ("RestrictNamespaces", "user net mnt ipc uts pid"),
+    ("RestrictNamespaces", "user net mnt ipc uts pid"), ("BindsTo", "local-fs.target"), ("After", "local-fs.target"),
 ]  # fmt: skip
 NEWER = {
     # Since 257 only: the older one refuses them, both ways.
@@ -91,7 +91,7 @@ def boxes(version: int) -> list[Properties]:
     limits = UnitLimits(
         memory_bytes=1 << 28, tasks=77, cpu_percent=150, runtime_s=90.5, open_files=4096, io_weight=50, oom="continue"
     )
-    chosen = {"nested": True, "netlink": False, "write_execute": False, "network": True, "tmpfs_bytes": 1 << 20}
+    chosen = {"nested": True, "netlink": False, "write_execute": False, "internet": True, "tmpfs_bytes": 1 << 20}
     return [
         list(unit.properties(unit.UnitBox(**plain, merged_usr=True))),
         list(unit.properties(unit.UnitBox(**plain, merged_usr=False, groups=("users",), limits=limits, **chosen))),
