@@ -70,7 +70,18 @@ class Disk:
 
     def remount(self, options: str) -> None:
         """Change the file system."""
-        subprocess.run([*self.enter, "mount", "-o", f"remount,{options}", str(self.log)], check=True)
+        words = [
+            "mount",
+            "--options-source",
+            "disable",
+            "-t",
+            "tmpfs",
+            "-o",
+            f"remount,{options}",
+            "none",
+            str(self.log),
+        ]
+        subprocess.run([*self.enter, *words], check=True)  # else mount(8) gives an owner that this namespace has not
 
     def events(self) -> list[dict[str, Any]]:
         """Return what is in the log; half a line would not be read."""
