@@ -301,16 +301,20 @@ def test_a_killed_proxy_takes_the_gateway_along_and_brings_it_back(gate: Gate) -
 
 
 def test_a_gateway_that_is_not_recorded_reaches_nothing(gate: Gate) -> None:
-    """Without the keeper of the log it is cut off from its proxy; with it, it has its proxy again."""
+    """Without the keeper of the log it is cut off from its proxy, and lives; with it, a restart gives it back."""
     machine, units = gate.machine, ["cloister-auditd.socket", "cloister-auditd.service"]
     gate.declare(allow=gate.allowed)
     gate.reaches(True)
     machine.run(["systemctl", "mask", "--runtime", "--now", *units])
     try:
         gate.reaches(False)
+        assert machine.show(UNIT, "ActiveState") == "active"
+        assert "served when what they do can be recorded again" in machine.journal(PROXYD)
     finally:
         machine.run(["systemctl", "unmask", "--runtime", *units])
         machine.run(["systemctl", "start", *units])
+    machine.wait_for("test -S /run/cloister/proxy/services/gate/box/egress.sock", timeout=20)
+    assert gate.cloister("restart", "gate").returncode == 0
     gate.reaches(True)
     ends = machine.run(["sh", "-c", "grep -h run.ended /var/log/cloister/audit/*.jsonl | grep -c audit-lost"])
     assert int(ends.stdout) == 1
