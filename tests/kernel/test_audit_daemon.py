@@ -260,3 +260,31 @@ def test_confirmations_count_frames(start: Callable[..., Daemon]) -> None:
     while not data.endswith(HEADER.pack(8, ord("K")) + COUNT.pack(2)):
         data += sock.recv(100)
     sock.close()
+
+
+def test_what_is_sent_again_stands_once(start: Callable[..., Daemon]) -> None:
+    """A repeated event is known by its id, also by the keeper after a killed one; another with that id is recorded."""
+    daemon = start()
+    first = [warned(number, id=f"door-{number}") for number in range(50)]
+    Sender(daemon.socket).send(first)
+    Sender(daemon.socket).send(first[25:])
+    daemon.end(signal.SIGKILL)
+    daemon.start()
+    Sender(daemon.socket).send([*first, warned(50, id="door-7"), warned(51), warned(51)])
+    found = [event for event in daemon.events() if event["kind"] == "run.warned"]
+    assert [event["message"] for event in found] == [*(str(number) for number in range(51)), "51", "51"]
+    assert found[50]["id"] == "door-7"
+    daemon.end()
+    assert verify(str(daemon.place / "log")).good
+
+
+def test_a_door_numbers_what_it_tells(start: Callable[..., Daemon]) -> None:
+    """Every event that comes through a door has an id, and no two have the same."""
+    daemon = start()
+    for _ in range(2):
+        door = Door(lambda: SystemSink(daemon.socket))
+        for number in range(20):
+            door.put("lost", "broker", 1.0, number + 1, "test")
+        door.close()
+    ids = [event["id"] for event in daemon.events() if event["kind"] == "log.lost"]
+    assert len(ids) == len(set(ids)) == 40

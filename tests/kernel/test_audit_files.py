@@ -3,6 +3,7 @@
 After each, `verify` tells the truth: what was confirmed is there, nothing damaged is called whole or the reverse.
 """
 
+import errno
 import json
 import os
 import resource
@@ -347,3 +348,34 @@ def wait(one: Keeper) -> None:
     """Wait until the thread that compresses is done."""
     if one._packing:
         one._packing.join(10)
+
+
+@pytest.mark.parametrize("call", ["write", "fdatasync", "rename"])
+def test_a_disk_with_errors_stops_the_log_and_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """EIO: a head that is not on the disk lets nothing follow it; when the disk answers again, all goes on and fits."""
+    one = keeper(tmp_path)
+    one.put([EVENT] * 2)
+    one.head("test")
+    before = read_head(str(tmp_path / "log"))
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, broken)
+        with pytest.raises(OSError, match="Input/output"):
+            one.head("test")
+        seq = one.seq
+        for _ in range(3):
+            with pytest.raises(OSError, match="Input/output"):
+                one.put([EVENT])
+        assert one.seq == seq
+        assert read_head(str(tmp_path / "log")) == before
+    assert judged(tmp_path).good
+    one.put([EVENT])
+    assert call == "write" or read_head(str(tmp_path / "log")) != before
+    one.close()
+    assert judged(tmp_path).good
+    assert kinds(tmp_path).count("run.warned") == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import subprocess
 import time
@@ -33,6 +34,9 @@ def test_curl_with_a_placeholder_arrives_with_the_secret(user: User, workspace: 
     assert event["credentials"] == ["token"]
     assert f"token: 1 requests to {HOST}" in said
     assert "with token" in logs
+    (used,) = user.audited("credential.used")
+    assert (used["credential"], used["endpoint"]["hostname"], used["agent"]) == ("token", HOST, "shell")
+    assert SECRET not in json.dumps([*user.audited("egress.request"), used])
     user.close()
 
 

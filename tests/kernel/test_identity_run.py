@@ -90,6 +90,9 @@ def test_a_run_finds_tokens_that_the_world_can_verify_and_that_die_with_it(user:
     for path in user.state.rglob("*"):
         if path.is_file():
             assert not any(token.split(".")[2].encode() in path.read_bytes() for token in tokens.values()), path
+    issued = user.audited("identity.issued")
+    assert {one["details"]["audience"] for one in issued} == set(tokens)
+    assert {one["run"] for one in issued} == {run}
     user.close()
 
 

@@ -92,6 +92,9 @@ def test_ssh_logs_in_to_an_allowed_host_with_a_key_that_is_not_inside(world: Wor
     assert [(event["verdict"], event["use"], event["host"]) for event in world.events()] == [
         ("allow", "ssh", world.server.place)
     ]
+    (signed,) = world.user.audited("signing.used")
+    assert (signed["disposition"], signed["credential"], signed["details"]["use"]) == ("allowed", "forge", "ssh")
+    assert body not in json.dumps(signed)
 
 
 @pytest.mark.parametrize("kind", ["ecdsa", "rsa", "certificate"])

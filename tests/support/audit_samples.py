@@ -29,7 +29,7 @@ def full(kind, **more):
     values = {
         "time": _NOW, "kind": kind, "run": "20260101-abcdef", "agent": "claude", "user": "alice", "account": "cl-alice",
         "policy": "sha256:1", "plan": "sha256:2", "message": f"{kind} happened", "source": "broker",
-        "reporter_uid": 1000, "process": full_process(), "count": 2, "duration_ns": 5_000_000,
+        "reporter_uid": 1000, "id": "0a1b2c3d4e5f-7", "process": full_process(), "count": 2, "duration_ns": 5_000_000,
     }  # fmt: skip
     if family in ("egress", "network", "credential", "signing", "identity", "model", "detection"):
         values |= {"endpoint": Endpoint(hostname="api.example.org", ip="2001:db8::1", port=443, protocol="tls")}

@@ -96,6 +96,17 @@ class User:
         """Return all records, oldest first."""
         return [json.loads(path.read_text()) for path in sorted(self.state.glob("runs/*/run.json"))]
 
+    def audited(self, kind: str, timeout_s: float = 10) -> list[dict[str, Any]]:
+        """Wait for events of a kind in this user's audit log, and return them."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            lines = [line for path in self.state.glob("audit/*.jsonl") for line in path.read_bytes().splitlines(True)]
+            events = [json.loads(line) for line in lines if line.endswith(b"\n")]
+            if found := [event for event in events if event["kind"] == kind]:
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"no {kind} in the audit log")
+
     def wait_running(self, count: int = 1, timeout_s: float = 20) -> list[dict[str, Any]]:
         """Wait until so many runs have their agent running; return their records."""
         deadline = time.monotonic() + timeout_s

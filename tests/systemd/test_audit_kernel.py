@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,41 @@ def test_the_first_instruction_of_both_kinds_of_runs_is_on_record(installed: Mac
         assert words[0][-2:] == ["-c", "echo x > made; /bin/true first"], words
         assert ["/bin/true", "first"] in words
         assert any(one["file"]["path"].endswith("/made") for one in own if one["kind"] == "file.opened")
+    report = installed.run(["cloister", "audit", "verify", "--system", "--json"], check=False)
+    assert json.loads(report.stdout)["good"], report.stdout
+
+
+def test_a_killed_sensor_watches_the_same_runs_again_and_detections_are_made(installed: Machine) -> None:
+    """The watches of a unit and of a sandbox outlive it; what they read afterwards is seen, and found by a rule."""
+    script = "echo up; until test -e go; do sleep 0.2; done; cat .netrc; /bin/true again"
+    installed.run(["touch", f"{PROJECT}/.netrc"], user="alice")
+    living = [
+        installed.popen(["cloister", "run", agent, "--", "sh", "-c", script], user="alice", cwd=PROJECT,
+                        stdout=subprocess.PIPE)
+        for agent in ("sh", "ns")
+    ]  # fmt: skip
+    for one in living:
+        assert one.stdout
+        assert one.stdout.readline().strip() in {b"up", "up"}
+    kept = installed.show("cloister-sensor.service", "NFileDescriptorStore")
+    installed.run(["systemctl", "kill", "-s", "KILL", "cloister-sensor.service"])
+    for agent in ("sh", "ns"):
+        installed.wait_for(f"""grep 'sensor-restarted' {LOG}/*.jsonl | grep -q '"agent":"{agent}"'""", timeout=30)
+    installed.run(["touch", f"{PROJECT}/go"], user="alice")
+    assert [one.wait(40) for one in living] == [0, 0]
+    for agent in ("sh", "ns"):
+        installed.wait_for(f"""grep '"agent":"{agent}"' {LOG}/*.jsonl | grep -q kernel.counted""")
+    found = events(installed)
+    assert kept == "5"  # a memfd and a cgroup; a memfd, a namespace and the connection that asked
+    assert installed.show("cloister-sensor.service", "NFileDescriptorStore") == "0"
+    for agent in ("sh", "ns"):
+        own = [one for one in found if one.get("agent") == agent]
+        run = next(one["run"] for one in own if one["kind"] == "run.started")
+        words = [one["process"]["cmd_line"] for one in own if one["kind"] == "process.executed"]
+        assert ["/bin/true", "again"] in words
+        matched = [one for one in own if one["kind"] == "detection.matched" and one["rule"] == "secret-file-read"]
+        assert [(one["run"], one["user"], one["source"]) for one in matched] == [(run, "alice", "auditd")]
+        assert matched[0]["file"]["path"].endswith(".netrc")
     report = installed.run(["cloister", "audit", "verify", "--system", "--json"], check=False)
     assert json.loads(report.stdout)["good"], report.stdout
 

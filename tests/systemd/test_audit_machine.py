@@ -82,12 +82,18 @@ def test_both_kinds_of_runs_are_on_record_and_no_agent_reaches_the_log(installed
     assert installed.show("cloister-auditd.service", "MainPID") == keeper
     for agent in ("sh", "ns"):
         installed.wait_for(f"""grep -q '"run.ended","run":"[0-9a-z]*","agent":"{agent}"' {LOG}/*.jsonl""")
+    installed.run(["nft", "insert", "rule", "inet", "cloister", "refuse", "accept"])  # somebody else's
+    installed.wait_for(f"grep -q firewall.changed {LOG}/*.jsonl")
     found = events(installed)
+    (changed,) = [one for one in found if one["kind"] == "firewall.changed"]
+    assert (changed["source"], changed["reporter_uid"], changed["severity_id"]) == ("watchdog", 0, 4)
+    told = [(one["reporter_uid"], one["id"]) for one in found if "reporter_uid" in one]
+    assert len(told) == len(set(told)), "each report has an id of its own"
     unit, own = ([one for one in found if one.get("agent") == agent] for agent in ("sh", "ns"))
     assert {"hostd.request", "policy.changed", "run.started", "step.applied", "run.ended"} <= {e["kind"] for e in unit}
     assert {"run.started", "step.applied", "run.ended"} <= {event["kind"] for event in own}
     assert {(one["source"], one["user"]) for one in own if one["kind"] == "run.started"} == {("broker", "alice")}
-    assert {one["reporter_uid"] for one in own} == {1000}
+    assert {one["reporter_uid"] for one in own if one["source"] == "broker"} == {1000}
     (request,) = [one for one in unit if one["kind"] == "hostd.request"]
     (begun,) = [one for one in unit if one["kind"] == "run.started"]
     assert (request["run"], request["user"], request["account"]) == (begun["run"], "alice", "cl-sh-alice")

@@ -123,6 +123,13 @@ class Gate:
         """Return what it gets from the host outside."""
         return self.inside(f"curl -sS {' '.join(more)} https://host.cloister.internal:{self.port}{path} 2>&1")
 
+    def reaches(self, wanted: bool, limit_s: float = 25) -> None:
+        """Wait until it gets what it asks for outside, or does not."""
+        until = time.monotonic() + limit_s
+        while ("curl:" not in (said := self.fetch()) and "403" not in said and "/x" in said) != wanted:
+            assert time.monotonic() < until, said
+            time.sleep(0.3)
+
     def status(self) -> dict[str, Any]:
         """Return the gateway's line of `cloister status`."""
         (line,) = json.loads(self.cloister("status", "--json").stdout)["services"]
@@ -291,6 +298,27 @@ def test_a_killed_proxy_takes_the_gateway_along_and_brings_it_back(gate: Gate) -
     assert gate.cloister("up", "gate").returncode == 0
     assert machine.show(UNIT, "MainPID") not in {"0", before}
     assert "403" in gate.fetch()
+
+
+def test_a_gateway_that_is_not_recorded_reaches_nothing(gate: Gate) -> None:
+    """Without the keeper of the log it is cut off from its proxy, and lives; with it, a restart gives it back."""
+    machine, units = gate.machine, ["cloister-auditd.socket", "cloister-auditd.service"]
+    gate.declare(allow=gate.allowed)
+    gate.reaches(True)
+    machine.run(["systemctl", "mask", "--runtime", "--now", *units])
+    try:
+        gate.reaches(False)
+        assert machine.show(UNIT, "ActiveState") == "active"
+        assert "served when what they do can be recorded again" in machine.journal(PROXYD)
+    finally:
+        machine.run(["systemctl", "unmask", "--runtime", *units])
+        machine.run(["systemctl", "start", *units])
+    machine.wait_for("test -S /run/cloister/proxy/services/gate/box/egress.sock", timeout=20)
+    assert gate.cloister("restart", "gate").returncode == 0
+    gate.reaches(True)
+    ends = machine.run(["sh", "-c", "grep -h run.ended /var/log/cloister/audit/*.jsonl | grep -c audit-lost"])
+    assert int(ends.stdout) == 1
+    gate.declare()
 
 
 def test_a_gateway_is_back_after_a_reboot(gate: Gate) -> None:

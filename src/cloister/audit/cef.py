@@ -194,6 +194,7 @@ def _custom(record: Kept) -> Iterator[Field]:
 def _own(record: Kept) -> Iterator[Field]:
     """Yield what is left, under keys of our own (`CloisterCloister…`, the form that the document asks for)."""
     yield "CloisterCloisterHash", record.hash
+    yield "CloisterCloisterId", record.id
     yield "CloisterCloisterPolicy", record.policy
     yield "CloisterCloisterPlan", record.plan
     yield "CloisterCloisterTier", record.tier

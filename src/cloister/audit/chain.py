@@ -94,6 +94,11 @@ def signed(previous: bytes, text: bytes) -> bytes:
     return HEAD_MAGIC + previous + text
 
 
+def event_of(line: bytes) -> bytes:
+    """Return the event of a line, without its newline, as `encode` had returned it."""
+    return b"{" + line[:-TAIL].partition(b",")[2] + b"}"
+
+
 def encode(event: Event) -> bytes:
     """Return an event as it stands in a line, without number and hash."""
     return _encode(event)

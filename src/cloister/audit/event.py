@@ -134,6 +134,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which process reported it: `broker`, `proxyd`, `hostd`, `watchdog`, `sensor`, `auditd`."""
     reporter_uid: int | None = None
     """The uid at the other end of the keeper's socket (SO_PEERCRED), set by the keeper alone."""
+    id: str = ""
+    """Given by the door: random per process, with a counter. The same id of the same reporter is the same event, told
+    twice. Kernel events have none: their place in the ring is one."""
     count: int = 1
     """How many of the same this stands for, where a source folds repetitions."""
     details: dict[str, str | int | float | bool] = {}

@@ -82,6 +82,7 @@ def _metadata(record: Kept, origin: Origin, profiles: list[str]) -> Value:
             "profiles": profiles,
             "uid": f"{origin.log}:{record.seq}" if origin.log else str(record.seq),
             "sequence": record.seq if record.seq <= objects.INTEGER_MAX else None,
+            "original_event_uid": _original(record),
             "correlation_uid": record.run,
             "event_code": record.kind,
             "log_name": "cloister-audit",
@@ -89,6 +90,11 @@ def _metadata(record: Kept, origin: Origin, profiles: list[str]) -> Value:
             "reporter": present({"name": record.source, "uid": _text(record.reporter_uid)}),
         }
     )
+
+
+def _original(record: Kept) -> str:
+    """Return what is the same where one event stands in the log twice; nobody can take another reporter's."""
+    return f"{record.reporter_uid}:{record.id}" if record.id and record.reporter_uid is not None else record.id
 
 
 def _control(record: Kept) -> Value:

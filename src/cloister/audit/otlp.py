@@ -59,6 +59,7 @@ def _who(record: Kept) -> dict[str, Scalar]:
     return {
         "cloister.seq": record.seq,
         "cloister.hash": record.hash,
+        "cloister.id": record.id,
         "cloister.run.id": record.run,
         "cloister.agent": record.agent,
         "cloister.account": record.account,

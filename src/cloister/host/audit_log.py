@@ -144,6 +144,17 @@ class Log:
             self._sync_directory()
             self._unlisted = False
 
+    def latest(self, size: int) -> list[bytes]:
+        """Return whole lines from the end of the last two segments that are not compressed, so many bytes of each."""
+        lines: list[bytes] = []
+        for segment in segments(self.directory)[-2:]:
+            if not segment.compressed:
+                with contextlib.suppress(OSError), open(segment.path, "rb") as file:
+                    start = max(0, os.fstat(file.fileno()).st_size - size)
+                    file.seek(start)
+                    lines += file.read(size).splitlines()[1 if start else 0 :]
+        return lines
+
     def note(self, head: Head) -> None:
         """Replace `HEAD`; its lines must have been synced before."""
         self.replace(HEAD, msgspec.json.encode(head) + b"\n")

@@ -138,7 +138,7 @@ def system_keeps() -> bool:
 def event(kind: str, source: str, details: Mapping[str, Value], **fields: Value) -> bytes:
     """Return an event (`audit/event.py`) of now, from plain values; empty ones are left out."""
     whole = {"time": time.time_ns(), "kind": kind, **{name: value for name, value in fields.items() if value != ""}}
-    return msgspec.json.encode({**whole, "source": source, "details": details})
+    return msgspec.json.encode({**whole, "source": source, "id": f"{os.urandom(6).hex()}-1", "details": details})
 
 
 def _frames(events: Iterable[bytes]) -> Iterable[bytes]:

@@ -32,6 +32,8 @@ class Told(msgspec.Struct, frozen=True):
     fields: dict[str, str]
     resumed: Literal["", "again", "ended"] = ""
     """The sensor was restarted: it watches this run again, or the run was over by then; unseen meanwhile."""
+    at: int = 0
+    """When that was, in nanoseconds since the epoch."""
 
 
 class Rings(msgspec.Struct, frozen=True):

@@ -10,14 +10,20 @@ Nothing is opened before the first event, and what that needs is imported in the
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from msgspec.structs import replace
 
 from cloister.errors import CloisterError
+
+if TYPE_CHECKING:
+    from cloister.audit.event import Event
 
 GRACE_S = 8.0
 """A keeper may be away so long, as when it is restarted, before it counts as lost."""
@@ -87,6 +93,9 @@ class Door:
         self._trouble = ""
         self._failing_since = 0.0
         self._last_ok = 0.0
+        self._made = 0
+        self._name = os.urandom(6).hex()
+        """Of this door: with a number it is the id of an event, which is sent again with the same."""
 
     @property
     def trouble(self) -> str:
@@ -159,11 +168,15 @@ class Door:
 
         make, parts = thing
         try:
-            waiting += [encode(event) for event in getattr(audit_events, make)(*parts)]
+            waiting += [encode(self._numbered(event)) for event in getattr(audit_events, make)(*parts)]
         except Exception:  # noqa: BLE001  # a bug in one thing told must not silence the others
             traceback.print_exc()
             said = audit_events.lost(self._source, time.time(), 1, f"{make} could not be told")
-            waiting += [encode(event) for event in said]
+            waiting += [encode(self._numbered(event)) for event in said]
+
+    def _numbered(self, event: Event) -> Event:
+        self._made += 1
+        return replace(event, id=f"{self._name}-{self._made}")
 
     def _look_due(self) -> bool:
         return bool(self._failing_since) or (self._watching() and time.monotonic() - self._last_ok > LOOK_S)

@@ -28,6 +28,7 @@ HEAD_S = 15.0
 _FAR_S = 3600.0
 _AGAIN_S = 30.0
 """A rotation that failed is tried again after this."""
+_LATEST_BYTES = 8 << 20
 Detail = str | int | float | bool
 
 
@@ -74,6 +75,8 @@ class Keeper:
         self._rotate_not_before = 0
         self._headless = False
         """The open segment has no line yet; its first must be a head."""
+        self._owed: Head | None = None
+        """A head that is written, and not on the disk or not in `HEAD` yet: nothing more is taken before it is."""
         self._began = (0, 0)
         self._to_pack: deque[Segment] = deque()
         self._packing: threading.Thread | None = None
@@ -154,6 +157,7 @@ class Keeper:
         Raises:
             OSError: none was written; put them again.
         """
+        self._settle()
         if self._headless:
             self._write_head("segment", {})
         if self.seq - self._head_seq >= HEAD_LINES:
@@ -167,6 +171,10 @@ class Keeper:
             raise
         self.seen(lines)
 
+    def latest(self) -> list[bytes]:
+        """Return the last lines of the log, some thousands at most; they are not verified."""
+        return self._log.latest(_LATEST_BYTES)
+
     def now_ns(self) -> int:
         """Return the time, by the clock that events of this keeper bear."""
         return self._clock.now_ns()
@@ -179,6 +187,7 @@ class Keeper:
         Raises:
             OSError: none was written; the chain stands where it stood.
         """
+        self._settle()
         if self._headless:
             self._write_head("segment", {})
         if self.seq - self._head_seq >= HEAD_LINES:
@@ -215,6 +224,7 @@ class Keeper:
             OSError: it could not be written; what was due stays due.
         """
         self.due(self._clock.now_ns())
+        self._settle()
         now = self._clock.boottime_ns()
         if now >= self._head_due:
             self._head_due = now + int(HEAD_S * 1e9)
@@ -288,6 +298,7 @@ class Keeper:
 
     def _write_head(self, why: str, more: Mapping[str, Detail]) -> None:
         assert self._key is not None  # noqa: S101  # callers have looked
+        self._settle()
         details = {**self._own_details(), "key": key_name(self._key.public), "why": why, **self.tiers(), **more}
         event, before = self._event("log.head", "", details), self._chain.position
         try:
@@ -297,8 +308,15 @@ class Keeper:
             raise
         self._head_seq, self._headless = self.seq, False
         self._head_due = self._clock.boottime_ns() + int(HEAD_S * 1e9)
-        self._log.sync()
-        self._log.note(Head(self._chain.log, self.seq, self._chain.hash.hex(), event.time))
+        self._owed = Head(self._chain.log, self.seq, self._chain.hash.hex(), event.time)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Have the last head on the disk and in `HEAD`."""
+        if self._owed is not None:
+            self._log.sync()
+            self._log.note(self._owed)
+            self._owed = None
 
     def _publish(self, key: audit_key.SigningKey) -> None:
         """Put a public key beside the log, behind those that are there."""

@@ -14,11 +14,12 @@ import pwd
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 
 import msgspec
 
-from cloister.audit.chain import encode
+from cloister.audit.chain import encode, event_of
 from cloister.audit.event import Event
 from cloister.audit.kinds import kinds
 from cloister.host.audit_send import COUNT, HEADER
@@ -44,9 +45,22 @@ USERS_KINDS = frozenset({
 _OFTEN = frozenset({"egress.decided", "egress.request", "credential.used", "signing.used", "model.called"})
 _ROOTS_KINDS = USERS_KINDS | {"hostd.request", "firewall.changed"}
 _EVENTS, _WRITTEN, _STOP = ord("E"), ord("K"), ord("S")
+MOST_REMEMBERED = 8192
+"""Events of one uid that are told from repeated ones: more than its connections have under way, of ordinary size."""
+_MOST_ID = 64
 _AHEAD_NS = 5_000_000_000
 _LOST_EVERY_S = 1.0
 _decoder = msgspec.json.Decoder(Event)
+
+
+class _Reported(msgspec.Struct):
+    """Of a line of the log, what tells a repeated event."""
+
+    id: str = ""
+    reporter_uid: int | None = None
+
+
+_reported = msgspec.json.Decoder(_Reported)
 
 
 class Allowance:
@@ -95,6 +109,17 @@ class Account:
         self.dropped = 0
         self.why = ""
         self.said_at = 0.0
+        self._known: dict[bytes, None] = {}
+
+    def remember(self, event: bytes) -> bool:
+        """Remember an event as it is recorded; return whether it was new. Old ones are forgotten, one by one."""
+        digest = blake2b(event, digest_size=16).digest()
+        if digest in self._known:
+            return False
+        self._known[digest] = None
+        if len(self._known) > MOST_REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return True
 
     def drop(self, why: str) -> None:
         """Count an event that is not recorded."""
@@ -127,7 +152,11 @@ class Account:
             changes |= {"source": "broker", "user": self.name, "account": ""}
         elif self.uid != 0:
             changes |= {"source": "proxyd"}
-        return encode(msgspec.structs.replace(event, **changes))
+        if len(event.id) > _MOST_ID:
+            changes["id"] = ""
+        recorded = encode(msgspec.structs.replace(event, **changes))
+        # A source that saw no confirmation sends again what may be in the log, or in the batch that waits for room.
+        return None if event.id and not self.remember(recorded) else recorded
 
 
 class Peer:
@@ -217,6 +246,19 @@ class Peers:
         account.connections += 1
         self._count += 1
         return Peer(sock, account)
+
+    def recall(self, lines: Iterable[bytes]) -> None:
+        """Remember events from the end of the log: sources send again what the keeper before did not confirm."""
+        for line in lines:
+            try:
+                who = _reported.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+            if who.id and who.reporter_uid is not None:
+                account = self._accounts.get(who.reporter_uid)
+                if account is None:
+                    account = self._accounts[who.reporter_uid] = Account(who.reporter_uid)
+                account.remember(event_of(line))
 
     def leave(self, peer: Peer) -> None:
         """Close a connection."""

@@ -67,6 +67,7 @@ class Auditd:
         self._waited: tuple[int, ...] = ()
         keeper.tiers = self._told
         keeper.open()
+        self.peers.recall(keeper.latest())
         self._rules = rules
         if rules:
             rules.begin(keeper, self._order)

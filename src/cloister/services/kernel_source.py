@@ -243,7 +243,7 @@ class Source:
             told = self._gaps[0]
             words: dict[str, Detail] = {"watched": told.resumed}
             if self._gone_ns:
-                words |= {"since": self._gone_ns, "unseen_ms": (time.time_ns() - self._gone_ns) // 1_000_000}
+                words |= {"since": self._gone_ns, "unseen_ms": max(0, told.at - self._gone_ns) // 1_000_000}
             message = "the sensor was restarted: this run was unseen meanwhile, and earlier counts of calls are gone"
             self._put("log.lost", _Known(told), message, words, 4, "sensor-restarted")
             self._gaps.pop(0)

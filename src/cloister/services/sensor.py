@@ -304,7 +304,10 @@ class Sensor:
             watch.descriptor = os.dup(frame.descriptors[0])
         asker = () if watch.descriptor >= 0 else (peer.channel.fileno(),)
         said = _Said(watch.told.watch, watch.uid, watch.told.fields)
-        sensor_store.keep(watch.told.watch, msgspec.json.encode(said), (frame.descriptors[0], *asker))
+        try:
+            sensor_store.keep(watch.told.watch, msgspec.json.encode(said), (frame.descriptors[0], *asker))
+        except OSError as error:  # it is watched all the same
+            sys.stderr.write(f"<4>cloister: a restart would not find watch {watch.told.watch} again: {error}\n")
         self._enforce(watch)
         peer.channel.send("W", msgspec.json.encode({"watch": watch.told.watch, "tiers": self.tiers}))
 
@@ -327,12 +330,13 @@ class Sensor:
         self._next = max(self._next, said.number + 1)
         found = _still(kept) if self._slots else None
         if found is None:
-            self._gone.append(Told(said.number, 0, said.fields, "ended"))
+            self._gone.append(Told(said.number, 0, said.fields, "ended", time.time_ns()))
             sensor_store.forget(said.number)
             for descriptor in {kept.target, kept.connection} - {-1}:
                 os.close(descriptor)
             return
-        watch = _Watch(Told(said.number, self._slots.pop(), said.fields, "again"), found.key, found.level, said.uid)
+        told = Told(said.number, self._slots.pop(), said.fields, "again", time.time_ns())
+        watch = _Watch(told, found.key, found.level, said.uid)
         self._watches[said.number] = watch
         if found.key & kernel_watches.NAMESPACE_KEY:
             peer = _Peer(socket.socket(fileno=kept.connection))

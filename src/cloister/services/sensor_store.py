@@ -31,14 +31,17 @@ class Kept(NamedTuple):
 
 
 def keep(number: int, text: bytes, descriptors: tuple[int, ...]) -> None:
-    """Have systemd hold a watch; never raises."""
-    with contextlib.suppress(OSError):
-        words = os.memfd_create("cloister-watch", os.MFD_CLOEXEC)
-        try:
-            os.write(words, text)
-            _send(f"FDSTORE=1\nFDNAME={_NAME}{number}", (words, *descriptors))
-        finally:
-            os.close(words)
+    """Have systemd hold a watch.
+
+    Raises:
+        OSError: it does not.
+    """
+    words = os.memfd_create("cloister-watch", os.MFD_CLOEXEC)
+    try:
+        os.write(words, text)
+        _send(f"FDSTORE=1\nFDNAME={_NAME}{number}", (words, *descriptors))
+    finally:
+        os.close(words)
 
 
 def forget(number: int) -> None:

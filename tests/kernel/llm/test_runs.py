@@ -68,6 +68,10 @@ def test_an_agent_calls_a_model_without_its_key(user: User, workspace: Path) -> 
     ] * 2
     assert {row["agent"] for row in found} == {"shell"}
     assert {row["outcome"] for row in found} == {"complete"}
+    called = user.audited("model.called")
+    assert [one["details"]["call"] for one in called] == [row["id"] for row in found]
+    assert {one["model"]["tokens"] for one in called} == {INPUT_TOKENS + OUTPUT_TOKENS}
+    assert REAL_KEY not in json.dumps(called)
 
 
 @pytest.mark.parametrize("redact", [False, True])
