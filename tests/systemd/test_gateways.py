@@ -221,7 +221,7 @@ def test_a_wrong_token_opens_nothing(up: Gateways) -> None:
 
 
 def test_telegram_through_the_proxy(up: Gateways) -> None:
-    """OF13: the file of a channel's token is one that OpenClaw takes, and holds a placeholder; messages are answered."""
+    """OF13: the file of a channel's token is one that OpenClaw takes, and holds a placeholder; it answers."""
     up.machine.path("/srv/bot/inbox").open("a").write("hello from outside\n")
     until = time.monotonic() + 60
     while not (said := [call for call in up.bot_calls() if call["method"] == "sendMessage"]):
