@@ -1,8 +1,9 @@
 """Machines with a real systemd: `Machine` boots one in half a second, runs commands in it as its users, ends it.
 
-The file systems come from `tools/systemd-image`: Debian 12 (systemd 252) and 13 (257). What boots and cleans up is
-`support.machine_boot`, in a process of its own, so that nothing is left when the tests are killed. Cloister is at
-/opt/cloister, from the built wheel; `tests` are at /srv/tests, the real agents, where installed, at /opt/agents.
+The file systems come from `tools/systemd-image`: Debian 12 (systemd 252) and 13 (257), and two more for slow tests.
+What boots and cleans up is `support.machine_boot`, in a process of its own, so that nothing is left when the tests are
+killed. Cloister is at /opt/cloister, from the built wheel; `tests` are at /srv/tests, the real agents, where
+installed, at /opt/agents.
 
 Needs root. What is really enforced differs by host: see `Machine.controllers`, and test denials, not settings.
 """
@@ -25,6 +26,8 @@ from support.machine_boot import WITHHELD
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SUITES = ("bookworm", "trixie")
+FURTHER = ("bookworm-backports", "forky")
+"""Versions between those and after them, for `make test-all`: systemd 254, and 262 of a Debian still in the making."""
 PYTHON = "/opt/cloister/bin/python"
 AGENTS = "/opt/agents"
 TESTS = "/srv/tests"
@@ -105,7 +108,7 @@ class Machine:
             MachineError: it did not come up; holds its last words.
         """
         self.suite = suite
-        self.hybrid = suite == "bookworm" and Path("/sys/fs/cgroup/memory").exists()
+        self.hybrid = suite.startswith("bookworm") and Path("/sys/fs/cgroup/memory").exists()
         self.pid = 0
         self._files: list[str] = []
         self._log = scratch / "console.log"

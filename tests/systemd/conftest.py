@@ -17,12 +17,29 @@ Layers = Callable[[str], list[Path]]
 MakeMachine = Callable[..., Machine]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this folder need root, and boot machines."""
+CORE = (
+    "test_unit_runs.py", "test_unit_properties.py", "test_unit_asked.py",
+    "test_prove_unit.py::test_an_attack_on_a_unit_is_denied", "test_prove_unit.py::test_limits_of_a_unit_hold",
+    "test_setup.py::test_a_first_setup_installs", "test_setup.py::test_accounts_are_made",
+    "test_setup.py::test_what_is_not_granted_any_more", "test_setup.py::test_uninstall",
+    "test_setup.py::test_after_a_reboot", "test_systemd_machine.py::test_it_boots",
+)  # fmt: skip
+"""What runs on further versions of systemd too: that units hold there, and that they come and go."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """All tests of this folder need root, and boot machines; few of them on further versions of systemd."""
+    left_out = []
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.root)
             item.add_marker(pytest.mark.systemd)
+            suite = item.callspec.params.get("suite") if hasattr(item, "callspec") else None
+            if suite in machines.FURTHER and not item.nodeid.rpartition("/")[2].startswith(CORE):
+                left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +55,12 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Layers:
     return of
 
 
-@pytest.fixture(scope="session", params=machines.SUITES)
+@pytest.fixture(
+    scope="session",
+    params=[*machines.SUITES, *(pytest.param(suite, marks=pytest.mark.slow) for suite in machines.FURTHER)],
+)
 def suite(request: pytest.FixtureRequest) -> str:
-    """Every test that asks for it, or for a machine, runs on Debian 12 and 13."""
+    """Every test that asks for it, or for a machine, runs on Debian 12 and 13; the core on further versions."""
     return str(request.param)
 
 

@@ -3,7 +3,7 @@
 `systemd-run -p` turns the same words into the same values (shared/bus-unit-util.c), but is a program: loading it costs
 a start more than all that it does. Each name of the floor has its form here, and no other name has one; the
 manager refuses a name that it does not know. That both ways make the same unit of every property is seen
-in the unit files that 252 and 257 write of them (tests/systemd/test_unit_asked.py).
+in the unit files that 252, 254, 257 and 262 write of them (tests/systemd/test_unit_asked.py).
 
 Sources: org.freedesktop.systemd1(5), D-Bus Specification ("Marshaling").
 """
