@@ -116,7 +116,8 @@ def remove(cgroup: Path) -> None:
     """End what runs in a cgroup of ours and below it, and remove it; waits for the kernel for up to 5 s."""
     until = time.monotonic() + 5
     while cgroup.exists():
-        for folder in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
+        below = [Path(folder) for folder, _, _ in os.walk(cgroup)]  # unlike rglob(), at peace with folders that vanish
+        for folder in sorted({*below, cgroup}, reverse=True):
             with contextlib.suppress(OSError):
                 for pid in (folder / "cgroup.procs").read_text(encoding="utf-8").split():
                     os.kill(int(pid), signal.SIGKILL)

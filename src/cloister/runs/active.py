@@ -333,6 +333,7 @@ class ActiveRun:
         if wrong:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
             return
+        self.count_limits()  # a short command can be gone, cgroup and all, before its end is told
         if not self.plan.launch.unit:
             self.kernel.begin(self.outer_pid, self.plan.run, self.plan.agent)
         if self.confine:
