@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from cloister.plan.unit import UnitLaunch
+from cloister.plan.vm import VmLaunch
 from cloister.plan.workspace import Placeholder
 
 
@@ -291,6 +292,8 @@ class Launch(Step, frozen=True, tag="launch"):
     runtime_s: float | None = None
     unit: UnitLaunch | None = None
     """With `isolation = "unit"`; `argv` is that of the unit's first process, the inner half of the shim."""
+    vm: VmLaunch | None = None
+    """With `isolation = "microvm"`; `argv` is that of the monitor's jail, with the shim as keeper in it."""
 
     def describe(self) -> str:
         """Return one line for people."""

@@ -1,0 +1,57 @@
+"""How a run with `isolation = "microvm"` is started, as data: which verified image, which disks, which machine.
+
+It holds no secret: what a guest gets to know comes over the channel after its boot (ARCHITECTURE.md, "Runs in
+microVMs"). The argv of the jail, the keeper and the monitor is that of the `Launch` this hangs on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FIRST_FILE = 5
+"""Descriptors of `Launch` before it: 3 the jail's seccomp filter, 4 the keeper's channel to the broker."""
+CHANNEL_FD = 20
+"""Where the monitor finds its end of the guest's channel, a connected Unix stream socket."""
+CONSOLE_FD = 21
+"""Where the monitor writes what the guest prints: a pipe that the keeper empties into a bounded file."""
+
+Accelerator = Literal["kvm", "tcg"]
+Monitor = Literal["qemu", "firecracker"]
+Role = Literal["kernel", "initramfs", "root", "var", "workspace"]
+
+
+class VmFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file that the monitor gets by descriptor: `FIRST_FILE` and upwards, in the order of `VmLaunch.files`."""
+
+    role: Role
+    path: str
+    write: bool = False
+    digest: str = ""
+    """SHA-256 that a read-only file must have: kernel and initramfs; the root is held by its verity tree."""
+
+
+class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The virtual machine of one run."""
+
+    image: str
+    version: int
+    manifest: str
+    """SHA-256 of the signed manifest."""
+    monitor: Monitor
+    accelerator: Accelerator
+    memory_mib: int
+    cpus: int
+    files: tuple[VmFile, ...]
+    fields: tuple[str, ...]
+    """`NAME=VALUE` words of the frame `B` for the guest; the keeper adds what must be fresh (entropy, time)."""
+    inner: tuple[str, ...]
+    """The argv of the shim's inner half in the guest."""
+    template: str = ""
+    """The snapshot that it starts from, warm; empty for a cold boot."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        how = f"{self.monitor} ({self.accelerator})"
+        return f"virtual machine of image {self.image} {self.version} by {how}: {self.memory_mib} MiB, {self.cpus} CPU"
