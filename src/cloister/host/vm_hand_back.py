@@ -196,6 +196,8 @@ class _Back:
     def _gone(self) -> Iterator[bytes]:
         """Yield the topmost names that are no more; one with something of the host's below goes by parts."""
         for path in sorted(self._was):
+            if path in self._kept:
+                continue
             holder = path.rpartition(b"/")[0]
             stays = holder in self._directories or holder in self._above_kept
             if stays and path not in self._above_kept:
