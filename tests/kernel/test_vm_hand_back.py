@@ -98,7 +98,7 @@ def test_a_deleted_tree_is_one_change(root: Path, disk: Path, upper: Path) -> No
 
 
 def test_modes_come_back_and_set_id_bits_do_not(root: Path, disk: Path, upper: Path) -> None:
-    """chmod in the guest is a change of mode; no file of the guest's is ever set-user-id on the host."""
+    """A chmod in the guest is a change of mode; no file of the guest's is ever set-user-id on the host."""
     rig.debugfs(disk, "sif /README mode 0106755", "sif /README ctime 20300101000000", "sif /src mode 0040700")
     back(disk, upper)
     found = {change.path: change.mode for change in changes(root, upper)}
@@ -166,7 +166,7 @@ def test_an_unclean_disk_is_replayed_on_a_copy(root: Path, disk: Path, upper: Pa
     """A guest that died leaves a journal: it is replayed in the jail, and the disk itself stays as it was."""
     rig.write(disk, "/late", b"late\n", scratch=tmp_path)
     rig.debugfs(disk, "feature needs_recovery", "dirty")
-    before = disk.read_bytes()[:1 << 16]
+    before = disk.read_bytes()[: 1 << 16]
     back(disk, upper)
     assert told(root, upper) == {"late": "added"}
     assert disk.read_bytes()[: 1 << 16] == before
@@ -232,7 +232,7 @@ def test_a_file_is_read_off_a_stopped_disk(root: Path, disk: Path) -> None:
 
 
 def test_directories_keep_the_hosts_modes(root: Path, tmp_path: Path, upper: Path) -> None:
-    """A directory in which something changed is no change itself, also where the host has bits that a guest never sees."""
+    """A directory in which something changed is no change itself, also with bits that a guest never sees."""
     (root / "src").chmod(0o2775)
     disk = tmp_path / "again.img"
     rig.fill(root, disk)
@@ -256,7 +256,7 @@ def test_names_of_all_kinds_come_back(root: Path, disk: Path, upper: Path) -> No
 
 @pytest.mark.parametrize("name", [b"..", b".", b"a/b", b"a\0b"])
 def test_a_name_that_leads_elsewhere_is_refused(root: Path, disk: Path, upper: Path, name: bytes) -> None:
-    """A name with a slash or a NUL is refused; further entries `.` and `..` are not names. Nothing is written outside."""
+    """A name with a slash or a NUL is refused; `.` and `..` are no names. Nothing is written outside."""
     rig.debugfs(disk, "mkdir /" + "q" * len(name) + "zzz")
     data = bytearray(disk.read_bytes())
     at = data.find(b"q" * len(name) + b"zzz")

@@ -1,4 +1,4 @@
-"""Disks of guests without guests: made by the product, changed with debugfs as a guest's kernel would, checked by e2fsck."""
+"""Disks of guests without guests: made by the product, changed with debugfs, checked by e2fsck."""
 
 from __future__ import annotations
 
