@@ -319,6 +319,11 @@ class Audit(Table, frozen=True):
 
     syscalls: Literal["off", "security", "all"] = "security"
     """Which system calls are recorded where the audit daemon runs."""
+    fallback: Literal["none", "seccomp"] = "none"
+    """Where no kernel events are to be had (no audit daemon, or a guest with a kernel of its own): `seccomp` has
+    launched programs and connections told by the sandbox's first process, which costs each such call a detour."""
+    hashes: bool = False
+    """Record the SHA-256 of what is executed. The sandbox's first process tells it, as with `fallback`."""
     on_failure: Literal["stop", "alarm"] = "stop"
     """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
     go on and says so."""
