@@ -49,9 +49,13 @@ def qemu_argv(machine: Machine) -> tuple[str, ...]:
     argv += ["-initrd", f"/proc/self/fd/{machine.files['initramfs']}", "-append", machine.cmdline]
     for index, role in enumerate(_DISKS):
         descriptor = machine.files[role]
-        only = ",readonly=on" if role == "root" else ""
+        only = "on" if role == "root" else "off"
         argv += ["-add-fd", f"fd={descriptor},set={index}"]
-        argv += ["-drive", f"id={role},file=/dev/fdset/{index},format=raw,if=none,file.locking=off{only}"]
+        argv += [
+            "-blockdev",
+            f"driver=file,node-name={role}-file,filename=/dev/fdset/{index},locking=off,read-only={only},auto-read-only=off",
+        ]
+        argv += ["-blockdev", f"driver=raw,node-name={role},file={role}-file,read-only={only},auto-read-only=off"]
         argv += ["-device", f"virtio-blk-device,drive={role}"]
     argv += ["-chardev", f"socket,id=channel,fd={CHANNEL_FD}", "-device", "virtio-serial-device"]
     argv += ["-device", "virtserialport,chardev=channel,name=cloister"]
