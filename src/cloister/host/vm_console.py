@@ -13,7 +13,7 @@ _MOST_BYTES = 1 << 20
 _LAST_WORDS = 300
 _CORRUPT = ("dm-verity device corrupted", "device-mapper: verity")
 _PANIC = "Kernel panic"
-_TRY = "cloister logs --console RUN"
+_TRY = "cloister logs --console last"
 _ENDS = {
     "guest-protocol": ("guest-protocol", "the guest broke the protocol of its channel, so its machine was ended"),
     "monitor-ended": ("monitor-died", "the virtual machine's monitor ended before the agent did"),

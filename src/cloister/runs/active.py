@@ -211,7 +211,7 @@ class ActiveRun:
                 self._exited(number, payload[4])
             case "Z" if number == 0:
                 self.live.stopped()
-            case "D" | "L" | "T" if self.guest:
+            case "D" | "H" | "L" | "T" if self.guest:
                 self.guest.told(self, frame)
 
     def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None], *, nobody: str) -> None:

@@ -320,8 +320,11 @@ def _copies(descriptors: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _host_words(prepared: Prepared) -> dict[str, object]:
-    facts = prepared.host
+    facts, vm = prepared.host, prepared.plan.launch.vm
+    machine = {"image": f"{vm.image} {vm.version}", "manifest": vm.manifest, "monitor": vm.monitor,
+               "accelerator": vm.accelerator} if vm else {}  # fmt: skip
     return {
+        **machine,
         "kernel": facts.kernel,
         "bubblewrap": facts.bwrap.path,
         "landlock_abi": facts.landlock_abi,

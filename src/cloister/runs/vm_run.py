@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _JAIL_S = 20.0
 _POLL_S = 0.005
+_HELLO = ("kernel", "agent", "verity")
+_LONGEST = 128
 _MOST_WORDS, _MOST_LOGGED = 32, 10_000
 """Of one frame, and events of one guest: the keeper bounds them as well."""
 
@@ -132,6 +134,8 @@ class Guest:
                 reference, text = vm_console.verdict(words)
                 run.write_event("guest-died", {"reason": reference, **words})
                 run.live.machine_died(reference, text)
+            case "H":
+                run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
                 run.write_event("guest", dict(words))
@@ -141,7 +145,8 @@ class Guest:
     def ended(self) -> None:
         """The machine is gone: keep what it printed before the run's directory goes."""
         self.close()
-        vm_console.keep(self.vm.directory, console_path(self._paths, self._plan.run))
+        kept = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/{CONSOLE}"
+        vm_console.keep(self.vm.directory, kept)
 
     async def finish(self) -> tuple[str, ...]:
         """Hand back what the guest has changed; return words for the receipt."""
@@ -172,11 +177,6 @@ def _await_jail(run: ActiveRun) -> None:
     until = time.monotonic() + _JAIL_S
     while not find_sandbox_pid(run.outer_pid) and time.monotonic() < until and run.live.status == "starting":
         time.sleep(_POLL_S)
-
-
-def console_path(paths: Paths, run: str) -> str:
-    """Return where the end of what a guest printed is kept."""
-    return f"{paths.run_state(run)}/{DIRECTORY}/{CONSOLE}"
 
 
 def _listen(port: int) -> socket.socket:
