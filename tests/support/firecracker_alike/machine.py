@@ -6,8 +6,11 @@ requests, and a command line with Firecracker's own words behind ours. Its vsock
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -20,6 +23,7 @@ QEMU = "qemu-system-x86_64"
 PORT_NAME = "cloister"
 PORT_ID = "channel"
 _WAITS_S = 30.0
+_PDEATHSIG = 1
 
 
 class MachineError(Exception):
@@ -52,6 +56,7 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._qmp: socket.socket
         self._answers: list[dict[str, Any]] = []
+        self._ended = threading.Event()
         self._news = threading.Condition()
         self._order = threading.Lock()
         self.port_is_open = False
@@ -64,20 +69,37 @@ class Machine:
         if incoming:
             kept = (os.open(incoming, os.O_RDONLY),)
             words += ["-S", "-incoming", f"fd:{kept[0]}"]
-        # The files of a run are named by descriptors that were handed to us: QEMU gets all of them.
         for number in kept:
             os.set_inheritable(number, True)
-        self._process = subprocess.Popen(words, close_fds=False, stdin=subprocess.DEVNULL)
+        begun = threading.Event()
+        threading.Thread(target=self._run, args=(words, begun), daemon=True).start()
+        begun.wait()
         for number in kept:
             os.close(number)
         self._connect()
         if incoming:
             self._await_status("paused", "prelaunch", "postmigrate")
 
-    def wait(self) -> int:
-        """Return how it ended."""
-        assert self._process is not None
-        return self._process.wait()
+    def _run(self, words: list[str], begun: threading.Event) -> None:
+        """Start QEMU from a thread that lives as long as it: it shall die with us (PDEATHSIG asks for the thread)."""
+        libc = ctypes.CDLL(None)
+
+        def die_with_us() -> None:
+            libc.prctl(_PDEATHSIG, signal.SIGKILL)
+
+        try:
+            # The files of a run are named by descriptors that were handed to us: QEMU gets all of them.
+            # fmt: off
+            self._process = subprocess.Popen(words, close_fds=False, stdin=subprocess.DEVNULL, preexec_fn=die_with_us)  # noqa: PLW1509
+            # fmt: on
+        finally:
+            begun.set()
+        self._process.wait()
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        self._ended.wait()
 
     def pause(self) -> None:
         """Hold it still."""
@@ -160,7 +182,8 @@ class Machine:
         return words
 
     def _connect(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            raise MachineError(f"{QEMU} cannot be started")
         self._qmp = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         until = time.monotonic() + _WAITS_S
         while True:
@@ -175,7 +198,7 @@ class Machine:
         self.ask("qmp_capabilities")
 
     def _listen(self) -> None:
-        with self._qmp.makefile("rb") as lines:
+        with contextlib.suppress(ConnectionError), self._qmp.makefile("rb") as lines:
             for line in lines:
                 message = json.loads(line)
                 if message.get("event") == "VSERPORT_CHANGE" and message["data"]["id"] == PORT_ID:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socketserver
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -253,6 +254,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.firecracker = firecracker
         super().__init__(path, Handler)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a client that hung up; everything else is a fault of ours."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
@@ -273,7 +279,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._reply(204 if answer is None else 200, answer)
 
-    do_PUT = do_PATCH = do_GET  # noqa: N815  (names of the standard library)
+    do_PUT = do_PATCH = do_DELETE = do_POST = do_GET  # noqa: N815  (names of the standard library)
 
     def address_string(self) -> str:
         """Say nothing about a peer that has no address."""
