@@ -229,13 +229,15 @@ class MicroVm(Table, frozen=True):
     """`[agents.NAME.microvm]`: the guest, where `isolation = "microvm"`."""
 
     image: str = ""
-    """The name of a signed guest image; empty means the default one."""
+    """The name of a signed guest image; empty means that of the preset, and `dev` where it names none."""
     memory: str = ""
     """Memory of the guest, such as `2G`."""
     cpus: Count | None = None
     """Virtual CPUs of the guest."""
     disk: str = ""
     """Size of the guest's writable disk, such as `8G`."""
+    ports: tuple[Port, ...] = ()
+    """Ports of the guest's 127.0.0.1 that are reachable on the same ports of the host's: a gateway in the guest."""
     monitor: Literal["auto", "firecracker", "qemu"] = "auto"
     """The virtual machine monitor; `auto` takes Firecracker where KVM really works."""
 
@@ -390,6 +392,8 @@ class Preset(Table, frozen=True):
     """One line for `cloister init`."""
     command: tuple[str, ...] = ()
     """The program, found on the caller's PATH, and arguments it always gets."""
+    image: str = ""
+    """The guest image that has the program, for `isolation = "microvm"`."""
     state: tuple[str, ...] = ()
     """Directories below the home in which the agent keeps its history; private per agent and project, and kept."""
     carry: tuple[str, ...] = ()

@@ -40,10 +40,13 @@ if TYPE_CHECKING:
     from cloister.runs.audit_door import About
     from cloister.runs.credentials import RunCredentials
     from cloister.runs.unit_network import UnitNetwork
+    from cloister.runs.vm_run import Guest
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
 FLAG_NETNS = 4
+FLAG_PATIENT = 8
+"""The end may take its time: a guest's changes are handed back before it is told."""
 _MAX_DENIED = 200
 MAX_EVENT_BYTES = 32 << 20
 _U32 = 4
@@ -129,6 +132,8 @@ class ActiveRun:
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
+        self.guest: Guest | None = None
+        """The virtual machine it has, with `isolation = "microvm"`."""
         self.kernel = Watching()  # the kernel's audit of a sandbox; a unit's is hostd's to ask for
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
@@ -206,6 +211,8 @@ class ActiveRun:
                 self._exited(number, payload[4])
             case "Z" if number == 0:
                 self.live.stopped()
+            case "D" | "H" | "L" | "T" if self.guest:
+                self.guest.told(self, frame)
 
     def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None], *, nobody: str) -> None:
         """Put a question to the person at the run's terminal; `answer` gets one letter, `nobody` where none came."""
@@ -334,7 +341,7 @@ class ActiveRun:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
             return
         self.count_limits()  # a short command can be gone, cgroup and all, before its end is told
-        if not self.plan.launch.unit:
+        if not self.plan.launch.unit and not self.guest:
             self.kernel.begin(self.outer_pid, self.plan.run, self.plan.agent)
         if self.confine:
             self.confine()

@@ -42,6 +42,8 @@ def started(about: About, time_s: float, plan: Plan, record: Record) -> Iterator
         "workspace": cut(plan.workspace), "isolation": plan.isolation, "preset": plan.preset, "mode": record.mode,
         "detached": record.detached, "project": cut(plan.project),
     }  # fmt: skip
+    if vm := plan.launch.vm:
+        details |= {"image": f"{vm.image} {vm.version}", "manifest": vm.manifest, "monitor": vm.monitor}
     for number, opt_out in enumerate(plan.opt_outs):
         details[f"opt_out_{number}"] = cut(opt_out)
     yield _event(

@@ -156,13 +156,16 @@ class Kitchen:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
         search = request.environment.get("PATH", os.defpath)
+        guest = agent.isolation == "microvm"  # its programs are those of its image
         program = (
-            find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
+            find_program(command[0], search, home=paths.home, forbidden=(root,))
+            if not guest and _outside(command[0], root)
+            else None
         )
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
         direct = None
-        if agent.egress.mode == "internet":
+        if agent.egress.mode == "internet" and not guest:
             direct = internet(ruleset, guard, self.host(), nameservers())
         found = self.home_files(looked or Looked(project, resolved, agent, layout))
         files = self._file_variables(agent, resolved, root, found)
@@ -172,8 +175,13 @@ class Kitchen:
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         facts = with_model_words(facts, agent, resolved)
-        plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
-        if plan.credentials:
+        if guest:
+            from cloister.runs.prepare_vm import compile_plan
+
+            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found)
+        else:
+            plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        if plan.credentials and not guest:
             from cloister.runs.credentials_places import refuse_visible
             from cloister.runs.explain import look
 
