@@ -272,6 +272,7 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "cpus": _lower_number,
         "disk": _lower(parse_size),
         "monitor": _fixed,
+        "network": _stricter("bridge", "none"),
     },
 }
 """What each key of an agent may become. `tests/unit/policy/test_tighten.py` fails when one is missing."""
