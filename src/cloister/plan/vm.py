@@ -25,7 +25,8 @@ VAR_DISK = "var.img"
 
 Accelerator = Literal["kvm", "tcg"]
 Monitor = Literal["qemu", "firecracker"]
-Role = Literal["kernel", "initramfs", "root", "var", "workspace"]
+Role = Literal["kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders"]
+"""`memory` and `state` are those of a template, handed out as sealed copies; `orders` is a socket that has no path."""
 
 
 class VmFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +79,7 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of the guest's 127.0.0.1, reachable on the same port of ours; their listeners come behind the files."""
     network: Literal["none", "bridge"] = "none"
     template: str = ""
-    """The snapshot that it starts from, warm; empty for a cold boot."""
+    """Digest of the record of the template that it starts from, warm; empty for a cold boot."""
 
     def describe(self) -> str:
         """Return one line for people."""
