@@ -70,7 +70,6 @@ _LEAST_MEMORY = 128 << 20
 _MIB = 1 << 20
 _OVERHEAD: dict[Accelerator, int] = {"tcg": 512 * _MIB, "kvm": 192 * _MIB}
 """What a monitor needs beside its guest's memory: TCG keeps the code that it translates."""
-_MOST_PORTS = 8
 
 
 class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +161,9 @@ def _limited(agent: Agent, facts: Facts, machine: VmFacts) -> limits.Limited:
     asked = agent.limits
     bounded = bool(agent.microvm.memory or asked.memory_max or asked.cpu_quota)
     held = "memory" in facts.limit_means.controllers and bounded
-    memory = str(memory_of(agent) + _OVERHEAD[machine.accelerator]) if held or asked.enforce == "cgroup" else ""
+    memory = ""
+    if held or asked.enforce == "cgroup":
+        memory = f"{(memory_of(agent) + _OVERHEAD[machine.accelerator]) // _MIB}M"
     outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=None, open_files=None, disk_max="")
     return limits.compile_limits(outside, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
 

@@ -11,6 +11,8 @@ from cloister.policy.document import Document
 from cloister.policy.model import Agent, MicroVm, Unit
 
 _DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
+MOST_PORTS = 4
+"""Of a guest: their listeners travel with the descriptors of one frame (`host/frames.py`, MAX_DESCRIPTORS)."""
 _OBEYED_AUDIT = (
     "retention",
     "on_failure",
@@ -25,6 +27,8 @@ _OBEYED_AUDIT = (
     "rules",
     "detections",
     "syscalls",
+    "fallback",
+    "hashes",
 )
 """Keys of `[audit]` that have an effect."""
 
@@ -98,6 +102,15 @@ def refuse_unenforced_vm(agent: Agent) -> None:
                 "microvm-path", f"no path of this host is shared with a microVM: {paths[0]}",
                 where=f".filesystem.{key}", remedy="`carry` copies what lies in the home; or make it part of the image",
             )  # fmt: skip
+    _refuse_ports(agent.microvm.ports)
+
+
+def _refuse_ports(ports: tuple[int, ...]) -> None:
+    if len(set(ports)) < len(ports) or len(ports) > MOST_PORTS:
+        raise UnsupportedError(
+            "microvm-ports", f"a guest has at most {MOST_PORTS} reachable ports, each named once",
+            where=".microvm.ports", remedy=f"ports = [{', '.join(map(str, sorted(set(ports))[:MOST_PORTS]))}]",
+        )  # fmt: skip
 
 
 def refuse_tables(document: Document) -> None:
