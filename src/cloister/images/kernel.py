@@ -72,7 +72,7 @@ def _unpack(payload: bytes) -> bytes:
 
 
 def _lz4(payload: bytes) -> bytes:
-    from lz4 import block  # noqa: PLC0415  (only a build needs it)
+    from lz4 import block
 
     parts: list[bytes] = []
     total, at, end = 0, len(_LZ4_LEGACY), len(payload) - _TRAILING
@@ -90,7 +90,7 @@ def _lz4(payload: bytes) -> bytes:
 
 
 def _zstd(payload: bytes) -> bytes:
-    import zstandard  # noqa: PLC0415  (only a build needs it)
+    import zstandard
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=1 << 20)
     try:

@@ -15,6 +15,7 @@ from cloister.plan.vm import VmFile, VmLaunch
 if TYPE_CHECKING:
     from cloister.runs.paths import Paths
 
+IMAGE = ("kernel", "initramfs", "root")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -58,7 +59,7 @@ def open_verified(paths: Paths, vm: VmLaunch) -> tuple[int, ...]:
     opened: list[int] = []
     try:
         for file in vm.files:
-            if file.write:
+            if file.write or file.role not in IMAGE:
                 continue
             descriptor = os.open(file.path, _READ)
             opened.append(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-from cloister.images.manifest import Manifest
 from cloister.isolation import qemu
 from cloister.plan.vm import FIRST_FILE, Accelerator
 from cloister.plan.vm_template import Shape
@@ -41,20 +40,20 @@ def warm_machine(  # noqa: PLR0913  # what decides a machine
     )
 
 
-def shape_of(manifest: Manifest, machine: qemu.Machine, *, program: str, host: str) -> Shape:
+def shape_of(image: tuple[str, int, str], machine: qemu.Machine, *, program: str, host: str) -> Shape:
     """Return the shape of a machine.
 
     Args:
-        manifest: of its image.
+        image: its image's name, version, and manifest's digest.
         machine: as `warm_machine` returns it.
         program: the monitor's path with who it is now: its size and its times.
         host: words about the host's processor and kernel.
     """
     argv = qemu.qemu_argv(_standard(machine))
     return Shape(
-        image=manifest.name,
-        version=manifest.version,
-        manifest=manifest.digest(),
+        image=image[0],
+        version=image[1],
+        manifest=image[2],
         program=program,
         accelerator=machine.accelerator,
         host=hashlib.sha256(host.encode()).hexdigest(),

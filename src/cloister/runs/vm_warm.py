@@ -12,19 +12,17 @@ import os
 import platform
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cloister.errors import CloisterError
 from cloister.host import vm_template, vm_template_make
 from cloister.isolation import qemu, seccomp
 from cloister.isolation.namespace import SECCOMP_FD
 from cloister.isolation.template_jail import template_argv
-from cloister.plan.vm import Accelerator
+from cloister.plan.facts import HostFacts
+from cloister.plan.vm import Accelerator, VmLaunch
 from cloister.plan.vm_template import Shape, Template
 from cloister.runs.vm_shape import numbers, shape_of, warm_machine
-
-if TYPE_CHECKING:
-    from cloister.images.manifest import Manifest
 
 NICE = ("/usr/bin/nice", "-n", "19")
 _CPUINFO = "/proc/cpuinfo"
@@ -36,9 +34,10 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Wanted(NamedTuple):
     """A machine that could start from a template."""
 
-    manifest: Manifest
-    directory: str
-    """Of the image."""
+    image: str
+    version: int
+    manifest: str
+    """Digest of the image's manifest."""
     program: str
     accelerator: Accelerator
     cmdline: str
@@ -60,7 +59,14 @@ class Wanted(NamedTuple):
         """
         info = os.stat(self.program)
         program = f"{self.program} {info.st_ino} {info.st_size} {info.st_mtime_ns}"
-        return shape_of(self.manifest, self.machine(), program=program, host=host_words())
+        return shape_of((self.image, self.version, self.manifest), self.machine(), program=program, host=host_words())
+
+
+def wanted_of(vm: VmLaunch) -> Wanted:
+    """Return the machine of a plan, as it could start from a template."""
+    return Wanted(
+        vm.image, vm.version, vm.manifest, vm.program, vm.accelerator, vm.cmdline, vm.memory_mib, vm.cpus
+    )  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -76,6 +82,12 @@ class Place(NamedTuple):
     bubblewrap: str
     merged_usr: bool
     extra_system: tuple[str, ...]
+
+
+def place_of(host: HostFacts) -> Place:
+    """Return the parts of a jail on this host."""
+    extra = tuple(path for path in ("/nix/store", "/gnu/store") if os.path.isdir(path))
+    return Place(host.bwrap.path, host.root_links.get("bin") == "usr/bin", extra)
 
 
 def find(root: str, wanted: Wanted) -> Found | None:
