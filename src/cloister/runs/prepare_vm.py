@@ -7,6 +7,7 @@ import platform
 from typing import TYPE_CHECKING
 
 from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
 from cloister.policy.merge import ResolvedAgent
@@ -54,7 +55,7 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
         monitor="qemu",
         program=find_qemu(),
         accelerator=accelerator,
-        clock_khz=clock_khz() if accelerator == "tcg" else 0,
+        clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),
         secrets=found.secrets,
     )
@@ -75,13 +76,10 @@ def find_qemu() -> str:
     )  # fmt: skip
 
 
-def clock_khz() -> int:
-    """Return the frequency of the host's time stamp counter, which is that of a guest under TCG."""
+def host_clock_khz() -> int:
+    """Return the rate of the host's time stamp counter, which is that of a guest under TCG."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("bogomips"):
-                return int(float(line.partition(":")[2]) * 500)
-    return 0
+        return clock_khz(file.read())
 
 
 def refuse_visible(plan: Plan, home: str) -> None:
