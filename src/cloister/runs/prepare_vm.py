@@ -47,7 +47,8 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     Raises:
         CloisterError: one of them is not there, or not to be trusted.
     """
-    image = find(kitchen.paths, image_of(agent, resolved.preset))
+    name, images = image_of(agent, resolved.preset), resolved.policy.images
+    image = find(kitchen.paths, images, name, kitchen.owner.uid)
     accelerator: Accelerator = "tcg"
     return VmFacts(
         manifest=image.manifest,
