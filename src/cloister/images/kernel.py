@@ -1,7 +1,7 @@
 """Take the ELF image out of a compressed x86 kernel: monitors start it faster, and Firecracker takes nothing else.
 
-The setup header of a bzImage says where its payload lies (Linux, Documentation/arch/x86/boot.rst, "payload_offset"); the
-payload's magic says how it is compressed. Debian uses LZ4's legacy frames (6.1) and Zstandard (6.12). Pure and bounded.
+The setup header of a bzImage says where its payload lies (Linux, arch/x86/boot.rst, "payload_offset"); the payload's
+magic says how it is compressed. Debian uses LZ4's legacy frames (6.1) and Zstandard (6.12). Pure and bounded.
 What it is not: a judge of the kernel; the manifest's signature is.
 """
 

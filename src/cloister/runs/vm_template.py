@@ -12,10 +12,9 @@ from cloister.runs.vm_image import IMAGE, open_verified
 from cloister.runs.vm_shape import numbers
 
 if TYPE_CHECKING:
-    from cloister.plan.facts import HostFacts
     from cloister.plan.vm import VmLaunch
-    from cloister.policy.model import MicroVm
     from cloister.runs.paths import Paths
+    from cloister.runs.prepare import Prepared
 
 HOLDER = Holder()
 """Of this process: templates are hashed once."""
@@ -24,9 +23,12 @@ HOLDER = Holder()
 class TemplateOf:
     """The template of one run's machine. Whoever made it calls `release` in the end."""
 
-    def __init__(self, paths: Paths, vm: VmLaunch, wishes: MicroVm, host: HostFacts) -> None:
+    def __init__(self, paths: Paths, prepared: Prepared) -> None:
         """Open nothing."""
-        self._paths, self._vm, self._host = paths, vm, host
+        vm, wishes = prepared.plan.launch.vm, prepared.agent.microvm
+        assert vm is not None  # noqa: S101  # only such runs come here
+        self._vm: VmLaunch = vm
+        self._paths, self._host, self._images = paths, prepared.host, prepared.policy.images
         self._wanted = wishes.warm and vm.monitor == "qemu" and vm.network == "none"
         self._held: Held | None = None
         self._peer = -1
@@ -75,7 +77,7 @@ class TemplateOf:
         vm_warm.make(root, wanted, vm_warm.place_of(self._host), self._opened, quietly=True)
 
     def _opened(self) -> dict[str, int]:
-        return dict(zip(IMAGE, open_verified(self._paths, self._vm), strict=True))
+        return dict(zip(IMAGE, open_verified(self._paths, self._images, self._vm, os.getuid()), strict=True))
 
 
 def _say(line: str) -> None:
