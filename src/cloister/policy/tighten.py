@@ -271,7 +271,9 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "memory": _lower(parse_size),
         "cpus": _lower_number,
         "disk": _lower(parse_size),
+        "ports": _fewer,
         "monitor": _fixed,
+        "network": _stricter("bridge", "none"),
     },
 }
 """What each key of an agent may become. `tests/unit/policy/test_tighten.py` fails when one is missing."""
