@@ -50,7 +50,7 @@ class GuestImage(NamedTuple):
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> GuestImage:
-    """The small guest: coreutils, bash, git, procps, Python. Built once per content; its PID 1 is the one under test."""
+    """The small guest: coreutils, bash, git, procps, Python. Built once per content; PID 1 is the one under test."""
     if not IMAGE:
         pytest.skip("CLOISTER_TEST_GUEST is not set: CLOISTER_TEST_GUEST=$(tools/guest-image)")
     home = tmp_path_factory.mktemp("guest")

@@ -1,9 +1,9 @@
 """Open a guest image for a virtual machine: what was verified is what the monitor gets, by descriptor.
 
-Kernel and initramfs are copied into sealed memory (memfd_create(2), F_SEAL_WRITE) and hashed there: nobody, not
-even whoever owns the files, can change them between the check and the boot. The root is too large for that; the guest's
-kernel checks each of its blocks against the signed tree, so its descriptor may show anything at all. Copies are kept for
-the next run, as long as the files they came from look untouched.
+Kernel and initramfs are copied into sealed memory (memfd_create(2)) and hashed there: nobody, not even
+whoever owns the files, can change them between the check and the boot. The root is too large for that; the guest's
+kernel checks each of its blocks against the signed tree, so its descriptor may show anything at all. Copies are kept
+for the next run, as long as the files they came from look untouched.
 """
 
 from __future__ import annotations
