@@ -15,7 +15,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest
-from cloister.isolation import inner, monitor_jail, qemu, seccomp
+from cloister.isolation import firecracker, inner, monitor_jail, qemu, seccomp
 from cloister.isolation.namespace import SHIM
 from cloister.plan.settings import form_of
 from cloister.plan.steps import (
@@ -207,6 +207,7 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         homed=tuple(files.homed),
         seeds=tuple(preset.seed.items()),
         ports=agent.microvm.ports,
+        cmdline=_cmdline(machine) if machine.monitor == "firecracker" else "",
     )
 
 
@@ -286,13 +287,21 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         kvm=machine.accelerator == "kvm",
         sockets=sockets_of(facts),
         published=tuple((behind + index, port) for index, port in enumerate(agent.microvm.ports)),
-        monitor=_monitor(machine, vm),
+        vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
+        firecracker=machine.program if vm.monitor == "firecracker" else "",
+        monitor=_monitor(machine, vm, facts.run),
     )
 
 
-def _monitor(machine: VmFacts, vm: VmLaunch) -> tuple[str, ...]:
+def _cmdline(machine: VmFacts) -> str:
     root = machine.manifest.root
     table = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
+    return qemu.command_line(machine.manifest.cmdline, verity=table, clock_khz=machine.clock_khz)
+
+
+def _monitor(machine: VmFacts, vm: VmLaunch, run: str) -> tuple[str, ...]:
+    if vm.monitor == "firecracker":
+        return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
     return qemu.qemu_argv(
         qemu.Machine(
             program=machine.program,
@@ -300,7 +309,7 @@ def _monitor(machine: VmFacts, vm: VmLaunch) -> tuple[str, ...]:
             memory_mib=vm.memory_mib,
             cpus=vm.cpus,
             files={file.role: FIRST_FILE + index for index, file in enumerate(vm.files)},
-            cmdline=qemu.command_line(machine.manifest.cmdline, verity=table, clock_khz=machine.clock_khz),
+            cmdline=_cmdline(machine),
             qmp=f"{monitor_jail.VM}/qmp.sock",
         )
     )
