@@ -24,7 +24,9 @@ MEMORY_BYTES = 4 << 30
 _LAST_BYTES = 4096
 _FIXED = 3
 """e2fsck(8): 1 and 2 say that errors were corrected; from 4 on something is left, or it did not run."""
-_FEATURES = "has_journal,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize"
+_FEATURES = (
+    "has_journal,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize"
+)
 _GROWING = f"{_FEATURES},64bit,metadata_csum,resize_inode"
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "MKE2FS_CONFIG": "/nowhere"}
 
@@ -90,7 +92,7 @@ def make(tools: Tools, path: str, *, inodes: int, owner: tuple[int, int], growin
 
 
 def drop_lost_and_found(tools: Tools, path: str) -> None:
-    """Remove the directory that mke2fs makes in every root: a workspace shows what is the user's only.
+    """Remove the empty directory that mke2fs and e2fsck make in every root.
 
     Raises:
         DiskToolError: it stays.
@@ -125,8 +127,9 @@ def grow(tools: Tools, path: str) -> None:
 def run(tools: Tools, path: str, words: Sequence[str]) -> tuple[int, str]:
     """Run a program in the jail of the image `path`; return its exit code (negative: killed) and its last words."""
     limits = [tools.prlimit, f"--as={MEMORY_BYTES}", "--core=0", "--nofile=64", "--nproc=64", "--"]
-    with subprocess.Popen(
-        [*_jail(tools, path), *limits, *words], env=_ENVIRONMENT, cwd="/", close_fds=True,
+    with open("/dev/null", "rb") as nothing, subprocess.Popen(
+        [*_jail(tools, path, nothing.fileno()), *limits, *words],
+        env=_ENVIRONMENT, cwd="/", pass_fds=(nothing.fileno(),),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         try:
@@ -139,7 +142,7 @@ def run(tools: Tools, path: str, words: Sequence[str]) -> tuple[int, str]:
                 process.kill()
 
 
-def _jail(tools: Tools, path: str) -> list[str]:
+def _jail(tools: Tools, path: str, nothing: int) -> list[str]:
     argv = [tools.bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for name in ("usr", "bin", "sbin", "lib", "lib64", "lib32", "nix/store"):
         if os.path.islink(f"/{name}"):
@@ -148,6 +151,7 @@ def _jail(tools: Tools, path: str) -> list[str]:
             argv += ["--ro-bind", f"/{name}", f"/{name}"]
     if os.path.isfile("/etc/ld.so.cache"):
         argv += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    argv += ["--file", str(nothing), "/etc/mtab"]  # resize2fs asks what is mounted; in here nothing is
     return [*argv, "--bind", path, DISK, "--chdir", "/", "--"]
 
 

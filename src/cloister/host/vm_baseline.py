@@ -1,7 +1,7 @@
 """What a workspace's disk held when a guest got it: one record per name, kept beside the image until it is handed back.
 
-It is written by what filled the image, from what was written there, so a directory that changes while it is copied makes
-no false difference. The file is the user's own, in the run's records; a guest never sees it.
+It is written by what filled the image, from what was written there, so a directory that changes while it is copied
+makes no false difference. The file is the user's own, in the run's records; a guest never sees it.
 """
 
 from __future__ import annotations

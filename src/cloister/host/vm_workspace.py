@@ -1,8 +1,9 @@
 """The workspace's disk of a microVM: a fresh ext4 image with what the agent may see of the host's directory.
 
-Read with the user's own rights from descriptors, no link is followed. What the layout hides is never opened, so its bytes
-are on no disk of a guest; what cannot be read, and what is neither file, directory nor link, is left out. Names that are
-protected while absent are put there, so that the guest can keep them read-only. Handing back is for `vm_hand_back`.
+Read with the user's own rights from descriptors, no link is followed. What the layout hides is never opened, so its
+bytes are on no disk of a guest; what cannot be read, and what is neither file, directory nor link, is left out. Names
+that are protected while absent are put there, so that the guest can keep them read-only. Handing back is for
+`vm_hand_back`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Virtual(NamedTuple):
     """It stands for something hidden; else only for what is absent."""
 
 
-def make_workspace_disk(
+def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
     tools: Tools, layout: WorkspaceLayout, target: str, *, room_bytes: int, uid: int, gid: int
 ) -> WorkspaceDisk:
     """Make the file `target`, an image with the workspace, and its baseline beside it; both appear only when whole.
@@ -96,6 +97,7 @@ def make_workspace_disk(
         os.close(root)
     if copier.largest > INDEXED_BLOCKS:
         e2fs.repair(tools, partial, index=True)
+        e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
     vm_baseline.save(target, Baseline(layout.root, copier.baseline, frozenset(copier.kept)))
     os.rename(partial, target)
     fields = tuple(_fields(layout))
@@ -120,7 +122,7 @@ def _make_file(tools: Tools, path: str, size: int, entries: int, owner: tuple[in
     finally:
         os.close(opened)
     e2fs.make(tools, path, inodes=max(entries + _SPARE_INODES, size >> 14), owner=owner, growing=False)
-    e2fs.drop_lost_and_found(tools, path)
+    e2fs.drop_lost_and_found(tools, path)  # a workspace shows what is the user's only
 
 
 def _measure(root: int, shown: str) -> tuple[int, int]:
@@ -182,7 +184,7 @@ class _Copier:
     def notices(self) -> Iterator[str]:
         """Yield what was left out."""
         if self._unreadable:
-            yield f"{self._unreadable} files of the workspace cannot be read by you: the virtual machine does not have them"
+            yield f"{self._unreadable} files of the workspace are not yours to read: the virtual machine lacks them"
         if self._special:
             yield f"{self._special} sockets, FIFOs or devices of the workspace are not in the virtual machine"
         if self._outside:

@@ -273,6 +273,7 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "disk": _lower(parse_size),
         "ports": _fewer,
         "monitor": _fixed,
+        "network": _stricter("bridge", "none"),
     },
 }
 """What each key of an agent may become. `tests/unit/policy/test_tighten.py` fails when one is missing."""

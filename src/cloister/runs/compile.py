@@ -166,7 +166,7 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         environment=literal,
         inherit=inherit,
         pty=facts.pty,
-        seccomp=seccomp_profile(agent),
+        seccomp=seccomp_profile(agent, listeners=bool(facts.notify)),
         overlays=overlays,
         ruleset=facts.internet.ruleset if facts.internet else "",
         nft=facts.internet.nft if facts.internet else "",
@@ -215,6 +215,7 @@ def _box(
         rlimits=limited.rlimits,
         network="shared" if facts.internet else "empty",
         models=bool(facts.protocols),
+        notify=facts.notify,
         probe_connect=facts.internet.probes if facts.internet else (inner.PROBE_ADDRESS,),
     )
     return box, holds

@@ -42,6 +42,7 @@ from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.model_files import model_files
 from cloister.runs.model_plan import planned_models
+from cloister.runs.notices import demand
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
@@ -175,6 +176,7 @@ class Kitchen:
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         facts = with_model_words(facts, agent, resolved)
+        facts = msgspec.structs.replace(facts, notify=demand(resolved.policy.audit, guest=guest))
         if guest:
             from cloister.runs.prepare_vm import compile_plan
 

@@ -226,7 +226,11 @@ class Supervisor(Supervision):
         if profile not in self._filters:
             words = profile.split(",")
             self._filters[profile] = seccomp.assemble(
-                platform.machine(), nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+                platform.machine(),
+                nested="nested" in words,
+                ptrace="ptrace" in words,
+                netlink="netlink" in words,
+                listeners="listeners" in words,
             )
         return self._filters[profile]
 

@@ -27,6 +27,8 @@ _OBEYED_AUDIT = (
     "rules",
     "detections",
     "syscalls",
+    "fallback",
+    "hashes",
 )
 """Keys of `[audit]` that have an effect."""
 

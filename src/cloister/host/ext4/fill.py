@@ -1,9 +1,10 @@
-"""Files, directories and links put into a fresh ext4 image, as mke2fs has just made it: from nobody's mount, in one pass.
+"""Files, directories and links put into a fresh ext4 image, as mke2fs has just made it: no mount, one pass.
 
-mke2fs can fill an image itself (-d), but it reads names in every directory again for each new one (a directory of 20,000
-names takes 15 s), stops at a file that cannot be read or goes away, follows a link that is swapped in, and would have
-to be shown a tree without what is hidden. Here whoever calls opens and reads, and says what goes in. The image must be without
-checksums of metadata (`e2fs.make`, not growing); what is written is what e2fsck and the kernel take without a word.
+mke2fs can fill an image itself (-d), but it reads names in every directory again for each new one (a directory of
+20,000 names takes 15 s), stops at a file that cannot be read or goes away, follows a link that is swapped in, and
+would have to be shown a tree without what is hidden. Here whoever calls opens and reads, and says what goes in. The
+image must be without checksums of metadata (`e2fs.make`, not growing); what is written is what e2fsck and the kernel
+take without a word.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Filler:
             self._root_blocks = [span.physical + at for span in spans(image, root) for at in range(span.blocks)]
             self.leftover = [name for name, _ in tree.names(image, root)]
         self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._super: Superblock = parse_superblock(self._read(SUPERBLOCK_AT, SUPERBLOCK_BYTES), os.fstat(self._fd).st_size)
+        self._super: Superblock = parse_superblock(
+            self._read(SUPERBLOCK_AT, SUPERBLOCK_BYTES), os.fstat(self._fd).st_size
+        )
         self._descriptors = bytearray(self._read(BLOCK, self._super.groups * 32))
         self._blocks = [bytearray(self._read(self._bitmap(group, 0) * BLOCK, BLOCK)) for group in self._all_groups()]
         self._inodes = [bytearray(self._read(self._bitmap(group, 4) * BLOCK, BLOCK)) for group in self._all_groups()]
@@ -263,7 +266,10 @@ class Filler:
 
     def _map(self, found: list[Span]) -> tuple[bytes, int]:
         """Return the root of an extent tree, and how many blocks the rest of it takes."""
-        entries = [struct.pack("<IHHI", span.logical, span.blocks, span.physical >> 32, span.physical & 0xFFFFFFFF) for span in found]
+        entries = [
+            struct.pack("<IHHI", span.logical, span.blocks, span.physical >> 32, span.physical & 0xFFFFFFFF)
+            for span in found
+        ]
         depth = extra = 0
         while len(entries) > _ROOM:
             above = []
@@ -282,7 +288,9 @@ class Filler:
         group, index = divmod(number - 1, self._super.inodes_per_group)
         return self._bitmap(group, 8) * BLOCK + index * INODE
 
-    def _write_inode(self, number: int, how: Attributes, size: int, block: bytes, blocks: int, flags: int) -> None:
+    def _write_inode(  # noqa: PLR0913  # what an inode holds
+        self, number: int, how: Attributes, size: int, block: bytes, blocks: int, flags: int
+    ) -> None:
         (mtime, mtime_extra), (ctime, ctime_extra) = _time(how.mtime_ns), _time(how.ctime_ns)
         now, now_extra = _time(self.now_ns)
         sectors = blocks * (BLOCK // 512)
@@ -315,7 +323,9 @@ def _directory_blocks(number: int, parent: int, names: Iterable[Name]) -> Iterat
 
 def _dirent(what: tuple[bytes, int], length: int) -> bytes:
     name, packed = what
-    return struct.pack("<IHBB", packed & 0xFFFFFFFF, length, len(name), packed >> 32).ljust(8, b"\0") + name.ljust(length - 8, b"\0")
+    return struct.pack("<IHBB", packed & 0xFFFFFFFF, length, len(name), packed >> 32).ljust(8, b"\0") + name.ljust(
+        length - 8, b"\0"
+    )
 
 
 def _time(nanoseconds: int) -> tuple[int, int]:

@@ -197,6 +197,6 @@ def parse_inode(number: int, data: bytes) -> Inode:
 
 
 def _nanoseconds(seconds: int, extra: int) -> int:
-    """Join a 32-bit time with its two more bits and its nanoseconds (Documentation/filesystems/ext4, "Inode Timestamps")."""
+    """Join a 32-bit time with its two more bits and its nanoseconds (ext4 documentation, "Inode Timestamps")."""
     signed = seconds - (1 << 32) if seconds & 0x80000000 else seconds
     return (signed + ((extra & 3) << 32)) * NANOSECONDS + min(extra >> 2, NANOSECONDS - 1)

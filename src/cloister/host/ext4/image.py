@@ -1,7 +1,8 @@
 """One ext4 image, open for reading: its blocks, its group descriptors, its inodes.
 
-Everything is bounded by the image's own size: blocks of metadata that are read, blocks that files claim to have. A sound
-image stays below these bounds by nature; one whose structures overlap or go in circles meets them and is refused.
+Everything is bounded by the image's own size: blocks of metadata that are read, blocks that files claim to have. A
+sound image stays below these bounds by nature; one whose structures overlap or go in circles meets them and is
+refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where the bytes of a file lie in an image: extent trees, and the block maps of older files.
 
-Hostile maps are bounded three ways: a node's children must lie one level lower, logical blocks must rise, and both nodes
-and claimed blocks are counted by the `Image`. Holes, and extents that were never written, are left out: they read as zero.
+Hostile maps are bounded three ways: a node's children must lie one level lower, logical blocks must rise, and both
+nodes and claimed blocks are counted by the `Image`. Holes, and extents that were never written, are left out: they
+read as zero.
 """
 
 from __future__ import annotations
