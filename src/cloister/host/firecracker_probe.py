@@ -1,6 +1,7 @@
 """Whether Firecracker really boots a guest here: asked by booting one, since a /dev/kvm that opens proves nothing.
 
-The guest is an image's own kernel and first process without any disk: it greets on the console and powers off. There is no API and no channel, and nothing of the answer is believed but that it came.
+The guest is an image's own kernel and first process without any disk: it greets on the console and powers off. There is
+no API and no channel, and nothing of the answer is believed but that it came.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of the guest's 127.0.0.1, reachable on the same port of ours; their listeners come behind the files."""
     network: Literal["none", "bridge"] = "none"
     cmdline: str = ""
-    """The kernel's command line, for a monitor that is told it after its start: Firecracker. QEMU has it in its argv."""
+    """The kernel's command line, for a monitor that is told it after its start: Firecracker. QEMU's argv has it."""
     template: str = ""
     """The snapshot that it starts from, warm; empty for a cold boot."""
 

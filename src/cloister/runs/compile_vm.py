@@ -301,6 +301,7 @@ def _cmdline(machine: VmFacts) -> str:
 
 def _monitor(machine: VmFacts, vm: VmLaunch, run: str) -> tuple[str, ...]:
     if vm.monitor == "firecracker":
+        firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
         return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
     return qemu.qemu_argv(
         qemu.Machine(
