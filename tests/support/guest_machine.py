@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from cloister.isolation.qemu import Machine, clock_khz, command_line, qemu_argv
 from cloister.plan.vm import CHANNEL_FD, CONSOLE_FD, FIRST_FILE
@@ -76,7 +76,7 @@ class GuestMachine:
             theirs.close()
             os.close(console)
 
-    def __enter__(self) -> GuestMachine:
+    def __enter__(self) -> Self:
         """Give itself."""
         return self
 
@@ -134,7 +134,7 @@ def _spawn(argv: tuple[str, ...], placed: dict[int, int], console: int) -> subpr
     high = {number: _move_up(descriptor) for number, descriptor in inherited.items()}
     words = " ".join(f"{number}<&{descriptor} {descriptor}<&-" for number, descriptor in high.items())
     try:
-        return subprocess.Popen(  # noqa: S603  (argv is the product's)
+        return subprocess.Popen(
             ["/bin/bash", "-c", f'exec {words}; exec "$@"', "bash", *argv],
             stdin=subprocess.DEVNULL, stdout=console, stderr=console, pass_fds=tuple(high.values()),
         )  # fmt: skip
@@ -144,7 +144,7 @@ def _spawn(argv: tuple[str, ...], placed: dict[int, int], console: int) -> subpr
 
 
 def _move_up(descriptor: int) -> int:
-    import fcntl  # noqa: PLC0415
+    import fcntl
 
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 100)

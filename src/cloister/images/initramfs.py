@@ -1,4 +1,4 @@
-"""Write an initramfs: a cpio archive in the "newc" format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+"""Write an initramfs: a cpio archive in the "newc" format (Linux, early-userspace/buffer-format.rst).
 
 The same entries give the same bytes: no time, owner or inode of the machine that builds gets in. Pure. What it is not:
 the choice of what goes in; `guest_entries` puts together what a guest of ours needs and nothing else does.
