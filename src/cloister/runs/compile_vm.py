@@ -180,7 +180,7 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         environment=literal,
         inherit=inherit,
         pty=facts.pty,
-        seccomp=seccomp_profile(agent),
+        seccomp=seccomp_profile(agent, listeners=bool(facts.notify)),
         vm=vm,
     )
 
@@ -265,6 +265,7 @@ def _inner(agent: Agent, preset: Preset, facts: Facts) -> inner.Inner:
         models=bool(facts.protocols),
         nested=is_nested(agent),
         landlock=agent.hardening.landlock,
+        notify=facts.notify,
         landlock_rw=tuple(dict.fromkeys([facts.layout.root, facts.home, *_GUEST_RW])),
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=tuple((name, value) for name, value in rlimits.items() if value is not None),
@@ -333,7 +334,11 @@ def _preparations(  # noqa: PLR0913  # one place, seven parts of one thing
         yield identity
     words = launch.seccomp.split(",")
     filtered = seccomp.assemble(
-        machine.machine, nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+        machine.machine,
+        nested="nested" in words,
+        ptrace="ptrace" in words,
+        netlink="netlink" in words,
+        listeners="listeners" in words,
     )
     yield WriteBytes(path=f"{box}/{FILTER}", data=filtered)
     yield from box_steps(facts, files, launch)

@@ -7,6 +7,7 @@ import platform
 from typing import TYPE_CHECKING
 
 from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
 from cloister.policy.merge import ResolvedAgent
@@ -47,7 +48,8 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     Raises:
         CloisterError: one of them is not there, or not to be trusted.
     """
-    image = find(kitchen.paths, image_of(agent, resolved.preset))
+    name, images = image_of(agent, resolved.preset), resolved.policy.images
+    image = find(kitchen.paths, images, name, kitchen.owner.uid)
     accelerator: Accelerator = "tcg"
     choice = vm_monitor.choose(
         vm_monitor.Wanted(agent.microvm.monitor, agent.microvm.network),
@@ -63,7 +65,7 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
         monitor=choice.monitor,
         program=choice.program or find_qemu(),
         accelerator=accelerator,
-        clock_khz=clock_khz() if accelerator == "tcg" else 0,
+        clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),
         secrets=found.secrets,
     )
@@ -84,13 +86,10 @@ def find_qemu() -> str:
     )  # fmt: skip
 
 
-def clock_khz() -> int:
-    """Return the frequency of the host's time stamp counter, which is that of a guest under TCG."""
+def host_clock_khz() -> int:
+    """Return the rate of the host's time stamp counter, which is that of a guest under TCG."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("bogomips"):
-                return int(float(line.partition(":")[2]) * 500)
-    return 0
+        return clock_khz(file.read())
 
 
 def refuse_visible(plan: Plan, home: str) -> None:

@@ -8,11 +8,11 @@ import shutil
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError
-from cloister.host.vm_disks import HeldDisk, find_tools, hold_var_disk
+from cloister.host.e2fs import find_tools
+from cloister.host.vm_disks import HeldDisk, hold_var_disk
 from cloister.host.vm_hand_back import drop, hand_back
 from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.vm import DIRECTORY, VmFile, VmLaunch
-from cloister.runs.vm_apply import apply_untouched
 
 if TYPE_CHECKING:
     from cloister.plan.steps import Plan
@@ -71,8 +71,6 @@ class GuestDisks:
         drop(image)
         if not done.changes:
             return (*self.notices, *done.notices)
-        if self._mode == "direct":
-            return (*self.notices, *done.notices, *apply_untouched(self._paths, run))
         return (*self.notices, *done.notices)
 
     def release(self) -> None:

@@ -46,6 +46,7 @@ class Guest:
         assert plan.launch.vm is not None  # noqa: S101  # only such runs come here
         self.vm: VmLaunch = plan.launch.vm
         self._loop, self._paths, self._plan = loop, paths, plan
+        self._images = prepared.policy.images
         self._disks = GuestDisks(paths, plan, prepared.layout, prepared.agent.workspace.mode)
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
@@ -61,7 +62,9 @@ class Guest:
             CloisterError: the image is not what was signed, or a port is taken.
         """
         try:
-            self._descriptors += await self._loop.run_in_executor(None, open_verified, self._paths, self.vm)
+            self._descriptors += await self._loop.run_in_executor(
+                None, open_verified, self._paths, self._images, self.vm, os.getuid()
+            )
             for port in self.vm.ports:
                 self._listeners.append(_listen(port))
         except BaseException:
