@@ -38,7 +38,7 @@ _MOST_WORDS, _MOST_LOGGED = 32, 10_000
 
 
 class Guest:
-    """One run's virtual machine. Whoever made it calls `finish` or `close` in the end, whatever happened."""
+    """One run's virtual machine. Whoever made it calls `drop`, or `ended` and `finish`, in the end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, prepared: Prepared) -> None:
         """Know what is to be done; open nothing."""
@@ -163,9 +163,9 @@ class Guest:
         kept = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/{CONSOLE}"
         vm_console.keep(self.vm.directory, kept)
 
-    async def finish(self) -> tuple[str, ...]:
+    async def finish(self, started: float) -> tuple[str, ...]:
         """Hand back what the guest has changed; return words for the receipt."""
-        return await self._loop.run_in_executor(None, self._disks.hand_back)
+        return await self._loop.run_in_executor(None, self._disks.hand_back, started)
 
     def close_descriptors(self) -> None:
         """Close our copies of what the jail has."""
