@@ -15,7 +15,7 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest
-from cloister.isolation import inner, monitor_jail, qemu, seccomp
+from cloister.isolation import firecracker, inner, monitor_jail, qemu, seccomp
 from cloister.isolation.namespace import SHIM
 from cloister.plan.settings import form_of
 from cloister.plan.steps import (
@@ -312,11 +312,16 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         kvm=machine.accelerator == "kvm",
         sockets=sockets_of(facts),
         published=tuple((behind + index, port) for index, port in enumerate(agent.microvm.ports)),
-        monitor=_monitor(machine, vm),
+        vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
+        firecracker=machine.program if vm.monitor == "firecracker" else "",
+        monitor=_monitor(machine, vm, facts.run),
     )
 
 
-def _monitor(machine: VmFacts, vm: VmLaunch) -> tuple[str, ...]:
+def _monitor(machine: VmFacts, vm: VmLaunch, run: str) -> tuple[str, ...]:
+    if vm.monitor == "firecracker":
+        firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
+        return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
     named: dict[str, int] = {file.role: FIRST_FILE + index for index, file in enumerate(vm.files)}
     qmp = f"{monitor_jail.VM}/qmp.sock"
     if vm.template:

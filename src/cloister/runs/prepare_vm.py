@@ -14,7 +14,7 @@ from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
-from cloister.runs import vm_warm
+from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
@@ -38,14 +38,14 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     Raises:
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
-    machine = machine_facts(kitchen, agent, resolved, found)
+    machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
     machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
     return plan
 
 
-def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles) -> VmFacts:
+def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str) -> VmFacts:
     """Look for the image, a monitor and an accelerator.
 
     Raises:
@@ -54,11 +54,19 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
     accelerator: Accelerator = "tcg"
+    choice = vm_monitor.choose(
+        vm_monitor.Wanted(agent.microvm.monitor, agent.microvm.network),
+        kvm=False,
+        program=vm_monitor.find(os.environ.get("PATH", ""), owner=os.geteuid(), forbidden=(workspace,)),
+        attempt=lambda program: vm_monitor.attempt(program, image.directory, kitchen.paths.runtime),
+    )
+    if choice.monitor == "firecracker":
+        accelerator = "kvm"  # it has no other
     return VmFacts(
         manifest=image.manifest,
         directory=image.directory,
-        monitor="qemu",
-        program=find_qemu(),
+        monitor=choice.monitor,
+        program=choice.program or find_qemu(),
         accelerator=accelerator,
         clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),

@@ -113,8 +113,20 @@ class Guest:
         except StepError as error:
             words = [part for part in (error.message, error.where) if part]
             run.live.refuse(error.reference, "the limits could not be put in force", words)
+            return
         finally:
             os.close(files.memory)
+        if self.vm.monitor == "firecracker":
+            await self._start_firecracker(run)
+
+    async def _start_firecracker(self, run: ActiveRun) -> None:
+        """Tell Firecracker its machine: the keeper has started it, and waits for the guest."""
+        from cloister.runs.vm_firecracker import driver_of
+
+        try:
+            await driver_of(self.vm).configure()
+        except CloisterError as error:
+            run.live.refuse(error.reference, "the virtual machine could not be started", [error.message])
 
     async def _confine(self, run: ActiveRun) -> None:
         """Move the jail's first process into the run's cgroup while the monitor is not there yet.
