@@ -91,15 +91,17 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
         copier = _Copier(partial, layout, (uid, gid))
         with contextlib.closing(copier.disk):
             copier.fill(root)
+        if copier.largest > INDEXED_BLOCKS:
+            e2fs.repair(tools, partial, index=True)
+            e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
+        vm_baseline.save(target, _baseline(layout, copier))
+        os.rename(partial, target)
     except OSError as error:
         raise _unreadable(layout.root, error) from error
     finally:
         os.close(root)
-    if copier.largest > INDEXED_BLOCKS:
-        e2fs.repair(tools, partial, index=True)
-        e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
-    vm_baseline.save(target, _baseline(layout, copier))
-    os.rename(partial, target)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
     fields = tuple(f"{kind}={name}" for kind, name in _held(layout))
     return WorkspaceDisk(target, size, len(copier.baseline), fields, tuple(copier.notices()))
 
