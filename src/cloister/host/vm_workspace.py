@@ -196,7 +196,7 @@ class _Copier:
         if self._unreadable:
             yield f"{self._unreadable} files of the workspace are not yours to read: the virtual machine lacks them"
         if self._special:
-            yield f"{self._special} sockets, FIFOs, devices or huge files of the workspace are not in the virtual machine"
+            yield f"{self._special} sockets, FIFOs, devices or huge files are not in the virtual machine"
         if self._outside:
             yield f"not in the virtual machine, since outside of the workspace: {', '.join(sorted(set(self._outside)))}"
 
