@@ -44,6 +44,7 @@ done
 # In the tree, as its root, without a network. Its own node runs its own npm.
 _NPM_SCRIPTS = f"""
 set -eu
+export PATH=/usr/local/bin:$PATH
 cd /{AGENTS}
 npm=/usr/local/lib/node_modules/npm/bin/npm-cli.js
 node $npm rebuild --offline --foreground-scripts --no-update-notifier --cache /tmp/npm
