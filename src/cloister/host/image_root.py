@@ -22,6 +22,8 @@ from cloister.images.recipe import DEBIAN_KERNEL, Recipe
 from cloister.images.verity import BLOCK, build, superblock
 
 _LEAN = tuple(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info", "lintian"))
+_FOR_NODE = ("libatomic1", "libstdc++6")
+"""What the node of PyPI's wheel is linked with."""
 _ARCHIVES = (("http://deb.debian.org/debian", ""), ("http://deb.debian.org/debian-security", "-security"))
 
 # Runs in the jail, with the tree as its argument, while apt still knows where the packages came from.
@@ -102,8 +104,9 @@ def make_tree(recipe: Recipe, work: str, come_from: Sources, say: Say) -> None:
         '--aptopt=APT::Sandbox::User "root"', '--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Retries "3"',
         *_LEAN, f"--customize-hook={work}/customize",
     ]  # fmt: skip
-    if recipe.packages:
-        argv.append(f"--include={','.join(recipe.packages)}")
+    packages = [*recipe.packages, *(_FOR_NODE if recipe.node else ())]
+    if packages:
+        argv.append(f"--include={','.join(packages)}")
     argv += [recipe.suite, f"{work}/tree", *come_from.lines]
     environment = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "KERNEL": "" if recipe.kernel else DEBIAN_KERNEL}
     run(argv, work, network=True, environment=environment, say=say, read=_keys())

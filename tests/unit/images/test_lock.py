@@ -67,7 +67,8 @@ def test_the_list_of_contents_names_every_package() -> None:
     """SPDX 2.3 with unique identifiers, package URLs and checksums, the same for the same lock."""
     manifest = Manifest(
         name="mine", version=2, arch="x86_64", created=1735689600, kernel=Part(sha256="0" * 64, size=1),
-        kernel_release="6", initramfs=Part(sha256="0" * 64, size=1), cmdline="", protocol=1, recipe="0" * 64, packages=LOCK.digest(),
+        kernel_release="6", initramfs=Part(sha256="0" * 64, size=1), cmdline="", protocol=1, recipe="0" * 64,
+        packages=LOCK.digest(),
         root=Verity(data_blocks=2, hash_start=3, root_hash="0" * 64, salt="0" * 64, size=1),
     )  # fmt: skip
     document = json.loads(spdx(LOCK, manifest))

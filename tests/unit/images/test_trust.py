@@ -30,7 +30,8 @@ def test_a_line_of_a_trust_store_is_read_as_it_was_written() -> None:
     "line",
     [
         KEY, f"cloister-image-key-v2 {KEY}", f"cloister-image-key-v1 {KEY[:-1]}",
-        f"cloister-image-key-v1 {KEY.upper()}", "ssh-ed25519 AAAA", f"cloister-image-key-v1 {KEY}\0", "-----BEGIN PUBLIC KEY-----",
+        f"cloister-image-key-v1 {KEY.upper()}", "ssh-ed25519 AAAA", f"cloister-image-key-v1 {KEY}\0",
+        "-----BEGIN PUBLIC KEY-----",
     ],
 )  # fmt: skip
 def test_a_line_that_is_not_understood_refuses_the_whole_store(line: str) -> None:
