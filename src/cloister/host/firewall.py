@@ -24,7 +24,6 @@ from cloister.plan.unit import FIRST_UID, UID_COUNT
 
 TIMEOUT_S = 20.0
 """Of one call of nft; a thousand agents take less than one."""
-_LIST = ("-j", "list", "table", "inet", TABLE)
 _DELETE = f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n"
 _COUNTS = frozenset({"handle", "packets", "bytes", "used"})
 _MAX_BYTES = 64 << 20
@@ -82,7 +81,7 @@ def remove(places: Places = Places()) -> None:  # noqa: B008  # immutable
         OSError: the file cannot be removed.
     """
     with _turn(places):
-        _run(_DELETE.encode())
+        run_nft(_DELETE.encode())
         for path in (places.file, places.expected):
             if os.path.lexists(path):
                 os.unlink(path)
@@ -140,8 +139,19 @@ def listing() -> bytes:
         StepError: there is none.
         UnsupportedError: there is no nft that can be trusted.
     """
+    return list_table("inet", TABLE)
+
+
+def list_table(family: str, name: str) -> bytes:
+    """Return a table of the kernel's as JSON.
+
+    Raises:
+        StepError: there is none.
+        UnsupportedError: there is no nft that can be trusted.
+    """
     # PRIVILEGE: root's, to read the host's packet filter (CAP_NET_ADMIN).
-    return _output([_program("nft"), *_LIST], b"", "firewall-gone", "the packet filter is not loaded")
+    words = [_program("nft"), "-j", "list", "table", family, name]
+    return _output(words, b"", "firewall-gone", "the packet filter is not loaded")
 
 
 def digest(listed: bytes) -> str:
@@ -180,7 +190,7 @@ def _text(places: Places) -> bytes:
 
 
 def _load(text: bytes, wanted: str, places: Places) -> None:
-    _run(text)
+    run_nft(text)
     if digest(listing()) != wanted:
         raise StepError(
             "firewall-not-loaded", "the kernel has another packet filter than the one just loaded",
@@ -201,11 +211,11 @@ def _expected(text: bytes, places: Places) -> str:
 def _noted(text: bytes, places: Places) -> str | None:
     """Return what was noted for this text and this nft."""
     noted = (private_files.read(places.expected) or b"").decode("ascii", "replace").split()
-    return noted[-1] if noted[:-1] == [_key(text)] else None
+    return noted[-1] if noted[:-1] == [key(text)] else None
 
 
 def _note(text: bytes, wanted: str, places: Places) -> None:
-    private_files.replace(places.expected, f"{_key(text)} {wanted}\n".encode())
+    private_files.replace(places.expected, f"{key(text)} {wanted}\n".encode())
 
 
 @contextlib.contextmanager
@@ -220,7 +230,7 @@ def _turn(places: Places) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _key(text: bytes) -> str:
+def key(text: bytes) -> str:
     """Return what a note holds for: the text, and the program that lists it, since versions list differently."""
     info = os.stat(_program("nft"))
     return hashlib.sha256(text + f"{info.st_dev} {info.st_ino} {info.st_mtime_ns}".encode()).hexdigest()
@@ -228,13 +238,29 @@ def _key(text: bytes) -> str:
 
 def _apart(text: bytes) -> str:
     """Load a text into a network namespace of its own, which ends with this call, and return the listing's digest."""
+    return digest(listed_apart(text, [["list", "table", "inet", TABLE]])[0])
+
+
+def listed_apart(text: bytes, listings: list[list[str]]) -> list[bytes]:
+    """Load a text into a network namespace of its own, which ends with this call, and return what is listed there.
+
+    Raises:
+        StepError: nft refuses the text.
+        UnsupportedError: there is no nft that can be trusted.
+    """
     # PRIVILEGE: root's, to make a network namespace (CAP_SYS_ADMIN); what nft changes there is gone with it.
-    script = '"$0" -f - && exec "$0" -j list table inet "$1"'
-    words = [_program("unshare"), *_APART, "/bin/sh", "-c", script, _program("nft"), TABLE]
-    return digest(_output(words, text, "firewall-invalid", "nft does not take the packet filter"))
+    script = '"$0" -f - && for each; do "$0" -j $each && printf "\\036" || exit; done'
+    words = [_program("unshare"), *_APART, "/bin/sh", "-c", script, _program("nft"), *map(" ".join, listings)]
+    return _output(words, text, "firewall-invalid", "nft does not take the packet filter").split(b"\x1e")[:-1]
 
 
-def _run(text: bytes) -> None:
+def run_nft(text: bytes) -> None:
+    """Have nft change the host's packet filter, all of the text or nothing.
+
+    Raises:
+        StepError: it refuses.
+        UnsupportedError: there is no nft that can be trusted.
+    """
     # PRIVILEGE: root's, to change the host's packet filter (CAP_NET_ADMIN); the text names our own table only.
     _output([_program("nft"), "-f", "-"], text, "firewall-refused", "nft does not load the packet filter")
 

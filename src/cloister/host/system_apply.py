@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from cloister.errors import RetryError, StepError
-from cloister.host import firewall, programs
+from cloister.host import bridge, firewall, programs
 from cloister.plan.firewall import FILE
 from cloister.plan.system import (
     AnySystemStep,
@@ -34,6 +34,7 @@ from cloister.plan.system import (
     ReloadManager,
     ReloadUnit,
     RemoveAccounts,
+    RemoveBridge,
     RemoveDirectory,
     RemoveFile,
     RemoveLink,
@@ -176,7 +177,7 @@ class Applier:
         """
         if isinstance(step, UnitStep | ReloadManager):
             self._tell_manager(step)
-        elif isinstance(step, LoadFirewall | UnloadFirewall):
+        elif isinstance(step, LoadFirewall | UnloadFirewall | RemoveBridge):
             self._load(step)
         elif isinstance(step, MakeAccounts):
             self._make_accounts(step)
@@ -327,9 +328,11 @@ class Applier:
             if complaint and not self._root and name in dict(_passwd()):
                 raise StepError("step-failed", f"the user {name} was not removed: {complaint}", where="userdel")
 
-    def _load(self, step: LoadFirewall | UnloadFirewall) -> None:
+    def _load(self, step: LoadFirewall | UnloadFirewall | RemoveBridge) -> None:
         with _in_words(FILE):
-            if isinstance(step, LoadFirewall):
+            if isinstance(step, RemoveBridge):
+                bridge.remove()
+            elif isinstance(step, LoadFirewall):
                 firewall.install(step.text)
             else:
                 firewall.remove()

@@ -14,7 +14,7 @@ BOUND: tuple[tuple[str, str], ...] = (("BindsTo", WATCHDOG_UNIT), ("After", WATC
 """Properties of every unit that shares the host's network: it starts after the watchdog has found the filter whole,
 and ends with the watchdog (systemd.unit(5))."""
 
-_HARDENED = """\
+HARDENED = """\
 NoNewPrivileges=yes
 CapabilityBoundingSet=CAP_NET_ADMIN
 AmbientCapabilities=
@@ -72,7 +72,7 @@ StandardInput=null
 ExecStart={nft} -f {FILE}
 ExecReload={nft} -f {FILE}
 RestrictAddressFamilies=AF_NETLINK
-{_HARDENED}
+{HARDENED}
 [Install]
 WantedBy=sysinit.target
 """
@@ -108,7 +108,7 @@ StandardInput=null
 OOMScoreAdjust=-900
 ReadWritePaths={RUNTIME}
 RestrictAddressFamilies=AF_NETLINK AF_UNIX
-{_HARDENED}
+{HARDENED}
 [Install]
 WantedBy=multi-user.target
 """

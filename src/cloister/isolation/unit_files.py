@@ -48,7 +48,7 @@ HOSTD_CAPABILITIES: tuple[tuple[str, str], ...] = (
     ("CAP_SETGID", "the same, for groups"),
     ("CAP_CHOWN", "gives an agent's new state directory to its account"),
     ("CAP_DAC_OVERRIDE", "enters state directories of accounts, mode 0700"),
-    ("CAP_NET_ADMIN", "asks whether the packet filter of an account is loaded"),
+    ("CAP_NET_ADMIN", "asks whether the filter of an account is loaded; makes taps for microVMs on their bridge"),
 )
 """Everything else of root is taken away from `cloister-hostd`."""
 
@@ -184,6 +184,9 @@ ProtectKernelLogs=yes
 ProtectControlGroups=yes
 ProtectProc=invisible
 PrivateDevices=yes
+# The one device of the host that it has: taps for microVMs (tun(4)).
+BindPaths=-/dev/net/tun
+DeviceAllow=/dev/net/tun rw
 # What it may, and why:
 {why}
 CapabilityBoundingSet={names}

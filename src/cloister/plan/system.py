@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from cloister.plan.bridge import BRIDGE, TABLE
 from cloister.plan.unit import Account
 
 
@@ -222,6 +223,17 @@ class UnloadFirewall(SystemStep, frozen=True, tag="unload-firewall"):
         return LoadFirewall(text=self.before)
 
 
+class RemoveBridge(SystemStep, frozen=True, tag="remove-bridge"):
+    """Take the bridge of microVMs away, with the taps on it and its packet filter."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"take {BRIDGE} away, with all that is on it, and its packet filter (tables {TABLE})"
+
+    def inverse(self) -> None:
+        """Return nothing: its unit makes it again, when that is started again."""
+
+
 class UnitStep(SystemStep, frozen=True):
     """What steps about units share."""
 
@@ -333,6 +345,7 @@ AnySystemStep = (
     | EditLines
     | LoadFirewall
     | UnloadFirewall
+    | RemoveBridge
     | EnableUnit
     | DisableUnit
     | StartUnit
@@ -343,7 +356,7 @@ AnySystemStep = (
 )
 _THINGS = (
     InstallFile, RemoveFile, MakeDirectory, RemoveDirectory, MakeLink, RemoveLink, MakeAccounts, RemoveAccounts,
-    EditLines, LoadFirewall, UnloadFirewall,
+    EditLines, LoadFirewall, UnloadFirewall, RemoveBridge,
 )  # fmt: skip
 _BEGUN = (StartUnit, EnableUnit)
 _ENDED = (StopUnit, DisableUnit, RestartUnit, ReloadUnit)

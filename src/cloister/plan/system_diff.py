@@ -12,6 +12,7 @@ import hashlib
 import msgspec
 
 from cloister.errors import StepError
+from cloister.plan import bridge
 from cloister.plan.system import (
     AnySystemStep,
     DisableUnit,
@@ -24,6 +25,7 @@ from cloister.plan.system import (
     MakeLink,
     ReloadManager,
     ReloadUnit,
+    RemoveBridge,
     RemoveDirectory,
     RemoveFile,
     RemoveLink,
@@ -345,6 +347,8 @@ def _ending(desired: Desired, found: Found, before: Made) -> list[AnySystemStep]
             steps.append(StopUnit(unit=unit))
         if there.enabled and not (want and want.enabled):
             steps.append(DisableUnit(unit=unit))
+    if bridge.UNIT in before.units and bridge.UNIT not in wanted:
+        steps.append(RemoveBridge())  # its unit leaves it there: it is stopped for other reasons too
     return steps
 
 

@@ -79,6 +79,13 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The policy gives the agent the internet, behind the packet filter of its account."""
 
 
+class VmBridge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bridge of microVMs: where the policy wants it, and whose guests may be on it."""
+
+    network: str
+    users: tuple[str, ...] = ()
+
+
 class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `cloister apply` has written down for `cloister-hostd`: `SYSTEM_FILE`, root's, readable by all."""
 
@@ -89,6 +96,8 @@ class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grants: tuple[Grant, ...] = ()
     audit: Literal["stop", "alarm"] = "stop"
     """What follows when nothing can be recorded (`[audit] on_failure`)."""
+    bridge: VmBridge | None = None
+    """None: there is none."""
 
 
 class UnitMount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

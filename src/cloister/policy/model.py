@@ -50,6 +50,7 @@ __all__ = [
     "Llm",
     "Login",
     "MicroVm",
+    "MicroVms",
     "Policy",
     "Port",
     "Preset",
@@ -229,15 +230,24 @@ class MicroVm(Table, frozen=True):
     """`[agents.NAME.microvm]`: the guest, where `isolation = "microvm"`."""
 
     image: str = ""
-    """The name of a signed guest image; empty means the default one."""
+    """The name of a signed guest image; empty means that of the preset, and `dev` where it names none."""
     memory: str = ""
     """Memory of the guest, such as `2G`."""
     cpus: Count | None = None
     """Virtual CPUs of the guest."""
     disk: str = ""
     """Size of the guest's writable disk, such as `8G`."""
+    ports: tuple[Port, ...] = ()
+    """Ports of the guest's 127.0.0.1 that are reachable on the same ports of the host's: a gateway in the guest."""
     monitor: Literal["auto", "firecracker", "qemu"] = "auto"
     """The virtual machine monitor; `auto` takes Firecracker where KVM really works."""
+    warm: bool = True
+    """Start from a template where there is one: a guest of this image that has booted and was told nothing yet, made
+    after the first start. `false` boots each guest; its kernel then lies at addresses of its own."""
+    network: Literal["none", "bridge"] = "none"
+    """`none`: no network device, the proxy is reached over the guest's channel. `bridge`: the guest has eth0 as well,
+    on the system's bridge, and reaches its own run's proxy there and nothing else; needs `[microvm]` of the system's
+    policy."""
 
 
 class Agent(Table, frozen=True):
@@ -305,6 +315,16 @@ class User(Table, frozen=True):
     `{ pi = "dotfiles/pi" }`, or one directory for all of them."""
 
 
+class MicroVms(Table, frozen=True):
+    """`[microvm]`: the bridge of microVMs with `network = "bridge"`; in the system's policy only."""
+
+    bridge: str = ""
+    """Its network, a /24 of private addresses; 10.0.0.0/24 when left out. Where this host has the network elsewhere,
+    the next free one of a list is taken, and `cloister status` says which."""
+    users: tuple[str, ...] = ()
+    """Users whose microVMs may be connected to it. Without any there is no bridge."""
+
+
 class Images(Table, frozen=True):
     """`[images]`: which guest images are trusted."""
 
@@ -319,6 +339,11 @@ class Audit(Table, frozen=True):
 
     syscalls: Literal["off", "security", "all"] = "security"
     """Which system calls are recorded where the audit daemon runs."""
+    fallback: Literal["none", "seccomp"] = "none"
+    """Where no kernel events are to be had (no audit daemon, or a guest with a kernel of its own): `seccomp` has
+    launched programs and connections told by the sandbox's first process, which costs each such call a detour."""
+    hashes: bool = False
+    """Record the SHA-256 of what is executed. The sandbox's first process tells it, as with `fallback`."""
     on_failure: Literal["stop", "alarm"] = "stop"
     """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
     go on and says so."""
@@ -362,6 +387,8 @@ class Policy(Table, frozen=True):
     """System policy only: who may start what."""
     services: dict[str, Service] = msgspec.field(default_factory=dict)
     """System policy only: agents that run for months, as gateways."""
+    microvm: MicroVms = MicroVms()
+    """System policy only: the bridge of microVMs."""
     images: Images = Images()
     """Which guest images are trusted."""
     audit: Audit = Audit()
@@ -390,6 +417,8 @@ class Preset(Table, frozen=True):
     """One line for `cloister init`."""
     command: tuple[str, ...] = ()
     """The program, found on the caller's PATH, and arguments it always gets."""
+    image: str = ""
+    """The guest image that has the program, for `isolation = "microvm"`."""
     state: tuple[str, ...] = ()
     """Directories below the home in which the agent keeps its history; private per agent and project, and kept."""
     carry: tuple[str, ...] = ()

@@ -267,11 +267,14 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
     AgentSandbox: {"managed": _fixed, "deny_read": _more},
     Unit: dict.fromkeys(Unit.__struct_fields__, _fixed),
     MicroVm: {
+        "warm": _only(value=False),
         "image": _fixed,
         "memory": _lower(parse_size),
         "cpus": _lower_number,
         "disk": _lower(parse_size),
+        "ports": _fewer,
         "monitor": _fixed,
+        "network": _stricter("bridge", "none"),
     },
 }
 """What each key of an agent may become. `tests/unit/policy/test_tighten.py` fails when one is missing."""

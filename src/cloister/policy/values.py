@@ -282,6 +282,20 @@ def check_public_key(text: str) -> None:
         raise ValueError("a public key is 64 hexadecimal digits")
 
 
+def check_bridge(text: str) -> None:
+    """Accept a private /24 (RFC 1918)."""
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError:
+        network = None
+    private = network and any(network.subnet_of(ipaddress.IPv4Network(one)) for one in _PRIVATE)
+    if not private or network is None or network.prefixlen != 24:  # noqa: PLR2004  # what taps are named after
+        raise ValueError("the bridge's network is a private /24, such as 10.0.0.0/24")
+
+
+_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+
+
 def _check_path_text(path: str) -> None:
     if not path or len(path.encode()) > 4096:  # noqa: PLR2004  PATH_MAX, limits.h
         raise ValueError("a path has 1 to 4096 bytes")

@@ -65,6 +65,7 @@ class EgressServer:
         self._clients: set[Client] = set()
         self._tunnels: set[Tunnel] = set()
         self._server: asyncio.AbstractServer | None = None
+        self._for_guest: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
 
@@ -72,6 +73,11 @@ class EgressServer:
         """Serve on a bound Unix socket that the caller made; it is closed by `close`."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(partial(_Entry, self), sock=sock)
+
+    async def start_for(self, sock: socket.socket, address: str) -> None:
+        """Serve on a listening TCP socket as well, for the one guest of this address; it is closed by `close`."""
+        loop = asyncio.get_running_loop()
+        self._for_guest = await loop.create_server(partial(_Entry, self, address), sock=sock)
 
     def update(self, rules: Ruleset, guard: Guard | None = None) -> None:
         """Put new rules in force, also for what is open: connections they do not allow end now."""
@@ -94,8 +100,9 @@ class EgressServer:
 
     async def close(self) -> None:
         """Stop serving and end everything that is open; each open connection is still recorded."""
-        if self._server is not None:
-            self._server.close()
+        servers = [server for server in (self._server, self._for_guest) if server is not None]
+        for server in servers:
+            server.close()
         self.gate.close()
         for tunnel in list(self._tunnels):
             tunnel.abort("run-ended")
@@ -104,8 +111,8 @@ class EgressServer:
                 client.transport.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._server is not None:
-            await self._server.wait_closed()
+        for server in servers:
+            await server.wait_closed()
         if self._clients or self._tunnels:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
@@ -235,8 +242,9 @@ class EgressServer:
 class _Entry(asyncio.Protocol):
     """A new connection, until its first byte says which protocol it speaks."""
 
-    def __init__(self, server: EgressServer) -> None:
+    def __init__(self, server: EgressServer, peer: str = "") -> None:
         self._server = server
+        self._peer = peer
         self._since = asyncio.get_running_loop().time()
         self.transport: asyncio.Transport | None = None
         self._turned_away = False
@@ -244,6 +252,10 @@ class _Entry(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server, self.transport = self._server, as_transport(transport)
+        if self._peer and (transport.get_extra_info("peername") or ("",))[0] != self._peer:
+            self.transport.abort()  # the packet filter lets nobody else through: it is not there
+            self.transport = None
+            return
         if server.full():
             verdict = Verdict("deny", "too-many-connections", explanation="this run has too many open connections")
             server.record(None, verdict, begun=time.time(), status=503)

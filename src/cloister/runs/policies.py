@@ -184,6 +184,13 @@ class PolicyFiles:
                 where=own.where(("services",)),
                 remedy=f"move [services] to {SYSTEM_POLICY}, then: sudo cloister apply",
             )
+        if self._system_path and own is not None and not self._only_system and own.tables.get("microvm"):
+            raise UnsupportedError(
+                "bridge-is-roots",
+                "the bridge of microVMs is declared in the system's policy",
+                where=own.where(("microvm",)),
+                remedy=f"move [microvm] to {SYSTEM_POLICY}, then: sudo cloister apply",
+            )
 
     def ledger(self) -> Ledger:
         """Return where model calls are written down: as the system's policy says, else as the user's does."""

@@ -11,20 +11,25 @@ from ipaddress import ip_address
 
 import msgspec
 
+from cloister.egress import nft_bridge
 from cloister.egress.addresses import parse_network
 from cloister.errors import PolicyError, UnsupportedError
 from cloister.identity.accounts import Entry, Owner, assign, find
 from cloister.isolation import unit_files
 from cloister.isolation.audit_units import audit_units, audit_wanted
+from cloister.isolation.bridge_units import PATH as BRIDGE_UNIT_PATH
+from cloister.isolation.bridge_units import bridge_unit, bridge_wanted
 from cloister.isolation.export_units import export_units, export_wanted
 from cloister.isolation.firewall_units import firewall_unit, watchdog_unit
 from cloister.isolation.sensor_units import sensor_units, sensor_wanted
 from cloister.isolation.unit_files import DaemonFacts
+from cloister.plan import bridge
+from cloister.plan.bridge import DEFAULT_NETWORK
 from cloister.plan.firewall import FIREWALL_UNIT, WATCHDOG_UNIT
 from cloister.plan.service_facts import ServiceUnits
 from cloister.plan.system_diff import Desired, File, Wanted
 from cloister.plan.system_facts import SystemFacts
-from cloister.plan.unit import DAEMON_USERS, SYSTEM_FILE, Account, Grant, System, delivered_name
+from cloister.plan.unit import DAEMON_USERS, SYSTEM_FILE, Account, Grant, System, VmBridge, delivered_name
 from cloister.policy.model import Audit, Policy
 from cloister.runs.compile_parts import is_nested
 from cloister.runs.firewall_compile import compile_firewall
@@ -77,7 +82,10 @@ def compile_system(
     credentials, renewed = _credentials(source, facts)
     filtered = _firewall(source, accounts, facts)
     audit = source.policy.audit
-    system = System(policy_digest=source.digest, accounts=accounts, grants=grants, audit=audit.on_failure)
+    connected = _bridge(source.policy)
+    system = System(
+        policy_digest=source.digest, accounts=accounts, grants=grants, audit=audit.on_failure, bridge=connected
+    )
     files = {
         unit_files.SYSUSERS: unit_files.sysusers(made),
         unit_files.TMPFILES: unit_files.tmpfiles(runtime, links),
@@ -86,6 +94,7 @@ def compile_system(
         **_audit_files(daemons, audit),
         **_filter_files(filtered, facts),
     }
+    bridged = _bridge_files(connected, facts)
     served = {account.service: account for account in accounts if account.service}
     directories = (*unit_files.fixed_directories(), *runtime, *directories_of(services))
     return Desired(
@@ -93,10 +102,16 @@ def compile_system(
         daemons=tuple(DAEMON_USERS),
         directories=tuple({one.path: one for one in directories}.values()),
         links=links,
-        files=(*(File(path=path, text=text) for path, text in files.items()), *files_of(services, served)),
+        files=(*(File(path=path, text=text) for path, text in files.items()), *bridged, *files_of(services, served)),
         denied=tuple(account.name for account in accounts),
         firewall=filtered,
-        units=(*_audit_wanted(audit), *_filter_units(filtered), *_daemons(renewed), *units_of(services)),
+        units=(
+            *_audit_wanted(audit),
+            *_filter_units(filtered),
+            *([bridge_wanted()] if connected else []),
+            *_daemons(renewed),
+            *units_of(services),
+        ),
         stop=tuple(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
@@ -180,6 +195,24 @@ def _filter_units(filtered: str | None) -> tuple[Wanted, ...]:
         return ()
     paths = {unit: f"{unit_files.UNITS}/{unit}" for unit in (FIREWALL_UNIT, WATCHDOG_UNIT)}
     return tuple(Wanted(unit=unit, restart_for=(path,)) for unit, path in paths.items())
+
+
+def _bridge(policy: Policy) -> VmBridge | None:
+    """Return the bridge of microVMs; none where the policy does not ask for it."""
+    table = policy.microvm
+    return VmBridge(network=table.bridge or DEFAULT_NETWORK, users=table.users) if table.users else None
+
+
+def _bridge_files(connected: VmBridge | None, facts: SystemFacts) -> tuple[File, ...]:
+    if connected is None:
+        return ()
+    if not facts.nft:
+        message = "nft is not installed: nothing would hold microVMs on the bridge back"
+        raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
+    return (
+        File(path=bridge.FILE, text=nft_bridge.ruleset(), mode=0o600),
+        File(path=BRIDGE_UNIT_PATH, text=bridge_unit(facts.python)),
+    )
 
 
 def _known(account: Account, facts: SystemFacts) -> bool:

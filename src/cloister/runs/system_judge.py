@@ -129,6 +129,11 @@ def _user_problems(source: SystemPolicy, facts: SystemFacts) -> list[Problem]:
             problems.append(Problem(f"there is no user {name} on this host", where, remedy))
         elif name.startswith(ACCOUNT_PREFIX) or name in DAEMON_USERS:
             problems.append(Problem("an account of Cloister's own may start nothing", where, "delete the table"))
+    problems += [
+        Problem(f"there is no user {name} on this host", ".microvm.users", f"useradd {name}")
+        for name in policy.microvm.users
+        if name not in facts.users
+    ]
     for name in agents:
         if policy.users and not any(name in user.agents for user in policy.users.values()):
             remedy = f'agents = ["{name}"] in one of [users]'

@@ -212,7 +212,7 @@ def _understand(source: policies.Source, others: list[policies.Source]) -> Read:
 def _prepare(found: Read) -> Prepared:
     source, policy = found.system, found.system.policy
     record = _recorded()
-    facts = take_facts(policy.users, key_paths(source), f"{unit_files.PROXYD}.service")
+    facts = take_facts({*policy.users, *policy.microvm.users}, key_paths(source), f"{unit_files.PROXYD}.service")
     accounts = give_accounts(source, facts, record.accounts)
     desired = compile_system(source, facts, accounts, _services(found, accounts, facts))
     there = look(desired, record.made)

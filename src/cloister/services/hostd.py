@@ -31,7 +31,7 @@ from cloister.host import unit_records, unit_start
 from cloister.host.frames import encode
 from cloister.host.unit_caller import peer_uid
 from cloister.host.unit_wire import refusal
-from cloister.services import hostd_request
+from cloister.services import hostd_request, hostd_tap
 
 IDLE_S = 60.0
 PER_CALLER = 16
@@ -219,6 +219,7 @@ class Daemon:
                 other.close()
             sock = take()
             if sock is None:
+                hostd_tap.tidy()
                 unit_records.recover(self._manager)
             else:
                 hostd_request.serve(sock, self._manager)

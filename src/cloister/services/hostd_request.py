@@ -48,8 +48,10 @@ from cloister.host.unit_grants import (
 )
 from cloister.host.unit_overlay import open_copy
 from cloister.host.unit_wire import Request, Wire, is_run, read_control, read_request
+from cloister.plan.bridge import Tap
 from cloister.plan.steps import Plan
 from cloister.plan.unit import AUDIT_SOCKET, PROXY_USER, PROXYD_SOCKET, Account, Grant, UnitLaunch
+from cloister.services import hostd_tap
 
 PLAN_S = 60.0
 MOST_WORDS = 1024
@@ -94,7 +96,9 @@ def serve(sock: socket.socket, manager: unit_start.Manager) -> None:
     try:
         caller = identify_caller(sock)
         first = wire.receive()
-        if caller.is_system and not is_run(first):
+        if hostd_tap.is_tap(first):
+            hostd_tap.serve(wire, first, caller, lambda tap: _tap_given(caller, tap))
+        elif caller.is_system and not is_run(first):
             _control(wire, first, manager)
         else:
             _run(wire, first, caller)
@@ -125,6 +129,18 @@ def _record(
         **{name: value[:MOST_WORDS] for name, value in fields.items()},
     )  # fmt: skip
     return audit_send.report(event)
+
+
+def _tap_given(caller: Caller, tap: Tap) -> str:
+    """Write down who got a place on the bridge of microVMs; return why it is not written, or nothing."""
+    _note(f"{caller.name} got {tap.name} ({tap.address}) on the bridge for {tap.run}")
+    details: dict[str, audit_send.Value] = {
+        "interface": tap.name,
+        "address": tap.address,
+        "mac": tap.mac,
+        "port": tap.port,
+    }
+    return _record(caller.uid, "tap", details, run=tap.run, user=caller.name)
 
 
 def _of_host(error: OSError) -> StepError:

@@ -7,7 +7,7 @@ watchdog goes on; if not, it ends, and with it what is bound to it (`BindsTo=`),
 that kind starts. Units with a network namespace of their own are left alone.
 
 This process is root with CAP_NET_ADMIN only, and decides nothing about agents. It asks systemd
-by systemctl(1), and speaks to it by sd_notify(3) and sd-daemon(3).
+by systemctl(1), and speaks to it by sdnotify(3) and sd-daemon(3).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from types import FrameType
 from cloister.errors import CloisterError, StepError, render
 from cloister.host import audit_send, firewall, programs
 from cloister.host.netlink import Changes
+from cloister.host.notify import notify
 from cloister.plan.firewall import TABLE, WATCHDOG_UNIT
 from cloister.plan.unit import NETWORK_PREFIX, SERVICE_PREFIX, UNIT_PREFIX
 
@@ -60,14 +60,14 @@ def _watch() -> int:
     changes = Changes()  # before the first look, so that nothing falls between
     if firewall.trouble():
         firewall.load()
-    _notify("READY=1")
+    notify("READY=1")
     while True:
         ready, _, _ = select.select([changes.fileno(), stopped], [], [], LOOK_S)
         if stopped in ready:
             return 0
         if (not ready or changes.concern(TABLE)) and not _whole():
             return 1
-        _notify("WATCHDOG=1")
+        notify("WATCHDOG=1")
 
 
 def _whole() -> bool:
@@ -164,15 +164,6 @@ def _systemctl(*words: str) -> str:
     if done.returncode:
         raise StepError("systemctl-failed", f"systemctl {words[0]}: {done.stderr.strip()}")
     return done.stdout
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); without one nobody is told."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
 def _say(level: str, text: str) -> None:
