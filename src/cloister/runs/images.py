@@ -267,21 +267,6 @@ def sign_image(where: ImagePlaces, name: str, version: int | None, key: image_ke
     return manifest, key.public
 
 
-def allow_older(where: ImagePlaces, policy: Images, name: str, version: int, uid: int) -> int:
-    """Let runs use an older version again; return the version that was the oldest allowed one.
-
-    Raises:
-        CloisterError: there is no such version, or it is not trusted.
-        OSError: the record cannot be written.
-    """
-    found = look(where, trust_of(where, policy, uid), name, version)
-    public = found.signer.public if found.signer else ""
-    seen = SeenVersions(where.seen)
-    was = seen.highest(name, public)
-    seen.note(name, public, version, lower=True)
-    return was
-
-
 def collect_images(
     where: ImagePlaces, records: Store, living: frozenset[str] | None, *, keep: int, dry_run: bool
 ) -> list[str]:
