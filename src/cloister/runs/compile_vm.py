@@ -59,6 +59,7 @@ from cloister.runs.compile_parts import (
 )
 from cloister.runs.credentials_plan import planned
 from cloister.runs.unenforced import refuse_unenforced_vm
+from cloister.runs.vm_shape import warm_machine
 
 FILTER = "seccomp.bpf"
 GUEST_UID = 1000
@@ -88,7 +89,16 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """As `uname -m` has it."""
     secrets: tuple[str, ...] = ()
     """Paths of this host that are left out of what is carried in."""
+    template: tuple[str, str] | None = None
+    """The directory of the template that the guest starts from, and the digest of its record; None boots it."""
     notices: tuple[str, ...] = ()
+
+    @property
+    def cmdline(self) -> str:
+        """The command line of the guest's kernel."""
+        root = self.manifest.root
+        table = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
+        return qemu.command_line(self.manifest.cmdline, verity=table, clock_khz=self.clock_khz)
 
 
 def compile_vm(  # noqa: PLR0913  # as `compile_run`, and the machine
@@ -207,7 +217,9 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         homed=tuple(files.homed),
         seeds=tuple(preset.seed.items()),
         ports=agent.microvm.ports,
-        cmdline=_cmdline(machine) if machine.monitor == "firecracker" else "",
+        program=machine.program,
+        cmdline=machine.cmdline,
+        template=machine.template[1] if machine.template else "",
     )
 
 
@@ -223,6 +235,18 @@ def _files(facts: Facts, machine: VmFacts) -> tuple[VmFile, ...]:
         VmFile(role="root", path=f"{image}/root.img"),
         VmFile(role="var", path=f"{facts.state}/{VAR_DISK}", write=True),
         VmFile(role="workspace", path=f"{facts.run_state}/{DIRECTORY}/{WORKSPACE_DISK}", write=True),
+        *_template_files(machine),
+    )
+
+
+def _template_files(machine: VmFacts) -> tuple[VmFile, ...]:
+    if not machine.template:
+        return ()
+    directory = machine.template[0]
+    return (
+        VmFile(role="memory", path=f"{directory}/memory"),
+        VmFile(role="state", path=f"{directory}/state"),
+        VmFile(role="orders", path=""),
     )
 
 
@@ -294,25 +318,24 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
     )
 
 
-def _cmdline(machine: VmFacts) -> str:
-    root = machine.manifest.root
-    table = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
-    return qemu.command_line(machine.manifest.cmdline, verity=table, clock_khz=machine.clock_khz)
-
-
 def _monitor(machine: VmFacts, vm: VmLaunch, run: str) -> tuple[str, ...]:
     if vm.monitor == "firecracker":
         firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
         return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
+    named: dict[str, int] = {file.role: FIRST_FILE + index for index, file in enumerate(vm.files)}
+    qmp = f"{monitor_jail.VM}/qmp.sock"
+    if vm.template:
+        warm = warm_machine(vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, qmp=qmp)
+        return qemu.qemu_argv(warm)
     return qemu.qemu_argv(
         qemu.Machine(
             program=machine.program,
             accelerator=vm.accelerator,
             memory_mib=vm.memory_mib,
             cpus=vm.cpus,
-            files={file.role: FIRST_FILE + index for index, file in enumerate(vm.files)},
-            cmdline=_cmdline(machine),
-            qmp=f"{monitor_jail.VM}/qmp.sock",
+            files=named,
+            cmdline=vm.cmdline,
+            qmp=qmp,
         )
     )
 

@@ -6,15 +6,17 @@ import os
 import platform
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cloister.errors import PolicyError, Problem, UnsupportedError
 from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
-from cloister.runs import vm_monitor
+from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
-from cloister.runs.compile_vm import VmFacts, compile_vm, image_of
+from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
 from cloister.runs.vm_image import find
 
@@ -37,6 +39,7 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
     machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
+    machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
     return plan
@@ -69,6 +72,20 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
         machine=platform.machine(),
         secrets=found.secrets,
     )
+
+
+def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:
+    """Return the template that the guest can start from. A card of a template would need a tap just like it: none."""
+    if not agent.microvm.warm or machine.monitor != "qemu" or agent.microvm.network != "none":
+        return None
+    manifest = machine.manifest
+    return vm_warm.find(
+        root,
+        vm_warm.Wanted(
+            manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
+            machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
+        ),
+    )  # fmt: skip
 
 
 def find_qemu() -> str:

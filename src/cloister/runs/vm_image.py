@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cloister.policy.model import Images
     from cloister.runs.paths import Paths
 
+IMAGE = ("kernel", "initramfs", "root")
+"""What of a machine's files is its image's, in order."""
+
 
 class Found(NamedTuple):
     """An image that is trusted, as far as its signature goes."""

@@ -23,6 +23,7 @@ from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.vm_disks import GuestDisks
 from cloister.runs.vm_image import open_verified
 from cloister.runs.vm_tar import guest_files
+from cloister.runs.vm_template import TemplateOf
 
 if TYPE_CHECKING:
     from cloister.runs.active import ActiveRun
@@ -48,6 +49,7 @@ class Guest:
         self._loop, self._paths, self._plan = loop, paths, plan
         self._images = prepared.policy.images
         self._disks = GuestDisks(paths, plan, prepared.layout, prepared.agent.workspace.mode)
+        self._template = TemplateOf(paths, prepared)
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,6 +67,7 @@ class Guest:
             self._descriptors += await self._loop.run_in_executor(
                 None, open_verified, self._paths, self._images, self.vm, os.getuid()
             )
+            await self._loop.run_in_executor(None, self._template.hold)
             for port in self.vm.ports:
                 self._listeners.append(_listen(port))
         except BaseException:
@@ -78,6 +81,7 @@ class Guest:
             CloisterError: the disks cannot be made, or do not fit.
         """
         self._descriptors += await self._loop.run_in_executor(None, self._disks.make)
+        self._descriptors += self._template.descriptors()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -150,6 +154,7 @@ class Guest:
                 run.write_event("guest-died", {"reason": reference, **words})
                 run.live.machine_died(reference, text)
             case "H":
+                self._template.came_up()
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
@@ -165,6 +170,7 @@ class Guest:
 
     async def finish(self, started: float) -> tuple[str, ...]:
         """Hand back what the guest has changed; return words for the receipt."""
+        self._template.make_later()
         return await self._loop.run_in_executor(None, self._disks.hand_back, started)
 
     def close_descriptors(self) -> None:
@@ -179,6 +185,7 @@ class Guest:
     def close(self) -> None:
         """Close everything; nothing of the machine runs."""
         self.close_descriptors()
+        self._template.release()
         self._disks.release()
 
     def drop(self) -> None:
