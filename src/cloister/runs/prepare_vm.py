@@ -18,6 +18,8 @@ from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
+from cloister.runs.vm_accelerator import Guest
+from cloister.runs.vm_accelerator import accelerator as accelerated
 from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
@@ -53,15 +55,17 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     """
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
-    accelerator: Accelerator = "tcg"
+    guest = Guest(f"{image.directory}/vmlinux", f"{image.directory}/initramfs.cpio", image.manifest.digest())
+    runtime = kitchen.paths.runtime
     choice = vm_monitor.choose(
         vm_monitor.Wanted(agent.microvm.monitor, agent.microvm.network),
-        kvm=False,
+        kvm=lambda: not installed_qemu() or accelerated(find_qemu(), guest, runtime).accelerator == "kvm",
         program=vm_monitor.find(os.environ.get("PATH", ""), owner=os.geteuid(), forbidden=(workspace,)),
-        attempt=lambda program: vm_monitor.attempt(program, image.directory, kitchen.paths.runtime),
+        attempt=lambda program: vm_monitor.attempt(program, image.directory, runtime),
     )
-    if choice.monitor == "firecracker":
-        accelerator = "kvm"  # it has no other
+    accelerator: Accelerator = "kvm"  # Firecracker has no other
+    if choice.monitor == "qemu":
+        accelerator = accelerated(find_qemu(), guest, runtime).accelerator
     return VmFacts(
         manifest=image.manifest,
         directory=image.directory,
@@ -88,15 +92,19 @@ def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | 
     )  # fmt: skip
 
 
+def installed_qemu() -> str:
+    """Return the path of QEMU, or nothing."""
+    return next((path for path in QEMU if os.access(path, os.X_OK)), "")
+
+
 def find_qemu() -> str:
     """Return the path of QEMU.
 
     Raises:
         UnsupportedError: there is none.
     """
-    for path in QEMU:
-        if os.access(path, os.X_OK):
-            return path
+    if path := installed_qemu():
+        return path
     raise UnsupportedError(
         "qemu-missing", 'isolation = "microvm" needs QEMU, and there is none',
         where=".isolation", remedy="sudo apt install qemu-system-x86",
