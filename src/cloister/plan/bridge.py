@@ -55,6 +55,12 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The host's address on it: the first one."""
         return str(IPv4Network(self.network)[1])
 
+    def describe(self) -> str:
+        """Return one line for people."""
+        if self.network == self.wanted:
+            return self.network
+        return f"{self.network} instead of {self.wanted}, where this host has {self.taken_by}"
+
 
 class Tap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One guest on the bridge, as hostd writes it down."""

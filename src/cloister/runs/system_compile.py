@@ -211,7 +211,7 @@ def _bridge_files(connected: VmBridge | None, facts: SystemFacts) -> tuple[File,
         raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
     return (
         File(path=bridge.FILE, text=nft_bridge.ruleset(), mode=0o600),
-        File(path=BRIDGE_UNIT_PATH, text=bridge_unit(facts.python)),
+        File(path=BRIDGE_UNIT_PATH, text=bridge_unit(facts.python, connected.network)),
     )
 
 
