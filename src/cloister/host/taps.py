@@ -125,15 +125,19 @@ def reconcile(kernel: Rtnetlink) -> tuple[Tap, ...]:
     for tap in read_taps():
         link = ours.get(tap.name)
         if bridge and link and _intact(tap, link, bridge):
-            well.append(tap)
+            well.append((tap, link))
             del ours[tap.name]
-    for link in ours.values():
+    for stray in ours.values():
         with contextlib.suppress(OSError):  # it may have ended by itself meanwhile
-            kernel.delete(link.number)
+            kernel.delete(stray.number)
+    for tap, link in well:
+        with contextlib.suppress(OSError):  # one that took another's MAC has made the bridge forget where that is
+            kernel.add_station(link.number, tap.mac)
+    there = tuple(tap for tap, _ in well)
     for tap in read_taps():
-        if tap not in well:
-            _forget(kernel, tap, tuple(well), bridge.number if bridge else 0)
-    return tuple(well)
+        if tap not in there:
+            _forget(kernel, tap, there, bridge.number if bridge else 0)
+    return there
 
 
 def _allocate(network: Network, there: tuple[Tap, ...], asked: tuple[int, str, int]) -> Tap:
