@@ -56,7 +56,7 @@ def measure(rounds: int) -> Part:
             folder = Path(name)
             loads = kernel.Loads(folder, cgroup)
             overhead = kernel.overhead(loads, folder, rounds)
-            sections = [overhead, kernel.chained(folder), kernel.flooded(loads, folder)]
+            sections = [overhead, kernel.chained(folder), kernel.flooded(loads, folder), kernel.slowed(loads, folder)]
     finally:
         cgroup.rmdir()
     if before >= BUSY:

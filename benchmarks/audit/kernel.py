@@ -146,8 +146,8 @@ class _Attached:
         self.lines, self.busy = 0, 0.0
         self._digest = bytes(32)
 
-    def follow(self, out: Path, over: Callable[[], bool]) -> None:
-        """Write lines until it is over and nothing waits."""
+    def follow(self, out: Path, over: Callable[[], bool], share: float = 1.0) -> None:
+        """Write lines until it is over and nothing waits; `share` of the time, the rest is slept."""
         with out.open("wb", buffering=0) as file:
             while True:
                 ended, before = over(), time.thread_time()
@@ -155,7 +155,9 @@ class _Attached:
                 self.lines, self._digest = batch.seq, batch.hash
                 file.write(batch.lines)
                 self.reader.commit()
-                self.busy += time.thread_time() - before
+                used = time.thread_time() - before
+                self.busy += used
+                time.sleep(used * (1 / share - 1))
                 if not batch.lines:
                     if ended:
                         return
@@ -290,6 +292,31 @@ def chained(folder: Path) -> Grid:
     return Grid(
         "Audit: chaining and writing", ["lines/s", "bytes a line"], [row], "Of one core's time, into a file.",
         [Target("≥ 200,000 lines/s", said)],
+    )  # fmt: skip
+
+
+def slowed(loads: Loads, folder: Path) -> Grid:
+    """Return what is lost of a flood when the reader gets a part of a core only: the loss curve."""
+    columns = ["made, events/s", "read, events/s", "lost, %", "sums differ by"]
+    lines = []
+    for share in (1.0, 0.2, 0.1, 0.05, 0.02):
+        with attached(loads.cgroup, "security", UNLIMITED._replace(bulk_bytes=16 << 20)) as ours:
+            began, flood = time.monotonic(), loads.flood()
+            reading = threading.Thread(
+                target=ours.follow, args=(folder / "slow.jsonl", lambda flood=flood: flood.poll() is not None, share)
+            )
+            reading.start()
+            flood.wait()
+            took, read = time.monotonic() - began, ours.lines
+            reading.join()
+            tally = kernel_programs.Counters(ours.programs.maps).tally(0, 1)
+            differ = tally.made - ours.reader.counts().delivered[1] - tally.dropped - tally.limited
+            figures = (int(tally.made / took), int(read / took), 100 * tally.dropped / tally.made, differ)
+            lines.append(Line(f"{share:.0%} of a core", dict(zip(columns, figures, strict=True))))
+    return Grid(
+        "Audit: what a slow reader loses", columns, lines,
+        "The same flood into a ring of 16 MiB; the reader sleeps for the rest of its time. No flood of one "
+        "process gets ahead of a reader that has a core.", [],
     )  # fmt: skip
 
 

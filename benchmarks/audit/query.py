@@ -15,9 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
+from benchmarks import world
+from benchmarks.__main__ import PAGE
+from benchmarks.report import Grid, Line, Part, Target, markdown
+from benchmarks.store import as_json, merged
 from tests.support.audit_log import START_NS, Writer, busy_day, pack_segment, run_ids
 
 from cloister.audit.question import Question, resolve
@@ -29,6 +34,8 @@ PER_SEGMENT = 160_000
 """Some 64 MiB, where the keeper ends a segment."""
 ROUNDS = 5
 NEWEST = 200
+STORE = ["events", "log, MB", "index, MB", "building it, s", "events/s of CPU time", "looking for more, ms"]
+ASKED = ["meant", "newest, first, ms", "newest, median, ms", "counted, ms", "command, ms"]
 _NS = 1_000_000_000
 _STEP_NS = 400_000
 """Between two events of `busy_day`."""
@@ -39,17 +46,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.audit.query", description=__doc__)
     parser.add_argument("events", nargs="?", type=int, default=EVENTS)
     parser.add_argument("--directory", default="", help="where the log is made, and kept; else a temporary one")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="folder of results.md and .json to put the tables into"
+    )
     options = parser.parse_args()
     directory = Path(options.directory or tempfile.mkdtemp(prefix="cloister-audit-"))
     try:
-        measure(directory, options.events)
+        part = measure(directory, options.events)
     finally:
         if not options.directory:
             shutil.rmtree(directory)
+    host = world.host({})
+    if options.output:
+        earlier = options.output / "results.json"
+        merged_host, parts = merged(earlier.read_text() if earlier.exists() else "", host, [part], PAGE)
+        (options.output / "results.md").write_text(markdown(merged_host, parts))
+        earlier.write_text(as_json(merged_host, parts))
+    print(markdown(host, [part]))
 
 
-def measure(directory: Path, events: int) -> None:
-    """Make what is not there yet, and measure."""
+def measure(directory: Path, events: int) -> Part:
+    """Make what is not there yet, and return what was measured."""
     log_at = directory / "log"
     index = Path(index_of(str(log_at), f"{directory}/state/cloister"))
     if not log_at.exists():
@@ -65,15 +82,20 @@ def measure(directory: Path, events: int) -> None:
     log.refresh()
     again = time.monotonic() - began
     held = index.stat().st_size
-    print(f"| {events:,} events | |\n|---|---|")
-    print(f"| log on the disk, closed segments packed | {size / 1e6:,.0f} MB |")
-    print(f"| index | {held / 1e6:,.0f} MB, {held / events:.1f} bytes an event |")
-    print(f"| building it | {took:,.0f} s, {events / took:,.0f} events/s ({events / busy:,.0f} per second of CPU) |")
-    print(f"| looking whether there is something new | {again * 1000:.0f} ms |\n")
-    print(f"| question | meant | newest {NEWEST}: first, median | count: median | as a command |")
-    print("|---|---|---|---|---|")
-    for name, question, words in questions(events):
-        row(log, str(log_at), name, question, words)
+    figures = (events, size / 1e6, held / 1e6, took, events / busy, again * 1000)
+    store = Grid(
+        "Audit: the index of a log", STORE, [Line("all", dict(zip(STORE, figures, strict=True)))],
+        "Closed segments are packed, as their keeper does. The index is built once, and follows the log from then on.",
+    )  # fmt: skip
+    lines = [row(log, str(log_at), *one) for one in questions(events)]
+    slowest = max(line.values["newest, median, ms"] for line in lines)
+    asked = Grid(
+        "Audit: questions to that log", ASKED, lines,
+        f"Newest: the newest {NEWEST} that are meant, the first time (from the disk) and the median of {ROUNDS}. "
+        "Counted: how many there are, by kind. Command: `cloister audit query`, in a process of its own.",
+        [Target("fast at 10 million events", f"The slowest question takes {slowest:.0f} ms (newest, median).")],
+    )  # fmt: skip
+    return Part("questions", datetime.now(UTC).strftime("%Y-%m-%d"), [store, asked])
 
 
 def make(directory: Path, events: int) -> None:
@@ -109,8 +131,8 @@ def questions(events: int) -> list[tuple[str, Question, list[str]]]:
     ]  # fmt: skip
 
 
-def row(log: AuditLog, directory: str, name: str, question: Question, words: list[str]) -> None:
-    """Ask one question in three ways, and print the row."""
+def row(log: AuditLog, directory: str, name: str, question: Question, words: list[str]) -> Line:
+    """Ask one question in three ways, and return the row."""
     newest, counts, commands = [], [], []
     meant = 0
     for _ in range(ROUNDS):
@@ -129,7 +151,7 @@ def row(log: AuditLog, directory: str, name: str, question: Question, words: lis
         commands.append(time.perf_counter() - began)
     first, median = newest[0] * 1000, statistics.median(newest) * 1000
     counted, command = statistics.median(counts) * 1000, statistics.median(commands) * 1000
-    print(f"| {name} | {meant:,} | {first:.0f} ms, {median:.0f} ms | {counted:.0f} ms | {command:.0f} ms |", flush=True)
+    return Line(name, dict(zip(ASKED, (meant, first, median, counted, command), strict=True)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import pwd
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,3 +111,54 @@ def test_a_sender_that_knows_no_orders_is_not_disturbed(keeper: Path) -> None:
     sender.close()
 
     assert len(sender.orders) >= 1
+
+
+LISTEN = """
+import sys, time
+from cloister.runs.audit_sinks import SystemSink
+orders = []
+sink = SystemSink(sys.argv[1], ordered=orders.append)
+sink.write([sys.argv[2].encode() + b"\\n"])
+until = time.monotonic() + float(sys.argv[3])
+while time.monotonic() < until and not orders:
+    sink.idle()
+    time.sleep(0.05)
+print([order.user for order in orders], flush=True)
+"""
+
+
+@pytest.mark.root
+def test_a_stranger_hears_no_orders() -> None:
+    """Of two people who report, only the one whose run is meant is told to stop it; root, who may own it, too."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        place = Path(made)
+        place.chmod(0o755)
+        policy = place / "cloister.toml"
+        policy.write_text(POLICY)
+        policy.chmod(0o600)
+        words = ["--socket", place / "s", "--log", place / "log", "--keys", place / "keys", "--policy", policy]
+        keeper = subprocess.Popen([sys.executable, "-m", "cloister.services.auditd", *map(str, words)])
+        try:
+            until = time.monotonic() + 20
+            while not (place / "s").exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            listeners = [listen(place / "s", uid, "docs.example.com", 6.0) for uid in (61001, 0)]
+            time.sleep(1)
+            own = listen(place / "s", 61002, "db.prod.example.com", 6.0)
+            heard = [one.communicate(timeout=30)[0].strip() for one in (own, *listeners)]
+        finally:
+            keeper.terminate()
+            keeper.wait(10)
+    assert heard == ["['user61002']", "[]", "['user61002']"]
+
+
+def listen(place: Path, uid: int, host: str, seconds: float) -> subprocess.Popen[str]:
+    """Report an event as somebody, and print whose runs they are told to stop; anybody may read the code."""
+    source = "\n".join(["import os", f"os.setgroups([]); os.setgid({uid}); os.setuid({uid})", LISTEN])
+    # Modules are found while it is still root's: what imports later finds them loaded.
+    early = "import cloister.runs.audit_sinks, cloister.audit.chain, cloister.host.audit_send, msgspec\n"
+    event = encode(
+        Event(time=time.time_ns(), kind="egress.decided", run="1aaaaaaaaaaa", endpoint=Endpoint(hostname=host))
+    )
+    argv = [sys.executable, "-c", early + source, str(place), event.decode().strip(), str(seconds)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)

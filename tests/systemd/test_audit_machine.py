@@ -16,6 +16,9 @@ from support.machines import Machine
 POLICY = """\
 schema = 1
 
+[audit]
+hashes = true
+
 [agents.sh]
 isolation = "unit"
 command = ["/bin/sh"]
@@ -85,6 +88,8 @@ def test_both_kinds_of_runs_are_on_record_and_no_agent_reaches_the_log(installed
     installed.run(["nft", "insert", "rule", "inet", "cloister", "refuse", "accept"])  # somebody else's
     installed.wait_for(f"grep -q firewall.changed {LOG}/*.jsonl")
     found = events(installed)
+    hashed = {one["agent"] for one in found if one["kind"] == "process.executed" and one["process"].get("hash")}
+    assert hashed == {"sh", "ns"}, "digests of what was executed, of units and sandboxes"
     (changed,) = [one for one in found if one["kind"] == "firewall.changed"]
     assert (changed["source"], changed["reporter_uid"], changed["severity_id"]) == ("watchdog", 0, 4)
     told = [(one["reporter_uid"], one["id"]) for one in found if "reporter_uid" in one]

@@ -140,6 +140,10 @@ def about_path(word: str, prepared: Prepared, reasons: Reasons) -> Answer:
     path = str(Path(prepared.plan.launch.directory) / Path(word).expanduser())
     unit = prepared.plan.launch.unit
     mounts = unit_mounts(prepared.plan, records.places().home) if unit else ()
+    if prepared.plan.launch.vm:
+        from cloister.runs.explain_vm import guest_mounts
+
+        mounts = guest_mounts(prepared.plan, prepared.layout)
     access = Explainer(prepared.plan, look, mounts).ask(path)
     return Answer(
         question=path,

@@ -14,6 +14,7 @@ from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import UsageError
 from cloister.host import gateway_manager
+from cloister.plan.vm import CONSOLE
 from cloister.runs import gateways
 from cloister.runs.store import Store
 
@@ -45,6 +46,7 @@ def parser() -> Parser:
     which = verb.add_mutually_exclusive_group()
     which.add_argument("--events", action="store_true", help="show events, also where there is output")
     which.add_argument("--output", action="store_true", help="show output, or fail where none was kept")
+    which.add_argument("--console", action="store_true", help="show what the guest of a microVM printed")
     verb.add_argument("--raw", action="store_true", help="output byte for byte; not onto a terminal")
     verb.add_argument("--json", action="store_true", help="events as recorded: one JSON object per line, key `event`")
     return verb
@@ -69,8 +71,8 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             "raw-terminal", "raw output may hold sequences that control a terminal", remedy="| less, or > FILE"
         )
-    events = options.events or options.json or not has_output
-    path = store.events_path(run) if events else store.output_path(run)
+    events = not options.console and (options.events or options.json or not has_output)
+    path = _console(store, run) if options.console else store.events_path(run) if events else store.output_path(run)
     for data in _chunks(path, store, run, follow=options.follow):
         if options.raw or options.json:
             sys.stdout.flush()
@@ -80,6 +82,22 @@ def main(argv: list[str]) -> int:
             text = _events(data) if events else output.clean_lines(data.decode("utf-8", "replace"))
             print(text, end="", flush=options.follow)
     return 0
+
+
+def _console(store: Store, run: str) -> str:
+    """Return where the console of a run's guest is: in its directory while it lives, else in its records.
+
+    Raises:
+        UsageError: the run has no guest, or that printed nothing.
+    """
+    plan = store.plan(run)
+    vm = plan.launch.vm if plan else None
+    if vm is None:
+        raise UsageError("console-missing", f"the run {run} has no guest", remedy=f"cloister logs {run}")
+    for path in (f"{vm.directory}/{CONSOLE}", store.console_path(run)):
+        if Path(path).is_file() and not Path(path).is_symlink():  # its monitor could put one there
+            return path
+    raise UsageError("console-missing", f"the guest of {run} printed nothing", remedy=f"cloister logs --events {run}")
 
 
 def _chunks(path: str, store: Store, run: str, *, follow: bool) -> Iterator[bytes]:

@@ -35,11 +35,13 @@ class Inner(msgspec.Struct, frozen=True, kw_only=True):
     landlock_rw: tuple[str, ...] = ()
     mdwe: bool = False
     rlimits: tuple[tuple[str, int], ...] = ()
+    notify: Literal["", "calls", "files"] = ""
+    """Which calls of its commands are told: launched programs and connections, or these and the programs' files."""
     probe_write: tuple[str, ...] = ()
     probe_connect: tuple[str, ...] = ()
 
 
-def inner_argv(shim: str, inner: Inner) -> tuple[str, ...]:
+def inner_argv(shim: str, inner: Inner) -> tuple[str, ...]:  # noqa: C901  # a flag per choice
     """Return the argv; `shim` is the program's path inside."""
     argv = [shim, "inner", *(["--unit"] if inner.unit else []), "--ctl", str(inner.control)]
     argv += ["--egress", EGRESS_SOCKET, "--listen", f"127.0.0.1:{PROXY_PORT}"]
@@ -60,6 +62,8 @@ def inner_argv(shim: str, inner: Inner) -> tuple[str, ...]:
         argv.append("--mdwe")
     if inner.nested:
         argv.append("--nested")
+    if inner.notify:
+        argv += ["--notify", inner.notify]
     if inner.seccomp:
         argv += ["--seccomp", inner.seccomp]
     return tuple(argv)

@@ -65,6 +65,7 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
     landlock_rw: tuple[str, ...] = ()
     mdwe: bool = False
     rlimits: tuple[tuple[str, int], ...] = ()
+    notify: Literal["", "calls", "files"] = ""
     probe_write: tuple[str, ...] = ("/usr",)
     probe_connect: tuple[str, ...] = (PROBE_ADDRESS,)
 
@@ -161,6 +162,7 @@ def _inner(box: Box) -> tuple[str, ...]:
         landlock_rw=box.landlock_rw,
         mdwe=box.mdwe,
         rlimits=box.rlimits,
+        notify=box.notify,
         probe_write=box.probe_write,
         probe_connect=box.probe_connect,
     )

@@ -64,16 +64,21 @@ Instruction: TypeAlias = tuple[int, int, int, int]
 
 
 @cache
-def assemble(arch: str, *, nested: bool = False, ptrace: bool = False, netlink: bool = True) -> bytes:
+def assemble(
+    arch: str, *, nested: bool = False, ptrace: bool = False, netlink: bool = True, listeners: bool = False
+) -> bytes:
     """Return the filter for `arch` (as `uname -m` prints it) as an array of struct sock_filter.
 
-    The three flags are those of `[agents.NAME.hardening]`. Little endian, as all three architectures are.
+    The first three flags are those of `[agents.NAME.hardening]`; with `listeners` the sandbox's first process puts a
+    filter over each command that tells of calls, and refuses listeners of theirs itself (host/shim/notify.c). Little
+    endian, as all three architectures are.
 
     Raises:
         UnsupportedError: `seccomp-arch`, there is no table for this architecture.
     """
     data = table()
-    tree = _filter(_machine(data, arch), data, active_groups(data, nested=nested, ptrace=ptrace, netlink=netlink))
+    active = active_groups(data, nested=nested, ptrace=ptrace, netlink=netlink, listeners=listeners)
+    tree = _filter(_machine(data, arch), data, active)
     instructions = _emit(tree)
     if len(instructions) > MAX_INSTRUCTIONS:
         raise ValueError(f"the filter has {len(instructions)} instructions; the kernel takes {MAX_INSTRUCTIONS}")
@@ -101,9 +106,12 @@ def describe(arch: str, *, nested: bool = False, ptrace: bool = False, netlink: 
     return lines
 
 
-def active_groups(data: Table, *, nested: bool, ptrace: bool, netlink: bool) -> tuple[Group, ...]:
+def active_groups(
+    data: Table, *, nested: bool, ptrace: bool, netlink: bool, listeners: bool = False
+) -> tuple[Group, ...]:
     """Return the groups that stay when the lifts of the policy are taken out, in the order of the table."""
-    lifted = {name for name, on in (("nested", nested), ("ptrace", ptrace), ("netlink", netlink)) if on}
+    flags = {"nested": nested, "ptrace": ptrace, "netlink": netlink, "listeners": listeners}
+    lifted = {name for name, on in flags.items() if on}
     return tuple(group for group in data.groups if group.lift not in lifted)
 
 

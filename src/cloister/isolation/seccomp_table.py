@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 Arch = Literal["x86_64", "aarch64", "riscv64"]
-Lift = Literal["", "nested", "ptrace", "netlink"]
+Lift = Literal["", "nested", "ptrace", "netlink", "listeners"]
 
 FULL_MASK = 0xFFFFFFFF
 

@@ -8,6 +8,7 @@ import msgspec
 
 from cloister.plan.steps import Launch, Placeholders, Plan
 from cloister.plan.unit import UnitLaunch
+from cloister.plan.vm import FIRST_FILE, VmLaunch
 
 
 def as_json(plan: Plan) -> bytes:
@@ -33,6 +34,7 @@ def as_text(plan: Plan) -> str:
             lines += [f"        {point.kind:<9} {point.base}/{point.name}" for point in step.points]
     lines += _section("held before the sandbox is built", tuple(hold.describe() for hold in launch.holds))
     lines += _unit(launch.unit, launch.pasta)
+    lines += _guest(launch.vm)
     lines += ["", "sandbox", *_wrapped_argv(launch)]
     lines += ["", "environment", *(f"  {name}" for name in sorted(_names(plan)))]
     lines += _section("egress", plan.egress or ("nothing is reachable",))
@@ -66,6 +68,21 @@ def _unit(unit: UnitLaunch | None, pasta: tuple[str, ...]) -> list[str]:
         lines += _section(title, tuple(f"{name}={value}" for name, value in unit.network.properties))
         lines += _section("in it", (shlex.join(unit.network.argv), shlex.join(pasta)))
     return lines
+
+
+def _guest(vm: VmLaunch | None) -> list[str]:
+    """Return what a run in a microVM has: files by descriptor, what its guest is told, copies of what is carried in."""
+    if vm is None:
+        return []
+    files = tuple(
+        f"{FIRST_FILE + number}  {one.role}: {one.path}" + ("" if one.write else ", read-only")
+        for number, one in enumerate(vm.files)
+    )
+    lines = _section(vm.describe(), files) + _section("told to the guest", vm.fields)
+    lines += _section("first process of the agent's sandbox in it", (shlex.join(vm.inner),))
+    copies = (*(f"{one.source} as ~/{one.name}" for one in vm.carried), *(f"~/{name}" for name, _ in vm.homed))
+    ports = tuple(f"127.0.0.1:{port} of this host leads to 127.0.0.1:{port} of the guest" for port in vm.ports)
+    return lines + _section("copies in its home", copies) + _section("ports", ports)
 
 
 def _section(title: str, entries: tuple[str, ...]) -> list[str]:

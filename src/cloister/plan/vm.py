@@ -16,6 +16,12 @@ CHANNEL_FD = 20
 """Where the monitor finds its end of the guest's channel, a connected Unix stream socket."""
 CONSOLE_FD = 21
 """Where the monitor writes what the guest prints: a pipe that the keeper empties into a bounded file."""
+DIRECTORY = "vm"
+"""In the run's runtime directory: the console and the monitor's sockets. In its records: the workspace's disk."""
+CONSOLE = "console.log"
+WORKSPACE_DISK = "workspace.img"
+VAR_DISK = "var.img"
+"""In an agent's state for a project."""
 
 Accelerator = Literal["kvm", "tcg"]
 Monitor = Literal["qemu", "firecracker"]
@@ -30,6 +36,15 @@ class VmFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     write: bool = False
     digest: str = ""
     """SHA-256 that a read-only file must have: kernel and initramfs; the root is held by its verity tree."""
+
+
+class VmCarried(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A path of the home of which the guest gets a copy."""
+
+    name: str
+    """Below the home."""
+    source: str
+    kind: Literal["file", "directory"]
 
 
 class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +63,20 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """`NAME=VALUE` words of the frame `B` for the guest; the keeper adds what must be fresh (entropy, time)."""
     inner: tuple[str, ...]
     """The argv of the shim's inner half in the guest."""
+    directory: str
+    """The run's directory for the console and the monitor's sockets."""
+    disk_bytes: int
+    """Of the disk for `/var`, and what may be added in the workspace."""
+    carried: tuple[VmCarried, ...] = ()
+    secrets: tuple[str, ...] = ()
+    """Paths of the host that are left out of what is carried."""
+    homed: tuple[tuple[str, str], ...] = ()
+    """Files below the home, each with its name in the box, of which it is a copy."""
+    seeds: tuple[tuple[str, str], ...] = ()
+    """Files below the home that are written where there is none, each with its text."""
+    ports: tuple[int, ...] = ()
+    """Of the guest's 127.0.0.1, reachable on the same port of ours; their listeners come behind the files."""
+    network: Literal["none", "bridge"] = "none"
     template: str = ""
     """The snapshot that it starts from, warm; empty for a cold boot."""
 

@@ -230,13 +230,15 @@ class MicroVm(Table, frozen=True):
     """`[agents.NAME.microvm]`: the guest, where `isolation = "microvm"`."""
 
     image: str = ""
-    """The name of a signed guest image; empty means the default one."""
+    """The name of a signed guest image; empty means that of the preset, and `dev` where it names none."""
     memory: str = ""
     """Memory of the guest, such as `2G`."""
     cpus: Count | None = None
     """Virtual CPUs of the guest."""
     disk: str = ""
     """Size of the guest's writable disk, such as `8G`."""
+    ports: tuple[Port, ...] = ()
+    """Ports of the guest's 127.0.0.1 that are reachable on the same ports of the host's: a gateway in the guest."""
     monitor: Literal["auto", "firecracker", "qemu"] = "auto"
     """The virtual machine monitor; `auto` takes Firecracker where KVM really works."""
     network: Literal["none", "bridge"] = "none"
@@ -334,6 +336,11 @@ class Audit(Table, frozen=True):
 
     syscalls: Literal["off", "security", "all"] = "security"
     """Which system calls are recorded where the audit daemon runs."""
+    fallback: Literal["none", "seccomp"] = "none"
+    """Where no kernel events are to be had (no audit daemon, or a guest with a kernel of its own): `seccomp` has
+    launched programs and connections told by the sandbox's first process, which costs each such call a detour."""
+    hashes: bool = False
+    """Record the SHA-256 of what is executed. The sandbox's first process tells it, as with `fallback`."""
     on_failure: Literal["stop", "alarm"] = "stop"
     """What happens to the runs when the audit cannot be written: `stop` ends them and starts none, `alarm` lets them
     go on and says so."""
@@ -407,6 +414,8 @@ class Preset(Table, frozen=True):
     """One line for `cloister init`."""
     command: tuple[str, ...] = ()
     """The program, found on the caller's PATH, and arguments it always gets."""
+    image: str = ""
+    """The guest image that has the program, for `isolation = "microvm"`."""
     state: tuple[str, ...] = ()
     """Directories below the home in which the agent keeps its history; private per agent and project, and kept."""
     carry: tuple[str, ...] = ()

@@ -271,6 +271,7 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "memory": _lower(parse_size),
         "cpus": _lower_number,
         "disk": _lower(parse_size),
+        "ports": _fewer,
         "monitor": _fixed,
         "network": _stricter("bridge", "none"),
     },

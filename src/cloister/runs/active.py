@@ -32,6 +32,7 @@ from cloister.runs.attach import Attachment
 from cloister.runs.kernel_watch import Watching
 from cloister.runs.links import Link
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
+from cloister.runs.notices import Notices
 from cloister.runs.store import Direct, Receipt, Record, Store
 
 if TYPE_CHECKING:
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
     from cloister.runs.audit_door import About
     from cloister.runs.credentials import RunCredentials
     from cloister.runs.unit_network import UnitNetwork
+    from cloister.runs.vm_run import Guest
 
 FLAG_PTY = 1
 FLAG_USERNS = 2
 FLAG_NETNS = 4
+FLAG_PATIENT = 8
+"""The end may take its time: a guest's changes are handed back before it is told."""
 _MAX_DENIED = 200
 MAX_EVENT_BYTES = 32 << 20
 _U32 = 4
@@ -100,9 +104,7 @@ class ActiveRun:
         host: dict[str, object],
     ) -> None:
         """Take the stored plan and both links (outer, inner)."""
-        self.plan = plan
-        self.record = record
-        self.store = store
+        self.plan, self.record, self.store = plan, record, store
         self.outer, self.inner = links
         self.host = host
         self.egress: EgressServer | None = None
@@ -129,6 +131,9 @@ class ActiveRun:
         self.credentials: RunCredentials | None = None
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
+        self.notices = Notices(self._noticed)
+        self.guest: Guest | None = None
+        """The virtual machine it has, with `isolation = "microvm"`."""
         self.kernel = Watching()  # the kernel's audit of a sandbox; a unit's is hostd's to ask for
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []
@@ -191,6 +196,8 @@ class ActiveRun:
         """Handle a frame of the inner half: it speaks for hostile surroundings, so sizes are checked."""
         if frame.kind == "M" and len(frame.payload) == _U32 and len(frame.descriptors) == 1:
             self._pass_master(int.from_bytes(frame.payload, "little"), frame.descriptors)
+        if frame.kind == "N":
+            self.notices.take(frame.payload, frame.descriptors)
         _close_all(frame.descriptors)  # copies travel
         payload = frame.payload
         number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
@@ -206,6 +213,8 @@ class ActiveRun:
                 self._exited(number, payload[4])
             case "Z" if number == 0:
                 self.live.stopped()
+            case "D" | "H" | "L" | "T" if self.guest:
+                self.guest.told(self, frame)
 
     def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None], *, nobody: str) -> None:
         """Put a question to the person at the run's terminal; `answer` gets one letter, `nobody` where none came."""
@@ -288,6 +297,7 @@ class ActiveRun:
     def inner_closed(self) -> None:
         """The first process of the sandbox is gone."""
         self.kernel.end()
+        self.notices.flush()
         self.count_limits()
         self.live.inner_closed()
         if self.plan.launch.unit:
@@ -334,7 +344,7 @@ class ActiveRun:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
             return
         self.count_limits()  # a short command can be gone, cgroup and all, before its end is told
-        if not self.plan.launch.unit:
+        if not self.plan.launch.unit and not self.guest:
             self.kernel.begin(self.outer_pid, self.plan.run, self.plan.agent)
         if self.confine:
             self.confine()
@@ -376,6 +386,11 @@ class ActiveRun:
     def _count_denied(self, what: str) -> None:
         if what in self._denied or len(self._denied) < _MAX_DENIED:
             self._denied[what] = self._denied.get(what, 0) + 1
+
+    def _noticed(self, kind: str, fields: dict[str, object]) -> None:
+        """What processes do goes to the audit alone: the run's own events are for people."""
+        if self.audit:
+            self.audit(self, kind, fields)
 
     def write_event(self, kind: str, fields: dict[str, object]) -> None:
         """Append one line to the run's events, and tell the audit."""

@@ -42,6 +42,8 @@ def started(about: About, time_s: float, plan: Plan, record: Record) -> Iterator
         "workspace": cut(plan.workspace), "isolation": plan.isolation, "preset": plan.preset, "mode": record.mode,
         "detached": record.detached, "project": cut(plan.project),
     }  # fmt: skip
+    if vm := plan.launch.vm:
+        details |= {"image": f"{vm.image} {vm.version}", "manifest": vm.manifest, "monitor": vm.monitor}
     for number, opt_out in enumerate(plan.opt_outs):
         details[f"opt_out_{number}"] = cut(opt_out)
     yield _event(
@@ -100,6 +102,13 @@ def of_run(about: About, time_s: float, kind: str, fields: Mapping[str, Any]) ->
             yield from _egress(about, fields)
         case "signing":
             yield _signing(about, time_s, fields)
+        case "executed" | "connected":
+            yield _noticed(about, kind, fields)
+        case "notices-lost":
+            yield _event(
+                about, time_s, "log.lost", severity_id=4, count=fields["count"], tier="seccomp",
+                message="launched programs and connections that came faster than they are recorded",
+            )  # fmt: skip
         case "identity-issued":
             audience = cut(str(fields.get("audience", "")))
             yield _event(about, time_s, "identity.issued", message=f"for {audience}", details=_flat(fields))
@@ -129,6 +138,23 @@ def _egress(about: About, fields: Mapping[str, Any]) -> Iterator[Event]:
     )  # fmt: skip
     for name in fields.get("credentials", ()):
         yield _event(about, time_s, "credential.used", credential=name, endpoint=endpoint, disposition="allowed")
+
+
+def _noticed(about: About, kind: str, fields: Mapping[str, Any]) -> Event:
+    """What seccomp's user notification told: ids of processes are those inside."""
+    endpoint = None
+    if kind == "connected":
+        named, protocol = fields.get("socket", ""), "unix" if "socket" in fields else ""
+        endpoint = Endpoint(ip=fields.get("ip", ""), port=fields.get("port", 0), path=cut(named), protocol=protocol)
+    words = tuple(map(cut, fields.get("words", ())))
+    return _event(
+        about, fields["time"], "network.connected" if endpoint else "process.executed", tier="seccomp",
+        process=Process(
+            pid=0, namespace_pid=fields["pid"], name=cut(fields["name"]), path=cut(fields["path"]), cmd_line=words,
+            cwd=cut(fields.get("directory", "")), hash=fields.get("hash", ""),
+        ),
+        endpoint=endpoint, details={"parent_namespace_pid": fields["parent"]},
+    )  # fmt: skip
 
 
 def _signing(about: About, time_s: float, fields: Mapping[str, Any]) -> Event:

@@ -166,7 +166,7 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         environment=literal,
         inherit=inherit,
         pty=facts.pty,
-        seccomp=seccomp_profile(agent),
+        seccomp=seccomp_profile(agent, listeners=bool(facts.notify)),
         overlays=overlays,
         ruleset=facts.internet.ruleset if facts.internet else "",
         nft=facts.internet.nft if facts.internet else "",
@@ -215,6 +215,7 @@ def _box(
         rlimits=limited.rlimits,
         network="shared" if facts.internet else "empty",
         models=bool(facts.protocols),
+        notify=facts.notify,
         probe_connect=facts.internet.probes if facts.internet else (inner.PROBE_ADDRESS,),
     )
     return box, holds
@@ -257,12 +258,16 @@ def _workspace_mounts(mounts: tuple[LayoutMount, ...], runtime: str) -> tuple[li
     return result, [(name, text) for text, name in contents.items()]
 
 
+def project_record(facts: Facts) -> str:
+    """Return what is written beside an agent's state: whose it is."""
+    anchor = facts.layout.git_dirs[0] if facts.layout.git_dirs else ""
+    return json.dumps({"path": facts.layout.root, "git": anchor})
+
+
 def _state_steps(preset: Preset, facts: Facts, files: Files) -> list[AnyStep]:
     """Make the agent's own state, and the places in it onto which files are mounted."""
-    anchor = facts.layout.git_dirs[0] if facts.layout.git_dirs else ""
-    project = json.dumps({"path": facts.layout.root, "git": anchor})
     steps: list[AnyStep] = [MakeDirectory(path=facts.state, kept=True)]
-    steps.append(SeedFile(root=facts.state, name=PROJECT_RECORD, text=project))
+    steps.append(SeedFile(root=facts.state, name=PROJECT_RECORD, text=project_record(facts)))
     steps += [MakeDirectory(path=f"{facts.state}/{name}", kept=True) for name in preset.state]
     over = [(path.name, path.kind) for path in facts.carried] + [(name, "file") for name, _ in files.homed]
     steps += [SeedFile(root=facts.state, name=name, text=text) for name, text in preset.seed.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -113,6 +114,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Variables that files of the policy bring; they count most."""
     file_notices: tuple[str, ...] = ()
     """What there is to say of files that were read."""
+    notify: Literal["", "calls", "files"] = ""
+    """Which calls the sandbox's first process tells of, where the kernel's own events are not to be had."""
 
 
 class Files(msgspec.Struct):
@@ -262,9 +265,10 @@ def is_nested(agent: Agent) -> bool:
     return agent.hardening.nested or agent.agent_sandbox.managed
 
 
-def seccomp_profile(agent: Agent) -> str:
-    """Name the filter's variant: the words `nested`, `ptrace`, `netlink`, joined by commas."""
-    words = {"nested": is_nested(agent), "ptrace": agent.hardening.ptrace, "netlink": agent.hardening.netlink}
+def seccomp_profile(agent: Agent, *, listeners: bool = False) -> str:
+    """Name the filter's variant: the words `nested`, `ptrace`, `netlink`, `listeners`, joined by commas."""
+    words = {"nested": is_nested(agent), "ptrace": agent.hardening.ptrace, "netlink": agent.hardening.netlink,
+             "listeners": listeners}  # fmt: skip
     return ",".join(word for word, wanted in words.items() if wanted)
 
 

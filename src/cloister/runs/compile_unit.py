@@ -142,7 +142,7 @@ def _launch(agent: Agent, preset: Preset, command: tuple[str, ...], files: Files
         environment=literal,
         inherit=inherit,
         pty=facts.pty,
-        seccomp=seccomp_profile(agent),
+        seccomp=seccomp_profile(agent, listeners=bool(facts.notify)),
         ruleset=direct.ruleset if direct else "",
         nft=direct.nft if direct else "",
         pasta=direct.pasta if direct else (),
@@ -187,7 +187,11 @@ def _preparations(facts: UnitFacts, files: Files, launch: Launch, identity: Iden
             yield MakeLink(path=f"{box}/bin/{name}", target=path)
     words = launch.seccomp.split(",")
     filtered = seccomp.assemble(
-        facts.machine, nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+        facts.machine,
+        nested="nested" in words,
+        ptrace="ptrace" in words,
+        netlink="netlink" in words,
+        listeners="listeners" in words,
     )
     yield WriteBytes(path=f"{box}/{_FILTER}", data=filtered, mode=0o644)
     yield from box_steps(facts, files, launch, shared=True)
@@ -251,6 +255,7 @@ def _inner(agent: Agent, facts: UnitFacts, mounts: tuple[UnitMount, ...]) -> inn
         nested=is_nested(agent),
         landlock=agent.hardening.landlock,
         landlock_rw=tuple(dict.fromkeys([*writable, "/dev", "/proc"])),
+        notify=facts.notify,
         probe_write=("/usr",),
         probe_connect=facts.direct.internet.probes if facts.direct else (inner.PROBE_ADDRESS,),
     )

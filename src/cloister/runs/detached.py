@@ -33,6 +33,12 @@ def detach(loop: asyncio.AbstractEventLoop, connect: Connect, output_path: str) 
     return connect(ours, lambda *_: None, lambda *_: None), pid
 
 
+def detached_stdio(output_path: str) -> tuple[int, int, int]:
+    """Return what a detached agent in a guest gets as its standard streams; whoever gets them closes them."""
+    output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), output, os.dup(output)
+
+
 def _reap(loop: asyncio.AbstractEventLoop, pid: int) -> None:
     """Collect the outer half when it ends."""
     descriptor = os.pidfd_open(pid)

@@ -35,7 +35,7 @@ _HELD = "absent on the host: held while the run lasts, so that it cannot be made
 class Mounted(NamedTuple):
     """One operation on the sandbox's file system."""
 
-    kind: Literal["ro", "rw", "tmpfs", "symlink", "directory", "proc", "dev", "hidden"]
+    kind: Literal["ro", "rw", "tmpfs", "symlink", "directory", "proc", "dev", "hidden", "image"]
     target: str
     """Where it is, links of the sandbox followed."""
     source: str = ""
@@ -149,7 +149,7 @@ class Explainer:
     """Answers about the paths of one planned sandbox."""
 
     def __init__(self, plan: Plan, look: Look, mounts: tuple[Mounted, ...] = ()) -> None:
-        """Take a plan that was compiled for the host that `look` sees; `mounts` are a unit's (`explain_unit`)."""
+        """Take a plan that was compiled for the host that `look` sees; `mounts` are a unit's or a guest's."""
         launch: Launch = plan.launch
         self._mounts = mounts or with_holds(parse_mounts(launch.argv), plan)
         self._look = look
@@ -207,6 +207,9 @@ class Explainer:
             case "hidden":
                 note = "hidden: empty" if mount.source else "hidden: cannot be opened"
                 return Access(path=path, exists=path == top, readable=False, writable=False, mount=at, note=note)
+            case "image":
+                note = "of the guest's image: there if the image has it"
+                return Access(path=path, exists=True, readable=True, writable=False, mount=at, note=note)
             case "proc":
                 note = "the sandbox's own processes"
                 return Access(path=path, exists=True, readable=True, writable=False, mount=at, note=note)

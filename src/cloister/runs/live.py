@@ -24,6 +24,8 @@ KILL_AFTER_S = 10.0
 """Time between asking the agent to end and ending it."""
 LAUNCH_TIMEOUT_S = 30.0
 """Time in which the sandbox must come up; generous, for a loaded machine."""
+GUEST_TIMEOUT_S = 180.0
+"""Time in which a virtual machine must: without hardware for it, on a loaded machine, it takes many times its 1.3 s."""
 EXIT_TIMEOUT = 124
 EXIT_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
@@ -80,7 +82,8 @@ class LiveRun:
         self._on_running = on_running
         self._outcome: Outcome | None = None
         self._done = False
-        self._timers = [call_later(LAUNCH_TIMEOUT_S, self._launch_timeout)]
+        self._launch_s = GUEST_TIMEOUT_S if plan.launch.vm else LAUNCH_TIMEOUT_S
+        self._timers = [call_later(self._launch_s, self._launch_timeout)]
 
     # --- what the inner half says -------------------------------------------------------
 
@@ -93,6 +96,10 @@ class LiveRun:
         lines = [f"cloister: {message}, so the run was ended [{reference}]", *(f"  where: {line}" for line in where)]
         self._decide(Outcome(EXIT_FAILED, reference, "\n".join([*lines, "  try: again"])))
         self._kill()
+
+    def machine_died(self, reference: str, text: str) -> None:
+        """The virtual machine ended, or was ended, with the agent in it; its end is told in a moment."""
+        self._decide(Outcome(EXIT_FAILED, reference, text))
 
     def running(self) -> None:
         """The agent has control: from now on its own time counts."""
@@ -195,7 +202,7 @@ class LiveRun:
         self.stop()
 
     def _launch_timeout(self) -> None:
-        text = f"cloister: the sandbox did not come up within {LAUNCH_TIMEOUT_S:g} s [launch-timeout]"
+        text = f"cloister: the sandbox did not come up within {self._launch_s:g} s [launch-timeout]"
         self._decide(Outcome(EXIT_FAILED, "launch-timeout", text))
         self._kill()
 

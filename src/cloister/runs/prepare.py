@@ -42,6 +42,7 @@ from cloister.runs.internet import Internet, internet
 from cloister.runs.limits import means
 from cloister.runs.model_files import model_files
 from cloister.runs.model_plan import planned_models
+from cloister.runs.notices import demand
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.request import RunRequest
@@ -156,13 +157,16 @@ class Kitchen:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
         search = request.environment.get("PATH", os.defpath)
+        guest = agent.isolation == "microvm"  # its programs are those of its image
         program = (
-            find_program(command[0], search, home=paths.home, forbidden=(root,)) if _outside(command[0], root) else None
+            find_program(command[0], search, home=paths.home, forbidden=(root,))
+            if not guest and _outside(command[0], root)
+            else None
         )
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
         direct = None
-        if agent.egress.mode == "internet":
+        if agent.egress.mode == "internet" and not guest:
             direct = internet(ruleset, guard, self.host(), nameservers())
         found = self.home_files(looked or Looked(project, resolved, agent, layout))
         files = self._file_variables(agent, resolved, root, found)
@@ -172,8 +176,14 @@ class Kitchen:
         placed = self._login_files(agent, resolved.name) if agent.credentials else ()
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         facts = with_model_words(facts, agent, resolved)
-        plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
-        if plan.credentials:
+        facts = msgspec.structs.replace(facts, notify=demand(resolved.policy.audit, guest=guest))
+        if guest:
+            from cloister.runs.prepare_vm import compile_plan
+
+            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found)
+        else:
+            plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        if plan.credentials and not guest:
             from cloister.runs.credentials_places import refuse_visible
             from cloister.runs.explain import look
 

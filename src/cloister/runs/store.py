@@ -21,6 +21,7 @@ import msgspec
 
 from cloister.errors import UsageError
 from cloister.plan.steps import Plan
+from cloister.plan.vm import CONSOLE, DIRECTORY
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letters that look like digits
 _ID_LENGTH = 12
@@ -170,6 +171,10 @@ class Store:
     def output_path(self, run: str) -> str:
         """Return the path of a detached run's output."""
         return f"{self._path(run)}/output.log"
+
+    def console_path(self, run: str) -> str:
+        """Return the path of the end of what a run's guest printed."""
+        return f"{self._path(run)}/{DIRECTORY}/{CONSOLE}"
 
     def events(self, run: str) -> Iterator[dict[str, Any]]:
         """Yield the events in order; a line cut off by a crash ends the list."""

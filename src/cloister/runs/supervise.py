@@ -16,21 +16,23 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress import nft
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, UsageError
+from cloister.host import apply as host_apply
 from cloister.host.frames import encode_list
 from cloister.host.owner import Owner
 from cloister.host.stranded import end_stranded
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
-from cloister.runs.active import FLAG_NETNS, FLAG_PTY, FLAG_USERNS, ActiveRun, Starter
+from cloister.runs.active import FLAG_NETNS, FLAG_PATIENT, FLAG_PTY, FLAG_USERNS, ActiveRun, Starter
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
-from cloister.runs.detached import detach
+from cloister.runs.detached import detach, detached_stdio
 from cloister.runs.links import Connect
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import Kitchen, Prepared
 from cloister.runs.protections import Protections, look_after
+from cloister.runs.provisions import Provided
 from cloister.runs.request import RunRequest
 from cloister.runs.store import Record
 from cloister.runs.supervision import Supervision
@@ -39,6 +41,7 @@ from cloister.runs.upstream import upstream_proxy
 if TYPE_CHECKING:
     from cloister.runs.unit_client import UnitRuns
     from cloister.runs.unit_run import UnitRun
+    from cloister.runs.vm_run import Guest
 
 NFT_LOAD = ("-f", "/dev/fd/5")
 """5 is the third descriptor of the frame (`plan.steps.Launch`)."""
@@ -106,16 +109,19 @@ class Supervisor(Supervision):
             id=plan.run, agent=plan.agent, workspace=plan.workspace, command=plan.asked, status="starting",
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
-        applied = self._apply(provided, plan, record, link)
+        guest = self._guest(prepared)
+        applied = await self._set_up(provided, prepared, guest, record, link)
         outer, pid = link, link.peer_pid
         if request.detach:
             outer, pid = detach(self._loop, self._connect, self._store.output_path(plan.run))
         run, theirs = self._run(prepared, record, outer)
-        run.outer_pid = pid
+        run.outer_pid, run.guest = pid, guest
         self._audit.began(run, self._kitchen.policies.digest, self._kitchen.owner.name)
         self._provisions.attach(provided, run)
         run.starter = Starter(link, os.dup(stdio[1]), request.json) if request.detach else None
-        run.confine = confiner(self._loop, run)
+        if guest and not plan.launch.pty:  # its keeper hands them on: the guest has no descriptor of ours
+            run.stdio = detached_stdio(self._store.output_path(plan.run)) if request.detach else _copies(stdio)
+        run.confine = None if guest else confiner(self._loop, run)  # a guest's monitor is held before it starts
         self._runs[plan.run] = run
         self._attach(run)
 
@@ -127,6 +133,44 @@ class Supervisor(Supervision):
         await self._provisions.serve(run, prepared, applied, upstream)
         self._watch(run)
         self._launch(run, prepared, theirs)
+
+    def _guest(self, prepared: Prepared) -> Guest | None:
+        """Return the virtual machine of a run that has one; nothing of it is imported before the first."""
+        if not prepared.plan.launch.vm:
+            return None
+        from cloister.runs.vm_run import Guest
+
+        return Guest(self._loop, self._paths, prepared)
+
+    async def _set_up(
+        self, provided: Provided, prepared: Prepared, guest: Guest | None, record: Record, link: Any
+    ) -> host_apply.Applied:
+        """Store and apply the plan; with a guest, verify its image before and make its disks behind that.
+
+        Raises:
+            CloisterError: nothing is left of it.
+        """
+        plan = prepared.plan
+        if guest is None:
+            return self._apply(provided, plan, record, link)
+        try:
+            await guest.verify()
+            applied = self._apply(provided, plan, record, link)
+        except BaseException:
+            guest.drop()
+            raise
+        try:
+            await guest.make_disks()
+            if link.closed:
+                raise UsageError("not-started", "whoever asked for the run went away before it started")  # noqa: TRY301
+        except BaseException:
+            applied.close()
+            guest.drop()
+            host_apply.undo(plan, self._paths.state)
+            await self._provisions.withdraw(provided, plan)
+            self._store.remove(plan.run)
+            raise
+        return applied
 
     def _attach(self, run: ActiveRun) -> None:
         """Get ready to connect the run's own network, in mode `internet`."""
@@ -145,7 +189,7 @@ class Supervisor(Supervision):
             prepared.plan, record, self._store, (outer, inner), self._loop.call_later, self._ended,
             _host_words(prepared),
         )  # fmt: skip
-        run.layout = prepared.layout
+        run.layout = None if prepared.plan.launch.vm else prepared.layout  # a guest has a copy, on a disk of its own
         holder.append(run)
         return run, theirs
 
@@ -155,6 +199,7 @@ class Supervisor(Supervision):
         run.go = self._go(run, prepared)
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
+        flags |= FLAG_PATIENT if launch.vm else 0
         overlays = [
             os.fsencode(part) for one in launch.overlays for part in (one.lower, one.upper, one.work, one.target)
         ]
@@ -166,18 +211,26 @@ class Supervisor(Supervision):
             + encode_list([os.fsencode(word) for word in (launch.nft, *NFT_REPORT)] if launch.ruleset else [])
             + encode_list([os.fsencode(part) for one in launch.holds for part in (one.mode, one.source, one.target)])
         )
-        files = [_memory_file("seccomp", self._filter(launch.seccomp))]
+        # The agent's own filter is loaded in the guest; the monitor's is the one that no policy has made wider.
+        files = [_memory_file("seccomp", self._filter("" if launch.vm else launch.seccomp))]
         files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
-        run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:]))
+        machine = run.guest.descriptors if run.guest else ()
+        run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:], *machine))
         for descriptor in files:
             os.close(descriptor)
         theirs.close()
+        if run.guest:
+            run.guest.begin(run)
 
     def _filter(self, profile: str) -> bytes:
         if profile not in self._filters:
             words = profile.split(",")
             self._filters[profile] = seccomp.assemble(
-                platform.machine(), nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+                platform.machine(),
+                nested="nested" in words,
+                ptrace="ptrace" in words,
+                netlink="netlink" in words,
+                listeners="listeners" in words,
             )
         return self._filters[profile]
 
@@ -228,12 +281,16 @@ class Supervisor(Supervision):
         self._protections.remove(run.plan.run)
         if run.network:
             run.network.close()
+        if run.guest:
+            run.guest.ended()
         if not run.live.probe:  # its first process never spoke: it may wait for a bubblewrap that was killed
             outer = run.outer_pid if outcome.reason == "client-died" else 0
             await self._loop.run_in_executor(None, end_stranded, run.plan.run, run.plan.launch.argv, outer)
         return outcome
 
     async def _look_after(self, run: ActiveRun) -> tuple[str, ...]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
+        if run.guest:
+            return await run.guest.finish()
         if run.record.mode == "overlay" or run.layout is None:
             return ()  # overlays are reviewed anyway
         return await self._loop.run_in_executor(None, look_after, run.layout, run.record.started)
@@ -262,9 +319,16 @@ def _memory_file(name: str, data: bytes) -> int:
     return descriptor
 
 
+def _copies(descriptors: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(os.dup, descriptors[:3]))
+
+
 def _host_words(prepared: Prepared) -> dict[str, object]:
-    facts = prepared.host
+    facts, vm = prepared.host, prepared.plan.launch.vm
+    machine = {"image": f"{vm.image} {vm.version}", "manifest": vm.manifest, "monitor": vm.monitor,
+               "accelerator": vm.accelerator} if vm else {}  # fmt: skip
     return {
+        **machine,
         "kernel": facts.kernel,
         "bubblewrap": facts.bwrap.path,
         "landlock_abi": facts.landlock_abi,

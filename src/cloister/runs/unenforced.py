@@ -11,6 +11,8 @@ from cloister.policy.document import Document
 from cloister.policy.model import Agent, MicroVm, Unit
 
 _DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
+MOST_PORTS = 4
+"""Of a guest: their listeners travel with the descriptors of one frame (`host/frames.py`, MAX_DESCRIPTORS)."""
 _OBEYED_AUDIT = (
     "retention",
     "on_failure",
@@ -25,6 +27,8 @@ _OBEYED_AUDIT = (
     "rules",
     "detections",
     "syscalls",
+    "fallback",
+    "hashes",
 )
 """Keys of `[audit]` that have an effect."""
 
@@ -80,6 +84,35 @@ def refuse_unenforced_unit(agent: Agent) -> None:
     _refuse_keys(agent, ("microvm",))
 
 
+def refuse_unenforced_vm(agent: Agent) -> None:
+    """Refuse an agent's table that asks for more than a microVM can keep.
+
+    Raises:
+        UnsupportedError: names the first key, and what to do.
+    """
+    _refuse_keys(agent, ("unit",))
+    if agent.egress.mode == "internet":
+        raise UnsupportedError(
+            "microvm-internet", "a microVM has no network but the run's proxy, so `internet` cannot be kept",
+            where=".egress.mode", remedy='mode = "deny", with what it needs in `allow`',
+        )  # fmt: skip
+    for key, paths in (("read", agent.filesystem.read), ("write", agent.filesystem.write)):
+        if paths:
+            raise UnsupportedError(
+                "microvm-path", f"no path of this host is shared with a microVM: {paths[0]}",
+                where=f".filesystem.{key}", remedy="`carry` copies what lies in the home; or make it part of the image",
+            )  # fmt: skip
+    _refuse_ports(agent.microvm.ports)
+
+
+def _refuse_ports(ports: tuple[int, ...]) -> None:
+    if len(set(ports)) < len(ports) or len(ports) > MOST_PORTS:
+        raise UnsupportedError(
+            "microvm-ports", f"a guest has at most {MOST_PORTS} reachable ports, each named once",
+            where=".microvm.ports", remedy=f"ports = [{', '.join(map(str, sorted(set(ports))[:MOST_PORTS]))}]",
+        )  # fmt: skip
+
+
 def refuse_tables(document: Document) -> None:
     """Refuse a policy that holds tables of the whole policy which nothing obeys yet.
 
@@ -100,5 +133,5 @@ def refuse_tables(document: Document) -> None:
 
 def unenforced_keys(agent: Agent) -> tuple[str, ...]:
     """Return the keys that would be refused, for `cloister check`."""
-    keys = ("microvm",) if agent.isolation == "unit" else ("unit", "microvm")
+    keys = {"unit": ("microvm",), "microvm": ("unit",)}.get(agent.isolation, ("unit", "microvm"))
     return tuple(key for key in keys if getattr(agent, key) != _DEFAULTS[key])

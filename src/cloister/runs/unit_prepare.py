@@ -32,6 +32,7 @@ from cloister.policy.tighten import tighten, tighten_project
 from cloister.runs.compile_unit import UnitFacts, compile_unit, unit_home
 from cloister.runs.credentials_places import host_path
 from cloister.runs.file_variables import FileVariables, fit, of_policy
+from cloister.runs.notices import demand
 from cloister.runs.paths import Paths
 from cloister.runs.policies import PolicyFiles
 from cloister.runs.prepare import (
@@ -104,6 +105,7 @@ class UnitKitchen(Kitchen):
         if agent.egress.mode == "internet":
             facts = msgspec.structs.replace(facts, direct=self._internet(request.agent, agent, ruleset, guard))
         facts = with_model_words(facts, agent, resolved)
+        facts = msgspec.structs.replace(facts, notify=demand(resolved.policy.audit))
         plan = compile_unit(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         refuse_visible(plan, self.paths.home)
         launch = plan.launch

@@ -39,10 +39,12 @@ DAY_BYTES = 512 << 20
 USERS_KINDS = frozenset({
     "run.started", "run.ended", "run.refused", "run.warned", "step.applied", "step.undone", "policy.changed",
     "egress.decided", "egress.request", "credential.used", "signing.used", "identity.issued", "model.called",
-    "log.lost",
+    "log.lost", "process.executed", "network.connected",
 })  # fmt: skip
 """What a user's broker may report."""
-_OFTEN = frozenset({"egress.decided", "egress.request", "credential.used", "signing.used", "model.called"})
+_TOLD = frozenset({"process.executed", "network.connected"})
+"""The sensor's kinds, where a sandbox's first process tells them: of that tier, whatever the reporter says."""
+_OFTEN = _TOLD | {"egress.decided", "egress.request", "credential.used", "signing.used", "model.called"}
 _ROOTS_KINDS = USERS_KINDS | {"hostd.request", "firewall.changed"}
 _EVENTS, _WRITTEN, _STOP = ord("E"), ord("K"), ord("S")
 MOST_REMEMBERED = 8192
@@ -152,6 +154,8 @@ class Account:
             changes |= {"source": "broker", "user": self.name, "account": ""}
         elif self.uid != 0:
             changes |= {"source": "proxyd"}
+        if event.kind in _TOLD:  # also root's: the sensor's own come by its rings
+            changes["tier"] = "seccomp"
         if len(event.id) > _MOST_ID:
             changes["id"] = ""
         recorded = encode(msgspec.structs.replace(event, **changes))

@@ -8,12 +8,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,8 +28,8 @@
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 /* What a child can fail at. The number goes through a pipe; the names go into frame `Y`. */
-enum stage { STAGE_SESSION, STAGE_STDIO, STAGE_LIMIT, STAGE_MDWE, STAGE_SIGNALS, STAGE_DIRECTORY, STAGE_EXEC };
-static const char *const STAGES[] = {"session", "stdio", "rlimit", "mdwe", "signals", "chdir", "exec"};
+enum stage { STAGE_SESSION, STAGE_STDIO, STAGE_LIMIT, STAGE_MDWE, STAGE_SIGNALS, STAGE_DIRECTORY, STAGE_NOTIFY, STAGE_EXEC };
+static const char *const STAGES[] = {"session", "stdio", "rlimit", "mdwe", "signals", "chdir", "notify", "exec"};
 
 struct report {
     int32_t stage;
@@ -134,11 +136,13 @@ static void execute(const struct command *command)
 }
 
 _Noreturn static void run(const struct command *command, const struct options *options, const struct rlimit *files,
-                          int report)
+                          int report, int link)
 {
     if (enter_session(command) < 0)
         give_up(report, STAGE_SESSION);
     int end = fcntl(report, F_DUPFD_CLOEXEC, 16); /* out of the way of stdio */
+    if (end >= 0 && link >= 0)
+        link = fcntl(link, F_DUPFD_CLOEXEC, 17);
     if (end < 0 || place_stdio(command->stdio) < 0)
         give_up(end < 0 ? report : end, STAGE_STDIO);
     if (set_limits(options, files) < 0)
@@ -149,34 +153,72 @@ _Noreturn static void run(const struct command *command, const struct options *o
         give_up(end, STAGE_DIRECTORY);
     if (reset_signals() < 0)
         give_up(end, STAGE_SIGNALS);
+    if (link >= 0 && !notify_enter(link))
+        give_up(end, STAGE_NOTIFY);
     execute(command);
     give_up(end, STAGE_EXEC);
+}
+
+/* Wait until the child has executed, or says why not; its own execve(2) may wait for us. */
+static ssize_t await_report(int end, int listener, struct report *report)
+{
+    ssize_t got;
+    struct pollfd wait[2] = {{.fd = end, .events = POLLIN}, {.fd = listener, .events = POLLIN}};
+    while (listener >= 0) {
+        if (poll(wait, 2, -1) < 0 && errno != EINTR)
+            return -1;
+        if (wait[0].revents)
+            break;
+        if (wait[1].revents && !notify_serve(listener, NULL, NOTIFY_NOTHING))
+            wait[1].fd = -1;
+    }
+    do
+        got = read(end, report, sizeof *report);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+/* Pipe for what it fails at, and where its calls are told a link for their listener. */
+static int open_ends(int ends[2], int link[2], bool told)
+{
+    link[0] = link[1] = -1;
+    if (told && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, link) < 0)
+        return -1;
+    return pipe2(ends, O_CLOEXEC);
 }
 
 pid_t child_start(const struct command *command, const struct options *options, const struct rlimit *files,
                   struct failure *failure)
 {
-    int ends[2];
+    int ends[2], link[2], listener = -1;
     *failure = (struct failure){.stage = "fork"};
-    if (pipe2(ends, O_CLOEXEC) < 0) {
+    if (open_ends(ends, link, options->notify != NOTIFY_NOTHING && command->broker) < 0) {
         failure->error = errno;
         return -1;
     }
     pid_t pid = fork();
     if (pid == 0)
-        run(command, options, files, ends[1]);
+        run(command, options, files, ends[1], link[1]);
     failure->error = errno;
     close(ends[1]);
+    if (link[0] >= 0) {
+        close(link[1]);
+        listener = pid > 0 ? notify_take(link[0]) : -1;
+        close(link[0]);
+    }
     struct report report;
-    ssize_t got = 0;
-    if (pid > 0)
-        do
-            got = read(ends[0], &report, sizeof report);
-        while (got < 0 && errno == EINTR);
+    ssize_t got = pid > 0 ? await_report(ends[0], listener, &report) : 0;
     close(ends[0]);
-    if (pid < 0 || got == 0)
+    if (pid > 0 && got == 0 && listener >= 0 && notify_watch(listener, command->broker, options->notify)) {
+        notify_started(command->broker, options->notify, (uint32_t)pid, command->argv);
+        return pid;
+    }
+    if (listener >= 0)
+        close(listener); /* who waits there gets ENOSYS */
+    if (pid < 0 || (got == 0 && listener < 0))
         return pid;
     /* Its end is ours to collect: nobody will hear of this pid. */
+    (void)!kill(pid, SIGKILL);
     while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
         continue;
     if (got == sizeof report && report.stage >= STAGE_SESSION && report.stage <= STAGE_EXEC)

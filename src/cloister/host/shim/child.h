@@ -5,6 +5,7 @@
 #ifndef CLOISTER_CHILD_H
 #define CLOISTER_CHILD_H
 
+#include "frame.h"
 #include "options.h"
 
 #include <stdbool.h>
@@ -17,6 +18,7 @@ struct command {
     const char *directory;
     int stdio[3];
     bool job;      /* its terminal is already the controlling terminal of our session */
+    struct channel *broker; /* who is told of its calls, where the options want that */
     bool terminal; /* make stdin the controlling terminal of a session of its own */
 };
 

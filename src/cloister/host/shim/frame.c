@@ -150,22 +150,22 @@ static int send_rest(int fd, const uint8_t *data, size_t length)
     return 0;
 }
 
-/* Send the first bytes, which carry the descriptor: bytes sent or -1. */
-static ssize_t send_first(int fd, const uint8_t *data, size_t length, int descriptor)
+/* Send the first bytes, which carry the descriptors: bytes sent or -1. */
+static ssize_t send_first(int fd, const uint8_t *data, size_t length, const int *descriptors, unsigned count)
 {
     union {
-        char bytes[CMSG_SPACE(sizeof(int))];
+        char bytes[CMSG_SPACE(sizeof(int) * FRAME_DESCRIPTORS_MAX)];
         struct cmsghdr align;
     } control;
     memset(&control, 0, sizeof control);
     struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
-                             .msg_controllen = sizeof control};
+                             .msg_controllen = CMSG_SPACE(sizeof(int) * count)};
     struct cmsghdr *head = CMSG_FIRSTHDR(&message);
     head->cmsg_level = SOL_SOCKET;
     head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(head), &descriptor, sizeof descriptor);
+    head->cmsg_len = CMSG_LEN(sizeof(int) * count);
+    memcpy(CMSG_DATA(head), descriptors, sizeof(int) * count);
     for (;;) {
         ssize_t sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent >= 0 || (errno != EINTR && errno != EAGAIN))
@@ -176,16 +176,17 @@ static ssize_t send_first(int fd, const uint8_t *data, size_t length, int descri
     }
 }
 
-int channel_send(struct channel *channel, char type, const void *payload, size_t length, int descriptor)
+int channel_send_all(struct channel *channel, char type, const void *payload, size_t length, const int *descriptors,
+                     unsigned count)
 {
     struct writer frame = {0};
     write_u32(&frame, (uint32_t)length);
     write_u8(&frame, (uint8_t)type);
     write_bytes(&frame, payload, length);
     size_t done = 0;
-    int result = frame.bad || length > FRAME_PAYLOAD_MAX ? -1 : 0;
-    if (result == 0 && descriptor >= 0) {
-        ssize_t sent = send_first(channel->fd, frame.data, frame.length, descriptor);
+    int result = frame.bad || length > FRAME_PAYLOAD_MAX || count > FRAME_DESCRIPTORS_MAX ? -1 : 0;
+    if (result == 0 && count > 0) {
+        ssize_t sent = send_first(channel->fd, frame.data, frame.length, descriptors, count);
         if (sent < 0)
             result = -1;
         else
@@ -195,6 +196,11 @@ int channel_send(struct channel *channel, char type, const void *payload, size_t
         result = send_rest(channel->fd, frame.data + done, frame.length - done);
     free(frame.data);
     return result;
+}
+
+int channel_send(struct channel *channel, char type, const void *payload, size_t length, int descriptor)
+{
+    return channel_send_all(channel, type, payload, length, &descriptor, descriptor >= 0);
 }
 
 struct reader frame_reader(const struct frame *frame)

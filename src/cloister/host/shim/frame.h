@@ -43,6 +43,10 @@ enum channel_result channel_receive(struct channel *channel, struct frame *frame
 /* Send one frame, with `descriptor` unless it is -1. Waits at most 3 s: a peer that reads nothing counts as gone. */
 int channel_send(struct channel *channel, char type, const void *payload, size_t length, int descriptor);
 
+/* The same with several, FRAME_DESCRIPTORS_MAX at most. */
+int channel_send_all(struct channel *channel, char type, const void *payload, size_t length, const int *descriptors,
+                     unsigned count);
+
 /* Free the payload and close the descriptors that were not taken (set to -1). */
 void frame_release(struct frame *frame);
 

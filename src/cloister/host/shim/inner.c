@@ -147,6 +147,7 @@ static void run(struct task *task, const struct order *order, struct command *co
     command->argv = order->argv;
     command->environment = order->environment;
     command->directory = order->directory[0];
+    command->broker = &self.broker;
     pid_t pid = child_start(command, &self.options, &self.files, &failure);
     if (pid < 0) {
         uint32_t id = task->id;

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-enum { LAUNCH_PTY = 1, LAUNCH_USERNS = 2, LAUNCH_NETNS = 4 };
+enum { LAUNCH_PTY = 1, LAUNCH_USERNS = 2, LAUNCH_NETNS = 4, LAUNCH_PATIENT = 8 };
 
 struct launch {
     struct frame frame; /* owns the descriptors */

@@ -8,13 +8,15 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 
-enum { BATCH = 64 };
+enum { BATCH = 64, SOON_MAX = 8 };
 
 static int epoll = -1;
 static int64_t tick_at_ms;
 static void (*tick_action)(void);
+static void (*soon[SOON_MAX])(void);
 
 /* Blocks that wait to be freed: linked through their own first bytes. */
 struct freed {
@@ -59,8 +61,32 @@ static void sweep(void)
     }
 }
 
+void loop_soon(void (*action)(void))
+{
+    for (int i = 0; i < SOON_MAX; i++) {
+        if (soon[i] == action)
+            return;
+        if (!soon[i]) {
+            soon[i] = action;
+            return;
+        }
+    }
+}
+
+/* An action may ask for others, or for itself again: they follow in the next round, after new events. */
+static void act(void)
+{
+    void (*now[SOON_MAX])(void);
+    memcpy(now, soon, sizeof now);
+    memset(soon, 0, sizeof soon);
+    for (int i = 0; i < SOON_MAX && now[i]; i++)
+        now[i]();
+}
+
 static int timeout(void)
 {
+    if (soon[0])
+        return 0;
     if (!tick_action)
         return -1;
     int64_t left = tick_at_ms - sys_now_ms();
@@ -79,6 +105,7 @@ void loop_run(void)
             if (source->wanted)
                 source->ready(source, events[i].events);
         }
+        act();
         sweep();
         if (tick_action && sys_now_ms() >= tick_at_ms) {
             void (*action)(void) = tick_action;

@@ -23,6 +23,9 @@ int loop_watch(struct source *source, int fd, uint32_t wanted);
 /* Call `tick` once, `delay_ms` from now; a second call replaces the first. */
 void loop_later(int delay_ms, void (*tick)(void));
 
+/* Call `action` once when the present batch of events is done; asking again before that changes nothing. */
+void loop_soon(void (*action)(void));
+
 /* Free a block after the current batch of events, in which it may still be named. */
 void loop_free(void *block);
 

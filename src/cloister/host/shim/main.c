@@ -9,13 +9,17 @@
 #include "client.h"
 #include "connect.h"
 #include "ending.h"
+#include "guest_init.h"
 #include "hold.h"
 #include "shim.h"
 
 #include <string.h>
+#include <unistd.h>
 
 int main(int argc, char **argv)
 {
+    if (getpid() == 1 && argc > 0 && strcmp(argv[0], "/init") == 0)
+        guest_init(argc);
     if (argc == 3 && strcmp(argv[1], "outer") == 0)
         return outer_main(argv[2]);
     if (argc >= 4 && strcmp(argv[1], "inner") == 0)

@@ -68,6 +68,15 @@ static bool parse_landlock(struct options *options, const char *text)
     return false;
 }
 
+static bool parse_notify(struct options *options, const char *text)
+{
+    if (strcmp(text, "calls") == 0)
+        options->notify = NOTIFY_CALLS;
+    else if (strcmp(text, "files") == 0)
+        options->notify = NOTIFY_FILES;
+    return options->notify != NOTIFY_NOTHING;
+}
+
 static bool add_word(struct words *words, const char *word, int most)
 {
     if (!words->items)
@@ -109,6 +118,8 @@ static bool parse_valued(struct options *options, const char *name, const char *
         return add_word(&options->landlock_ro, value, most);
     if (strcmp(name, "--landlock") == 0)
         return parse_landlock(options, value);
+    if (strcmp(name, "--notify") == 0)
+        return parse_notify(options, value);
     if (strcmp(name, "--rlimit") == 0)
         return parse_limit(options, value);
     return false;

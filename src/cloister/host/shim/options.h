@@ -5,6 +5,8 @@
 #ifndef CLOISTER_OPTIONS_H
 #define CLOISTER_OPTIONS_H
 
+#include "notify.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/resource.h>
@@ -36,6 +38,7 @@ struct options {
     struct words landlock_rw, landlock_ro;
     enum landlock_demand landlock;
     bool mdwe;   /* refuse memory that is writable and executable (PR_SET_MDWE, Linux 6.3) */
+    enum notify_demand notify; /* which calls of its commands are told */
     bool nested; /* the agent may make user namespaces and mounts */
     struct limit limits[LIMITS_MAX];
     size_t limit_count;

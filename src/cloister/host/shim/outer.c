@@ -326,7 +326,9 @@ static void on_child(void)
         if (self.finished)
             return;
         tell_waited();
-        self.deadline_ms = sys_now_ms() + PATIENCE_MS;
+        /* A guest's changes are handed back first, which takes as long as it takes; the broker's death is seen anyway. */
+        if (!(self.launch.flags & LAUNCH_PATIENT))
+            self.deadline_ms = sys_now_ms() + PATIENCE_MS;
     }
 }
 

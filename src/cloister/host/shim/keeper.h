@@ -1,0 +1,83 @@
+/*
+ * What it is: what the parts of the keeper share: its options, its monitor, its commands, its end.
+ * What it is not: anything of the guest's own; what comes from there is judged in keeper_guest.c.
+ */
+#ifndef CLOISTER_KEEPER_H
+#define CLOISTER_KEEPER_H
+
+#include "frame.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum { KEEPER_SOCKETS_MAX = 64, KEEPER_PORTS_MAX = 16, KEEPER_CHANNEL = 20, KEEPER_CONSOLE = 21 };
+
+struct keeper_options {
+    int ctl;
+    const char *box;
+    const char *console;
+    size_t console_bytes;
+    const char *vsock; /* NULL: the monitor gets a socket */
+    const char *sockets[KEEPER_SOCKETS_MAX];
+    size_t socket_count;
+    struct {
+        int fd;
+        uint16_t port;
+    } ports[KEEPER_PORTS_MAX];
+    size_t port_count;
+    char **monitor;
+};
+
+/* False when an option is unknown, misses its value or is missing. */
+bool keeper_options_parse(struct keeper_options *options, int count, char **arguments);
+
+/* keeper.c: the broker, and the end. */
+_Noreturn void keeper_end(uint8_t status);
+_Noreturn void keeper_fail(const char *reason, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void keeper_tell(char type, const struct writer *payload);
+bool keeper_tell_if_room(char type, const void *payload, size_t length);
+void keeper_tell_terminal(uint32_t id, int master);
+
+void keeper_tick_soon(void);
+
+/* keeper_monitor.c: the monitor, its console, and the way to the guest. */
+int keeper_monitor_start(const struct keeper_options *options, void (*reached)(int fd));
+void keeper_monitor_tick(void);
+bool keeper_monitor_waiting(void); /* for the guest to listen */
+void keeper_monitor_kill(void);
+void keeper_monitor_await(int patience_ms); /* its end is near: learn how */
+void keeper_monitor_reap(void);       /* SIGCHLD came */
+const char *keeper_monitor_status(void); /* how it ended, as text; NULL: it lives */
+const char *keeper_console_line(void); /* the last line of the console, printable */
+
+/* keeper_guest.c: the guest's frames, and the commands in it. */
+void keeper_guest_begin(const struct frame *frame, int tar); /* keep what it is told when it has said hello */
+void keeper_guest_join(int fd);
+bool keeper_guest_joined(void);
+bool keeper_agent_running(void);
+void keeper_guest_order(uint8_t type, struct frame *frame); /* `G`, `X` */
+void keeper_guest_signal(const struct frame *frame);
+void keeper_guest_terminal(const struct frame *frame); /* `M` */
+void keeper_guest_ask(const struct frame *frame);      /* `T`, `Q` */
+void keeper_guest_kill(void);
+
+/* keeper_box.c: sockets of the box, published ports, renewed files. */
+int keeper_box_open(const struct keeper_options *options);
+void keeper_box_joined(void); /* the guest can take ports and renewed files from now on */
+void keeper_box_guest_opens(uint32_t stream, struct reader *payload);
+bool keeper_box_knows(uint32_t stream); /* whether it was opened in this session, by either end */
+void keeper_box_tick(void);
+bool keeper_box_waiting(void); /* for its tick */
+
+/* keeper_pty.c: a terminal of the host's for a command. */
+struct keeper_pty {
+    int slave;   /* -1: none */
+    pid_t watcher;
+    int changes; /* readable: the window has changed */
+};
+int keeper_pty_open(struct keeper_pty *pty, int *master);
+void keeper_pty_end(struct keeper_pty *pty); /* the slave is its stream's, or the caller's */
+
+#endif

@@ -1,0 +1,86 @@
+"""What a workspace's disk held when a guest got it: one record per name, kept beside the image until it is handed back.
+
+It is written by what filled the image, from what was written there, so a directory that changes while it is copied
+makes no false difference. The file is the user's own, in the run's records; a guest never sees it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import msgspec
+
+from cloister.errors import DeniedError
+from cloister.plan.workspace import Value
+
+SUFFIX = ".baseline"
+_MAX_BYTES = 1 << 30
+
+
+class Was(NamedTuple):
+    """How a name looked on the fresh image."""
+
+    inode: int
+    mode: int
+    """With the kind, as in stat(2)."""
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Baseline(Value, frozen=True):
+    """The whole of it."""
+
+    root: str
+    """The workspace on the host."""
+    entries: dict[bytes, Was]
+    """By path relative to the workspace."""
+    kept: frozenset[bytes] = frozenset()
+    """Paths whose content was not put on the disk (hidden, unreadable): the host's are never touched."""
+
+
+class _Kept(Value, frozen=True):
+    root: str
+    paths: list[bytes]
+    entries: list[Was]
+    kept: list[bytes]
+
+
+def save(image: str, baseline: Baseline) -> None:
+    """Write the baseline of an image beside it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    data = msgspec.msgpack.encode(
+        _Kept(
+            os.fsencode(baseline.root).decode("latin-1"), list(baseline.entries), list(baseline.entries.values()),
+            sorted(baseline.kept),
+        )
+    )  # fmt: skip
+    partial = f"{image}{SUFFIX}.new"
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    os.rename(partial, f"{image}{SUFFIX}")
+
+
+def load(image: str) -> Baseline:
+    """Read the baseline of an image.
+
+    Raises:
+        DeniedError: it is missing or damaged, so nothing can be said about what a guest changed.
+    """
+    path = f"{image}{SUFFIX}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            kept = msgspec.msgpack.decode(file.read(_MAX_BYTES), type=_Kept)
+    except (OSError, msgspec.DecodeError) as error:
+        message = "what the virtual machine's workspace held at its start is not known any more"
+        raise DeniedError("vm-baseline", message, where=path) from error
+    if len(kept.paths) != len(kept.entries):
+        raise DeniedError("vm-baseline", "the record of the workspace at its start is damaged", where=path)
+    root = os.fsdecode(kept.root.encode("latin-1"))
+    return Baseline(root, dict(zip(kept.paths, kept.entries, strict=True)), frozenset(kept.kept))

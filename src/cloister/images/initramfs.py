@@ -1,0 +1,98 @@
+"""Write an initramfs: a cpio archive in the "newc" format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+
+The same entries give the same bytes: no time, owner or inode of the machine that builds gets in. Pure. What it is not:
+the choice of what goes in; `guest_entries` puts together what a guest of ours needs and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+MODULES = "modules"
+"""Where modules lie in the initramfs of a guest."""
+MODULES_LIST = "modules.list"
+"""One path per line, in the order of loading; `?` before it: the machine may refuse this one."""
+
+_MAGIC = b"070701"
+_ALIGN = 4
+_TRAILER = "TRAILER!!!"
+_DIRECTORY, _REGULAR, _CHARACTER = 0o040000, 0o100000, 0o020000
+_MAX_NAME = 255
+_MAX_SIZE = (1 << 32) - 1
+
+
+class Entry(NamedTuple):
+    """A file, directory or character device. `name` is relative; a directory has neither data nor device."""
+
+    name: str
+    mode: int
+    """Permission bits; what it is follows from the other fields."""
+    data: bytes | None = None
+    device: tuple[int, int] | None = None
+
+
+class Module(NamedTuple):
+    """A module of the kernel as it goes into an initramfs, uncompressed."""
+
+    name: str
+    data: bytes
+    optional: bool = False
+    """A processor may not have what it drives: its refusal is no mistake."""
+
+
+def newc(entries: Iterable[Entry]) -> bytes:
+    """Return the archive of these entries, in their order; parents must come before what they hold.
+
+    Raises:
+        ValueError: a name or size that the format or the kernel cannot take, or one that comes twice.
+    """
+    parts: list[bytes] = []
+    seen: set[str] = set()
+    for number, entry in enumerate(entries, start=1):
+        _check(entry, seen)
+        seen.add(entry.name)
+        parts.append(_record(entry, number))
+    parts.append(_record(Entry(_TRAILER, 0), 0))
+    archive = b"".join(parts)
+    return archive + bytes(-len(archive) % 512)
+
+
+def guest_entries(shim: bytes, modules: Sequence[Module]) -> list[Entry]:
+    """Return what the initramfs of a guest holds: our static program as `/init`, and the modules it loads.
+
+    `/dev/console` is there before anything is mounted, so that PID 1 has a place to complain to.
+    """
+    lines = [f"{'?' if module.optional else ''}/{MODULES}/{module.name}\n" for module in modules]
+    entries = [Entry(name, 0o755) for name in ("dev", MODULES, "proc", "root", "sys")]
+    entries.append(Entry("dev/console", 0o600, device=(5, 1)))
+    entries.append(Entry("init", 0o755, data=shim))
+    entries += [Entry(f"{MODULES}/{module.name}", 0o644, data=module.data) for module in modules]
+    entries.append(Entry(MODULES_LIST, 0o644, data="".join(lines).encode()))
+    return entries
+
+
+def _check(entry: Entry, seen: set[str]) -> None:
+    parts = entry.name.split("/")
+    if not entry.name.isprintable() or any(part in {"", ".", ".."} or len(part) > _MAX_NAME for part in parts):
+        raise ValueError(f"not a relative path: {entry.name!r}")
+    if entry.name in seen or entry.name == _TRAILER:
+        raise ValueError(f"twice in one archive: {entry.name!r}")
+    if len(parts) > 1 and "/".join(parts[:-1]) not in seen:
+        raise ValueError(f"its directory does not come first: {entry.name!r}")
+    if entry.mode & ~0o777 or (entry.data is not None and len(entry.data) > _MAX_SIZE):
+        raise ValueError(f"a mode or size that does not fit: {entry.name!r}")
+
+
+def _record(entry: Entry, number: int) -> bytes:
+    trailer = entry.name == _TRAILER
+    kind = _CHARACTER if entry.device else _REGULAR if entry.data is not None else _DIRECTORY
+    mode = 0 if trailer else kind | entry.mode
+    links = 2 if kind == _DIRECTORY and not trailer else 1
+    major, minor = entry.device or (0, 0)
+    data = entry.data or b""
+    name = entry.name.encode() + b"\0"
+    # ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
+    fields = (number, mode, 0, 0, links, 0, len(data), 0, 0, major, minor, len(name), 0)
+    head = _MAGIC + b"".join(b"%08x" % field for field in fields) + name
+    return head + bytes(-len(head) % _ALIGN) + data + bytes(-len(data) % _ALIGN)

@@ -1,0 +1,72 @@
+"""The jail of a virtual machine's monitor: the bubblewrap argv around the keeper and QEMU or Firecracker.
+
+A monitor that its guest has taken over finds: no network, no home, no workspace, `/usr` read-only, the run's sockets,
+which its guest has anyway, one directory of its own, and the files it was handed by descriptor. System calls are
+filtered as an agent's are, no capability is left, and no user namespace can be made. Pure.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloister.isolation.inner import BOX, CLOISTER_DIR
+from cloister.isolation.namespace import CONTROL_FD, SECCOMP_FD, SHIM, system_mounts
+
+VM = f"{CLOISTER_DIR}/vm"
+"""Where the run's directory for the console and the monitor's sockets appears."""
+CONSOLE_BYTES = 256 << 10
+"""Kept of what a guest prints; as much again of what it printed before."""
+_LOADER_CACHE = "/etc/ld.so.cache"
+
+
+class Jail(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides what the jail looks like."""
+
+    bubblewrap: str
+    shim: str
+    box_directory: str
+    vm_directory: str
+    merged_usr: bool
+    extra_system: tuple[str, ...] = ()
+    uid: int
+    gid: int
+    kvm: bool
+    """The monitor uses /dev/kvm, the one device of the host in there."""
+    sockets: tuple[str, ...]
+    """Of the box: what programs in the guest may connect to."""
+    published: tuple[tuple[int, int], ...] = ()
+    """Listening descriptors, each with the port of the guest that it stands for."""
+    vsock: str = ""
+    """Firecracker's socket for the channel, as seen in the jail; empty where the channel is a descriptor."""
+    monitor: tuple[str, ...]
+    """The monitor's argv."""
+
+
+def jail_argv(jail: Jail) -> tuple[str, ...]:
+    """Return the whole argv: bubblewrap, its options, the keeper with its own, the monitor's."""
+    argv = [jail.bubblewrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    argv += ["--unshare-cgroup-try", "--unshare-net", "--disable-userns"]
+    argv += ["--uid", str(jail.uid), "--gid", str(jail.gid), "--hostname", "monitor"]
+    argv += ["--die-with-parent", "--as-pid-1", "--cap-drop", "ALL"]
+    for mount in system_mounts(jail.merged_usr, jail.extra_system):
+        kind = "--symlink" if mount.kind == "symlink" else "--ro-bind-try" if mount.optional else "--ro-bind"
+        argv += [kind, mount.source, mount.target]
+    argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", "--dev", "/dev"]
+    if jail.kvm:
+        argv += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+    argv += ["--perms", "0700", "--size", str(16 << 20), "--tmpfs", "/tmp"]  # noqa: S108  # the jail's own
+    argv += ["--ro-bind", jail.shim, SHIM, "--ro-bind", jail.box_directory, BOX, "--bind", jail.vm_directory, VM]
+    argv += ["--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *_keeper(jail)]
+    return tuple(argv)
+
+
+def _keeper(jail: Jail) -> list[str]:
+    argv = [SHIM, "keeper", "--ctl", str(CONTROL_FD), "--box", BOX]
+    for name in jail.sockets:
+        argv += ["--socket", name]
+    for descriptor, port in jail.published:
+        argv += ["--publish", f"{descriptor}:{port}"]
+    argv += ["--console", f"{VM}/console.log", "--console-bytes", str(CONSOLE_BYTES)]
+    if jail.vsock:
+        argv += ["--vsock", jail.vsock]
+    return [*argv, "--", *jail.monitor]

@@ -1,0 +1,136 @@
+"""QEMU's argv for a guest: the `microvm` machine, disks and channels by descriptor, and nothing that was not asked for.
+
+Options are those of qemu-system-x86_64(1), version 7.2 or newer. What is not named does not exist in the machine: no
+default devices, no user's configuration, no network card unless there is a tap, no monitor but the run's own. QEMU's
+seccomp filter denies what it needs only while it starts. Pure. What it is not: the jail around it
+(`isolation/monitor_jail.py`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloister.plan.vm import CHANNEL_FD, CONSOLE_FD, Accelerator
+
+PORT = "cloister"
+"""Name of the virtio port that carries the link; PID 1 of the guest looks for it."""
+TRANSLATIONS_MIB = 256
+"""What TCG may keep of translated code, above the guest's memory. QEMU's own bound is an eighth of the host's."""
+DISKS = ("root", "var", "workspace")
+"""In the order of the guest's vda, vdb, vdc."""
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+_CONSOLE_SET = 9
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides QEMU's argv. Descriptors are those that the monitor inherits."""
+
+    program: str
+    accelerator: Accelerator
+    memory_mib: int
+    cpus: int
+    files: dict[str, int]
+    """Descriptors by role: kernel and initramfs always; of the disks those that there are."""
+    cmdline: str
+    qmp: str = ""
+    """Path of the control socket, as seen in the jail; empty for none."""
+    tap_fd: int | None = None
+    mac: str = ""
+    memory_fd: int | None = None
+    """A file that is the guest's memory: of a template while it is made, and of what starts from it."""
+    shared: bool = False
+    """Writes go into `memory_fd`: a template is being made. Else they stay in the process."""
+    orders_fd: int | None = None
+    """A socket with QMP commands already in it, for a machine that takes up a snapshot."""
+    incoming: bool = False
+    """Do not boot: wait for the state that the orders bring."""
+
+
+def command_line(template: str, *, verity: str, clock_khz: int) -> str:
+    """Return the kernel's command line from the template of a manifest; no clock (0) leaves its word out."""
+    clock = f"tsc_early_khz={clock_khz}" if clock_khz else ""
+    return " ".join(template.replace("{verity}", verity).replace("{clock}", clock).split())
+
+
+def clock_khz(cpuinfo: str) -> int:
+    """Return the rate of the host's time stamp counter, which is a TCG guest's too; 0: the host does not say.
+
+    The machine has nothing to calibrate against, and on a busy host a kernel that has not been told hangs for ever
+    (arch/x86/kernel/tsc.c). `bogomips` is twice the rate in MHz, as calibrated by the host's kernel.
+
+    Args:
+        cpuinfo: text of /proc/cpuinfo.
+    """
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "bogomips":
+            try:
+                return max(0, round(float(value) * 500))
+            except (ValueError, OverflowError):
+                return 0
+    return 0
+
+
+def qemu_argv(machine: Machine) -> tuple[str, ...]:
+    """Return the whole argv."""
+    argv = [machine.program, *_processor(machine), *_memory(machine)]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv += ["-kernel", f"/proc/self/fd/{machine.files['kernel']}"]
+    argv += ["-initrd", f"/proc/self/fd/{machine.files['initramfs']}", "-append", machine.cmdline]
+    for index, role in enumerate(DISKS):
+        if role in machine.files:
+            argv += _disk(index, role, machine.files[role])
+    argv += ["-chardev", f"socket,id=channel,fd={CHANNEL_FD}", "-device", "virtio-serial-device,max_ports=2"]
+    argv += ["-device", f"virtserialport,chardev=channel,name={PORT}"]
+    # `append`: a pipe cannot be truncated, which is what opening it would otherwise do.
+    argv += ["-add-fd", f"fd={CONSOLE_FD},set={_CONSOLE_SET}", "-serial", "chardev:console"]
+    argv += ["-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_SET},append=on"]
+    argv += ["-device", "virtio-rng-device", "-device", _balloon(machine)]
+    argv += _control(machine)
+    if machine.tap_fd is not None:
+        argv += ["-netdev", f"tap,id=net,fd={machine.tap_fd}"]
+        argv += ["-device", f"virtio-net-device,netdev=net,mac={machine.mac}"]
+    return (*argv, "-sandbox", SANDBOX)
+
+
+def _processor(machine: Machine) -> list[str]:
+    kvm = machine.accelerator == "kvm"
+    accelerator = "kvm" if kvm else f"tcg,tb-size={TRANSLATIONS_MIB}"
+    return ["-accel", accelerator, "-cpu", "host" if kvm else "max", "-smp", str(machine.cpus)]
+
+
+def _memory(machine: Machine) -> list[str]:
+    # Without auto-kernel-cmdline the kernel gets our words and no others.
+    kind, size = "microvm,auto-kernel-cmdline=off", f"{machine.memory_mib}M"
+    if machine.memory_fd is None:
+        return ["-M", kind, "-m", size]
+    backend = f"memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{machine.memory_fd}"
+    share = "on" if machine.shared else "off"
+    return ["-M", f"{kind},memory-backend=memory", "-m", size, "-object", f"{backend},share={share}"]
+
+
+def _balloon(machine: Machine) -> str:
+    """Free pages go back to the host; not those of a file, which QEMU would punch holes into."""
+    reporting = "on" if machine.memory_fd is None else "off"
+    return f"virtio-balloon-device,deflate-on-oom=on,free-page-reporting={reporting}"
+
+
+def _disk(index: int, role: str, descriptor: int) -> list[str]:
+    # auto-read-only would first try to open for reading, for which an fdset with one writable descriptor has nothing.
+    only = f"read-only={'on' if role == 'root' else 'off'},auto-read-only=off"
+    file = f"driver=file,node-name={role}-file,filename=/dev/fdset/{index},locking=off,{only}"
+    argv = ["-add-fd", f"fd={descriptor},set={index}", "-blockdev", file]
+    argv += ["-blockdev", f"driver=raw,node-name={role},file={role}-file,{only}"]
+    return [*argv, "-device", f"virtio-blk-device,drive={role}"]
+
+
+def _control(machine: Machine) -> list[str]:
+    argv: list[str] = []
+    if machine.qmp:
+        argv += ["-qmp", f"unix:{machine.qmp},server=on,wait=off"]
+    if machine.orders_fd is not None:
+        argv += ["-chardev", f"socket,id=orders,fd={machine.orders_fd}", "-mon", "chardev=orders,mode=control"]
+    if machine.incoming:
+        argv += ["-incoming", "defer"]
+    return argv

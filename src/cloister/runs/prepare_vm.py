@@ -1,0 +1,103 @@
+"""Preparing a run in a microVM: its image, what can run it here, its plan."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING
+
+from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.plan.steps import Plan
+from cloister.plan.vm import Accelerator
+from cloister.policy.merge import ResolvedAgent
+from cloister.policy.model import Agent
+from cloister.runs.compile import Facts
+from cloister.runs.compile_vm import VmFacts, compile_vm, image_of
+from cloister.runs.credentials_places import host_path
+from cloister.runs.vm_image import find
+
+if TYPE_CHECKING:
+    from cloister.egress.rules import Ruleset
+    from cloister.runs.home_files import HomeFiles
+    from cloister.runs.prepare import Kitchen
+
+QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/run/current-system/sw/bin/qemu-system-x86_64")
+_FILE = "file:"
+
+
+def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
+    kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
+    found: HomeFiles,
+) -> Plan:  # fmt: skip
+    """Return the plan of a run in a microVM.
+
+    Raises:
+        CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
+    """
+    machine = machine_facts(kitchen, agent, resolved, found)
+    plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
+    refuse_visible(plan, kitchen.paths.home)
+    return plan
+
+
+def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles) -> VmFacts:
+    """Look for the image, a monitor and an accelerator.
+
+    Raises:
+        CloisterError: one of them is not there, or not to be trusted.
+    """
+    image = find(kitchen.paths, image_of(agent, resolved.preset))
+    accelerator: Accelerator = "tcg"
+    return VmFacts(
+        manifest=image.manifest,
+        directory=image.directory,
+        monitor="qemu",
+        program=find_qemu(),
+        accelerator=accelerator,
+        clock_khz=clock_khz() if accelerator == "tcg" else 0,
+        machine=platform.machine(),
+        secrets=found.secrets,
+    )
+
+
+def find_qemu() -> str:
+    """Return the path of QEMU.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    for path in QEMU:
+        if os.access(path, os.X_OK):
+            return path
+    raise UnsupportedError(
+        "qemu-missing", 'isolation = "microvm" needs QEMU, and there is none',
+        where=".isolation", remedy="sudo apt install qemu-system-x86",
+    )  # fmt: skip
+
+
+def clock_khz() -> int:
+    """Return the frequency of the host's time stamp counter, which is that of a guest under TCG."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("bogomips"):
+                return int(float(line.partition(":")[2]) * 500)
+    return 0
+
+
+def refuse_visible(plan: Plan, home: str) -> None:
+    """Refuse a plan whose guest would get a copy of one of its own secrets.
+
+    Raises:
+        PolicyError: `secret-visible`, with the credential and the place.
+    """
+    vm = plan.launch.vm
+    copied = [plan.workspace, *(one.source for one in vm.carried)] if vm else []
+    for credential in plan.credentials:
+        if not credential.secret.startswith(_FILE):
+            continue
+        path = os.path.realpath(host_path(credential.secret, home))
+        if any(f"{path}/".startswith(f"{os.path.realpath(place).rstrip('/')}/") for place in copied):
+            where = f".agents.{plan.agent}.credentials.{credential.name}.secret"
+            message = f"the agent could read the secret itself, at {path}"
+            remedy = "move the file, such as to ~/.config/cloister"
+            raise PolicyError([Problem(message, where, remedy)], reference="secret-visible")

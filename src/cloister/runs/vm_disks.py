@@ -1,0 +1,95 @@
+"""The guest's writable disks, as one run has them: the agent's `/var`, a copy of the workspace, and its way back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from cloister.errors import CloisterError
+from cloister.host.vm_disks import HeldDisk, find_tools, hold_var_disk
+from cloister.host.vm_hand_back import drop, hand_back
+from cloister.host.vm_workspace import make_workspace_disk
+from cloister.plan.vm import DIRECTORY, VmFile, VmLaunch
+from cloister.runs.vm_apply import apply_untouched
+
+if TYPE_CHECKING:
+    from cloister.plan.steps import Plan
+    from cloister.plan.workspace import WorkspaceLayout
+    from cloister.runs.paths import Paths
+
+_ROOM_LEFT = 256 << 20
+"""Bytes that stay free on this host's file system when changes are handed back."""
+
+
+class GuestDisks:
+    """Those of one run."""
+
+    def __init__(self, paths: Paths, plan: Plan, layout: WorkspaceLayout, mode: str) -> None:
+        """Make nothing."""
+        assert plan.launch.vm is not None  # noqa: S101  # only such runs come here
+        self._vm: VmLaunch = plan.launch.vm
+        self._paths, self._plan, self._layout, self._mode = paths, plan, layout, mode
+        self._var: HeldDisk | None = None
+        self._made = False
+        self.fields: tuple[str, ...] = ()
+        """What the guest is told of its workspace."""
+        self.notices: tuple[str, ...] = ()
+
+    def make(self) -> list[int]:
+        """Make the disks, or take up the kept one; return descriptors for `var` and `workspace`, the caller's.
+
+        Raises:
+            CloisterError: they cannot be made, or there is no room for them.
+        """
+        tools = find_tools(self._plan.launch.argv[0])
+        spare = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/var.img"
+        self._var = hold_var_disk(tools, self._file("var").path, self._vm.disk_bytes, spare=spare)
+        uid, gid = (int(_field(self._vm, name)) for name in ("uid", "gid"))
+        image = self._file("workspace").path
+        made = make_workspace_disk(tools, self._layout, image, room_bytes=self._vm.disk_bytes, uid=uid, gid=gid)
+        self._made = True
+        self.fields = made.fields
+        self.notices = (*filter(None, [self._var.notice]), *made.notices)
+        workspace = os.open(image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return [os.dup(self._var.fd), workspace]
+
+    def hand_back(self) -> tuple[str, ...]:
+        """Take what was changed in the workspace out of its disk; return words for the receipt."""
+        if not self._made:
+            return ()
+        run_state = self._paths.run_state(self._plan.run)
+        image, upper = self._file("workspace").path, f"{run_state}/overlay/upper"
+        run = self._plan.run
+        try:
+            tools = find_tools(self._plan.launch.argv[0])
+            done = hand_back(tools, image, upper, room_bytes=shutil.disk_usage(run_state).free - _ROOM_LEFT)
+        except (CloisterError, OSError) as error:
+            why = error.message if isinstance(error, CloisterError) else error.strerror
+            return (*self.notices, f"the changes in the workspace are still on its disk: {why} (cloister diff {run})")
+        drop(image)
+        if not done.changes:
+            return (*self.notices, *done.notices)
+        if self._mode == "direct":
+            return (*self.notices, *done.notices, *apply_untouched(self._paths, run))
+        return (*self.notices, *done.notices)
+
+    def release(self) -> None:
+        """Let another machine have the agent's `/var`; a throwaway copy goes."""
+        if self._var is not None:
+            self._var.close()
+            self._var = None
+
+    def drop(self) -> None:
+        """Nothing ran: there is nothing to hand back."""
+        self.release()
+        with contextlib.suppress(OSError):
+            drop(self._file("workspace").path)
+
+    def _file(self, role: str) -> VmFile:
+        return next(file for file in self._vm.files if file.role == role)
+
+
+def _field(vm: VmLaunch, name: str) -> str:
+    return next(word.partition("=")[2] for word in vm.fields if word.startswith(f"{name}="))

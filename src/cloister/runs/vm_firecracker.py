@@ -1,0 +1,75 @@
+"""Firecracker, driven: from a monitor that only listens to a guest that boots, and what it is asked for later.
+
+It is started by the keeper, within the jail (`isolation/monitor_jail.py`); this speaks to its API from outside.
+"""
+
+from __future__ import annotations
+
+from cloister.host.firecracker import FirecrackerApi
+from cloister.isolation import firecracker
+from cloister.isolation.firecracker_api import Request, Version, parse_version
+from cloister.plan.vm import VmLaunch
+
+
+class FirecrackerDriver:
+    """A `VmDriver`."""
+
+    def __init__(
+        self, api: FirecrackerApi, launch: VmLaunch, machine: firecracker.Machine, place: firecracker.Place
+    ) -> None:
+        """Drive the process behind `api`; `place` is where things lie as it sees them."""
+        self._api = api
+        self._launch = launch
+        self._machine = machine
+        self._place = place
+
+    async def configure(self) -> None:
+        """Wait for it, make the machine, start it.
+
+        Raises:
+            StepError: it refuses a request, or is silent.
+            UnsupportedError: it is too old, or cannot have such a machine.
+        """
+        version = await self._version()
+        for request in firecracker.start_requests(self._launch, self._machine, self._place, version):
+            await self._ask(request)
+
+    async def pause(self) -> None:
+        """Hold the guest still."""
+        await self._ask(firecracker.set_state("Paused"))
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        await self._ask(firecracker.set_state("Resumed"))
+
+    async def snapshot(self, state: str, memory: str) -> None:
+        """Write the paused machine into two files of the run's directory; open connections of its vsock are cut."""
+        await self._ask(firecracker.create_snapshot(self._place.inside(state), self._place.inside(memory)))
+
+    async def restore(self, state: str, memory: str, *, resume: bool) -> None:
+        """Load such files into a fresh process; the memory's file must stay as it is while the guest lives."""
+        version = await self._version()
+        request = firecracker.load_snapshot(
+            self._place.inside(state),
+            self._place.inside(memory),
+            self._place,
+            version,
+            resume=resume,
+            tap=self._machine.tap,
+        )
+        await self._ask(request)
+
+    async def balloon(self, mib: int) -> None:
+        """Take so many MiB from the guest."""
+        await self._ask(firecracker.set_balloon(mib))
+
+    async def ask_to_end(self) -> None:
+        """Press Ctrl-Alt-Del."""
+        await self._ask(firecracker.ask_to_end())
+
+    async def _version(self) -> Version:
+        await self._api.appear()
+        return parse_version(await self._api.version())
+
+    async def _ask(self, request: Request) -> None:
+        await self._api.call(request.method, request.path, request.body)

@@ -1,0 +1,200 @@
+"""The virtual machine of one run, in the broker: image and disks before it starts, its beginning, what it leaves.
+
+    verified image ─▶ disks ─▶ (the jail starts) ─▶ limits ─▶ `B` with the tar ─▶ … ─▶ changes handed back
+
+Everything that may take its time happens beside the event loop. What the keeper says in between is for `active`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from cloister.errors import CloisterError, StepError, UsageError
+from cloister.host import limits, vm_console
+from cloister.host.frames import Frame, decode_list, encode_list
+from cloister.host.sandbox_pid import find_sandbox_pid
+from cloister.plan.steps import LimitCgroup, LimitScope
+from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
+from cloister.runs.vm_disks import GuestDisks
+from cloister.runs.vm_image import open_verified
+from cloister.runs.vm_tar import guest_files
+
+if TYPE_CHECKING:
+    from cloister.runs.active import ActiveRun
+    from cloister.runs.paths import Paths
+    from cloister.runs.prepare import Prepared
+
+_JAIL_S = 20.0
+_POLL_S = 0.005
+_HELLO = ("kernel", "agent", "verity")
+_LONGEST = 128
+_MOST_WORDS, _MOST_LOGGED = 32, 10_000
+"""Of one frame, and events of one guest: the keeper bounds them as well."""
+
+
+class Guest:
+    """One run's virtual machine. Whoever made it calls `finish` or `close` in the end, whatever happened."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, prepared: Prepared) -> None:
+        """Know what is to be done; open nothing."""
+        plan = prepared.plan
+        assert plan.launch.vm is not None  # noqa: S101  # only such runs come here
+        self.vm: VmLaunch = plan.launch.vm
+        self._loop, self._paths, self._plan = loop, paths, plan
+        self._disks = GuestDisks(paths, plan, prepared.layout, prepared.agent.workspace.mode)
+        self._descriptors: list[int] = []
+        self._listeners: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._logged = 0
+
+    # --- before it starts ------------------------------------------------------------------
+
+    async def verify(self) -> None:
+        """Open the image, see that it is what the plan says, and take the ports: before anything is changed.
+
+        Raises:
+            CloisterError: the image is not what was signed, or a port is taken.
+        """
+        try:
+            self._descriptors += await self._loop.run_in_executor(None, open_verified, self._paths, self.vm)
+            for port in self.vm.ports:
+                self._listeners.append(_listen(port))
+        except BaseException:
+            self.close()
+            raise
+
+    async def make_disks(self) -> None:
+        """Make the guest's disks; the run's directories are there.
+
+        Raises:
+            CloisterError: the disks cannot be made, or do not fit.
+        """
+        self._descriptors += await self._loop.run_in_executor(None, self._disks.make)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the monitor and the keeper get, in the order of the plan."""
+        return (*self._descriptors, *(one.fileno() for one in self._listeners))
+
+    # --- its beginning ---------------------------------------------------------------------
+
+    def begin(self, run: ActiveRun) -> None:
+        """Put the jail under the limits of the run, then tell the keeper to start the monitor. Returns at once."""
+        task = self._loop.create_task(self._begin(run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _begin(self, run: ActiveRun) -> None:
+        box = f"{self._paths.run_runtime(self._plan.run)}/box"
+        try:
+            files = await self._loop.run_in_executor(None, guest_files, self.vm, box, self._paths.home)
+        except (CloisterError, OSError) as error:
+            run.live.refuse("guest-files", "what the guest shall hold could not be packed", [str(error)])
+            return
+        try:
+            await self._confine(run)
+            fields = (*self.vm.fields, *self._disks.fields)
+            payload = encode_list([os.fsencode(word) for word in fields])
+            payload += encode_list([os.fsencode(word) for word in self.vm.inner])
+            run.inner.send("B", payload, (files.memory,))
+            self.close_descriptors()
+        except StepError as error:
+            words = [part for part in (error.message, error.where) if part]
+            run.live.refuse(error.reference, "the limits could not be put in force", words)
+        finally:
+            os.close(files.memory)
+
+    async def _confine(self, run: ActiveRun) -> None:
+        """Move the jail's first process into the run's cgroup while the monitor is not there yet.
+
+        Raises:
+            StepError: it is not limited.
+        """
+        step = next((step for step in self._plan.steps if isinstance(step, (LimitCgroup, LimitScope))), None)
+        if step is None:
+            return
+        await self._loop.run_in_executor(None, _await_jail, run)
+        run.cgroup = await self._loop.run_in_executor(None, limits.enter, step, run.outer_pid)
+        if run.live.status != "starting":  # it ended meanwhile, and its undoing may have come before the scope
+            with contextlib.suppress(OSError):
+                limits.leave(step)
+
+    def told(self, run: ActiveRun, frame: Frame) -> None:
+        """Take what the keeper says beside the frames of every run."""
+        words = dict(
+            item.decode("utf-8", "replace").partition("=")[::2] for item in decode_list(frame.payload)[0][:_MOST_WORDS]
+        )
+        match frame.kind:
+            case "D":
+                reference, text = vm_console.verdict(words)
+                run.write_event("guest-died", {"reason": reference, **words})
+                run.live.machine_died(reference, text)
+            case "H":
+                run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
+            case "L" if self._logged < _MOST_LOGGED:
+                self._logged += 1
+                run.write_event("guest", dict(words))
+
+    # --- its end ----------------------------------------------------------------------------
+
+    def ended(self) -> None:
+        """The machine is gone: keep what it printed before the run's directory goes."""
+        self.close()
+        kept = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/{CONSOLE}"
+        vm_console.keep(self.vm.directory, kept)
+
+    async def finish(self) -> tuple[str, ...]:
+        """Hand back what the guest has changed; return words for the receipt."""
+        return await self._loop.run_in_executor(None, self._disks.hand_back)
+
+    def close_descriptors(self) -> None:
+        """Close our copies of what the jail has."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        for one in self._listeners:
+            one.close()
+        self._listeners.clear()
+
+    def close(self) -> None:
+        """Close everything; nothing of the machine runs."""
+        self.close_descriptors()
+        self._disks.release()
+
+    def drop(self) -> None:
+        """The run did not come to be: nothing was changed on its disks."""
+        self.close()
+        self._disks.drop()
+
+
+def _await_jail(run: ActiveRun) -> None:
+    """Wait until the jail's first process is there, or will not come."""
+    until = time.monotonic() + _JAIL_S
+    while not find_sandbox_pid(run.outer_pid) and time.monotonic() < until and run.live.status == "starting":
+        time.sleep(_POLL_S)
+
+
+def _listen(port: int) -> socket.socket:
+    """Listen on our 127.0.0.1.
+
+    Raises:
+        UsageError: `port-taken`.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(64)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            "port-taken", f"the guest's port cannot be reachable here: {error.strerror}", where=f"127.0.0.1:{port}",
+            remedy="end what listens there, or take it out of microvm.ports",
+        ) from error  # fmt: skip
+    return listener

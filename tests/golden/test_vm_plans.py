@@ -1,0 +1,199 @@
+"""Goldens of plans for microVMs: what a policy means today, as a diff to be read in review.
+
+`PYTHONPATH=src:tests python tests/golden/test_vm_plans.py` writes them anew (tests themselves write nothing).
+"""
+
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import UnsupportedError
+from cloister.images.manifest import Manifest, Part, Verity
+from cloister.plan import render
+from cloister.plan.steps import Plan
+from cloister.plan.vm import FIRST_FILE
+from cloister.plan.workspace import Mount, WorkspaceLayout
+from cloister.policy.document import read
+from cloister.policy.merge import resolve
+from cloister.policy.presets import builtin_presets
+from cloister.runs.compile import CarriedPath, Facts
+from cloister.runs.compile_vm import VmFacts, compile_vm, image_of
+from cloister.runs.explain import Explainer, Seen
+from cloister.runs.explain_vm import guest_mounts
+from cloister.runs.limits import Means
+
+FOLDER = Path(__file__).parent / "vm_plans"
+POLICIES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+LAYOUT = WorkspaceLayout(
+    root="/home/me/src/p",
+    mounts=(
+        Mount("bind", "/home/me/src/p", "/home/me/src/p"),
+        Mount("ro", "/home/me/src/p/.git/hooks", "/home/me/src/p/.git/hooks"),
+        Mount("mask", "/home/me/src/p/.env"),
+    ),
+    placeholders=(),
+)
+MANIFEST = Manifest(
+    name="dev", version=3, arch="x86_64", created=1, kernel=Part(sha256="a" * 64, size=1), kernel_release="6.1",
+    initramfs=Part(sha256="b" * 64, size=1), protocol=1, recipe="c" * 64, packages="d" * 64,
+    root=Verity(data_blocks=10, hash_start=11, root_hash="e" * 64, salt="f" * 64, size=4096),
+    cmdline="console=ttyS0 quiet {clock} cloister.verity={verity}",
+)  # fmt: skip
+MACHINE = VmFacts(
+    manifest=MANIFEST, directory="/images/dev/3", monitor="qemu", program="/usr/bin/qemu-system-x86_64",
+    accelerator="tcg", clock_khz=2_000_000, machine="x86_64", secrets=("/home/me/.claude/.credentials.json",),
+)  # fmt: skip
+
+
+def _facts(**changes: object) -> Facts:
+    values: dict[str, object] = {
+        "run": "0123456789ab", "agent_name": "agent", "policy_digest": "0" * 64, "uid": 4242, "gid": 4242, "user": "me",
+        "home": "/home/me", "state": "/home/me/.local/state/cloister/agents/agent/0011223344556677",
+        "run_state": "/home/me/.local/state/cloister/runs/0123456789ab",
+        "run_runtime": "/run/user/4242/cloister/runs/0123456789ab", "shim": "/usr/lib/cloister/cloister-shim",
+        "bubblewrap": "/usr/bin/bwrap", "etc_directory": "", "merged_usr": True, "landlock_abi": 7,
+        "directory": "/home/me/src/p", "layout": LAYOUT, "limit_means": Means("scope", ("memory", "pids", "cpu")),
+        "carried": (CarriedPath(".claude/CLAUDE.md", "/home/me/.claude/CLAUDE.md", "file"),),
+    }  # fmt: skip
+    return Facts(**(values | changes))  # type: ignore[arg-type]
+
+
+def _plan(text: bytes, **changes: object) -> Plan:
+    resolved = resolve(read(text, "cloister.toml"), "agent", presets=builtin_presets())
+    allow = tuple(str(entry) for entry in resolved.agent.egress.allow)
+    return compile_vm(resolved.agent, resolved.preset, resolved.agent.command, allow, _facts(**changes), MACHINE)
+
+
+def _of_table(table: str) -> Plan:
+    return _plan(b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n' + table.encode())
+
+
+def _compiled(name: str) -> str:
+    return render.as_json(_plan((FOLDER / f"{name}.toml").read_bytes())).decode()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_still_means_this_plan(name: str) -> None:
+    """The compiled plan is the stored one, to the byte."""
+    assert _compiled(name) == (FOLDER / f"{name}.plan.json").read_text(encoding="utf-8")
+
+
+def test_no_path_of_the_home_or_workspace_is_in_the_jail() -> None:
+    """The monitor's jail shows the system, the run's box, its own directory and our helper, and has no network."""
+    plan = _of_table("")
+    argv = plan.launch.argv
+    sources = {argv[at + 1] for at, word in enumerate(argv) if word.startswith(("--ro-bind", "--bind", "--dev-bind"))}
+    runtime = "/run/user/4242/cloister/runs/0123456789ab"
+
+    assert sources == {"/usr", "/etc/ld.so.cache", "/usr/lib/cloister/cloister-shim", f"{runtime}/box", f"{runtime}/vm"}
+    assert {"--unshare-net", "--unshare-pid", "--disable-userns", "--seccomp"} <= set(argv)
+    assert argv[argv.index("--cap-drop") + 1] == "ALL"
+
+
+def test_kvm_is_the_only_device_and_only_where_it_works() -> None:
+    """With TCG no device of the host is in the jail; with KVM /dev/kvm is."""
+    resolved = resolve(read((FOLDER / "shell.toml").read_bytes(), "x"), "agent", presets=builtin_presets())
+    fast = VmFacts(**{name: getattr(MACHINE, name) for name in MACHINE.__struct_fields__} | {"accelerator": "kvm"})
+    plan = compile_vm(resolved.agent, resolved.preset, ("true",), (), _facts(), fast)
+
+    assert "/dev/kvm" in plan.launch.argv
+    assert "/dev/kvm" not in _of_table("").launch.argv
+
+
+def test_the_agents_filter_is_loaded_in_the_guest() -> None:
+    """The plan writes the filter into the box, and the inner half in the guest is told to load it."""
+    plan = _of_table("")
+    vm = plan.launch.vm
+
+    assert vm is not None
+    assert "/run/cloister/box/seccomp.bpf" in vm.inner
+    assert any(getattr(step, "path", "").endswith("/box/seccomp.bpf") for step in plan.steps)
+
+
+def test_the_program_is_looked_for_in_the_guest() -> None:
+    """The command keeps its bare name: the host's PATH says nothing about an image."""
+    assert _of_table("").launch.command == ("tool",)
+
+
+REFUSED = {
+    '[agents.agent.egress]\nmode = "internet"': "microvm-internet",
+    '[agents.agent.filesystem]\nread = ["/srv/data"]': "microvm-path",
+    '[agents.agent.filesystem]\nwrite = ["/srv/data"]': "microvm-path",
+    '[agents.agent.microvm]\nmemory = "64M"': "microvm-memory",
+    "[agents.agent.microvm]\nports = [80, 80]": "microvm-ports",
+    "[agents.agent.unit]\nio_weight = 10": "policy-not-enforceable",
+}
+
+
+@pytest.mark.parametrize(("table", "reference"), REFUSED.items(), ids=list(REFUSED.values()))
+def test_what_a_guest_cannot_keep_is_refused(table: str, reference: str) -> None:
+    """A key that nothing would enforce stops the run and is named; without it there is a plan."""
+    with pytest.raises(UnsupportedError) as caught:
+        _of_table(table)
+
+    assert caught.value.reference == reference
+    assert _of_table("").isolation == "microvm"
+
+
+def test_the_smaller_of_two_memories_counts() -> None:
+    """A policy's `memory_max` bounds the guest, whatever its own table says; the monitor's cgroup is larger."""
+    plan = _of_table('[agents.agent.limits]\nmemory_max = "512M"\n[agents.agent.microvm]\nmemory = "2G"')
+    scope = next(step for step in plan.steps if getattr(step, "memory_bytes", None))
+
+    assert plan.launch.vm is not None
+    assert plan.launch.vm.memory_mib == 512
+    assert "512M" in plan.launch.argv
+    assert getattr(scope, "memory_bytes", 0) > 512 << 20
+
+
+def test_ports_follow_the_files_in_the_jail() -> None:
+    """A published port's listener is the descriptor behind the machine's files."""
+    plan = _of_table("[agents.agent.microvm]\nports = [18789, 18790]")
+    vm, argv = plan.launch.vm, plan.launch.argv
+    assert vm is not None
+    behind = FIRST_FILE + len(vm.files)
+
+    assert [argv[at + 1] for at, word in enumerate(argv) if word == "--publish"] == [
+        f"{behind}:18789", f"{behind + 1}:18790"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("preset", "image"), [("claude", "claude"), ("pi", "pi"), ("shell", "dev"), ("", "dev")])
+def test_a_preset_names_its_image(preset: str, image: str) -> None:
+    """Without an image in the policy it is the preset's, else `dev`; the policy's own word wins."""
+    text = f'schema = 1\n[agents.agent]\npreset = "{preset}"\ncommand = ["x"]\n'
+    own = f'{text}[agents.agent.microvm]\nimage = "mine"\n'
+    found = [resolve(read(one.encode(), "x"), "agent", presets=builtin_presets()) for one in (text, own)]
+
+    assert [image_of(one.agent, one.preset) for one in found] == [image, "mine"]
+
+
+def test_explain_knows_a_guest() -> None:
+    """The home is fresh, the workspace a copy with its protections, programs are the image's, nothing else is there."""
+    plan = _of_table("")
+    explainer = Explainer(plan, lambda _: Seen("file", "", True, True), guest_mounts(plan, LAYOUT))
+
+    def answer(path: str) -> str:
+        access = explainer.ask(path)
+        return "".join(letter for letter, on in zip("rw", (access.readable, access.writable), strict=True) if on)
+
+    assert answer("/home/me/src/p/file") == "rw"
+    assert answer("/workspace/file") == "rw"
+    assert answer("/home/me/src/p/.git/hooks/x") == "r"
+    assert answer("/home/me/src/p/.env") == ""
+    assert answer("/usr/bin/env") == "r"
+    assert answer("/srv/secret") == ""
+    assert answer("/home/me/.ssh/id") == "w"
+
+
+def test_the_text_shows_the_machine() -> None:
+    """`cloister plan` names image, files, what the guest is told, copies and ports."""
+    text = render.as_text(_plan((FOLDER / "claude.toml").read_bytes()))
+
+    assert "virtual machine of image dev 3 by qemu (tcg): 2048 MiB, 2 CPU" in text
+    assert "127.0.0.1:18789 of this host leads to 127.0.0.1:18789 of the guest" in text
+    assert "/home/me/.claude/CLAUDE.md as ~/.claude/CLAUDE.md" in text
+
+
+if __name__ == "__main__":
+    for one in POLICIES:
+        (FOLDER / f"{one}.plan.json").write_text(_compiled(one), encoding="utf-8")

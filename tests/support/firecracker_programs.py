@@ -1,0 +1,22 @@
+"""The programs that stand in for Firecracker and its jailer, each packed into one file that needs only /usr."""
+
+from __future__ import annotations
+
+import shutil
+import zipapp
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_INTERPRETER = "/usr/bin/python3 -I"
+
+
+def install(directory: Path, name: str = "firecracker") -> Path:
+    """Make `firecracker` in a directory, and return its path."""
+    tree = directory / f".{name}"
+    shutil.copytree(_HERE / "firecracker_alike", tree / "firecracker_alike", ignore=shutil.ignore_patterns("*.pyc"))
+    (tree / "__main__.py").write_text("import sys\nfrom firecracker_alike.__main__ import main\nsys.exit(main())\n")
+    target = directory / name
+    zipapp.create_archive(tree, target, interpreter=_INTERPRETER)
+    shutil.rmtree(tree)
+    target.chmod(0o755)
+    return target
