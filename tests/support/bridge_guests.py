@@ -75,6 +75,7 @@ class Guest:
         assert ours.recv(1) == b"!"
 
     def close(self) -> None:
+        """Give the place up."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -151,6 +152,7 @@ class Program:
         return getattr(self, f"do_{order.pop('do')}")(**order)
 
     def do_ask(self, name: str, run: str = "r1") -> Any:
+        """Ask hostd for a tap; return it, or the refusal."""
         try:
             self.guests[name] = Guest(tap_client.ask(run))
         except CloisterError as error:
@@ -159,15 +161,19 @@ class Program:
         return {field: getattr(tap, field) for field in tap.__struct_fields__}
 
     def do_serve(self, name: str, answer: str) -> None:
+        """Answer the guest of this name."""
         self.guests[name].serve(answer)
 
     def do_peers(self, name: str) -> list[str]:
+        """Return who connected."""
         return self.guests[name].peers
 
     def do_plug(self, name: str) -> None:
+        """Carry the tap to real programs."""
         self.guests[name].plug_in()
 
     def do_connect(self, name: str, targets: list[list[Any]]) -> Any:
+        """Connect as the guest's programs."""
         inside = self.guests[name].inside
         assert inside
         inside.sendall(json.dumps(targets).encode())
@@ -190,6 +196,7 @@ class Program:
         return "bound"
 
     def do_send(self, name: str, frames: list[str]) -> list[str]:
+        """Write frames to the tap."""
         said = []
         for frame in frames:
             try:
@@ -200,6 +207,7 @@ class Program:
         return said
 
     def do_heard(self, name: str, seconds: float = 0.3) -> list[str]:
+        """Return the frames that the tap gives in this time."""
         device, until = self.guests[name].given.device, time.monotonic() + seconds
         found = []
         while (left := until - time.monotonic()) > 0:
@@ -231,6 +239,7 @@ class Program:
         listener.close()
 
     def do_close(self, name: str) -> None:
+        """Give a place up."""
         self.guests.pop(name).close()
 
 

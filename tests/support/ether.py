@@ -29,7 +29,8 @@ def arp(  # noqa: PLR0913  # the fields of one
 ) -> bytes:
     """Return an ARP message: 1 a request, 2 a reply. `inner` is the sender's MAC in it, where that is another one."""
     packed = struct.pack("!HHBBH", 1, IPV4, 6, 4, operation)
-    packed += mac(inner or source) + socket.inet_aton(address) + mac(of or "00:00:00:00:00:00") + socket.inet_aton(asked)
+    packed += mac(inner or source) + socket.inet_aton(address)
+    packed += mac(of or "00:00:00:00:00:00") + socket.inet_aton(asked)
     return frame(to, source, ARP, packed)
 
 

@@ -136,8 +136,11 @@ def test_a_guest_reaches_its_own_run_and_nothing_else_of_the_host(host: Machine,
 def attacks(own: dict[str, Any], other: dict[str, Any]) -> dict[str, bytes]:
     """Return frames that must go nowhere."""
     me, you, gateway, port = own["mac"], other["mac"], own["gateway"], own["port"]
-    syn = ether.tcp(own["address"], gateway, port)
-    to_own = ether.ipv4(own["address"], gateway, 6, syn)
+    ends = own["address"], gateway
+    syn = ether.tcp(*ends, port)
+    to_own = ether.ipv4(*ends, 6, syn)
+    huge = ether.ipv4(*ends, 17, ether.udp(SECRET, bytes(60000)))
+    multicast = ether.ipv4(own["address"], "224.0.0.251", 17, ether.udp(5353, b"?"))
     as_other = ether.ipv4(other["address"], gateway, 6, ether.tcp(other["address"], gateway, other["port"]))
     to_other = ether.ipv4(own["address"], other["address"], 6, ether.tcp(own["address"], other["address"], 80))
     solicitation = ether.ipv6("fe80::1", "ff02::1", 58, b"\x86" + bytes(15))
@@ -167,20 +170,18 @@ def attacks(own: dict[str, Any], other: dict[str, Any]) -> dict[str, bytes]:
         "DHCP": ether.frame(ether.BROADCAST, me, ether.IPV4, dhcp),
         "a DHCP server": ether.frame(ether.BROADCAST, me, ether.IPV4, offer),
         "a ping": ether.frame(MAC, me, ether.IPV4, ping),
-        "a first fragment": ether.frame(MAC, me, ether.IPV4, ether.ipv4(own["address"], gateway, 6, syn, fragment=0x2000)),
-        "a later fragment": ether.frame(MAC, me, ether.IPV4, ether.ipv4(own["address"], gateway, 6, syn, fragment=3)),
-        "an oversized frame": ether.frame(you, me, ether.IPV4, ether.ipv4(own["address"], gateway, 17, bytes(9000))),
-        "an oversized frame to the host": ether.frame(
-            MAC, me, ether.IPV4, ether.ipv4(own["address"], gateway, 17, ether.udp(SECRET, bytes(60000)))
-        ),
+        "a first fragment": ether.frame(MAC, me, ether.IPV4, ether.ipv4(*ends, 6, syn, fragment=0x2000)),
+        "a later fragment": ether.frame(MAC, me, ether.IPV4, ether.ipv4(*ends, 6, syn, fragment=3)),
+        "an oversized frame": ether.frame(you, me, ether.IPV4, ether.ipv4(*ends, 17, bytes(9000))),
+        "an oversized frame to the host": ether.frame(MAC, me, ether.IPV4, huge),
         "a frame of another protocol": ether.frame(you, me, 0x88B5, bytes(60)),
         "spanning tree": ether.frame("01:80:c2:00:00:00", me, 38, bytes(60)),
-        "a multicast": ether.frame("01:00:5e:00:00:fb", me, ether.IPV4, ether.ipv4(own["address"], "224.0.0.251", 17, ether.udp(5353, b"?"))),
+        "a multicast": ether.frame("01:00:5e:00:00:fb", me, ether.IPV4, multicast),
     }  # fmt: skip
 
 
 def test_no_frame_gets_anywhere_else(alice: Users, bob: Users, host: Machine) -> None:
-    """Whatever a guest writes to its device: nothing of it reaches another guest or the host; ARP for its gateway does."""
+    """Whatever a guest writes to its device, nothing of it gets to another guest or the host; its own traffic does."""
     own, other = alice.join("a"), bob.join("c")
     bob("heard", name="c")
     for name, attack in attacks(own, other).items():
@@ -211,8 +212,8 @@ def test_nobody_else_reaches_a_run_by_its_listener(alice: Users, bob: Users, hos
     assert (bob("here", targets=[target]), alice("here", targets=[target])) == (["silence"], ["silence"])
     far = f"nsenter --target $(systemctl show --value -p MainPID {lan.FAR}) --net"
     route = f"{far} ip route replace {own['gateway']}/32 via {lan.HOST4}"
-    code = f"import socket; socket.create_connection(({own['gateway']!r}, {own['port']}), 1)"
-    done = host.run(["sh", "-c", f"{route}; {far} /usr/bin/python3 -c '{code}'".replace("'10", '"10').replace(".1', ", '.1", ')], check=False)  # noqa: E501
+    code = f'import socket; socket.create_connection(("{own["gateway"]}", {own["port"]}), 1)'
+    done = host.run(["sh", "-c", f"{route}; {far} /usr/bin/python3 -c '{code}'"], check=False)
     assert "timed out" in done.stderr
     assert alice("peers", name="a") == []
     assert bob("here", targets=[["tcp", own["address"], 18789]]) == ["silence"], "a guest's own ports are no host's"
@@ -268,7 +269,8 @@ def test_a_tap_that_its_holder_changes_is_deleted(alice: Users, bob: Users, host
         before = bob("heard", name="c", seconds=0.0)
         if how == "persist":
             host.run(["ip", "link", "set", foreign["name"], "down"], check=False)  # anything that is news
-        host.wait_for(f"! ip link show {foreign['name']} && bridge fdb | grep -q '{own['mac']} dev {own['name']}.*static'")
+        known = f"bridge fdb | grep -q '{own['mac']} dev {own['name']}.*static'"
+        host.wait_for(f"! ip link show {foreign['name']} && {known}")
         target = ["tcp", own["gateway"], own["port"]]
         assert alice("connect", name="a", targets=[target]) == ["PROXY of a"]
         assert before == []
@@ -331,14 +333,14 @@ print(json.dumps(found))
 
 
 def test_the_floor_under_a_tap(host: Machine) -> None:
-    """A listener that is not on the bridge's address alone, odd descriptors, further fields: refused. The twin is not."""
+    """A listener that is not on the bridge's address alone, odd descriptors, further fields: refused; a good one not."""
     environment = {"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"}
     done = host.run([PYTHON, "-c", ODD], user="alice", cwd="/", env=environment)
     found = json.loads(done.stdout)
 
     ((kind, twin),) = found.pop("twin")
     assert (kind, twin["uid"]) == ("J", int(host.run(["id", "-u", "alice"]).stdout))
-    assert {name: [kind for kind, _ in answer] for name, answer in found.items()} == dict.fromkeys(found, ["F"])
+    assert {name: [each for each, _ in answer] for name, answer in found.items()} == {name: ["F"] for name in found}
     host.wait_for("! ls /run/cloister/bridge/taps | grep -q .")
 
 
@@ -369,7 +371,8 @@ def test_a_flushed_filter_is_loaded_again_with_its_guests(alice: Users, bob: Use
         f"ip link set {BRIDGE} down",
     ):
         host.run(["sh", "-c", change])
-        host.wait_for(f"ip link show {BRIDGE} | grep -q ,UP && nft list table bridge cloister_vm | grep -q {own['name']}")
+        known = f"nft list table bridge cloister_vm | grep -q {own['name']}"
+        host.wait_for(f"ip link show {BRIDGE} | grep -q ,UP && {known}")
         time.sleep(0.3)
         assert alice("connect", name="a", targets=[mine]) == ["PROXY of a"], change
     assert alice("connect", name="a", targets=[mine, *others]) == ["PROXY of a", "silence", "silence"]
@@ -377,7 +380,7 @@ def test_a_flushed_filter_is_loaded_again_with_its_guests(alice: Users, bob: Use
 
 
 def test_the_daemon_killed_leaves_guests_as_they_are(alice: Users, host: Machine) -> None:
-    """kill -9 of the daemon takes nothing away and opens nothing; it is back at once."""
+    """SIGKILL of the daemon takes nothing away and opens nothing; it is back at once."""
     own = alice.join("a")
     alice("plug", name="a")
     host.run(["systemctl", "kill", "--signal=KILL", BRIDGE_UNIT])
@@ -390,7 +393,8 @@ def test_the_daemon_killed_leaves_guests_as_they_are(alice: Users, host: Machine
 def test_setup_collision_reboot_and_uninstall(fresh_machine: Make) -> None:
     """Made at setup and at each boot; in another network where this one is the host's; gone when uninstalled."""
     machine = fresh_machine()
-    machine.run(["sh", "-c", "ip link add lan1 type veth peer name lan2 && ip address add 10.0.0.77/20 dev lan1 && ip link set lan1 up"])  # noqa: E501
+    for words in ("link add lan1 type veth peer name lan2", "address add 10.0.0.77/20 dev lan1", "link set lan1 up"):
+        machine.run(["ip", *words.split()])
     machine.write(POLICY_FILE, POLICY)
     shown = machine.run(["cloister", "setup", "--dry-run"]).stdout
     assert "cloister-bridge.service" in shown
