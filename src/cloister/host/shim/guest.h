@@ -37,7 +37,4 @@ struct guest_hooks {
  */
 _Noreturn void guest_link(int channel, int listener, const char *verity, const struct guest_hooks *hooks);
 
-/* `cloister-shim guest --channel FD`: the same on a socket, without a machine: for tests. */
-int guest_main(int count, char **options);
-
 #endif

@@ -228,6 +228,11 @@ void link_skip_to(const uint8_t nonce[LINK_NONCE], size_t most)
     wire.skipping = true;
 }
 
+void link_void(void)
+{
+    wire.out.start = wire.out.end = 0;
+}
+
 static void put(const void *data, size_t length)
 {
     if (length > 0)

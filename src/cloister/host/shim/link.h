@@ -40,6 +40,9 @@ void link_close(void);
  */
 void link_skip_to(const uint8_t nonce[LINK_NONCE], size_t most);
 
+/* Forget what is queued: it was for a session that is over. */
+void link_void(void);
+
 /* Queue one frame of two parts. It leaves when the loop has done its batch. */
 void link_send(char type, const void *head, size_t head_length, const void *rest, size_t length);
 void link_send_payload(char type, const struct writer *payload);

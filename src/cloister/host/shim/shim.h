@@ -13,6 +13,9 @@ int outer_run(int fd);
 /* Run the inner half with its options; returns the agent's status. */
 int inner_main(int count, char **options);
 
+/* Keep a virtual machine: options, `--` and its monitor; returns the agent's status. */
+int keeper_main(int count, char **options);
+
 /* Run a service: options, `--` and its command; returns its status. */
 int service_main(int count, char **options);
 

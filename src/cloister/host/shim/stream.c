@@ -165,6 +165,23 @@ void stream_drop_all(void)
             release(buckets[i], true);
 }
 
+void stream_renew(bool (*keep)(uint32_t number))
+{
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (struct stream *stream = buckets[i], *next; stream; stream = next) {
+            next = stream->next;
+            if (!keep(stream->number)) {
+                release(stream, true);
+                continue;
+            }
+            stream->credit = STREAM_WINDOW;
+            stream->granted = STREAM_WINDOW - (uint32_t)(stream->held_end - stream->held_start);
+            stream->owed = 0;
+            if (stream->sent_end)
+                tell('F', stream->number, NULL);
+        }
+}
+
 static ssize_t read_some(const struct stream *stream, void *into, size_t length)
 {
     if (stream->manner == SOCKET)

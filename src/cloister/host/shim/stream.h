@@ -40,6 +40,9 @@ void stream_drop(uint32_t number);
 /* All that are open, without a word: their session is over. */
 void stream_drop_all(void);
 
+/* A new session: those that `keep` names begin anew, with fresh credits, the others are dropped. */
+void stream_renew(bool (*keep)(uint32_t number));
+
 bool stream_exists(uint32_t number);
 size_t stream_count(void);
 

@@ -1,0 +1,283 @@
+/*
+ * What it is: the guest's end of the link: PID 1's life after the boot. It joins a keeper, begins the run's place, starts
+ * the inner half, and carries. What it is not: the boot, the mounts (guest_init.c and its kind), or the walls (inner.c).
+ *
+ * The host is trusted here: what comes from it is read with care, but there is nobody to protect from it.
+ */
+#define _GNU_SOURCE
+#include "guest.h"
+#include "guest_link.h"
+#include "link.h"
+#include "loop.h"
+#include "reaper.h"
+#include "stream.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+enum { RETRY_MS = 10, LAST_WORDS_MS = 500 };
+
+const struct guest_hooks *guest_hooks;
+
+static struct session {
+    int channel, listener, signals;
+    const char *verity;
+    struct source on_listener, on_signals;
+    bool begun, unpacking, started;
+    char **argv; /* of the inner half */
+    char **fields;
+    size_t field_count;
+} self;
+
+void guest_tell_id(char type, uint32_t id, const void *rest, size_t length)
+{
+    const uint8_t head[4] = {(uint8_t)id, (uint8_t)(id >> 8), (uint8_t)(id >> 16), (uint8_t)(id >> 24)};
+    link_send(type, head, sizeof head, rest, length);
+}
+
+_Noreturn void guest_give_up(const char *why)
+{
+    uint8_t failure[4 + 5] = {(uint8_t)errno, 0, 0, 0, 'b', 'e', 'g', 'i', 'n'};
+    guest_tell_id('Y', 0, failure, sizeof failure);
+    link_drain(LAST_WORDS_MS);
+    guest_hooks->end();
+    guest_hooks->off(why);
+    _exit(EXIT_CLOISTER);
+}
+
+static void write_word(struct writer *list, const char *name, const char *value)
+{
+    write_u32(list, (uint32_t)(strlen(name) + strlen(value)));
+    write_bytes(list, name, strlen(name));
+    write_bytes(list, value, strlen(value));
+}
+
+/* A keeper is there, the first or, after a restore, another one: all that was under way is void. */
+static void on_join(struct reader *payload)
+{
+    struct writer hello = {0};
+    struct utsname system;
+    char living[1024];
+    uint32_t protocol = read_u32(payload);
+    if (payload->bad || payload->left != LINK_NONCE || protocol != LINK_PROTOCOL)
+        return; /* its hello never comes, and the keeper says so */
+    write_u32(&hello, LINK_PROTOCOL);
+    write_bytes(&hello, payload->at, LINK_NONCE);
+    guest_living(living, sizeof living);
+    write_u32(&hello, 4);
+    write_word(&hello, "kernel=", uname(&system) == 0 ? system.release : "");
+    write_word(&hello, "agent=", "1");
+    write_word(&hello, "verity=", self.verity);
+    write_word(&hello, "commands=", living);
+    link_void();
+    link_send_payload('H', &hello);
+    free(hello.data);
+    stream_renew(guest_keeps);
+    guest_inner_hold(false);
+    guest_box_hold(false);
+    stream_hold(false);
+}
+
+static void on_begin(struct reader *payload)
+{
+    const char *why = "the fields of the run";
+    size_t count, words;
+    char **fields = read_list(payload, &count), **argv = read_list(payload, &words);
+    if (!read_complete(payload) || words == 0)
+        guest_give_up("a begin that cannot be read");
+    if (self.begun) {
+        /* After a restore with living commands: names, time and randomness. */
+        if (!guest_hooks->renew(fields, count, &why))
+            guest_give_up(why);
+        free(fields);
+        free(argv);
+        return;
+    }
+    self.begun = self.unpacking = true;
+    self.fields = fields;
+    self.field_count = count;
+    self.argv = argv;
+    if (!guest_hooks->begin(fields, count, &why))
+        guest_give_up(why);
+}
+
+/* All files are there: the sockets, and then the walls. */
+static void start(void)
+{
+    for (size_t i = 0; i < self.field_count; i++)
+        if (strncmp(self.fields[i], "socket=", 7) == 0 && !guest_box_listen(self.fields[i] + 7))
+            guest_give_up("listen on a socket of the box");
+    if (!guest_inner_start(self.argv))
+        guest_give_up("start the inner half");
+    self.started = true;
+    free(self.argv);
+    free(self.fields);
+    self.argv = self.fields = NULL;
+}
+
+/* The tar is not a stream to a descriptor, but it has the credits of one. */
+static void on_tar(uint8_t type, struct reader *payload)
+{
+    const char *why = "unpack the run's files";
+    if (!self.unpacking)
+        return; /* of a second begin: they are there */
+    if (type == 'D') {
+        uint32_t length = (uint32_t)payload->left;
+        if (!guest_hooks->tar_feed(payload->at, payload->left, &why))
+            guest_give_up(why);
+        const uint8_t credit[4] = {(uint8_t)length, (uint8_t)(length >> 8), (uint8_t)(length >> 16), 0};
+        guest_tell_id('C', STREAM_TAR, credit, sizeof credit);
+    } else if (type == 'F') {
+        self.unpacking = false;
+        if (!guest_hooks->tar_end(&why))
+            guest_give_up(why);
+        start();
+    } else {
+        guest_give_up("the run's files were cut off");
+    }
+}
+
+static void on_stream(uint8_t type, struct reader *payload)
+{
+    uint32_t number = read_u32(payload);
+    if (number == STREAM_TAR)
+        on_tar(type, payload);
+    else
+        (void)stream_frame(type, number, payload);
+}
+
+/* Hold still, and say so as the last thing; or go on. */
+static void on_hold(struct reader *payload)
+{
+    bool held = payload->left == 0;
+    stream_hold(held);
+    guest_box_hold(held);
+    guest_inner_hold(held);
+    if (held)
+        link_send('Q', NULL, 0, NULL, 0);
+}
+
+static void on_frame(uint8_t type, struct reader *payload)
+{
+    switch (type) {
+    case 'D':
+    case 'C':
+    case 'F':
+    case 'A':
+        on_stream(type, payload);
+        break;
+    case 'O':
+        guest_box_port(read_u32(payload), payload);
+        break;
+    case 'J':
+        on_join(payload);
+        break;
+    case 'B':
+        on_begin(payload);
+        break;
+    case 'G':
+    case 'X':
+        guest_inner_order(type, payload);
+        break;
+    case 'S':
+        guest_inner_signal(payload);
+        break;
+    case 'M':
+        guest_terminal_ready(payload);
+        break;
+    case 'W':
+        guest_window(payload);
+        break;
+    case 'U':
+        guest_box_update(payload);
+        break;
+    case 'T':
+        guest_figures();
+        break;
+    case 'Q':
+        on_hold(payload);
+        break;
+    case 'K':
+        guest_kill();
+        break;
+    default:
+        break; /* of a later version: what matters is asked for by its number in `J` */
+    }
+}
+
+static void open_port(void);
+
+/* A port without a host's end, or a keeper that left: another may come. */
+static void on_lost(const char *why)
+{
+    (void)why;
+    if (self.channel >= 0)
+        loop_later(RETRY_MS, open_port);
+}
+
+static const struct link_end LINK_END = {.payload_max = FRAME_PAYLOAD_MAX, .always_reads = true, .frame = on_frame,
+                                         .lost = on_lost, .room = stream_resume};
+
+/* A virtio port is one descriptor for life; it reads as hung up while the host has nobody there. */
+static void open_port(void)
+{
+    struct stat about;
+    struct pollfd look = {.fd = self.channel, .events = POLLIN};
+    if (poll(&look, 1, 0) > 0 && (look.revents & (POLLHUP | POLLERR))) {
+        if (fstat(self.channel, &about) == 0 && !S_ISCHR(about.st_mode))
+            guest_give_up("the channel has ended");
+        loop_later(RETRY_MS, open_port);
+        return;
+    }
+    int fd = dup(self.channel);
+    if (fd < 0 || link_open(fd, &LINK_END) < 0)
+        guest_give_up("the channel cannot be used");
+}
+
+static void on_listener(struct source *source, uint32_t events)
+{
+    (void)events;
+    int fd = accept4(source->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0 && link_open(fd, &LINK_END) < 0)
+        guest_give_up("the channel cannot be used");
+}
+
+static void on_signals(struct source *source, uint32_t events)
+{
+    (void)events;
+    struct signalfd_siginfo info;
+    while (read(source->fd, &info, sizeof info) == sizeof info)
+        continue;
+    guest_reap();
+}
+
+_Noreturn void guest_link(int channel, int listener, const char *verity, const struct guest_hooks *hooks)
+{
+    guest_hooks = hooks;
+    self.channel = channel;
+    self.listener = listener;
+    self.verity = verity;
+    self.on_listener.ready = on_listener;
+    self.on_signals.ready = on_signals;
+    self.signals = reaper_watch(false);
+    if (self.signals < 0 || loop_watch(&self.on_signals, self.signals, LOOP_READ) < 0 ||
+        (listener >= 0 && loop_watch(&self.on_listener, listener, LOOP_READ) < 0)) {
+        hooks->off("events cannot be waited for");
+        _exit(EXIT_CLOISTER);
+    }
+    if (channel >= 0)
+        open_port();
+    loop_run();
+    hooks->off("events cannot be waited for");
+    _exit(EXIT_CLOISTER);
+}
