@@ -33,6 +33,7 @@ from cloister.plan.bridge import (
     Tap,
     address_of,
     free_numbers,
+    guest_mac,
 )
 
 _TUN = "/dev/net/tun"
@@ -149,9 +150,11 @@ def _allocate(network: Network, there: tuple[Tap, ...], asked: tuple[int, str, i
     if not free:
         raise RetryError("bridge-full", f"no address of {network.network} is free", remedy="cloister ps")
     number = secrets.choice(free)
-    macs = {mac for tap in there for mac in (tap.mac, tap.own_mac)}
+    mac, macs = guest_mac(uid, run), {mac for tap in there for mac in (tap.mac, tap.own_mac)}
+    if mac in macs:
+        raise RetryError("too-many-taps", "there is a guest of this run on the bridge already", remedy="cloister ps")
     return Tap(
-        name=f"{TAP_PREFIX}{number}", mac=_new_mac("52:54", macs), own_mac=_new_mac("06:c1", macs),
+        name=f"{TAP_PREFIX}{number}", mac=mac, own_mac=_new_mac("06:c1", macs),
         address=address_of(network.network, number), gateway=network.gateway, port=port, uid=uid, run=run,
     )  # fmt: skip
 
