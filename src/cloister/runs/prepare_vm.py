@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
     from cloister.runs.home_files import HomeFiles
     from cloister.runs.prepare import Kitchen
+    from cloister.runs.request import RunRequest
 
 QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/run/current-system/sw/bin/qemu-system-x86_64")
 _FILE = "file:"
@@ -31,7 +32,7 @@ _FILE = "file:"
 
 def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
-    found: HomeFiles,
+    found: HomeFiles, request: RunRequest,
 ) -> Plan:  # fmt: skip
     """Return the plan of a run in a microVM.
 
@@ -39,6 +40,7 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
     machine = machine_facts(kitchen, agent, resolved, found)
+    machine = msgspec.structs.replace(machine, model=request.model, snapshot=request.snapshot)
     machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
