@@ -69,16 +69,22 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
 
 
 def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:
-    """Return the template that the guest can start from. A card of a template would need a tap just like it: none."""
+    """Return the template that the guest can start from, if there is one."""
+    wanted = template_wanted(agent, machine)
+    return vm_warm.find(root, wanted) if wanted else None
+
+
+def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
+    """Return what a template would have to be; None for a guest that boots each time.
+
+    One with a card on the bridge does: its template would need a tap just like it.
+    """
     if not agent.microvm.warm or machine.monitor != "qemu" or agent.microvm.network != "none":
         return None
     manifest = machine.manifest
-    return vm_warm.find(
-        root,
-        vm_warm.Wanted(
-            manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
-            machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
-        ),
+    return vm_warm.Wanted(
+        manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
+        machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
     )  # fmt: skip
 
 
