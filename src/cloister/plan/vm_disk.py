@@ -1,7 +1,7 @@
 """What of a workspace's layout is on a guest's disk though the host does not have it, and what the guest must hold.
 
 A layout (`isolation/workspace.py`) speaks of mounts on a host. A guest has a disk instead: names that are hidden, or
-protected while absent, are put onto it, and the guest is told which to keep read-only. Pure: nothing is read or written.
+protected while absent, are put onto it, and the guest is told which to keep read-only. Pure.
 """
 
 from __future__ import annotations
