@@ -26,16 +26,21 @@ def _wheel_flags() -> list[str]:
     raise LookupError("hatch_build.py has no FLAGS")
 
 
-def _compile(target: Path, flags: list[str]) -> Path:
-    """Compile when a source is newer than `target`; the new file replaces the old one in one step."""
-    inputs = [*SOURCES.glob("*.[ch]"), ROOT / "hatch_build.py", Path(__file__)]
+def _compile(target: Path, flags: list[str], main: Path | None = None) -> Path:
+    """Compile when a source is newer than `target`; the new file replaces the old one in one step.
+
+    With `main`, that file stands in the place of the shim's own `main.c`.
+    """
+    inputs = [*SOURCES.glob("*.[ch]"), ROOT / "hatch_build.py", Path(__file__), *([main] if main else [])]
     newest = max(path.stat().st_mtime_ns for path in inputs)
     if target.exists() and target.stat().st_mtime_ns >= newest:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".shim-")
     os.close(handle)
-    sources = sorted(str(path) for path in SOURCES.glob("*.c"))
+    sources = sorted(str(path) for path in SOURCES.glob("*.c") if not (main and path.name == "main.c"))
+    if main:
+        sources += [str(main), "-I", str(SOURCES)]
     subprocess.run([os.environ.get("CC", "cc"), *flags, "-o", partial, *sources], check=True)
     Path(partial).chmod(0o755)
     Path(partial).replace(target)
@@ -50,6 +55,16 @@ def shim() -> Path:
 def sanitized_shim() -> Path:
     """Return a shim that aborts on every memory error and undefined behaviour (gcc's ASan and UBSan)."""
     return _compile(ROOT / "build/shim/cloister-shim-sanitized", SANITIZE)
+
+
+def guest_alone() -> Path:
+    """Return the guest's end of the link as a program that needs no machine."""
+    return _compile(ROOT / "build/shim/guest-alone", _wheel_flags(), ROOT / "tests/kernel/guest_alone.c")
+
+
+def sanitized_guest_alone() -> Path:
+    """Return the same, which aborts on every memory error and undefined behaviour."""
+    return _compile(ROOT / "build/shim/guest-alone-sanitized", SANITIZE, ROOT / "tests/kernel/guest_alone.c")
 
 
 if __name__ == "__main__":

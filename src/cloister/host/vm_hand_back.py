@@ -35,7 +35,7 @@ class HandBack(Value, frozen=True):
     """What was handed back."""
 
     changes: int
-    """Names in the upper directory, without directories that only lead to others; 0: there is no such directory."""
+    """Names in the upper directory, without directories that only lead to others."""
     notices: tuple[str, ...] = ()
     """What the person should know, one sentence each."""
 
@@ -72,10 +72,7 @@ def hand_back(tools: Tools, image: str, upper: str, *, room_bytes: int | None = 
                     back.write()
         finally:
             os.close(target)
-        if back.changes:
-            os.rename(f"{folder}/{partial}", upper)
-        else:
-            os.rmdir(f"{folder}/{partial}")
+        os.rename(f"{folder}/{partial}", upper)
     except OSError as error:
         raise _refused(f"they cannot be written: {error.strerror}", upper) from error
     return HandBack(back.changes, tuple(back.notices()))
@@ -261,7 +258,7 @@ class _Back:
 
 def _same(inode: Inode, was: Was) -> bool:
     """Whether nothing happened to a file: every write of a guest's kernel moves its change time."""
-    return inode.generation == 0 and was == (inode.number, inode.mode, inode.size, inode.mtime_ns, inode.ctime_ns)
+    return inode.generation == 0 and was[:5] == (inode.number, inode.mode, inode.size, inode.mtime_ns, inode.ctime_ns)
 
 
 def _above(path: bytes) -> Iterator[bytes]:

@@ -218,7 +218,7 @@ class Kitchen:
         paths, preset = self.paths, looked.resolved.preset
         return home_files(
             looked.agent, preset, paths.home, config=self.policies.config_of(self.owner.name, looked.resolved.name),
-            forbidden=(looked.layout.root, paths.config, paths.state, paths.runtime),
+            forbidden=(looked.layout.root, *filter(None, (paths.config, paths.state, paths.runtime, paths.cache))),
         )  # fmt: skip
 
     def _file_variables(self, agent: Agent, resolved: ResolvedAgent, root: str, found: HomeFiles) -> FileVariables:
@@ -440,7 +440,7 @@ def _showable(names: tuple[str, ...], key: str, paths: Paths) -> tuple[str, ...]
         if not os.path.exists(name):
             problem = Problem(f"{name} does not exist", where, f"remove it, or: mkdir -p {name}")
             raise PolicyError([problem], reference="path-missing")
-        for own in map(os.path.realpath, (paths.config, paths.state, paths.runtime)):
+        for own in map(os.path.realpath, filter(None, (paths.config, paths.state, paths.runtime, paths.cache))):
             if real == "/" or f"{own}/".startswith(f"{real}/") or real.startswith(f"{own}/"):
                 problem = Problem(f"{name} would show the agent Cloister's own {own}", where, "name a narrower path")
                 raise PolicyError([problem], reference="path-reserved")

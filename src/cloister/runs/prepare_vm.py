@@ -6,13 +6,17 @@ import os
 import platform
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
+from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
-from cloister.runs.compile_vm import VmFacts, compile_vm, image_of
+from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
 from cloister.runs.vm_image import find
 
@@ -34,30 +38,54 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     Raises:
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
-    machine = machine_facts(kitchen, agent, resolved, found)
+    machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
+    machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
     return plan
 
 
-def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles) -> VmFacts:
+def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str) -> VmFacts:
     """Look for the image, a monitor and an accelerator.
 
     Raises:
         CloisterError: one of them is not there, or not to be trusted.
     """
-    image = find(kitchen.paths, image_of(agent, resolved.preset))
+    name, images = image_of(agent, resolved.preset), resolved.policy.images
+    image = find(kitchen.paths, images, name, kitchen.owner.uid)
     accelerator: Accelerator = "tcg"
+    choice = vm_monitor.choose(
+        vm_monitor.Wanted(agent.microvm.monitor, agent.microvm.network),
+        kvm=False,
+        program=vm_monitor.find(os.environ.get("PATH", ""), owner=os.geteuid(), forbidden=(workspace,)),
+        attempt=lambda program: vm_monitor.attempt(program, image.directory, kitchen.paths.runtime),
+    )
+    if choice.monitor == "firecracker":
+        accelerator = "kvm"  # it has no other
     return VmFacts(
         manifest=image.manifest,
         directory=image.directory,
-        monitor="qemu",
-        program=find_qemu(),
+        monitor=choice.monitor,
+        program=choice.program or find_qemu(),
         accelerator=accelerator,
-        clock_khz=clock_khz() if accelerator == "tcg" else 0,
+        clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),
         secrets=found.secrets,
     )
+
+
+def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:
+    """Return the template that the guest can start from. A card of a template would need a tap just like it: none."""
+    if not agent.microvm.warm or machine.monitor != "qemu" or agent.microvm.network != "none":
+        return None
+    manifest = machine.manifest
+    return vm_warm.find(
+        root,
+        vm_warm.Wanted(
+            manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
+            machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
+        ),
+    )  # fmt: skip
 
 
 def find_qemu() -> str:
@@ -75,13 +103,10 @@ def find_qemu() -> str:
     )  # fmt: skip
 
 
-def clock_khz() -> int:
-    """Return the frequency of the host's time stamp counter, which is that of a guest under TCG."""
+def host_clock_khz() -> int:
+    """Return the rate of the host's time stamp counter, which is that of a guest under TCG."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("bogomips"):
-                return int(float(line.partition(":")[2]) * 500)
-    return 0
+        return clock_khz(file.read())
 
 
 def refuse_visible(plan: Plan, home: str) -> None:

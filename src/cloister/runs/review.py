@@ -16,6 +16,7 @@ from cloister.host.overlay_apply import Outcome, Permission
 from cloister.host.overlay_review import Review
 from cloister.plan.changes import Change
 from cloister.policy.protected import protected_names
+from cloister.runs import vm_workspace
 from cloister.runs.store import Record, Store
 
 
@@ -23,15 +24,21 @@ from cloister.runs.store import Record, Store
 def reviewed(store: Store, run: str) -> Iterator[tuple[Record, Review]]:
     """Open the changes of a finished run in overlay mode.
 
+    Changes that are still on a virtual machine's disk are handed back first.
+
     Raises:
         UsageError: the run is not over, was not in overlay mode, or its changes are gone.
+        CloisterError: the disk cannot be read; see `vm_hand_back`.
     """
     record = store.record(run)
     upper = f"{store.directory}/{run}/overlay/upper"
-    if record is None or record.mode != "overlay":
+    on_disk = vm_workspace.left(f"{store.directory}/{run}")
+    if record is None or (record.mode != "overlay" and not on_disk and not os.path.isdir(upper)):
         raise UsageError("run-not-overlay", f"run {run} wrote to its workspace directly", remedy="git diff")
     if record.status != "finished":
         raise UsageError("run-not-over", f"run {run} is still going on", remedy=f"cloister stop {run}")
+    if on_disk:  # of a virtual machine whose end nobody saw
+        vm_workspace.hand_back(f"{store.directory}/{run}")
     if not os.path.isdir(upper):
         raise UsageError("overlay-gone", f"the changes of run {run} were applied or discarded already")
     names = [entry.name for entry in protected_names()]

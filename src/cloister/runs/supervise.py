@@ -290,7 +290,7 @@ class Supervisor(Supervision):
 
     async def _look_after(self, run: ActiveRun) -> tuple[str, ...]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         if run.guest:
-            return await run.guest.finish()
+            return await run.guest.finish(run.record.started)
         if run.record.mode == "overlay" or run.layout is None:
             return ()  # overlays are reviewed anyway
         return await self._loop.run_in_executor(None, look_after, run.layout, run.record.started)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloister.errors import UnsupportedError
-from cloister.host.firecracker_probe import Verdict
+from cloister.host.firecracker_probe import Guest, Verdict, probe
 from cloister.host.programs import trusted
 from cloister.isolation.firecracker_api import parse_version
 from cloister.plan.vm import Monitor
@@ -84,6 +84,12 @@ def find(search: str, *, owner: int, forbidden: tuple[str, ...] = ()) -> str:
             continue
         return str(real)
     return ""
+
+
+def attempt(program: str, image: str, runtime: str) -> Verdict:
+    """Return whether it boots the kernel of an image here; tried once after each start of the host."""
+    guest = Guest(kernel=f"{image}/vmlinux", initramfs=f"{image}/initramfs.cpio")
+    return probe(program, guest, f"{runtime}/firecracker.json")
 
 
 def _against(wanted: Wanted, program: str, attempt: Try) -> Iterator[UnsupportedError]:

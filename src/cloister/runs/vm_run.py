@@ -23,6 +23,7 @@ from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.vm_disks import GuestDisks
 from cloister.runs.vm_image import open_verified
 from cloister.runs.vm_tar import guest_files
+from cloister.runs.vm_template import TemplateOf
 
 if TYPE_CHECKING:
     from cloister.runs.active import ActiveRun
@@ -38,7 +39,7 @@ _MOST_WORDS, _MOST_LOGGED = 32, 10_000
 
 
 class Guest:
-    """One run's virtual machine. Whoever made it calls `finish` or `close` in the end, whatever happened."""
+    """One run's virtual machine. Whoever made it calls `drop`, or `ended` and `finish`, in the end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, prepared: Prepared) -> None:
         """Know what is to be done; open nothing."""
@@ -46,7 +47,9 @@ class Guest:
         assert plan.launch.vm is not None  # noqa: S101  # only such runs come here
         self.vm: VmLaunch = plan.launch.vm
         self._loop, self._paths, self._plan = loop, paths, plan
+        self._images = prepared.policy.images
         self._disks = GuestDisks(paths, plan, prepared.layout, prepared.agent.workspace.mode)
+        self._template = TemplateOf(paths, prepared)
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,7 +64,10 @@ class Guest:
             CloisterError: the image is not what was signed, or a port is taken.
         """
         try:
-            self._descriptors += await self._loop.run_in_executor(None, open_verified, self._paths, self.vm)
+            self._descriptors += await self._loop.run_in_executor(
+                None, open_verified, self._paths, self._images, self.vm, os.getuid()
+            )
+            await self._loop.run_in_executor(None, self._template.hold)
             for port in self.vm.ports:
                 self._listeners.append(_listen(port))
         except BaseException:
@@ -75,6 +81,7 @@ class Guest:
             CloisterError: the disks cannot be made, or do not fit.
         """
         self._descriptors += await self._loop.run_in_executor(None, self._disks.make)
+        self._descriptors += self._template.descriptors()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -106,8 +113,20 @@ class Guest:
         except StepError as error:
             words = [part for part in (error.message, error.where) if part]
             run.live.refuse(error.reference, "the limits could not be put in force", words)
+            return
         finally:
             os.close(files.memory)
+        if self.vm.monitor == "firecracker":
+            await self._start_firecracker(run)
+
+    async def _start_firecracker(self, run: ActiveRun) -> None:
+        """Tell Firecracker its machine: the keeper has started it, and waits for the guest."""
+        from cloister.runs.vm_firecracker import driver_of
+
+        try:
+            await driver_of(self.vm).configure()
+        except CloisterError as error:
+            run.live.refuse(error.reference, "the virtual machine could not be started", [error.message])
 
     async def _confine(self, run: ActiveRun) -> None:
         """Move the jail's first process into the run's cgroup while the monitor is not there yet.
@@ -135,6 +154,7 @@ class Guest:
                 run.write_event("guest-died", {"reason": reference, **words})
                 run.live.machine_died(reference, text)
             case "H":
+                self._template.came_up()
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
@@ -148,9 +168,10 @@ class Guest:
         kept = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/{CONSOLE}"
         vm_console.keep(self.vm.directory, kept)
 
-    async def finish(self) -> tuple[str, ...]:
+    async def finish(self, started: float) -> tuple[str, ...]:
         """Hand back what the guest has changed; return words for the receipt."""
-        return await self._loop.run_in_executor(None, self._disks.hand_back)
+        self._template.make_later()
+        return await self._loop.run_in_executor(None, self._disks.hand_back, started)
 
     def close_descriptors(self) -> None:
         """Close our copies of what the jail has."""
@@ -164,6 +185,7 @@ class Guest:
     def close(self) -> None:
         """Close everything; nothing of the machine runs."""
         self.close_descriptors()
+        self._template.release()
         self._disks.release()
 
     def drop(self) -> None:
