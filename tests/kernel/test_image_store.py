@@ -59,7 +59,7 @@ def test_names_never_lead_out_of_the_store(tmp_path: Path, name: str) -> None:
 
 
 def test_what_a_killed_maker_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    """Kill -9 in the middle of making: no version appears, and the next maker clears what is left; a living one stays."""
+    """Kill -9 while making: no version appears, and the next maker clears what is left, not what a living one makes."""
     store = ImageStore(str(tmp_path / "images"))
     code = (
         "import sys, time\nfrom cloister.host.image_store import ImageStore\n"
