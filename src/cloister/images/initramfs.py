@@ -12,8 +12,8 @@ from typing import NamedTuple
 MODULES = "modules"
 """Where modules lie in the initramfs of a guest."""
 MODULES_LIST = "modules.list"
-"""One path per line, in the order of loading. Before it `?`: the machine may refuse this one; `@N `: only where there is
-a virtio device of type N."""
+"""One path per line, in the order of loading. Before it `?`: the machine may refuse this one; `@N `: only where there
+is a virtio device of type N."""
 
 _MAGIC = b"070701"
 _ALIGN = 4
