@@ -19,7 +19,6 @@ test-quick: setup ## The same without the real agents from npm
 	@CLOISTER_TESTS=quick tools/test -m 'not slow and not agents and not systemd' $(ARGS)
 
 test-all: setup ## All tests, the slow ones too, some of them in a virtual machine
-	@tools/packages vm
 	@CLOISTER_TESTS=all HYPOTHESIS_PROFILE=thorough tools/test --durations=30 $(ARGS)
 
 lint: setup ## Linters, type checker, import contracts, sizes, links

@@ -38,7 +38,7 @@ in_fresh() {
         HOME="$own/home" USER=cloister-test LOGNAME=cloister-test SHELL=/bin/bash LANG=C.UTF-8 TERM="${TERM:-dumb}" \
         XDG_RUNTIME_DIR="$own/run" TMPDIR="$own/tmp" PATH="$fresh/venv/bin:$environment/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
         CI="${CI:-}" CLOISTER_TEST_AGENTS="${agents:-}" CLOISTER_TEST_PASS="${CLOISTER_TEST_PASS:-}" \
-        CLOISTER_TEST_VM="${vm:-}" CLOISTER_TEST_SYSTEMD="${systemd:-}" CLOISTER_TEST_WHEEL="$fresh/wheel" \
+        CLOISTER_TEST_VM="${vm:-}" CLOISTER_TEST_GUEST="${guest:-}" CLOISTER_TEST_SYSTEMD="${systemd:-}" CLOISTER_TEST_WHEEL="$fresh/wheel" \
         CLOISTER_SOAK_S="${CLOISTER_SOAK_S:-}" CLOISTER_BUILD_AUDIT="${CLOISTER_BUILD_AUDIT:-${CI:+required}}" \
         HYPOTHESIS_PROFILE="${HYPOTHESIS_PROFILE:-steady}" PYTHONDONTWRITEBYTECODE=1 \
         env -C "$source_dir" "$@"

@@ -27,6 +27,8 @@ class Was(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
+    given: bool = True
+    """The host has it; else it was put there for the guest only."""
 
 
 class Baseline(Value, frozen=True):
@@ -38,6 +40,10 @@ class Baseline(Value, frozen=True):
     """By path relative to the workspace."""
     kept: frozenset[bytes] = frozenset()
     """Paths whose content was not put on the disk (hidden, unreadable): the host's are never touched."""
+    protected: tuple[str, ...] = ()
+    """Paths that the guest was told to keep read-only."""
+    unprotected: tuple[str, ...] = ()
+    """Names of the built-in list that the policy leaves writable."""
 
 
 class _Kept(Value, frozen=True):
@@ -45,6 +51,8 @@ class _Kept(Value, frozen=True):
     paths: list[bytes]
     entries: list[Was]
     kept: list[bytes]
+    protected: list[bytes]
+    unprotected: list[bytes]
 
 
 def save(image: str, baseline: Baseline) -> None:
@@ -56,7 +64,8 @@ def save(image: str, baseline: Baseline) -> None:
     data = msgspec.msgpack.encode(
         _Kept(
             os.fsencode(baseline.root).decode("latin-1"), list(baseline.entries), list(baseline.entries.values()),
-            sorted(baseline.kept),
+            sorted(baseline.kept), [os.fsencode(name) for name in baseline.protected],
+            [os.fsencode(name) for name in baseline.unprotected],
         )
     )  # fmt: skip
     partial = f"{image}{SUFFIX}.new"
@@ -83,4 +92,6 @@ def load(image: str) -> Baseline:
     if len(kept.paths) != len(kept.entries):
         raise DeniedError("vm-baseline", "the record of the workspace at its start is damaged", where=path)
     root = os.fsdecode(kept.root.encode("latin-1"))
-    return Baseline(root, dict(zip(kept.paths, kept.entries, strict=True)), frozenset(kept.kept))
+    entries = dict(zip(kept.paths, kept.entries, strict=True))
+    protected, unprotected = (tuple(map(os.fsdecode, names)) for names in (kept.protected, kept.unprotected))
+    return Baseline(root, entries, frozenset(kept.kept), protected, unprotected)

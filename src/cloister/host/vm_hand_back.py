@@ -35,7 +35,7 @@ class HandBack(Value, frozen=True):
     """What was handed back."""
 
     changes: int
-    """Names in the upper directory, without directories that only lead to others; 0: there is no such directory."""
+    """Names in the upper directory, without directories that only lead to others."""
     notices: tuple[str, ...] = ()
     """What the person should know, one sentence each."""
 
@@ -72,13 +72,21 @@ def hand_back(tools: Tools, image: str, upper: str, *, room_bytes: int | None = 
                     back.write()
         finally:
             os.close(target)
-        if back.changes:
-            os.rename(f"{folder}/{partial}", upper)
-        else:
-            os.rmdir(f"{folder}/{partial}")
+        os.rename(f"{folder}/{partial}", upper)
     except OSError as error:
+        _clear(folder, partial)
         raise _refused(f"they cannot be written: {error.strerror}", upper) from error
+    except BaseException:
+        _clear(folder, partial)
+        raise
     return HandBack(back.changes, tuple(back.notices()))
+
+
+def _clear(folder: str, partial: str) -> None:
+    """Make room again after a try that failed; what stays is removed by the next one."""
+    with contextlib.suppress(OSError):
+        overlay_apply.discard(folder, (partial,))
+        os.rmdir(folder)  # no other changes lie in it
 
 
 def drop(image: str) -> None:
@@ -199,6 +207,8 @@ class _Back:
     def _gone(self) -> Iterator[bytes]:
         """Yield the topmost names that are no more; one with something of the host's below goes by parts."""
         for path in sorted(self._was):
+            if path in self._kept:
+                continue
             holder = path.rpartition(b"/")[0]
             stays = holder in self._directories or holder in self._above_kept
             if stays and path not in self._above_kept:
@@ -261,7 +271,7 @@ class _Back:
 
 def _same(inode: Inode, was: Was) -> bool:
     """Whether nothing happened to a file: every write of a guest's kernel moves its change time."""
-    return inode.generation == 0 and was == (inode.number, inode.mode, inode.size, inode.mtime_ns, inode.ctime_ns)
+    return inode.generation == 0 and was[:5] == (inode.number, inode.mode, inode.size, inode.mtime_ns, inode.ctime_ns)
 
 
 def _above(path: bytes) -> Iterator[bytes]:

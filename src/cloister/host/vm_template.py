@@ -67,12 +67,11 @@ class Holder:
         self._last = ""
         self._lock = threading.Lock()
 
-    def hold(self, root: str, shape: Shape, digest: str) -> Held:
+    def hold(self, directory: str, digest: str) -> Held:
         """Return a template; call `release` when its monitor is over. Slow the first time: everything is hashed.
 
         Args:
-            root: the directory of templates.
-            shape: what it must have been made for.
+            directory: of the template.
             digest: of its record, as the plan has it.
 
         Raises:
@@ -81,15 +80,12 @@ class Holder:
         with self._lock:
             held = self._held.get(digest)
             if held is None:
-                template = find(root, shape)
-                if template is None or template.digest() != digest:
-                    raise _changed(root, shape, "its record is another one")
-                held = self._held[digest] = _verified(root, template)
+                held = self._held[digest] = _verified(directory, digest)
             held.users += 1
             self._last = digest
             self._drop()
         with contextlib.suppress(OSError):
-            os.utime(f"{root}/{shape.key()}")
+            os.utime(directory)
         return held
 
     def release(self, held: Held) -> None:
@@ -116,15 +112,17 @@ def find(root: str, shape: Shape) -> Template | None:
 
     Cheap: the files are looked at, not read. Whoever starts from it holds it first.
     """
-    directory = f"{root}/{shape.key()}"
-    record = private_files.read(f"{directory}/{RECORD}", _MAX_RECORD)
-    if record is None:
-        return None
+    template = read(f"{root}/{shape.key()}")
+    return template if template is not None and template.shape == shape else None
+
+
+def read(directory: str) -> Template | None:
+    """Return the record of a directory; None where that is no template that could be used."""
     try:
-        template = msgspec.json.decode(record, type=Template)
+        template = msgspec.json.decode(private_files.read(f"{directory}/{RECORD}", _MAX_RECORD) or b"", type=Template)
     except msgspec.DecodeError:
         return None
-    right = template.shape == shape and _plain(f"{directory}/{MEMORY}", template.memory_bytes)
+    right = _plain(f"{directory}/{MEMORY}", template.memory_bytes)
     return template if right and _plain(f"{directory}/{STATE}", template.state_bytes) else None
 
 
@@ -132,12 +130,8 @@ def every(root: str) -> Iterator[tuple[str, Template | None]]:
     """Yield the directories of all templates, and their records; None for one that cannot be used."""
     for name in sorted(_names(root)):
         if not name.startswith("."):
-            record = private_files.read(f"{root}/{name}/{RECORD}", _MAX_RECORD)
-            template = None
-            with contextlib.suppress(msgspec.DecodeError):
-                template = msgspec.json.decode(record or b"", type=Template)
-            usable = template is not None and template.shape.key() == name and find(root, template.shape) is not None
-            yield f"{root}/{name}", template if usable else None
+            template = read(f"{root}/{name}")
+            yield f"{root}/{name}", template if template is not None and template.shape.key() == name else None
 
 
 def tidy(root: str, *, newer: Shape | None = None) -> list[str]:
@@ -216,17 +210,19 @@ def _plain(path: str, size: int) -> bool:
     return own and info.st_size == size
 
 
-def _verified(root: str, template: Template) -> Held:
-    directory = f"{root}/{template.shape.key()}"
+def _verified(directory: str, digest: str) -> Held:
+    template = read(directory)
+    if template is None or template.digest() != digest:
+        raise _changed(directory, "its record is another one")
     parts = ((MEMORY, template.memory, template.memory_bytes), (STATE, template.state, template.state_bytes))
     copies: list[int] = []
     try:
-        for name, digest, size in parts:
-            copies.append(_sealed(f"{directory}/{name}", digest, size))
+        for name, right, size in parts:
+            copies.append(_sealed(f"{directory}/{name}", right, size))
     except OSError as error:
         for descriptor in copies:
             os.close(descriptor)
-        raise _changed(root, template.shape, error.strerror or str(error)) from None
+        raise _changed(directory, error.strerror or str(error)) from None
     return Held(template, copies[0], copies[1])
 
 
@@ -258,9 +254,9 @@ def _same(found: str, digest: str) -> None:
         raise OSError(0, "a file has another content")
 
 
-def _changed(root: str, shape: Shape, why: str) -> StepError:
-    remove(f"{root}/{shape.key()}")
+def _changed(directory: str, why: str) -> StepError:
+    remove(directory)
     return StepError(
         "template-changed", f"the machine's template is not what it was: {why}; it has been removed",
-        where=f"{root}/{shape.key()}", remedy=f"cloister vm warm {shape.image}, or start again without it",
+        where=directory, remedy="the same again: it boots cold, and a new template is made",
     )  # fmt: skip

@@ -98,10 +98,15 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
     if copier.largest > INDEXED_BLOCKS:
         e2fs.repair(tools, partial, index=True)
         e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
-    vm_baseline.save(target, Baseline(layout.root, copier.baseline, frozenset(copier.kept)))
+    vm_baseline.save(target, _baseline(layout, copier))
     os.rename(partial, target)
-    fields = tuple(_fields(layout))
+    fields = tuple(f"{kind}={name}" for kind, name in _held(layout))
     return WorkspaceDisk(target, size, len(copier.baseline), fields, tuple(copier.notices()))
+
+
+def _baseline(layout: WorkspaceLayout, copier: _Copier) -> Baseline:
+    held = [name for kind, name in _held(layout) if kind == "ro"]
+    return Baseline(layout.root, copier.baseline, frozenset(copier.kept), tuple(held), layout.unprotected)
 
 
 def _unreadable(root: str, error: OSError) -> UnsupportedError | RetryError:
@@ -160,8 +165,7 @@ class _Copier:
     """One workspace on its way into an image."""
 
     def __init__(self, path: str, layout: WorkspaceLayout, owner: tuple[int, int]) -> None:
-        self.disk = Filler(path)
-        self.disk.now_ns = time.time_ns()
+        self.disk = Filler(path, time.time_ns())
         self.baseline: dict[bytes, Was] = {}
         self.kept: list[bytes] = []
         self.largest = 0
@@ -214,14 +218,16 @@ class _Copier:
         for name, made in virtual.items():
             if name not in there:
                 names.append(self._made(_join(place, name), name, made, number))
-        self._finish_directory(place, number, parent, how, names)
+        self._finish_directory(place, (number, parent), how, names)
 
-    def _finish_directory(self, place: bytes, number: int, parent: int, how: Attributes, names: list[Name]) -> None:
+    def _finish_directory(
+        self, place: bytes, numbers: tuple[int, int], how: Attributes, names: list[Name], *, given: bool = True
+    ) -> None:
         links = 2 + sum(name.kind == "directory" for name in names)
         how = how._replace(links=links if links < MAX_LINKS else 1)  # "dir_nlink": 1 means many
-        self.largest = max(self.largest, self.disk.put_directory(number, parent, how, names))
+        self.largest = max(self.largest, self.disk.put_directory(*numbers, how, names))
         if place:
-            self._note(place, number, how, 0)
+            self._note(place, numbers[0], how, 0, given=given)
 
     def _entry(self, opened: int, text: str, place: bytes, parent: int, depth: int) -> list[Name]:
         status = os.stat(text, dir_fd=opened, follow_symlinks=False)
@@ -287,15 +293,15 @@ class _Copier:
         how = Attributes(kind | made.mode, 0, 0, self.disk.now_ns, self.disk.now_ns)
         if made.kind == "file":
             self.disk.put_bytes(number, how, made.content)
-            self._note(path, number, how, len(made.content))
+            self._note(path, number, how, len(made.content), given=False)
             return Name(name, number, "file")
         below = self._virtual.get(path, {}) if not made.replaces else {}
         names = [self._made(_join(path, name), name, one, number) for name, one in below.items()]
-        self._finish_directory(path, number, parent, how, names)
+        self._finish_directory(path, (number, parent), how, names, given=False)
         return Name(name, number, "directory")
 
-    def _note(self, path: bytes, number: int, how: Attributes, size: int) -> None:
-        self.baseline[path] = Was(number, how.mode, size, how.mtime_ns, how.ctime_ns)
+    def _note(self, path: bytes, number: int, how: Attributes, size: int, *, given: bool = True) -> None:
+        self.baseline[path] = Was(number, how.mode, size, how.mtime_ns, how.ctime_ns, given)
 
 
 def virtual_names(layout: WorkspaceLayout) -> dict[bytes, dict[bytes, Virtual]]:
@@ -322,15 +328,16 @@ def _put(found: dict[bytes, dict[bytes, Virtual]], root: str, target: str, made:
         found.setdefault(place, {})[name] = made
 
 
-def _fields(layout: WorkspaceLayout) -> Iterator[str]:
+def _held(layout: WorkspaceLayout) -> Iterator[tuple[str, str]]:
+    """Yield what the guest is to keep read-only or masked, relative to the workspace."""
     for mount in layout.mounts:
         if mount.target == layout.root or not _within(mount.target, layout.root):
             continue
         name = mount.target[len(layout.root) + 1 :]
         if mount.op in {"ro", "content"}:
-            yield f"ro={name}"
+            yield "ro", name
         elif mount.op == "mask":
-            yield f"mask={name}"
+            yield "mask", name
 
 
 def _within(path: str, root: str) -> bool:

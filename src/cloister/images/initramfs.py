@@ -1,4 +1,4 @@
-"""Write an initramfs: a cpio archive in the "newc" format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+"""Write an initramfs: a cpio archive in the "newc" format (Linux, early-userspace/buffer-format.rst).
 
 The same entries give the same bytes: no time, owner or inode of the machine that builds gets in. Pure. What it is not:
 the choice of what goes in; `guest_entries` puts together what a guest of ours needs and nothing else does.
@@ -16,6 +16,7 @@ MODULES_LIST = "modules.list"
 
 _MAGIC = b"070701"
 _ALIGN = 4
+_HEAD = 110
 _TRAILER = "TRAILER!!!"
 _DIRECTORY, _REGULAR, _CHARACTER = 0o040000, 0o100000, 0o020000
 _MAX_NAME = 255
@@ -56,6 +57,47 @@ def newc(entries: Iterable[Entry]) -> bytes:
     parts.append(_record(Entry(_TRAILER, 0), 0))
     archive = b"".join(parts)
     return archive + bytes(-len(archive) % 512)
+
+
+def read(archive: bytes) -> list[Entry]:
+    """Return the entries of an archive that `newc` wrote.
+
+    Raises:
+        ValueError: it is damaged, or of another writer.
+    """
+    entries: list[Entry] = []
+    at = 0
+    while True:
+        head = archive[at : at + _HEAD]
+        if len(head) < _HEAD or not head.startswith(_MAGIC):
+            raise ValueError("not an archive of ours")
+        fields = [int(head[place : place + 8], 16) for place in range(len(_MAGIC), _HEAD, 8)]
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        name = archive[at + _HEAD : at + _HEAD + name_size - 1].decode()
+        start = at + _HEAD + name_size + -(_HEAD + name_size) % _ALIGN
+        data = archive[start : start + size]
+        at = start + size + -size % _ALIGN
+        if name == _TRAILER:
+            return entries
+        kind = mode & 0o170000
+        entries.append(Entry(name, mode & 0o777, data if kind == _REGULAR else None,
+                             (fields[9], fields[10]) if kind == _CHARACTER else None))  # fmt: skip
+
+
+def modules_of(archive: bytes) -> list[Module]:
+    """Return the modules in the initramfs of a guest, in loading order: what `guest_entries` was given.
+
+    Raises:
+        ValueError: it is no such initramfs.
+    """
+    files = {entry.name: entry.data or b"" for entry in read(archive)}
+    found: list[Module] = []
+    for line in files.get(MODULES_LIST, b"").decode().splitlines():
+        path = line.removeprefix("?").removeprefix("/")
+        if path not in files:
+            raise ValueError(f"{path} is listed and not there")
+        found.append(Module(path.removeprefix(f"{MODULES}/"), files[path], line.startswith("?")))
+    return found
 
 
 def guest_entries(shim: bytes, modules: Sequence[Module]) -> list[Entry]:

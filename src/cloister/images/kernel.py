@@ -1,7 +1,7 @@
 """Take the ELF image out of a compressed x86 kernel: monitors start it faster, and Firecracker takes nothing else.
 
-The setup header of a bzImage says where its payload lies (Linux, Documentation/arch/x86/boot.rst, "payload_offset"); the
-payload's magic says how it is compressed. Debian uses LZ4's legacy frames (6.1) and Zstandard (6.12). Pure and bounded.
+The setup header of a bzImage says where its payload lies (Linux, arch/x86/boot.rst, "payload_offset"); the payload's
+magic says how it is compressed. Debian uses LZ4's legacy frames (6.1) and Zstandard (6.12). Pure and bounded.
 What it is not: a judge of the kernel; the manifest's signature is.
 """
 
@@ -72,7 +72,7 @@ def _unpack(payload: bytes) -> bytes:
 
 
 def _lz4(payload: bytes) -> bytes:
-    from lz4 import block  # noqa: PLC0415  (only a build needs it)
+    from lz4 import block
 
     parts: list[bytes] = []
     total, at, end = 0, len(_LZ4_LEGACY), len(payload) - _TRAILING
@@ -90,7 +90,7 @@ def _lz4(payload: bytes) -> bytes:
 
 
 def _zstd(payload: bytes) -> bytes:
-    import zstandard  # noqa: PLC0415  (only a build needs it)
+    import zstandard
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=1 << 20)
     try:

@@ -1,7 +1,7 @@
 """Which modules of a kernel a guest needs, and the order in which they load.
 
-Read from the modules themselves: each names in its section `.modinfo` what it depends on (Linux, include/linux/module.h),
-so a kernel package need not have been installed, and depmod(8) not have run. What is built in is left out. What it is
+Read from the modules themselves: each names in its section `.modinfo` what it depends on (include/linux/module.h), so
+a kernel package need not have been installed, and depmod(8) not have run. What is built in is left out. What it is
 not: a loader; PID 1 of the guest loads what the initramfs lists.
 """
 
@@ -59,12 +59,12 @@ class _Search:
         self.order: list[Module] = []
         self.missing: set[str] = set()
         self._seen: set[str] = set()
-        self.found = {}
+        self.found: dict[str, Path] = {}
         for path in sorted(tree.rglob("*.ko*")):
             suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
             if suffix:
                 self.found.setdefault(_normal(path.name.removesuffix(suffix)), path)
-        self._builtin = set()
+        self._builtin: set[str] = set()
         listed = tree / "modules.builtin"
         if listed.exists():
             self._builtin = {_normal(Path(line).stem) for line in listed.read_text().splitlines()}

@@ -25,7 +25,8 @@ VAR_DISK = "var.img"
 
 Accelerator = Literal["kvm", "tcg"]
 Monitor = Literal["qemu", "firecracker"]
-Role = Literal["kernel", "initramfs", "root", "var", "workspace"]
+Role = Literal["kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders"]
+"""`memory` and `state` are those of a template, handed out as sealed copies; `orders` is a socket that has no path."""
 
 
 class VmFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,10 +78,19 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ports: tuple[int, ...] = ()
     """Of the guest's 127.0.0.1, reachable on the same port of ours; their listeners come behind the files."""
     network: Literal["none", "bridge"] = "none"
+    program: str = ""
+    """Path of the monitor."""
+    cmdline: str = ""
+    """Of the guest's kernel."""
+    model: str = ""
+    """The one model that it may use, where its caller has narrowed that."""
+    snapshot: str = ""
+    """The snapshot whose disks it gets; empty for the agent's own, and a new copy of the workspace."""
     template: str = ""
-    """The snapshot that it starts from, warm; empty for a cold boot."""
+    """Digest of the record of the template that it starts from, warm; empty for a cold boot."""
 
     def describe(self) -> str:
         """Return one line for people."""
         how = f"{self.monitor} ({self.accelerator})"
-        return f"virtual machine of image {self.image} {self.version} by {how}: {self.memory_mib} MiB, {self.cpus} CPU"
+        size = f"{self.memory_mib} MiB, {self.cpus} CPU{', from a template' if self.template else ''}"
+        return f"virtual machine of image {self.image} {self.version} by {how}: {size}"

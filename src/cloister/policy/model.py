@@ -241,6 +241,9 @@ class MicroVm(Table, frozen=True):
     """Ports of the guest's 127.0.0.1 that are reachable on the same ports of the host's: a gateway in the guest."""
     monitor: Literal["auto", "firecracker", "qemu"] = "auto"
     """The virtual machine monitor; `auto` takes Firecracker where KVM really works."""
+    warm: bool = True
+    """Start from a template where there is one: a guest of this image that has booted and was told nothing yet, made
+    after the first start. `false` boots each guest; its kernel then lies at addresses of its own."""
     network: Literal["none", "bridge"] = "none"
     """`none`: no network device, the proxy is reached over the guest's channel. `bridge`: the guest has eth0 as well,
     on the system's bridge, and reaches its own run's proxy there and nothing else; needs `[microvm]` of the system's

@@ -267,6 +267,7 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
     AgentSandbox: {"managed": _fixed, "deny_read": _more},
     Unit: dict.fromkeys(Unit.__struct_fields__, _fixed),
     MicroVm: {
+        "warm": _only(value=False),
         "image": _fixed,
         "memory": _lower(parse_size),
         "cpus": _lower_number,

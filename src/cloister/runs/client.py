@@ -139,7 +139,8 @@ def _broker_environment() -> dict[str, str]:
 
     But for the master key of the identity store, where it is kept in the environment: the broker takes it out there.
     """
-    names = ("HOME", "PATH", "LANG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME")
+    directories = ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+    names = ("HOME", "PATH", "LANG", *directories)
     proxies = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
     own = ("CLOISTER_BROKER_IDLE_S", "DBUS_SESSION_BUS_ADDRESS", "CLOISTER_TRUST_DOMAIN")
     keys = ("CLOISTER_MASTER_KEY", "CLOISTER_MASTER_KEY_PATH")

@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from cloister.runs import vm_workspace
 from cloister.runs.compile import PROJECT_RECORD
 from cloister.runs.paths import Paths
 from cloister.runs.store import Store
@@ -85,7 +86,7 @@ def _records(paths: Paths, rules: Rules) -> Iterator[Leftover]:
         if age < rules.older_than_s:
             continue
         path = f"{paths.runs}/{run}"
-        pending = Path(f"{path}/overlay").is_dir()
+        pending = Path(f"{path}/overlay").is_dir() or vm_workspace.left(path)
         if pending and not rules.overlays:
             continue
         why = f"{record.agent}, over for {age / 86400:.0f} days"

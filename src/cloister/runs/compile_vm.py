@@ -15,8 +15,9 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest
-from cloister.isolation import inner, monitor_jail, qemu, seccomp
+from cloister.isolation import firecracker, inner, monitor_jail, qemu, seccomp
 from cloister.isolation.namespace import SHIM
+from cloister.plan.bridge import guest_mac
 from cloister.plan.settings import form_of
 from cloister.plan.steps import (
     AnyStep,
@@ -59,6 +60,7 @@ from cloister.runs.compile_parts import (
 )
 from cloister.runs.credentials_plan import planned
 from cloister.runs.unenforced import refuse_unenforced_vm
+from cloister.runs.vm_shape import warm_machine
 
 FILTER = "seccomp.bpf"
 GUEST_UID = 1000
@@ -88,7 +90,20 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """As `uname -m` has it."""
     secrets: tuple[str, ...] = ()
     """Paths of this host that are left out of what is carried in."""
+    template: tuple[str, str] | None = None
+    """The directory of the template that the guest starts from, and the digest of its record; None boots it."""
+    model: str = ""
+    """The one model that the run may use, where its caller has narrowed that."""
+    snapshot: str = ""
+    """The snapshot whose disks it gets, by name."""
     notices: tuple[str, ...] = ()
+
+    @property
+    def cmdline(self) -> str:
+        """The command line of the guest's kernel."""
+        root = self.manifest.root
+        table = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
+        return qemu.command_line(self.manifest.cmdline, verity=table, clock_khz=self.clock_khz)
 
 
 def compile_vm(  # noqa: PLR0913  # as `compile_run`, and the machine
@@ -180,7 +195,7 @@ def _launch(  # noqa: PLR0913  # one place, six parts of one thing
         environment=literal,
         inherit=inherit,
         pty=facts.pty,
-        seccomp=seccomp_profile(agent),
+        seccomp=seccomp_profile(agent, listeners=bool(facts.notify)),
         vm=vm,
     )
 
@@ -207,6 +222,12 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         homed=tuple(files.homed),
         seeds=tuple(preset.seed.items()),
         ports=agent.microvm.ports,
+        network=agent.microvm.network,
+        program=machine.program,
+        cmdline=machine.cmdline,
+        model=machine.model,
+        snapshot=machine.snapshot,
+        template=machine.template[1] if machine.template else "",
     )
 
 
@@ -222,6 +243,18 @@ def _files(facts: Facts, machine: VmFacts) -> tuple[VmFile, ...]:
         VmFile(role="root", path=f"{image}/root.img"),
         VmFile(role="var", path=f"{facts.state}/{VAR_DISK}", write=True),
         VmFile(role="workspace", path=f"{facts.run_state}/{DIRECTORY}/{WORKSPACE_DISK}", write=True),
+        *_template_files(machine),
+    )
+
+
+def _template_files(machine: VmFacts) -> tuple[VmFile, ...]:
+    if not machine.template:
+        return ()
+    directory = machine.template[0]
+    return (
+        VmFile(role="memory", path=f"{directory}/memory"),
+        VmFile(role="state", path=f"{directory}/state"),
+        VmFile(role="orders", path=""),
     )
 
 
@@ -264,6 +297,7 @@ def _inner(agent: Agent, preset: Preset, facts: Facts) -> inner.Inner:
         models=bool(facts.protocols),
         nested=is_nested(agent),
         landlock=agent.hardening.landlock,
+        notify=facts.notify,
         landlock_rw=tuple(dict.fromkeys([facts.layout.root, facts.home, *_GUEST_RW])),
         mdwe=not (agent.hardening.write_execute and preset.write_execute),
         rlimits=tuple((name, value) for name, value in rlimits.items() if value is not None),
@@ -273,7 +307,7 @@ def _inner(agent: Agent, preset: Preset, facts: Facts) -> inner.Inner:
 
 
 def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor_jail.Jail:
-    behind = FIRST_FILE + len(vm.files)
+    behind = FIRST_FILE + len(vm.files) + (vm.network == "bridge")
     return monitor_jail.Jail(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
@@ -286,22 +320,33 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         kvm=machine.accelerator == "kvm",
         sockets=sockets_of(facts),
         published=tuple((behind + index, port) for index, port in enumerate(agent.microvm.ports)),
-        monitor=_monitor(machine, vm),
+        vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
+        firecracker=machine.program if vm.monitor == "firecracker" else "",
+        monitor=_monitor(machine, vm, facts.uid, facts.run),
     )
 
 
-def _monitor(machine: VmFacts, vm: VmLaunch) -> tuple[str, ...]:
-    root = machine.manifest.root
-    table = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
+def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, ...]:
+    connected = vm.network == "bridge"
+    if vm.monitor == "firecracker":
+        firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
+        return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
+    named: dict[str, int] = {file.role: FIRST_FILE + index for index, file in enumerate(vm.files)}
+    qmp = f"{monitor_jail.VM}/qmp.sock"
+    if vm.template:
+        warm = warm_machine(vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, qmp=qmp)
+        return qemu.qemu_argv(warm)
     return qemu.qemu_argv(
         qemu.Machine(
             program=machine.program,
             accelerator=vm.accelerator,
             memory_mib=vm.memory_mib,
             cpus=vm.cpus,
-            files={file.role: FIRST_FILE + index for index, file in enumerate(vm.files)},
-            cmdline=qemu.command_line(machine.manifest.cmdline, verity=table, clock_khz=machine.clock_khz),
-            qmp=f"{monitor_jail.VM}/qmp.sock",
+            files=named,
+            cmdline=vm.cmdline,
+            qmp=qmp,
+            tap_fd=FIRST_FILE + len(vm.files) if connected else None,
+            mac=guest_mac(uid, run) if connected else "",
         )
     )
 
@@ -323,7 +368,11 @@ def _preparations(  # noqa: PLR0913  # one place, seven parts of one thing
         yield identity
     words = launch.seccomp.split(",")
     filtered = seccomp.assemble(
-        machine.machine, nested="nested" in words, ptrace="ptrace" in words, netlink="netlink" in words
+        machine.machine,
+        nested="nested" in words,
+        ptrace="ptrace" in words,
+        netlink="netlink" in words,
+        listeners="listeners" in words,
     )
     yield WriteBytes(path=f"{box}/{FILTER}", data=filtered)
     yield from box_steps(facts, files, launch)

@@ -21,6 +21,7 @@ class Paths(NamedTuple):
     config: str
     state: str
     runtime: str
+    cache: str = ""
 
     @property
     def policy(self) -> str:
@@ -73,6 +74,16 @@ class Paths(NamedTuple):
         return f"{self.state}/audit-key"
 
     @property
+    def templates(self) -> str:
+        """Templates that virtual machines start from."""
+        return f"{self.cache or self.state}/vm/templates"
+
+    @property
+    def snapshots(self) -> str:
+        """Virtual machines that were kept as they were, by name."""
+        return f"{self.state}/vm/snapshots"
+
+    @property
     def broker_socket(self) -> str:
         """Where the broker listens."""
         return f"{self.runtime}/broker.sock"
@@ -91,7 +102,8 @@ def locate(environ: Mapping[str, str], home: str, uid: int) -> Paths:
     config = _absolute(environ.get("XDG_CONFIG_HOME")) or f"{home}/.config"
     state = _absolute(environ.get("XDG_STATE_HOME")) or f"{home}/.local/state"
     runtime = _absolute(environ.get("XDG_RUNTIME_DIR")) or _session(uid) or f"{state}/cloister"
-    return Paths(home, f"{config}/cloister", f"{state}/cloister", f"{runtime}/cloister")
+    cache = _absolute(environ.get("XDG_CACHE_HOME")) or f"{home}/.cache"
+    return Paths(home, f"{config}/cloister", f"{state}/cloister", f"{runtime}/cloister", f"{cache}/cloister")
 
 
 def _session(uid: int) -> str:

@@ -119,8 +119,9 @@ def refuse_tables(document: Document) -> None:
     Raises:
         UnsupportedError: names the first one and where it stands.
     """
-    written: set[tuple[str, ...]] = {(name,) for name in ("images",) if document.tables.get(name)}
-    written |= {("audit", key) for key in document.tables.get("audit", {}) if key not in _OBEYED_AUDIT}
+    written: set[tuple[str, ...]] = {
+        ("audit", key) for key in document.tables.get("audit", {}) if key not in _OBEYED_AUDIT
+    }
     for path in sorted(written):
         shown = ".".join(path)
         raise UnsupportedError(

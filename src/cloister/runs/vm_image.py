@@ -1,82 +1,65 @@
-"""The image of a run: which one the plan names, and its verified descriptors at the start."""
+"""The image of a run: which one its plan names, and its verified descriptors at the start.
+
+A plan is made from the signed manifest alone. What boots is verified again at the start, by the descriptors that the
+monitor gets, and must have that same manifest.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
-from cloister.errors import StepError, UsageError
+from cloister.host.image_open import read_manifest
 from cloister.images.manifest import Manifest
-from cloister.plan.vm import VmFile, VmLaunch
+from cloister.plan.vm import VmLaunch
+from cloister.runs.images import open_for_run, places, store_of, trust_of
 
 if TYPE_CHECKING:
+    from cloister.policy.model import Images
     from cloister.runs.paths import Paths
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+IMAGE = ("kernel", "initramfs", "root")
+"""What of a machine's files is its image's, in order."""
 
 
 class Found(NamedTuple):
-    """An image in a store."""
+    """An image that is trusted, as far as its signature goes."""
 
     manifest: Manifest
     directory: str
 
 
-def find(paths: Paths, name: str) -> Found:
-    """Return the newest version of an image."""
-    for store in stores(paths):
-        try:
-            versions = sorted(int(word) for word in os.listdir(f"{store}/{name}") if word.isdigit())
-        except OSError:
-            continue
-        if versions:
-            directory = f"{store}/{name}/{versions[-1]}"
-            with open(f"{directory}/manifest.json", "rb") as file:
-                return Found(msgspec.json.decode(file.read(), type=Manifest), directory)
-    raise UsageError("image-missing", f"there is no guest image {name}", remedy=f"cloister image build {name}")
-
-
-def stores(paths: Paths) -> tuple[str, ...]:
-    """Return where images lie."""
-    data = os.environ.get("XDG_DATA_HOME", "")
-    return (
-        f"{data if data.startswith('/') else paths.home + '/.local/share'}/cloister/images",
-        "/var/lib/cloister/images",
-    )
-
-
-def open_verified(paths: Paths, vm: VmLaunch) -> tuple[int, ...]:
-    """Open kernel, initramfs and root, and see by these descriptors that they are what was signed.
+def find(paths: Paths, policy: Images, name: str, uid: int) -> Found:
+    """Return the newest version of an image.
 
     Raises:
-        StepError: `image-changed`.
+        UsageError: `image-missing`.
+        DeniedError: it is not trusted.
     """
-    del paths
-    opened: list[int] = []
+    where = places(os.environ, paths)
+    path = store_of(where, name).path(name)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for file in vm.files:
-            if file.write:
-                continue
-            descriptor = os.open(file.path, _READ)
-            opened.append(descriptor)
-            _check(file, descriptor)
-    except BaseException:
-        for descriptor in opened:
-            os.close(descriptor)
-        raise
-    return tuple(opened)
+        manifest, _ = read_manifest(directory, path, name, trust_of(where, policy, uid))
+    finally:
+        os.close(directory)
+    return Found(manifest, path)
 
 
-def _check(file: VmFile, descriptor: int) -> None:
-    if file.digest and _digest(descriptor) != file.digest:
-        raise StepError("image-changed", f"the image's {file.role} is not what was signed", where=file.path)
+def open_verified(paths: Paths, policy: Images, vm: VmLaunch, uid: int) -> tuple[int, int, int]:
+    """Open kernel, initramfs and root of what was planned with; the caller closes the descriptors. Takes its time.
+
+    Raises:
+        CloisterError: as `image_open.open_image`.
+    """
+    return open_descriptors(paths, policy, vm.image, vm.manifest, uid)
 
 
-def _digest(descriptor: int) -> str:
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return digest
+def open_descriptors(paths: Paths, policy: Images, name: str, manifest: str, uid: int) -> tuple[int, int, int]:
+    """Do the same for an image and a manifest of which only the names are known.
+
+    Raises:
+        CloisterError: as `image_open.open_image`.
+    """
+    with open_for_run(places(os.environ, paths), policy, name, uid=uid, manifest=manifest) as opened:
+        return opened.take()

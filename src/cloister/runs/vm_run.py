@@ -12,22 +12,27 @@ import contextlib
 import os
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, StepError, UsageError
-from cloister.host import limits, vm_console
+from cloister.host import limits, vm_console, vm_snapshot
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.vm_disks import GuestDisks
 from cloister.runs.vm_image import open_verified
+from cloister.runs.vm_snapshots import record_of, standing_still
 from cloister.runs.vm_tar import guest_files
+from cloister.runs.vm_template import TemplateOf
 
 if TYPE_CHECKING:
+    from cloister.plan.vm_snapshot import Snapshot
     from cloister.runs.active import ActiveRun
     from cloister.runs.paths import Paths
     from cloister.runs.prepare import Prepared
+    from cloister.runs.vm_network import GuestNetwork
 
 _JAIL_S = 20.0
 _POLL_S = 0.005
@@ -38,7 +43,7 @@ _MOST_WORDS, _MOST_LOGGED = 32, 10_000
 
 
 class Guest:
-    """One run's virtual machine. Whoever made it calls `finish` or `close` in the end, whatever happened."""
+    """One run's virtual machine. Whoever made it calls `drop`, or `ended` and `finish`, in the end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, paths: Paths, prepared: Prepared) -> None:
         """Know what is to be done; open nothing."""
@@ -46,24 +51,34 @@ class Guest:
         assert plan.launch.vm is not None  # noqa: S101  # only such runs come here
         self.vm: VmLaunch = plan.launch.vm
         self._loop, self._paths, self._plan = loop, paths, plan
+        self._images = prepared.policy.images
         self._disks = GuestDisks(paths, plan, prepared.layout, prepared.agent.workspace.mode)
+        self._template = TemplateOf(paths, prepared)
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
+        self._network: GuestNetwork | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._logged = 0
 
     # --- before it starts ------------------------------------------------------------------
 
     async def verify(self) -> None:
-        """Open the image, see that it is what the plan says, and take the ports: before anything is changed.
+        """Open the image, see that it is what the plan says, take the ports and a place on the bridge.
+
+        Nothing is changed before that.
 
         Raises:
-            CloisterError: the image is not what was signed, or a port is taken.
+            CloisterError: the image is not what was signed, a port is taken, or there is no place.
         """
         try:
-            self._descriptors += await self._loop.run_in_executor(None, open_verified, self._paths, self.vm)
+            self._descriptors += await self._loop.run_in_executor(
+                None, open_verified, self._paths, self._images, self.vm, os.getuid()
+            )
+            await self._loop.run_in_executor(None, self._template.hold)
             for port in self.vm.ports:
                 self._listeners.append(_listen(port))
+            if self.vm.network == "bridge":
+                self._network = await self._join()
         except BaseException:
             self.close()
             raise
@@ -75,11 +90,18 @@ class Guest:
             CloisterError: the disks cannot be made, or do not fit.
         """
         self._descriptors += await self._loop.run_in_executor(None, self._disks.make)
+        self._descriptors += self._template.descriptors()
+
+    async def _join(self) -> GuestNetwork:
+        from cloister.runs.vm_network import join
+
+        return await join(self._loop, self._plan.run)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What the monitor and the keeper get, in the order of the plan."""
-        return (*self._descriptors, *(one.fileno() for one in self._listeners))
+        tap = (self._network.device,) if self._network else ()
+        return (*self._descriptors, *tap, *(one.fileno() for one in self._listeners))
 
     # --- its beginning ---------------------------------------------------------------------
 
@@ -99,6 +121,9 @@ class Guest:
         try:
             await self._confine(run)
             fields = (*self.vm.fields, *self._disks.fields)
+            if self._network and run.egress:
+                fields += self._network.fields()
+                await self._network.serve(run.egress)
             payload = encode_list([os.fsencode(word) for word in fields])
             payload += encode_list([os.fsencode(word) for word in self.vm.inner])
             run.inner.send("B", payload, (files.memory,))
@@ -106,8 +131,20 @@ class Guest:
         except StepError as error:
             words = [part for part in (error.message, error.where) if part]
             run.live.refuse(error.reference, "the limits could not be put in force", words)
+            return
         finally:
             os.close(files.memory)
+        if self.vm.monitor == "firecracker":
+            await self._start_firecracker(run)
+
+    async def _start_firecracker(self, run: ActiveRun) -> None:
+        """Tell Firecracker its machine: the keeper has started it, and waits for the guest."""
+        from cloister.runs.vm_firecracker import driver_of
+
+        try:
+            await driver_of(self.vm).configure()
+        except CloisterError as error:
+            run.live.refuse(error.reference, "the virtual machine could not be started", [error.message])
 
     async def _confine(self, run: ActiveRun) -> None:
         """Move the jail's first process into the run's cgroup while the monitor is not there yet.
@@ -135,10 +172,21 @@ class Guest:
                 run.write_event("guest-died", {"reason": reference, **words})
                 run.live.machine_died(reference, text)
             case "H":
+                self._template.came_up()
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
                 run.write_event("guest", dict(words))
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Hold the machine still and copy its disks. Blocks, and takes as long as reading them does.
+
+        Raises:
+            CloisterError: the machine goes on as before; there is no snapshot.
+        """
+        record = partial(record_of, self._plan, self.vm, name, self._disks.fields)
+        held = partial(standing_still, self.vm)
+        return vm_snapshot.take(self._paths.snapshots, name, self._disks.paths(), record, held)
 
     # --- its end ----------------------------------------------------------------------------
 
@@ -148,9 +196,10 @@ class Guest:
         kept = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/{CONSOLE}"
         vm_console.keep(self.vm.directory, kept)
 
-    async def finish(self) -> tuple[str, ...]:
+    async def finish(self, started: float) -> tuple[str, ...]:
         """Hand back what the guest has changed; return words for the receipt."""
-        return await self._loop.run_in_executor(None, self._disks.hand_back)
+        self._template.make_later()
+        return await self._loop.run_in_executor(None, self._disks.hand_back, started)
 
     def close_descriptors(self) -> None:
         """Close our copies of what the jail has."""
@@ -160,10 +209,15 @@ class Guest:
         for one in self._listeners:
             one.close()
         self._listeners.clear()
+        if self._network:
+            self._network.lent()
 
     def close(self) -> None:
         """Close everything; nothing of the machine runs."""
         self.close_descriptors()
+        if self._network:
+            self._network.close()
+        self._template.release()
         self._disks.release()
 
     def drop(self) -> None:

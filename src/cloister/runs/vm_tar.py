@@ -41,6 +41,7 @@ def guest_files(vm: VmLaunch, box: str, home: str) -> GuestFiles:
     made |= {f"{below}/{name}": boxed[source] for name, source in vm.homed if source in boxed}
     carried = [Carried(f"{below}/{one.name}", one.source, one.kind) for one in vm.carried]
     packed = pack(carried, vm.secrets, made=made)
+    os.lseek(packed.memory, 0, os.SEEK_SET)  # the keeper reads on from where it is
     return GuestFiles(packed.memory, tuple(notice.replace(f"~/{below}/", "~/", 1) for notice in packed.notices))
 
 

@@ -136,7 +136,7 @@ static bool update(const char *path, mode_t mode, const void *data, size_t lengt
     if (directory >= 0 && (unlinkat(directory, fresh, 0) == 0 || errno == ENOENT))
         file = openat(directory, fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     bool good = file >= 0 && sys_write_all(file, data, length, 1000) == 0 && fchown(file, 0, fields.gid) == 0 &&
-                fchmod(file, mode & 0550) == 0 && renameat(directory, fresh, directory, name) == 0;
+                fchmod(file, mode & 0100 ? 0550 : 0440) == 0 && renameat(directory, fresh, directory, name) == 0;
     if (file >= 0)
         close(file);
     if (directory >= 0)

@@ -1,0 +1,173 @@
+"""Builds an image: root, kernel, initramfs, lock, list of contents, manifest. Nothing is signed or stored here.
+
+Everything is made in one directory that the caller gives and clears away. The same recipe and the same packages give
+the same bytes, on whatever machine and for whatever user (`image_root` says how).
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from cloister.errors import DeniedError, StepError, UnsupportedError
+from cloister.host import image_store
+from cloister.host.image_agents import add_agents
+from cloister.host.image_jail import Say, run, tool
+from cloister.host.image_root import Sources, finish_tree, machine, make_root, make_tree
+from cloister.images.initramfs import guest_entries, modules_of, newc
+from cloister.images.kernel import elf_of
+from cloister.images.lock import Lock, Package, decode, differences, from_debian, kernel_package
+from cloister.images.manifest import Manifest, Part, Verity
+from cloister.images.modules import needed_modules
+from cloister.images.recipe import Recipe
+from cloister.images.sbom import spdx
+
+CMDLINE = "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests random.trust_cpu=on cloister.verity={verity} {clock}"
+PROTOCOL = 1
+"""Of the link between keeper and guest."""
+_SHOWN_DIFFERENCES = 20
+
+
+class Order(NamedTuple):
+    """What to build."""
+
+    version: int
+    shim: str
+    """Path of our static program, PID 1 of the guest."""
+    recipe: Recipe
+    locked: Lock | None = None
+    """What the packages must be."""
+    npm_lock: str = ""
+    """Text of the recipe's package-lock.json."""
+
+
+def build(order: Order, work: str, come_from: Sources, say: Say) -> Manifest:
+    """Make the files of an image in `work`; return its manifest. `work` holds other things too afterwards.
+
+    Raises:
+        StepError: `image-build`: a package could not be fetched or configured.
+        DeniedError: `image-lock`: the packages are not those of the lock.
+        UnsupportedError: a tool is missing, or the kernel has not what a guest needs.
+        OSError: something cannot be written.
+    """
+    recipe = order.recipe
+    make_tree(recipe, work, come_from, say)
+    lock = _lock(recipe, work, add_agents(recipe, work, order.npm_lock, say))
+    finish_tree(work)
+    if order.locked is not None and (wrong := differences(lock, order.locked)):
+        shown = "; ".join(wrong[:_SHOWN_DIFFERENCES])
+        raise DeniedError("image-lock", f"the packages are not those of the lock: {shown}",
+                          remedy="build without --locked, and look at what changed")  # fmt: skip
+    verity = make_root(recipe, work, say)
+    say("taking kernel and modules")
+    release, kernel, modules = _kernel(recipe, work)
+    initramfs = newc(guest_entries(Path(order.shim).read_bytes(), needed_modules(modules)))
+    parts = {image_store.KERNEL: elf_of(kernel), image_store.INITRAMFS: initramfs}
+    return _finish(order, work, lock, verity, release, parts)
+
+
+def renew(version: int, shim: str, old: Manifest, path: str, work: str) -> Manifest:
+    """Make a version with root, kernel and modules of an older one, and the program of this Cloister as its PID 1.
+
+    Args:
+        version: the new one's.
+        shim: path of our static program.
+        old: the manifest of the older version, which was verified.
+        path: its directory.
+        work: where the files are made.
+
+    Raises:
+        OSError: something cannot be read or written.
+        ValueError: its initramfs is none of ours.
+    """
+    initramfs = Path(path, image_store.INITRAMFS).read_bytes()
+    if hashlib.sha256(initramfs).hexdigest() != old.initramfs.sha256:
+        raise ValueError("its initramfs is not what was signed")
+    for name in (image_store.ROOT, image_store.KERNEL, image_store.LOCK):
+        _share(f"{path}/{name}", f"{work}/{name}")
+    made = newc(guest_entries(Path(shim).read_bytes(), modules_of(initramfs)))
+    part = _write(f"{work}/{image_store.INITRAMFS}", made)
+    manifest = msgspec.structs.replace(old, version=version, initramfs=part, protocol=PROTOCOL, cmdline=CMDLINE)
+    lock = decode(Path(work, image_store.LOCK).read_bytes())
+    _write(f"{work}/{image_store.SBOM}", spdx(lock, manifest))
+    _write(f"{work}/{image_store.MANIFEST}", manifest.canonical())
+    return manifest
+
+
+def _share(old: str, new: str) -> None:
+    """Give an immutable file of the store a second name, or copy it where the store lies on another file system."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
+
+
+def _finish(  # noqa: PLR0913  # the parts of an image
+    order: Order, work: str, lock: Lock, verity: Verity, release: str, parts: dict[str, bytes]
+) -> Manifest:
+    digests = {name: _write(f"{work}/{name}", data) for name, data in parts.items()}
+    manifest = Manifest(
+        name=order.recipe.name, version=order.version, arch=machine(), created=order.recipe.epoch,
+        kernel=digests[image_store.KERNEL], kernel_release=release, initramfs=digests[image_store.INITRAMFS],
+        root=verity, cmdline=CMDLINE, protocol=PROTOCOL, recipe=order.recipe.digest(), packages=lock.digest(),
+    )  # fmt: skip
+    _write(f"{work}/{image_store.LOCK}", lock.encoded())
+    _write(f"{work}/{image_store.SBOM}", spdx(lock, manifest))
+    _write(f"{work}/{image_store.MANIFEST}", manifest.canonical())
+    return manifest
+
+
+def _lock(recipe: Recipe, work: str, more: list[Package]) -> Lock:
+    """Return what was installed, by the lists that the build left beside the tree."""
+    texts = {name: Path(work, name).read_text(encoding="utf-8", errors="replace") for name in ("packages", "records")}
+    try:
+        packages = from_debian(texts["packages"], texts["records"])
+        if not recipe.kernel:
+            packages.append(kernel_package(Path(work, "kernel-record").read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise StepError("image-build", f"what was installed is not known: {error}") from error
+    return Lock(
+        name=recipe.name,
+        suite=recipe.suite,
+        packages=tuple(sorted([*packages, *more])),
+        tools={"mkfs.erofs": _erofs_version()},
+    )
+
+
+def _erofs_version() -> str:
+    """Return the version of mkfs.erofs: another one may write other bits."""
+    done = subprocess.run([tool("mkfs.erofs", "erofs-utils"), "--help"], capture_output=True, text=True, check=False)
+    told = subprocess.run([tool("mkfs.erofs", "erofs-utils"), "-V"], capture_output=True, text=True, check=False)
+    found = re.search(r"erofs(?:-utils\))? (\d[\w.+-]*)", f"{told.stdout}{told.stderr}{done.stdout}{done.stderr}")
+    return found[1] if found else "unknown"
+
+
+def _kernel(recipe: Recipe, work: str) -> tuple[str, bytes, Path]:
+    """Return release, file and directory of modules of the recipe's kernel."""
+    if recipe.kernel:
+        modules = Path(recipe.modules)
+        return modules.name, Path(recipe.kernel).read_bytes(), modules
+    archives = glob.glob(f"{glob.escape(work)}/kernel/*.deb")
+    if len(archives) != 1:
+        raise StepError("image-build", "there is no kernel package", remedy="apt-get update")
+    run(["dpkg-deb", "--extract", archives[0], f"{work}/kernel/files"], work, network=False)
+    found = glob.glob(f"{glob.escape(work)}/kernel/files/boot/vmlinuz-*")
+    if len(found) != 1:
+        raise UnsupportedError("kernel-unusable", "the kernel package holds no kernel", where=archives[0])
+    release = os.path.basename(found[0]).removeprefix("vmlinuz-")
+    places = [Path(work, "kernel/files", top, "modules", release) for top in ("lib", "usr/lib")]
+    return release, Path(found[0]).read_bytes(), next((place for place in places if place.is_dir()), places[0])
+
+
+def _write(path: str, data: bytes) -> Part:
+    with open(path, "wb") as file:
+        file.write(data)
+    return Part(sha256=hashlib.sha256(data).hexdigest(), size=len(data))

@@ -1,0 +1,35 @@
+"""The jail in which a template of guests is made: the bubblewrap argv around a monitor and nothing else.
+
+As `monitor_jail`, but there is no run: no keeper, no box, no directory to write, no socket of the host. Pure.
+"""
+
+from __future__ import annotations
+
+from cloister.isolation.namespace import SECCOMP_FD, system_mounts
+
+_LOADER_CACHE = "/etc/ld.so.cache"
+
+
+def template_argv(
+    bubblewrap: str, monitor: tuple[str, ...], *, merged_usr: bool, extra_system: tuple[str, ...], kvm: bool
+) -> tuple[str, ...]:
+    """Return the whole argv; descriptor 3 is the filter of system calls.
+
+    Args:
+        bubblewrap: path of bwrap.
+        monitor: the monitor's argv.
+        merged_usr: whether /bin is a link into /usr.
+        extra_system: more directories with programs and libraries, such as /nix/store.
+        kvm: the monitor uses /dev/kvm.
+    """
+    argv = [bubblewrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    argv += ["--unshare-cgroup-try", "--unshare-net", "--disable-userns", "--hostname", "monitor"]
+    argv += ["--die-with-parent", "--cap-drop", "ALL"]
+    for mount in system_mounts(merged_usr, extra_system):
+        kind = "--symlink" if mount.kind == "symlink" else "--ro-bind-try" if mount.optional else "--ro-bind"
+        argv += [kind, mount.source, mount.target]
+    argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", "--dev", "/dev"]
+    if kvm:
+        argv += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+    argv += ["--perms", "0700", "--size", str(16 << 20), "--tmpfs", "/tmp"]  # noqa: S108  # the jail's own
+    return (*argv, "--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *monitor)

@@ -1,0 +1,76 @@
+"""What a template of guests must be made for: the machine of a run, without what differs between two runs. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cloister.isolation import qemu
+from cloister.plan.vm import FIRST_FILE, Accelerator
+from cloister.plan.vm_template import Shape
+
+ROLES = ("kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders")
+"""Of the descriptors of a machine that starts from a template, in order; those of any machine come first."""
+COLD = 5
+"""How many of them a machine has that boots."""
+
+
+def numbers(count: int = len(ROLES)) -> dict[str, int]:
+    """Return the descriptors' numbers, by role."""
+    return {role: FIRST_FILE + index for index, role in enumerate(ROLES[:count])}
+
+
+def warm_machine(  # noqa: PLR0913  # what decides a machine
+    program: str, accelerator: Accelerator, cmdline: str, *, memory_mib: int, cpus: int, making: bool = False,
+    qmp: str = "",
+) -> qemu.Machine:  # fmt: skip
+    """Return the machine that starts from a template, or the one that becomes one (`making`)."""
+    named = numbers()
+    return qemu.Machine(
+        program=program,
+        accelerator=accelerator,
+        memory_mib=memory_mib,
+        cpus=cpus,
+        files={role: named[role] for role in ROLES[:COLD]},
+        cmdline=cmdline,
+        qmp=qmp,
+        memory_fd=named["memory"],
+        shared=making,
+        orders_fd=named["orders"],
+        incoming=not making,
+    )
+
+
+def shape_of(image: tuple[str, int, str], machine: qemu.Machine, *, program: str, host: str) -> Shape:
+    """Return the shape of a machine.
+
+    Args:
+        image: its image's name, version, and manifest's digest.
+        machine: as `warm_machine` returns it.
+        program: the monitor's path with who it is now: its size and its times.
+        host: words about the host's processor and kernel.
+    """
+    argv = qemu.qemu_argv(_standard(machine))
+    return Shape(
+        image=image[0],
+        version=image[1],
+        manifest=image[2],
+        program=program,
+        accelerator=machine.accelerator,
+        host=hashlib.sha256(host.encode()).hexdigest(),
+        memory_mib=machine.memory_mib,
+        cpus=machine.cpus,
+        machine=hashlib.sha256("\0".join(argv).encode()).hexdigest(),
+    )
+
+
+def _standard(machine: qemu.Machine) -> qemu.Machine:
+    """Return the machine without what says only how it is started, or where its control socket lies."""
+    return qemu.Machine(
+        program=machine.program,
+        accelerator=machine.accelerator,
+        memory_mib=machine.memory_mib,
+        cpus=machine.cpus,
+        files=machine.files,
+        cmdline=machine.cmdline,
+        memory_fd=machine.memory_fd,
+    )

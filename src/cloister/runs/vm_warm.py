@@ -1,0 +1,181 @@
+"""Warm starts: which template a run could start from, and making one where there is none.
+
+A template is made by booting the run's own image, in a jail, to where a guest waits for its orders. Nothing of any run
+is in it: no name, no file, no secret, no entropy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cloister.errors import CloisterError
+from cloister.host import vm_template, vm_template_make
+from cloister.isolation import qemu, seccomp
+from cloister.isolation.namespace import SECCOMP_FD
+from cloister.isolation.template_jail import template_argv
+from cloister.plan.facts import HostFacts
+from cloister.plan.vm import Accelerator, VmLaunch
+from cloister.plan.vm_template import Shape, Template
+from cloister.runs.vm_shape import numbers, shape_of, warm_machine
+
+NICE = ("/usr/bin/nice", "-n", "19")
+_CPUINFO = "/proc/cpuinfo"
+_ENOUGH = 16 << 10
+_KEPT = ("vendor_id", "model name", "stepping", "microcode", "flags")
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Wanted(NamedTuple):
+    """A machine that could start from a template."""
+
+    image: str
+    version: int
+    manifest: str
+    """Digest of the image's manifest."""
+    program: str
+    accelerator: Accelerator
+    cmdline: str
+    memory_mib: int
+    cpus: int
+
+    def machine(self, *, making: bool = False) -> qemu.Machine:
+        """Return it as data."""
+        return warm_machine(
+            self.program, self.accelerator, self.cmdline,
+            memory_mib=self.memory_mib, cpus=self.cpus, making=making,
+        )  # fmt: skip
+
+    def shape(self) -> Shape:
+        """Return what a template must have been made for.
+
+        Raises:
+            OSError: the monitor is not there.
+        """
+        info = os.stat(self.program)
+        program = f"{self.program} {info.st_ino} {info.st_size} {info.st_mtime_ns}"
+        return shape_of((self.image, self.version, self.manifest), self.machine(), program=program, host=host_words())
+
+
+def wanted_of(vm: VmLaunch) -> Wanted:
+    """Return the machine of a plan, as it could start from a template."""
+    return Wanted(
+        vm.image, vm.version, vm.manifest, vm.program, vm.accelerator, vm.cmdline, vm.memory_mib, vm.cpus
+    )  # fmt: skip
+
+
+class Found(NamedTuple):
+    """A template that a plan can name."""
+
+    directory: str
+    digest: str
+
+
+class Place(NamedTuple):
+    """What the jail around a maker's monitor is made of."""
+
+    bubblewrap: str
+    merged_usr: bool
+    extra_system: tuple[str, ...]
+
+
+def place_of(host: HostFacts) -> Place:
+    """Return the parts of a jail on this host."""
+    extra = tuple(path for path in ("/nix/store", "/gnu/store") if os.path.isdir(path))
+    return Place(host.bwrap.path, host.root_links.get("bin") == "usr/bin", extra)
+
+
+def find(root: str, wanted: Wanted) -> Found | None:
+    """Return the template that a run can start from, if there is one. Cheap: nothing is hashed yet."""
+    with contextlib.suppress(OSError):
+        shape = wanted.shape()
+        template = vm_template.find(root, shape)
+        if template:
+            return Found(f"{root}/{shape.key()}", template.digest())
+    return None
+
+
+def make(
+    root: str, wanted: Wanted, place: Place, opened: Callable[[], dict[str, int]], *, quietly: bool = False
+) -> Template:
+    """Make the template of a machine, or return what is there. Takes as long as a boot, and a second.
+
+    Args:
+        root: the directory of templates.
+        wanted: what it is for.
+        place: the jail's parts.
+        opened: returns verified descriptors of kernel, initramfs and root, by role; they are closed here.
+        quietly: leave the processors to others.
+
+    Raises:
+        CloisterError: the image is not what was signed, the guest does not come up, or somebody else is making it.
+    """
+    shape, named = wanted.shape(), numbers()
+    there = vm_template.find(root, shape)
+    if there:
+        return there
+    jail = template_argv(
+        place.bubblewrap, qemu.qemu_argv(wanted.machine(making=True)),
+        merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=wanted.accelerator == "kvm",
+    )  # fmt: skip
+    files = opened()
+    descriptors = list(files.values())
+    try:
+        filtered = os.memfd_create("filter", os.MFD_CLOEXEC)
+        descriptors.append(filtered)
+        os.write(filtered, seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False))
+        os.lseek(filtered, 0, os.SEEK_SET)
+        machine = vm_template_make.Machine(
+            argv=(*(NICE if quietly and os.access(NICE[0], os.X_OK) else ()), *jail),
+            files={SECCOMP_FD: filtered} | {named[role]: descriptor for role, descriptor in files.items()},
+            disks=(named["var"], named["workspace"]),
+            memory=named["memory"],
+            orders=named["orders"],
+        )
+        return vm_template_make.make(root, shape, machine)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+class Background:
+    """Makes templates beside a broker's work, one at a time; what goes wrong is told, and nobody waits for it."""
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        """Make nothing yet; `told` gets one line for each that could not be made."""
+        self._told = told
+        self._busy = threading.Lock()
+        self._failed: set[str] = set()
+
+    def begin(self, key: str, job: Callable[[], object]) -> None:
+        """Do a job unless one is under way, or this one has failed before; returns at once.
+
+        A thread that does not keep its process alive: when the broker ends, the maker's monitor ends with it.
+        """
+        if key in self._failed or not self._busy.acquire(blocking=False):
+            return
+        threading.Thread(target=self._work, args=(key, job), name="template", daemon=True).start()
+
+    def _work(self, key: str, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except (CloisterError, OSError) as error:
+            self._failed.add(key)
+            self._told(error.message if isinstance(error, CloisterError) else str(error))
+        finally:
+            self._busy.release()
+
+
+@functools.cache
+def host_words() -> str:
+    """Return what a guest finds out about the host and believes for ever: its processor; and our kernel."""
+    with open(_CPUINFO, encoding="ascii", errors="replace") as file:
+        first = file.read(_ENOUGH).partition("\n\n")[0]
+    lines = [line for line in first.splitlines() if line.partition(":")[0].strip() in _KEPT]
+    release = os.uname()
+    return "\n".join([release.machine, release.release, *lines])
