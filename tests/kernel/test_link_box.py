@@ -91,7 +91,7 @@ def test_a_socket_that_the_plan_does_not_name_is_nobodys(place: Place) -> None:
         script = (
             'import socket; s = socket.socket(socket.AF_UNIX); s.connect("/run/cloister/box/other.sock"); s.recv(1)'
         )
-        with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+        with open(os.devnull, "r+b") as null:
             keeper.go("/usr/bin/python3", "-c", script, stdio=[null.fileno()] * 3)
         died = keeper.died()
         assert died["reason"] == "guest-protocol"
@@ -114,7 +114,7 @@ def test_a_given_socket_is_reached_by_its_name(place: Place) -> None:
         script = (
             'import socket; s = socket.socket(socket.AF_UNIX); s.connect("/run/cloister/box/other.sock"); s.send(b"hi")'
         )
-        with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+        with open(os.devnull, "r+b") as null:
             keeper.go("/usr/bin/python3", "-c", script, stdio=[null.fileno()] * 3)
         other.settimeout(10)
         connection, _ = other.accept()
@@ -136,7 +136,7 @@ s = socket.socket(socket.AF_UNIX); s.connect("/run/cloister/box/gone.sock")
 try: print(s.recv(1))
 except OSError as error: print(error)
 """
-    with (place.work / "out").open("w+b") as out, open(os.devnull, "r+b") as null:  # noqa: PTH123
+    with (place.work / "out").open("w+b") as out, open(os.devnull, "r+b") as null:
         keeper.go("/usr/bin/python3", "-c", script, stdio=[null.fileno(), out.fileno(), out.fileno()])
         assert keeper.ended() == 0
     assert (place.work / "out").read_bytes() in {b"b''\n", b"[Errno 104] Connection reset by peer\n"}
@@ -173,7 +173,7 @@ def test_a_published_port_is_reached_from_the_host(place: Place) -> None:
     """A connection to the host's listener is one to the guest's own 127.0.0.1, with half-closes and bulk."""
     with published(place) as (keeper, port):
         out_end, theirs = os.pipe()
-        with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+        with open(os.devnull, "r+b") as null:
             keeper.go("/usr/bin/python3", "-c", SERVER, stdio=[null.fileno(), theirs, null.fileno()])
         os.close(theirs)
         assert os.read(out_end, 10) == b"up\n"
@@ -195,7 +195,7 @@ def _send(client: socket.socket, size: int) -> None:
 def test_a_published_port_without_a_server_is_cut(place: Place) -> None:
     """Nobody listens in the guest: the host's client is reset, and the run goes on."""
     with published(place) as (keeper, port):
-        with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+        with open(os.devnull, "r+b") as null:
             keeper.go("/bin/sleep", "60", stdio=[null.fileno()] * 3)
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.settimeout(10)
@@ -223,7 +223,7 @@ def test_renewed_files_of_the_box_appear_in_the_guest(keeper: Keeper) -> None:
     for number, (name, text) in enumerate([("identity/one.jwt", "new"), ("later/two.jwt", "second")], 1):
         out_end, theirs = os.pipe()
         path = f"/run/cloister/box/{name}"
-        with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+        with open(os.devnull, "r+b") as null:
             stdio = [null.fileno(), theirs, null.fileno()]
             if number == 1:
                 keeper.go("/bin/sleep", "60", stdio=[null.fileno()] * 3)
@@ -243,7 +243,7 @@ def test_a_file_renewed_before_the_guest_was_there_is_the_newer_one(place: Place
     renew(place.box / "identity" / "early.jwt", "early")
     assert keeper.until("P")
     script = "for i in $(seq 100); do cat /run/cloister/box/identity/early.jwt && exit 0; sleep 0.05; done; exit 1"
-    with (place.work / "out").open("w+b") as out, open(os.devnull, "r+b") as null:  # noqa: PTH123
+    with (place.work / "out").open("w+b") as out, open(os.devnull, "r+b") as null:
         keeper.go("/bin/sh", "-c", script, stdio=[null.fileno(), out.fileno(), null.fileno()])
         assert keeper.ended() == 0
     assert (place.work / "out").read_bytes() == b"early"
@@ -258,7 +258,7 @@ def test_links_and_large_files_are_not_sent(keeper: Keeper) -> None:
     (keeper.place.box / "link.partial").rename(keeper.place.box / "link")
     renew(keeper.place.box / "good", "good")
     script = "until [ -e /run/cloister/box/good ]; do sleep 0.05; done; ls /run/cloister/box"
-    with (keeper.place.work / "out").open("w+b") as out, open(os.devnull, "r+b") as null:  # noqa: PTH123
+    with (keeper.place.work / "out").open("w+b") as out, open(os.devnull, "r+b") as null:
         keeper.go("/bin/sh", "-c", script, stdio=[null.fileno(), out.fileno(), null.fileno()])
         assert keeper.ended() == 0
     assert (keeper.place.work / "out").read_text().split() == ["egress.sock", "good"]
@@ -274,7 +274,7 @@ def flood():
     while True: client.sendall(bytes(1 << 16))
 for _ in range(20): threading.Thread(target=flood).start()
 """
-    with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+    with open(os.devnull, "r+b") as null:
         keeper.go("/usr/bin/python3", "-c", script, stdio=[null.fileno()] * 3)
     time.sleep(1.5)
     resident = next(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ def keeper(place: Place) -> Iterator[Keeper]:
 def asleep(keeper: Keeper) -> None:
     """Begin, and start an agent that sleeps."""
     keeper.begin()
-    with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+    with open(os.devnull, "r+b") as null:
         keeper.go("/bin/sleep", "60", stdio=[null.fileno()] * 3)
     keeper.until("R", 0)
 
@@ -154,7 +153,7 @@ def test_a_kill_before_the_guest_is_there_ends_at_once(place: Place) -> None:
 def test_an_agent_that_kills_the_inner_half_ends_its_run(keeper: Keeper) -> None:
     """The inner half has the agent's uid: who kills it ends the run, 137, and disks are clean."""
     keeper.begin()
-    with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+    with open(os.devnull, "r+b") as null:
         keeper.go("/bin/sh", "-c", "kill -9 $PPID; sleep 60", stdio=[null.fileno()] * 3)
     assert keeper.ended() == 137
     assert "unmounted" in keeper.said()
@@ -204,7 +203,7 @@ def test_the_last_line_is_shown_without_control_characters(place: Place) -> None
 
 
 def test_a_monitor_gets_its_descriptors_and_nothing_of_the_keepers(place: Place) -> None:
-    """Descriptors of the plan keep their numbers; 20 is the channel, 21 the console; the broker's channel is not there."""
+    """Descriptors of the plan keep their numbers; 20 is the channel, 21 the console; nothing of the broker's."""
     plan = os.open("/dev/zero", os.O_RDONLY)
     monitor = ["/bin/sh", "-c", "ls -l /proc/self/fd | awk '{print $9, $11}'; echo over; exec sleep 60"]
     keeper = Keeper(place, monitor=monitor, pass_fds=[plan])
