@@ -93,7 +93,9 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> 
         [foreign["gateway"], foreign["port"]], [foreign["address"], 22], [own["gateway"], 22], ["192.0.2.1", 80],
     ]  # fmt: skip
 
-    done = user.exec(run, f"cat /sys/class/net/eth0/address; python3 -c '{PROBE}' '{json.dumps(targets)}'", cwd=workspace)
+    done = user.exec(
+        run, f"cat /sys/class/net/eth0/address; python3 -c '{PROBE}' '{json.dumps(targets)}'", cwd=workspace
+    )
 
     mac, said = done.stdout.splitlines()
     assert mac == own["mac"] != foreign["mac"]
@@ -102,7 +104,7 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> 
     assert set(answers[2:]) <= {"TimeoutError", "OSError"}
     denied = [event for event in user.run("logs", "--events", "--json", run, cwd=workspace).stdout.splitlines()
               if "blocked.invalid" in event]  # fmt: skip
-    assert len(denied) == 2  # noqa: PLR2004  # by each way once
+    assert len(denied) == 2  # by each way once
 
     for one in (run, other):
         user.run("stop", one, cwd=workspace)
