@@ -39,10 +39,17 @@ class Connected(GuestUser):
     """A user whose program runs where the bridge is."""
 
     pid = 0
+    place = Path("/")
 
     def command(self, *words: str) -> list[str]:
         """Return the argv of `cloister WORDS` in the host's namespaces."""
-        return ["nsenter", f"--target={self.pid}", "--net", "--mount", "--wd", "--", *super().command(*words)]
+        enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", f"--wdns={self.place}", "--"]
+        return [*enter, *super().command(*words)]
+
+    def run(self, *words: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `cloister WORDS` there, to its end."""
+        self.place = cwd
+        return super().run(*words, cwd=cwd, **options)
 
 
 def inside(pid: int, *words: str) -> str:
@@ -93,10 +100,10 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> 
         [foreign["gateway"], foreign["port"]], [foreign["address"], 22], [own["gateway"], 22], ["192.0.2.1", 80],
     ]  # fmt: skip
 
-    done = user.exec(
-        run, f"cat /sys/class/net/eth0/address; python3 -c '{PROBE}' '{json.dumps(targets)}'", cwd=workspace
-    )
+    script = f"cat /sys/class/net/eth0/address; python3 - '{json.dumps(targets)}'"
+    done = user.exec(run, script, cwd=workspace, stdin=PROBE.encode())
 
+    assert done.returncode == 0, done.stderr
     mac, said = done.stdout.splitlines()
     assert mac == own["mac"] != foreign["mac"]
     answers = json.loads(said)
@@ -104,7 +111,7 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> 
     assert set(answers[2:]) <= {"TimeoutError", "OSError"}
     denied = [event for event in user.run("logs", "--events", "--json", run, cwd=workspace).stdout.splitlines()
               if "blocked.invalid" in event]  # fmt: skip
-    assert len(denied) == 2  # by each way once
+    assert len(denied) == 2, "by each way once"
 
     for one in (run, other):
         user.run("stop", one, cwd=workspace)

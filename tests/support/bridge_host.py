@@ -1,7 +1,7 @@
 """A host's bridge of microVMs without a system: in namespaces of its own, hostd's requests served by this process.
 
-`unshare --net --mount python -m support.bridge_host USER` (root): /run and /var/lib are empty there. It says `ready`, then
-serves until its standard input ends.
+`unshare --net --mount python -m support.bridge_host USER` (root): /run and /var/lib are empty there. It says `ready`,
+then serves until its standard input ends.
 """
 
 from __future__ import annotations
