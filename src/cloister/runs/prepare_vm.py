@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
     from cloister.runs.home_files import HomeFiles
     from cloister.runs.prepare import Kitchen
+    from cloister.runs.request import RunRequest
 
 QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/run/current-system/sw/bin/qemu-system-x86_64")
 _FILE = "file:"
@@ -33,7 +34,7 @@ _FILE = "file:"
 
 def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
-    found: HomeFiles,
+    found: HomeFiles, request: RunRequest,
 ) -> Plan:  # fmt: skip
     """Return the plan of a run in a microVM.
 
@@ -41,6 +42,7 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
     machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
+    machine = msgspec.structs.replace(machine, model=request.model, snapshot=request.snapshot)
     machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
@@ -79,16 +81,22 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
 
 
 def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:
-    """Return the template that the guest can start from. A card of a template would need a tap just like it: none."""
+    """Return the template that the guest can start from, if there is one."""
+    wanted = template_wanted(agent, machine)
+    return vm_warm.find(root, wanted) if wanted else None
+
+
+def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
+    """Return what a template would have to be; None for a guest that boots each time.
+
+    One with a card on the bridge does: its template would need a tap just like it.
+    """
     if not agent.microvm.warm or machine.monitor != "qemu" or agent.microvm.network != "none":
         return None
     manifest = machine.manifest
-    return vm_warm.find(
-        root,
-        vm_warm.Wanted(
-            manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
-            machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
-        ),
+    return vm_warm.Wanted(
+        manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
+        machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
     )  # fmt: skip
 
 
