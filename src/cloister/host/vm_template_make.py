@@ -230,11 +230,7 @@ def _digest(path: str) -> tuple[str, int]:
     os.chmod(path, 0o400)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        copy = vm_memory.new("state", size)
-        try:
-            return vm_memory.copy(file.fileno(), copy, size)[0], size
-        finally:
-            os.close(copy)
+        return vm_memory.digest(file.fileno(), size), size
 
 
 def _write(path: str, data: bytes) -> None:

@@ -17,6 +17,7 @@ from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest
 from cloister.isolation import firecracker, inner, monitor_jail, qemu, seccomp
 from cloister.isolation.namespace import SHIM
+from cloister.plan.bridge import guest_mac
 from cloister.plan.settings import form_of
 from cloister.plan.steps import (
     AnyStep,
@@ -91,6 +92,10 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of this host that are left out of what is carried in."""
     template: tuple[str, str] | None = None
     """The directory of the template that the guest starts from, and the digest of its record; None boots it."""
+    model: str = ""
+    """The one model that the run may use, where its caller has narrowed that."""
+    snapshot: str = ""
+    """The snapshot whose disks it gets, by name."""
     notices: tuple[str, ...] = ()
 
     @property
@@ -217,8 +222,11 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         homed=tuple(files.homed),
         seeds=tuple(preset.seed.items()),
         ports=agent.microvm.ports,
+        network=agent.microvm.network,
         program=machine.program,
         cmdline=machine.cmdline,
+        model=machine.model,
+        snapshot=machine.snapshot,
         template=machine.template[1] if machine.template else "",
     )
 
@@ -299,7 +307,7 @@ def _inner(agent: Agent, preset: Preset, facts: Facts) -> inner.Inner:
 
 
 def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor_jail.Jail:
-    behind = FIRST_FILE + len(vm.files)
+    behind = FIRST_FILE + len(vm.files) + (vm.network == "bridge")
     return monitor_jail.Jail(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
@@ -314,11 +322,12 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         published=tuple((behind + index, port) for index, port in enumerate(agent.microvm.ports)),
         vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
         firecracker=machine.program if vm.monitor == "firecracker" else "",
-        monitor=_monitor(machine, vm, facts.run),
+        monitor=_monitor(machine, vm, facts.uid, facts.run),
     )
 
 
-def _monitor(machine: VmFacts, vm: VmLaunch, run: str) -> tuple[str, ...]:
+def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, ...]:
+    connected = vm.network == "bridge"
     if vm.monitor == "firecracker":
         firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
         return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
@@ -336,6 +345,8 @@ def _monitor(machine: VmFacts, vm: VmLaunch, run: str) -> tuple[str, ...]:
             files=named,
             cmdline=vm.cmdline,
             qmp=qmp,
+            tap_fd=FIRST_FILE + len(vm.files) if connected else None,
+            mac=guest_mac(uid, run) if connected else "",
         )
     )
 

@@ -140,6 +140,10 @@ class Kitchen:
         admitted = self.policies.admit(self.owner.name, request.agent)
         resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
         agent = with_extra_names(resolved.agent, request.extra_names)
+        if request.machine:
+            from cloister.runs.vm_narrow import narrowed
+
+            agent = narrowed(agent, request)
         layout = self._workspaces.lay_out(agent, resolved.name, request.directory, project, admitted)
         return Looked(project, resolved, agent, layout)
 
@@ -180,7 +184,7 @@ class Kitchen:
         if guest:
             from cloister.runs.prepare_vm import compile_plan
 
-            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found)
+            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request)
         else:
             plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         if plan.credentials and not guest:
@@ -322,7 +326,12 @@ class Kitchen:
     def models_of(self, plan: Plan) -> tuple[Llm, Policy]:
         """Return the `llm` table and the policy that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
-        return resolved.agent.llm, resolved.policy
+        llm = resolved.agent.llm
+        if plan.steps and plan.launch.vm and plan.launch.vm.model:
+            from cloister.runs.vm_narrow import only_model
+
+            llm = only_model(llm, plan.launch.vm.model)
+        return llm, resolved.policy
 
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
         """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""

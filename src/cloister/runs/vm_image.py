@@ -52,5 +52,14 @@ def open_verified(paths: Paths, policy: Images, vm: VmLaunch, uid: int) -> tuple
     Raises:
         CloisterError: as `image_open.open_image`.
     """
-    with open_for_run(places(os.environ, paths), policy, vm.image, uid=uid, manifest=vm.manifest) as opened:
+    return open_descriptors(paths, policy, vm.image, vm.manifest, uid)
+
+
+def open_descriptors(paths: Paths, policy: Images, name: str, manifest: str, uid: int) -> tuple[int, int, int]:
+    """Do the same for an image and a manifest of which only the names are known.
+
+    Raises:
+        CloisterError: as `image_open.open_image`.
+    """
+    with open_for_run(places(os.environ, paths), policy, name, uid=uid, manifest=manifest) as opened:
         return opened.take()

@@ -12,23 +12,27 @@ import contextlib
 import os
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, StepError, UsageError
-from cloister.host import limits, vm_console
+from cloister.host import limits, vm_console, vm_snapshot
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.vm_disks import GuestDisks
 from cloister.runs.vm_image import open_verified
+from cloister.runs.vm_snapshots import record_of, standing_still
 from cloister.runs.vm_tar import guest_files
 from cloister.runs.vm_template import TemplateOf
 
 if TYPE_CHECKING:
+    from cloister.plan.vm_snapshot import Snapshot
     from cloister.runs.active import ActiveRun
     from cloister.runs.paths import Paths
     from cloister.runs.prepare import Prepared
+    from cloister.runs.vm_network import GuestNetwork
 
 _JAIL_S = 20.0
 _POLL_S = 0.005
@@ -52,16 +56,19 @@ class Guest:
         self._template = TemplateOf(paths, prepared)
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
+        self._network: GuestNetwork | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._logged = 0
 
     # --- before it starts ------------------------------------------------------------------
 
     async def verify(self) -> None:
-        """Open the image, see that it is what the plan says, and take the ports: before anything is changed.
+        """Open the image, see that it is what the plan says, take the ports and a place on the bridge.
+
+        Nothing is changed before that.
 
         Raises:
-            CloisterError: the image is not what was signed, or a port is taken.
+            CloisterError: the image is not what was signed, a port is taken, or there is no place.
         """
         try:
             self._descriptors += await self._loop.run_in_executor(
@@ -70,6 +77,8 @@ class Guest:
             await self._loop.run_in_executor(None, self._template.hold)
             for port in self.vm.ports:
                 self._listeners.append(_listen(port))
+            if self.vm.network == "bridge":
+                self._network = await self._join()
         except BaseException:
             self.close()
             raise
@@ -83,10 +92,16 @@ class Guest:
         self._descriptors += await self._loop.run_in_executor(None, self._disks.make)
         self._descriptors += self._template.descriptors()
 
+    async def _join(self) -> GuestNetwork:
+        from cloister.runs.vm_network import join
+
+        return await join(self._loop, self._plan.run)
+
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What the monitor and the keeper get, in the order of the plan."""
-        return (*self._descriptors, *(one.fileno() for one in self._listeners))
+        tap = (self._network.device,) if self._network else ()
+        return (*self._descriptors, *tap, *(one.fileno() for one in self._listeners))
 
     # --- its beginning ---------------------------------------------------------------------
 
@@ -106,6 +121,9 @@ class Guest:
         try:
             await self._confine(run)
             fields = (*self.vm.fields, *self._disks.fields)
+            if self._network and run.egress:
+                fields += self._network.fields()
+                await self._network.serve(run.egress)
             payload = encode_list([os.fsencode(word) for word in fields])
             payload += encode_list([os.fsencode(word) for word in self.vm.inner])
             run.inner.send("B", payload, (files.memory,))
@@ -160,6 +178,16 @@ class Guest:
                 self._logged += 1
                 run.write_event("guest", dict(words))
 
+    def snapshot(self, name: str) -> Snapshot:
+        """Hold the machine still and copy its disks. Blocks, and takes as long as reading them does.
+
+        Raises:
+            CloisterError: the machine goes on as before; there is no snapshot.
+        """
+        record = partial(record_of, self._plan, self.vm, name, self._disks.fields)
+        held = partial(standing_still, self.vm)
+        return vm_snapshot.take(self._paths.snapshots, name, self._disks.paths(), record, held)
+
     # --- its end ----------------------------------------------------------------------------
 
     def ended(self) -> None:
@@ -181,10 +209,14 @@ class Guest:
         for one in self._listeners:
             one.close()
         self._listeners.clear()
+        if self._network:
+            self._network.lent()
 
     def close(self) -> None:
         """Close everything; nothing of the machine runs."""
         self.close_descriptors()
+        if self._network:
+            self._network.close()
         self._template.release()
         self._disks.release()
 
