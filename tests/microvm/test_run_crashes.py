@@ -1,6 +1,7 @@
 """Whatever of a run in a microVM is killed: it ends, says why, and leaves nothing; what was written is not lost."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -149,3 +150,40 @@ def test_a_caller_killed_on_the_way_leaves_nothing(
 
     assert (left, leftovers) == ([], [])
     assert twin.stdout == "works\n"
+
+
+def test_an_image_that_is_changed_under_a_run_ends_it(image: Installs, home: Path, workspace: Path) -> None:
+    """One block that is not what was signed, once read, stops the guest's kernel; the caller hears that and why."""
+    user = GuestUser(home, image)
+    store = home / ".local/share/cloister/images/test"
+    real = store.resolve()
+    store.unlink()
+    shutil.copytree(real, store)
+    run = user.begin(_BEGUN, cwd=workspace)
+    user.exec(run, "while [ ! -e begun ]; do sleep 0.1; done", cwd=workspace)
+    for root in store.glob("*/root.img"):
+        root.chmod(0o600)
+        _spoil(root)
+    user.exec(run, "git --version; python3 -c 'import http.server, sqlite3, xml.dom'; find / -xdev", cwd=workspace)
+    receipt = _receipt(user)
+    events = user.run("logs", "--events", run, cwd=workspace).stdout
+    console = user.run("logs", "--console", run, cwd=workspace).stdout
+    for folder in store.glob("*"):
+        folder.chmod(0o700)
+    user.close()
+
+    assert (receipt["reason"], receipt["exit_code"]) == ("guest-corrupt", 125)
+    assert "guest-corrupt" in events
+    assert "verity" in console
+    assert (workspace / "begun").read_text() == "begun\n"
+
+
+def _spoil(root: Path) -> None:
+    """Change one byte in each block behind the first tenth."""
+    size = root.stat().st_size
+    with root.open("r+b") as file:
+        for at in range(size // 10 // 4096 * 4096, size, 4096):
+            file.seek(at + 100)
+            byte = file.read(1)
+            file.seek(at + 100)
+            file.write(bytes([byte[0] ^ 1]))
