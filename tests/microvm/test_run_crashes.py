@@ -160,7 +160,7 @@ def test_an_image_that_is_changed_under_a_run_ends_it(image: Installs, home: Pat
     store.unlink()
     shutil.copytree(real, store)
     run = user.begin(_BEGUN, cwd=workspace)
-    user.exec(run, "while [ ! -e begun ]; do sleep 0.1; done", cwd=workspace)
+    user.exec(run, "while [ ! -e begun ]; do sleep 0.1; done; sync", cwd=workspace)
     for root in store.glob("*/root.img"):
         root.chmod(0o600)
         _spoil(root)
