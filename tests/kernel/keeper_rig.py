@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import shim_build
 from shim_rig import ENVIRONMENT, Relay, as_user, order, seccomp_without_userns
 
+import shim_build
 from cloister.host import frames
 
 PTY = 1
