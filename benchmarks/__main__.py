@@ -25,7 +25,7 @@ BUDGET_S = 270.0
 MODEL_CALLS = ("llm", "tls", "tokens")
 """Measured when they are named; `llm` stands for all three."""
 ORDER = ("cold", "warm", "memory", "egress", "scale", *MODEL_CALLS)
-PAGE = (*ORDER, "units", "filter", "audit", "questions")
+PAGE = (*ORDER, "units", "filter", "audit", "guest", "questions")
 """The parts of results.md in order. The last three are measured by root: `benchmarks/{units,audit}`."""
 
 

@@ -1,11 +1,12 @@
 """The keeper between a fake broker and a real guest's end of the link, which is PID 1 of a sandbox in a machine's place.
 
-No monitor and no machine: what runs as the keeper's monitor is bubblewrap with `guest_alone.c`. Its inner half is the
-shim's own, with all its walls and probes.
+The keeper is PID 1 of a jail of bubblewrap's, as in a run. No monitor and no machine: what runs as its monitor is a
+second bubblewrap with `guest_alone.c`. Its inner half is the shim's own, with all its walls and probes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -22,6 +23,7 @@ from shim_rig import ENVIRONMENT, Relay, as_user, order, seccomp_without_userns
 from cloister.host import frames
 
 PTY = 1
+JAIL = "/usr/bin/bwrap --unshare-all --die-with-parent --as-pid-1 --ro-bind / / --proc /proc --dev /dev --cap-drop ALL"
 WALLS = "/usr/bin/bwrap --unshare-all --die-with-parent --as-pid-1 --ro-bind / / --proc /proc --dev /dev --tmpfs /run"
 PLACE = "--dir /run/cloister --dir /run/cloister/box --tmpfs /tmp --cap-drop ALL"
 
@@ -57,11 +59,13 @@ def place_of_test() -> Iterator[Place]:
 
 
 def memory(text: bytes, name: str = "text") -> int:
-    """Return a descriptor that reads as this text."""
+    """Return a descriptor that reads as this text, away from the numbers that the monitor's are."""
     handle = os.memfd_create(name)
     os.write(handle, text)
     os.lseek(handle, 0, os.SEEK_SET)
-    return handle
+    moved = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 40)
+    os.close(handle)
+    return moved
 
 
 class Keeper:
@@ -83,7 +87,27 @@ class Keeper:
         guest = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
         guest += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered), "--"]
         guest += [str(place.guest), "guest", "20"]
-        argv = [str(place.shim), "keeper", "--ctl", str(theirs.fileno()), "--box", str(place.box)]
+        argv = [
+            *JAIL.split(),
+            "--bind",
+            str(place.directory),
+            str(place.directory),
+            "--ro-bind",
+            str(place.box),
+            str(place.box),
+        ]
+        argv += [
+            "--bind",
+            str(place.work),
+            str(place.work),
+            "--",
+            str(place.shim),
+            "keeper",
+            "--ctl",
+            str(theirs.fileno()),
+            "--box",
+            str(place.box),
+        ]
         argv += ["--console", str(self.console), "--console-bytes", "65536", "--socket", "egress.sock", *options]
         self.process = subprocess.Popen(
             [*argv, "--", *(monitor if monitor is not None else guest)],
@@ -92,6 +116,11 @@ class Keeper:
         )  # fmt: skip
         theirs.close()
         os.close(filtered)
+
+    @property
+    def pid(self) -> int:
+        """The keeper itself: bubblewrap's only child."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
     def begin(self, *fields: str, tar: bytes = b"tar", inner: Sequence[str] = ()) -> list[str]:
         """Send `B`; return what the self-probe found."""
@@ -125,18 +154,21 @@ class Keeper:
             for index, frame in enumerate(self.seen):
                 if frame.kind == kind and frame.payload.startswith(head):
                     return self.seen.pop(index)
-            if time.monotonic() > end:
+            if time.monotonic() > end or not self._take():
                 break
-            self._take()
         raise AssertionError(f"no {kind}: {self.seen}, {self.process.poll()}, {self.said()}")
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        """Take what has arrived; False when nothing will any more."""
+        if self.channel.fileno() < 0:
+            return False
         select.select([self.channel], [], [], 0.1)
         try:
             while frame := self.channel.receive():
                 self.seen.append(frame)
-        except frames.ChannelClosedError:
-            time.sleep(0.05)
+        except frames.FrameError:
+            self.channel.close()
+        return True
 
     def until(self, kind: str, number: int | None = None, timeout_s: float = 20) -> bytes:
         """Return the payload of the next frame of this type."""

@@ -55,7 +55,7 @@ def driver(rig: Rig, files: list[tuple[Path, bool]], **machine: object) -> Firec
     launch = VmLaunch(
         image="dev", version=1, manifest="", monitor="firecracker", accelerator="kvm", memory_mib=128, cpus=1,
         files=tuple(VmFile(role=role, path="", write=write) for role, (_, write) in zip(roles, files, strict=True)),
-        fields=(), inner=(),
+        fields=(), inner=(), directory=str(rig.directory), disk_bytes=1,
     )  # fmt: skip
     rate = firecracker.Rate(bytes_per_s=1 << 20, operations_per_s=1000)
     made = firecracker.Machine(cmdline="console=ttyS0 quiet", disks=rate, **machine)  # type: ignore[arg-type]
@@ -226,7 +226,8 @@ def test_the_published_description_takes_every_request(tmp_path: Path, files: li
     roles = ("kernel", "initramfs", "root", "var", "workspace")
     launch = VmLaunch(
         image="dev", version=1, manifest="", monitor="firecracker", accelerator="kvm", memory_mib=128, cpus=1,
-        files=tuple(VmFile(role=role, path="") for role in roles), fields=(), inner=(),
+        files=tuple(VmFile(role=role, path="") for role in roles), fields=(), inner=(), directory="/x",
+        disk_bytes=1,
     )  # fmt: skip
     version = (1, 17, 0)
     requests = [

@@ -5,6 +5,7 @@ No jail and no keeper: what is tested with it is the guest and the machine's arg
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -14,8 +15,9 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
+from cloister.images.manifest import Manifest
 from cloister.isolation.qemu import Machine, clock_khz, command_line, qemu_argv
 from cloister.plan.vm import CHANNEL_FD, CONSOLE_FD, FIRST_FILE
 
@@ -25,6 +27,20 @@ PATIENCE = 60.0
 MEMORY_MIB = 256
 
 
+class GuestImage(Protocol):
+    """The tests' image (tests/microvm/conftest.py), as far as it matters here."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is signed."""
+        ...
+
+
 class Image(NamedTuple):
     """What a guest starts from. `verity` is the table as on the command line."""
 
@@ -32,6 +48,13 @@ class Image(NamedTuple):
     initramfs: Path
     root: Path
     verity: str
+
+
+def of(image: GuestImage) -> Image:
+    """Return the parts of the tests' image."""
+    path, root = image.path, image.manifest.root
+    verity = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
+    return Image(path / "vmlinux", path / "initramfs.cpio", path / "root.img", verity)
 
 
 def line(image: Image, *, verity: str | None = None, more: str = "", clock: bool = True) -> str:
@@ -44,14 +67,16 @@ def line(image: Image, *, verity: str | None = None, more: str = "", clock: bool
 class GuestMachine:
     """One QEMU process. Use it as a context manager."""
 
-    def __init__(self, image: Image, cmdline: str, disks: Mapping[str, Path] | None = None, **changes: object) -> None:
+    def __init__(
+        self, image: Image, cmdline: str, disks: Mapping[str, Path] | None = None, *, writable_root: bool = False
+    ) -> None:
         """Start it.
 
         Args:
             image: what it starts from.
             cmdline: of the kernel.
             disks: files of the roles var and workspace.
-            changes: further fields of `Machine`.
+            writable_root: what no launcher of ours would do.
         """
         self.console = b""
         self.started = time.monotonic()
@@ -61,14 +86,16 @@ class GuestMachine:
         machine = Machine(
             program=program, accelerator="tcg", memory_mib=MEMORY_MIB, cpus=1, files=numbers, cmdline=cmdline
         )
-        for name, value in changes.items():
-            machine = type(machine)(**{**{f: getattr(machine, f) for f in machine.__struct_fields__}, name: value})
+        argv = qemu_argv(machine)
+        if writable_root:
+            argv = tuple(word.replace("read-only=on", "read-only=off") for word in argv)
         self.channel, theirs = socket.socketpair()
         self._output, console = os.pipe()
-        placed = {numbers[role]: os.open(path, _flags(role)) for role, path in paths.items()}
+        written = {"var", "workspace", *({"root"} if writable_root else ())}
+        placed = {numbers[role]: os.open(path, _flags(role in written)) for role, path in paths.items()}
         placed |= {CHANNEL_FD: theirs.fileno(), CONSOLE_FD: console}
         try:
-            self.process = _spawn(qemu_argv(machine), placed, console)
+            self.process = _spawn(argv, placed, console)
         finally:
             for number, descriptor in placed.items():
                 if number not in {CHANNEL_FD, CONSOLE_FD}:
@@ -123,15 +150,14 @@ class GuestMachine:
         return bool(data)
 
 
-def _flags(role: str) -> int:
-    return (os.O_RDWR if role in {"var", "workspace"} else os.O_RDONLY) | os.O_CLOEXEC
+def _flags(written: bool) -> int:
+    return (os.O_RDWR if written else os.O_RDONLY) | os.O_CLOEXEC
 
 
 def _spawn(argv: tuple[str, ...], placed: dict[int, int], console: int) -> subprocess.Popen[bytes]:
     """Start QEMU with descriptors at their numbers: through a shell, which places them without a fork hook."""
-    inherited = {number: os.dup(descriptor) for number, descriptor in placed.items()}
-    # First out of the way of all target numbers, then onto them.
-    high = {number: _move_up(descriptor) for number, descriptor in inherited.items()}
+    # Out of the way of all target numbers first.
+    high = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 100) for number, descriptor in placed.items()}
     words = " ".join(f"{number}<&{descriptor} {descriptor}<&-" for number, descriptor in high.items())
     try:
         return subprocess.Popen(
@@ -141,12 +167,3 @@ def _spawn(argv: tuple[str, ...], placed: dict[int, int], console: int) -> subpr
     finally:
         for descriptor in high.values():
             os.close(descriptor)
-
-
-def _move_up(descriptor: int) -> int:
-    import fcntl
-
-    try:
-        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 100)
-    finally:
-        os.close(descriptor)

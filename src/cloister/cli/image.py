@@ -11,7 +11,6 @@ from typing import Any
 from cloister.cli import records
 from cloister.cli.arguments import Parser
 from cloister.errors import PolicyError, UsageError
-from cloister.policy.load import load_document
 from cloister.policy.model import Images
 from cloister.runs.images import ImagePlaces, places
 from cloister.runs.policies import PolicyFiles
@@ -81,12 +80,11 @@ def policy() -> Images:
     """
     files = PolicyFiles(records.places(), os.getuid())
     try:
-        document = files.document()
+        return files.images()
     except PolicyError as error:
         if error.reference == "policy-missing":
             return Images()
         raise
-    return load_document(document, preset_names=tuple(files.presets())).images
 
 
 def ask_passphrase() -> bytes:

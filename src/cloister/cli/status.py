@@ -37,7 +37,7 @@ def parser() -> Parser:
         "--ready", action="store_true",
         help="ask each gateway for an answer through its model (root; costs a model call each)",
     )  # fmt: skip
-    verb.json_option("installed, as_declared, trouble, daemons, services, runs, accounts, grants")
+    verb.json_option("installed, as_declared, trouble, daemons, services, runs, accounts, grants, bridge")
     return verb
 
 
@@ -75,6 +75,8 @@ def render(found: Status) -> str:
     declared = {True: "as its policy says", False: "NOT as its policy says: sudo cloister apply", None: found.trouble}
     parts = [pairs([("system", declared[found.as_declared])])] if found.as_declared is not None or found.trouble else []
     parts.append(table(("DAEMON", "STATE", "SINCE"), [(line.unit, _state(line), line.since) for line in found.daemons]))
+    if found.bridge:
+        parts.append(pairs([("bridge of microVMs", found.bridge)]))
     if found.services:
         asked = any(line.ready for line in found.services)
         rows = [

@@ -48,6 +48,8 @@ def bring_up(wanted: str) -> Network:
             _have_address(kernel, index, network)
             _write(network)
             kernel.set_up(index)
+            for guest in guests:
+                kernel.add_neighbour(index, guest.address, guest.mac)  # going down has made the kernel forget them
         except OSError as error:
             message = f"the kernel refused the bridge of microVMs: {error.strerror}"
             raise StepError("bridge-not-made", message, where=BRIDGE) from error

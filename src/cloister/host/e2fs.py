@@ -134,7 +134,7 @@ def run(tools: Tools, path: str, words: Sequence[str]) -> tuple[int, str]:
     ) as process:  # fmt: skip
         try:
             said = _last_words(process)
-            return process.wait(), said
+            return process.wait(timeout=TIMEOUT_S), said
         except subprocess.TimeoutExpired:
             return -1, f"it took longer than {TIMEOUT_S} s"
         finally:

@@ -19,11 +19,12 @@ import msgspec
 
 from cloister.errors import DeniedError, StepError, UnsupportedError
 from cloister.host import image_store
-from cloister.host.image_jail import tool
-from cloister.host.image_root import Say, Sources, machine, make_root, make_tree, run
+from cloister.host.image_agents import add_agents
+from cloister.host.image_jail import Say, run, tool
+from cloister.host.image_root import Sources, finish_tree, machine, make_root, make_tree
 from cloister.images.initramfs import guest_entries, modules_of, newc
 from cloister.images.kernel import elf_of
-from cloister.images.lock import Lock, decode, differences, from_debian, kernel_package
+from cloister.images.lock import Lock, Package, decode, differences, from_debian, kernel_package
 from cloister.images.manifest import Manifest, Part, Verity
 from cloister.images.modules import needed_modules
 from cloister.images.recipe import Recipe
@@ -44,6 +45,8 @@ class Order(NamedTuple):
     recipe: Recipe
     locked: Lock | None = None
     """What the packages must be."""
+    npm_lock: str = ""
+    """Text of the recipe's package-lock.json."""
 
 
 def build(order: Order, work: str, come_from: Sources, say: Say) -> Manifest:
@@ -57,7 +60,8 @@ def build(order: Order, work: str, come_from: Sources, say: Say) -> Manifest:
     """
     recipe = order.recipe
     make_tree(recipe, work, come_from, say)
-    lock = _lock(recipe, work)
+    lock = _lock(recipe, work, add_agents(recipe, work, order.npm_lock, say))
+    finish_tree(work)
     if order.locked is not None and (wrong := differences(lock, order.locked)):
         shown = "; ".join(wrong[:_SHOWN_DIFFERENCES])
         raise DeniedError("image-lock", f"the packages are not those of the lock: {shown}",
@@ -121,7 +125,7 @@ def _finish(  # noqa: PLR0913  # the parts of an image
     return manifest
 
 
-def _lock(recipe: Recipe, work: str) -> Lock:
+def _lock(recipe: Recipe, work: str, more: list[Package]) -> Lock:
     """Return what was installed, by the lists that the build left beside the tree."""
     texts = {name: Path(work, name).read_text(encoding="utf-8", errors="replace") for name in ("packages", "records")}
     try:
@@ -130,7 +134,12 @@ def _lock(recipe: Recipe, work: str) -> Lock:
             packages.append(kernel_package(Path(work, "kernel-record").read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
         raise StepError("image-build", f"what was installed is not known: {error}") from error
-    return Lock(name=recipe.name, suite=recipe.suite, packages=tuple(packages), tools={"mkfs.erofs": _erofs_version()})
+    return Lock(
+        name=recipe.name,
+        suite=recipe.suite,
+        packages=tuple(sorted([*packages, *more])),
+        tools={"mkfs.erofs": _erofs_version()},
+    )
 
 
 def _erofs_version() -> str:

@@ -33,6 +33,7 @@ from cloister.plan.bridge import (
     Tap,
     address_of,
     free_numbers,
+    guest_mac,
 )
 
 _TUN = "/dev/net/tun"
@@ -125,15 +126,19 @@ def reconcile(kernel: Rtnetlink) -> tuple[Tap, ...]:
     for tap in read_taps():
         link = ours.get(tap.name)
         if bridge and link and _intact(tap, link, bridge):
-            well.append(tap)
+            well.append((tap, link))
             del ours[tap.name]
-    for link in ours.values():
+    for stray in ours.values():
         with contextlib.suppress(OSError):  # it may have ended by itself meanwhile
-            kernel.delete(link.number)
+            kernel.delete(stray.number)
+    for tap, link in well:
+        with contextlib.suppress(OSError):  # one that took another's MAC has made the bridge forget where that is
+            kernel.add_station(link.number, tap.mac)
+    there = tuple(tap for tap, _ in well)
     for tap in read_taps():
-        if tap not in well:
-            _forget(kernel, tap, tuple(well), bridge.number if bridge else 0)
-    return tuple(well)
+        if tap not in there:
+            _forget(kernel, tap, there, bridge.number if bridge else 0)
+    return there
 
 
 def _allocate(network: Network, there: tuple[Tap, ...], asked: tuple[int, str, int]) -> Tap:
@@ -145,9 +150,11 @@ def _allocate(network: Network, there: tuple[Tap, ...], asked: tuple[int, str, i
     if not free:
         raise RetryError("bridge-full", f"no address of {network.network} is free", remedy="cloister ps")
     number = secrets.choice(free)
-    macs = {mac for tap in there for mac in (tap.mac, tap.own_mac)}
+    mac, macs = guest_mac(uid, run), {mac for tap in there for mac in (tap.mac, tap.own_mac)}
+    if mac in macs:
+        raise RetryError("too-many-taps", "there is a guest of this run on the bridge already", remedy="cloister ps")
     return Tap(
-        name=f"{TAP_PREFIX}{number}", mac=_new_mac("52:54", macs), own_mac=_new_mac("06:c1", macs),
+        name=f"{TAP_PREFIX}{number}", mac=mac, own_mac=_new_mac("06:c1", macs),
         address=address_of(network.network, number), gateway=network.gateway, port=port, uid=uid, run=run,
     )  # fmt: skip
 

@@ -7,10 +7,13 @@ import os
 import re
 import socket
 
+from cloister.errors import UnsupportedError
 from cloister.host import kernel_events, kernel_programs
 from cloister.host.frames import encode, encode_list
 from cloister.host.probe import probe
 from cloister.host.system_probe import unit_states
+from cloister.host.taps import read_network
+from cloister.plan.bridge import Network
 from cloister.plan.facts import Answer
 from cloister.plan.firewall import FIREWALL_UNIT
 from cloister.plan.system_facts import UnitFacts
@@ -26,6 +29,7 @@ def take_unit_facts(*, quick: bool) -> UnitFacts:
     host = probe()
     numbers = tuple(int(number) for number in re.findall(r"\d+", host.kernel)[:2])
     booted = host.systemd_booted
+    network = _network()
     return UnitFacts(
         systemd_booted=booted,
         cgroup_layout=host.cgroup.layout,
@@ -35,8 +39,16 @@ def take_unit_facts(*, quick: bool) -> UnitFacts:
         firewall_loaded=booted and unit_states([FIREWALL_UNIT]).get(FIREWALL_UNIT) is not None,
         hostd_there=os.path.exists(HOSTD_SOCKET),
         hostd_answers="unknown" if quick else hostd_answers(),
+        bridge=network.describe() if network else "",
+        bridge_moved=network is not None and network.network != network.wanted,
         no_kernel_events=kernel_programs.missing() or kernel_events.missing(),
     )
+
+
+def _network() -> Network | None:
+    with contextlib.suppress(UnsupportedError):
+        return read_network()
+    return None
 
 
 def hostd_answers(path: str = HOSTD_SOCKET) -> Answer:

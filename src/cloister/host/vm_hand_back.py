@@ -74,8 +74,19 @@ def hand_back(tools: Tools, image: str, upper: str, *, room_bytes: int | None = 
             os.close(target)
         os.rename(f"{folder}/{partial}", upper)
     except OSError as error:
+        _clear(folder, partial)
         raise _refused(f"they cannot be written: {error.strerror}", upper) from error
+    except BaseException:
+        _clear(folder, partial)
+        raise
     return HandBack(back.changes, tuple(back.notices()))
+
+
+def _clear(folder: str, partial: str) -> None:
+    """Make room again after a try that failed; what stays is removed by the next one."""
+    with contextlib.suppress(OSError):
+        overlay_apply.discard(folder, (partial,))
+        os.rmdir(folder)  # no other changes lie in it
 
 
 def drop(image: str) -> None:
@@ -196,6 +207,8 @@ class _Back:
     def _gone(self) -> Iterator[bytes]:
         """Yield the topmost names that are no more; one with something of the host's below goes by parts."""
         for path in sorted(self._was):
+            if path in self._kept:
+                continue
             holder = path.rpartition(b"/")[0]
             stays = holder in self._directories or holder in self._above_kept
             if stays and path not in self._above_kept:

@@ -165,8 +165,7 @@ class _Copier:
     """One workspace on its way into an image."""
 
     def __init__(self, path: str, layout: WorkspaceLayout, owner: tuple[int, int]) -> None:
-        self.disk = Filler(path)
-        self.disk.now_ns = time.time_ns()
+        self.disk = Filler(path, time.time_ns())
         self.baseline: dict[bytes, Was] = {}
         self.kept: list[bytes] = []
         self.largest = 0

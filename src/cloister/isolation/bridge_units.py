@@ -14,8 +14,8 @@ from cloister.plan.unit import RUNTIME, STATE
 PATH = f"/etc/systemd/system/{UNIT}"
 
 
-def bridge_unit(python: str) -> str:
-    """Return `cloister-bridge.service`, run by this interpreter.
+def bridge_unit(python: str, network: str) -> str:
+    """Return `cloister-bridge.service`, run by this interpreter, for the network that the policy wants.
 
     What a listing of the filter must look like is found out before it starts, with all of root's rights, in a network
     namespace of its own (`+`): the daemon can make none.
@@ -33,7 +33,7 @@ StartLimitIntervalSec=0
 Type=notify
 NotifyAccess=main
 ExecStartPre=+{python} -I -m cloister.services.bridge --expect
-ExecStart={python} -I -m cloister.services.bridge
+ExecStart={python} -I -m cloister.services.bridge {network}
 Restart=always
 RestartSec=2
 WatchdogSec=60

@@ -106,7 +106,7 @@ def start_requests(launch: VmLaunch, machine: Machine, place: Place, version: ap
     Raises:
         UnsupportedError: firecracker cannot have such a machine.
     """
-    _check(launch, machine)
+    check(launch, machine)
     return (*_configuration(launch, machine, place, version), start())
 
 
@@ -217,8 +217,12 @@ def _drives(files: Mapping[str, int], machine: Machine, place: Place) -> Iterato
         yield api.put(f"/drives/{role}", drive)
 
 
-def _check(launch: VmLaunch, machine: Machine) -> None:
-    """Refuse what firecracker cannot have, before anything is started."""
+def check(launch: VmLaunch, machine: Machine) -> None:
+    """Refuse what firecracker cannot have, before anything is started.
+
+    Raises:
+        UnsupportedError: `firecracker-refused`.
+    """
     if launch.accelerator != "kvm":
         raise _refusal("it needs KVM, and has no emulation")
     if not 1 <= launch.cpus <= api.MAX_CPUS:

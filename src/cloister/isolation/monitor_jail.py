@@ -14,6 +14,8 @@ from cloister.isolation.namespace import CONTROL_FD, SECCOMP_FD, SHIM, system_mo
 
 VM = f"{CLOISTER_DIR}/vm"
 """Where the run's directory for the console and the monitor's sockets appears."""
+FIRECRACKER = f"{CLOISTER_DIR}/firecracker"
+"""Where Firecracker appears: it may lie anywhere on the host."""
 CONSOLE_BYTES = 256 << 10
 """Kept of what a guest prints; as much again of what it printed before."""
 _LOADER_CACHE = "/etc/ld.so.cache"
@@ -38,6 +40,8 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     """Listening descriptors, each with the port of the guest that it stands for."""
     vsock: str = ""
     """Firecracker's socket for the channel, as seen in the jail; empty where the channel is a descriptor."""
+    firecracker: str = ""
+    """Its path on the host; empty where the monitor is QEMU, which lies below `/usr`."""
     monitor: tuple[str, ...]
     """The monitor's argv."""
 
@@ -53,7 +57,9 @@ def jail_argv(jail: Jail) -> tuple[str, ...]:
         argv += [kind, mount.source, mount.target]
     argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", "--dev", "/dev"]
     if jail.kvm:
-        argv += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+        argv += ["--dev-bind-try", "/dev/kvm", "/dev/kvm"]
+    if jail.firecracker:
+        argv += ["--ro-bind", jail.firecracker, FIRECRACKER]
     argv += ["--perms", "0700", "--size", str(16 << 20), "--tmpfs", "/tmp"]  # noqa: S108  # the jail's own
     argv += ["--ro-bind", jail.shim, SHIM, "--ro-bind", jail.box_directory, BOX, "--bind", jail.vm_directory, VM]
     argv += ["--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *_keeper(jail)]

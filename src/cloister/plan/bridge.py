@@ -6,6 +6,7 @@ asks for one. Which network is taken is decided here, from what the host has; no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -54,6 +55,12 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def gateway(self) -> str:
         """The host's address on it: the first one."""
         return str(IPv4Network(self.network)[1])
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        if self.network == self.wanted:
+            return self.network
+        return f"{self.network} instead of {self.wanted}, where this host has {self.taken_by}"
 
 
 class Tap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +111,14 @@ def free_numbers(network: str, used: Iterable[str]) -> tuple[int, ...]:
 def address_of(network: str, number: int) -> str:
     """Return the address with this last number."""
     return str(IPv4Network(network)[number])
+
+
+def guest_mac(uid: int, run: str) -> str:
+    """Return the MAC of a run's guest, which its monitor is told before there is a tap. Locally administered.
+
+    Two runs may have the same one, by a chance of 1 to 2^32: then the second is refused a place (`taps.make`).
+    """
+    return f"52:54:{hashlib.sha256(f'{uid} {run}'.encode()).digest()[:4].hex(':')}"
 
 
 def interface_of(tap: Tap) -> str:

@@ -71,5 +71,9 @@ class UnitFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the unit of the packet filter is installed."""
     hostd_there: bool = False
     hostd_answers: Answer = "unknown"
+    bridge: str = ""
+    """The network of the bridge of microVMs; empty without one."""
+    bridge_moved: bool = False
+    """It is another network than the policy's, which this host has elsewhere."""
     no_kernel_events: str = ""
     """Why this installation or this kernel has no kernel events; empty where it has."""

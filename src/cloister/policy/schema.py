@@ -70,6 +70,7 @@ TABLES: tuple[type[msgspec.Struct], ...] = (
     services.Tools,
     services.ServiceSecret,
     services.Instance,
+    model.MicroVms,
     model.Images,
     model.Audit,
     model.Ledger,

@@ -15,8 +15,9 @@ import msgspec
 
 from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest
-from cloister.isolation import inner, monitor_jail, qemu, seccomp
+from cloister.isolation import firecracker, inner, monitor_jail, qemu, seccomp
 from cloister.isolation.namespace import SHIM
+from cloister.plan.bridge import guest_mac
 from cloister.plan.settings import form_of
 from cloister.plan.steps import (
     AnyStep,
@@ -221,6 +222,7 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         homed=tuple(files.homed),
         seeds=tuple(preset.seed.items()),
         ports=agent.microvm.ports,
+        network=agent.microvm.network,
         program=machine.program,
         cmdline=machine.cmdline,
         model=machine.model,
@@ -305,7 +307,7 @@ def _inner(agent: Agent, preset: Preset, facts: Facts) -> inner.Inner:
 
 
 def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor_jail.Jail:
-    behind = FIRST_FILE + len(vm.files)
+    behind = FIRST_FILE + len(vm.files) + (vm.network == "bridge")
     return monitor_jail.Jail(
         bubblewrap=facts.bubblewrap,
         shim=facts.shim,
@@ -318,11 +320,17 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         kvm=machine.accelerator == "kvm",
         sockets=sockets_of(facts),
         published=tuple((behind + index, port) for index, port in enumerate(agent.microvm.ports)),
-        monitor=_monitor(machine, vm),
+        vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
+        firecracker=machine.program if vm.monitor == "firecracker" else "",
+        monitor=_monitor(machine, vm, facts.uid, facts.run),
     )
 
 
-def _monitor(machine: VmFacts, vm: VmLaunch) -> tuple[str, ...]:
+def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, ...]:
+    connected = vm.network == "bridge"
+    if vm.monitor == "firecracker":
+        firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
+        return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
     named: dict[str, int] = {file.role: FIRST_FILE + index for index, file in enumerate(vm.files)}
     qmp = f"{monitor_jail.VM}/qmp.sock"
     if vm.template:
@@ -337,6 +345,8 @@ def _monitor(machine: VmFacts, vm: VmLaunch) -> tuple[str, ...]:
             files=named,
             cmdline=vm.cmdline,
             qmp=qmp,
+            tap_fd=FIRST_FILE + len(vm.files) if connected else None,
+            mac=guest_mac(uid, run) if connected else "",
         )
     )
 

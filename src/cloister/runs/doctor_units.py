@@ -16,7 +16,7 @@ def judge_units(facts: UnitFacts) -> tuple[Finding, ...]:
     """
     if not facts.systemd_booted:
         return ()
-    return (_addresses(facts), _idmap(facts), _filter(facts), _hostd(facts), _kernel_events(facts))
+    return (_addresses(facts), _idmap(facts), _filter(facts), _hostd(facts), *_bridge(facts), _kernel_events(facts))
 
 
 def _finding(name: str, state: State, meaning: str, remedy: str = "") -> Finding:
@@ -57,6 +57,15 @@ def _hostd(facts: UnitFacts) -> Finding:
         return _finding("hostd", "missing", "it does not answer", "systemctl status cloister-hostd.socket")
     meaning = "it answers" if facts.hostd_answers == "yes" else "its socket is there; nobody asked"
     return _finding("hostd", "ok" if facts.hostd_answers == "yes" else "degraded", meaning)
+
+
+def _bridge(facts: UnitFacts) -> tuple[Finding, ...]:
+    if not facts.bridge:
+        return ()
+    state: State = "degraded" if facts.bridge_moved else "ok"
+    remedy = '[microvm] bridge = "ANOTHER/24", then: sudo cloister apply' if facts.bridge_moved else ""
+    need = 'microvm.network = "bridge"'
+    return (Finding(name="microvm-bridge", state=state, needed_for=need, meaning=facts.bridge, remedy=remedy),)
 
 
 def _kernel_events(facts: UnitFacts) -> Finding:

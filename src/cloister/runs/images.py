@@ -15,8 +15,9 @@ from typing import NamedTuple
 from cloister.errors import UsageError
 from cloister.host import image_keys
 from cloister.host.image_build import Order, build, renew
+from cloister.host.image_jail import Say
 from cloister.host.image_open import OpenedImage, Trust, changed, open_image, read_manifest
-from cloister.host.image_root import Say, sources
+from cloister.host.image_root import sources
 from cloister.host.image_store import LOCK, MAX_SMALL, SIGNATURE, ImageStore, SeenVersions
 from cloister.host.image_verify import verify_root
 from cloister.host.probe import SHIM
@@ -31,6 +32,8 @@ from cloister.runs.store import Store
 
 SYSTEM_STORE = "/var/lib/cloister/images"
 SYSTEM_TRUST = "/etc/cloister/trust.d"
+_MAX_RECIPE = 16 << 20
+"""Characters of a recipe or of the lock beside it."""
 
 
 class ImagePlaces(NamedTuple):
@@ -99,7 +102,14 @@ def open_for_run(where: ImagePlaces, policy: Images, name: str, *, uid: int, man
     )
 
 
-def find_recipe(word: str) -> Recipe:
+class Found(NamedTuple):
+    """A recipe, and what lies beside it."""
+
+    recipe: Recipe
+    npm_lock: str = ""
+
+
+def find_recipe(word: str) -> Found:
     """Return the recipe in a file, or the shipped one of that name.
 
     Raises:
@@ -107,11 +117,9 @@ def find_recipe(word: str) -> Recipe:
         PolicyError: it has mistakes.
     """
     if "/" in word or word.endswith(".toml"):
-        try:
-            with open(word, "rb") as file:
-                return recipes.load(file.read(1 << 22), word)
-        except OSError as error:
-            raise UsageError("recipe-missing", f"the recipe cannot be read: {error.strerror}", where=word) from error
+        recipe = recipes.load(_text(word), word)
+        beside = os.path.join(os.path.dirname(word), recipe.npm_lock) if recipe.npm_lock else ""
+        return Found(recipe, _text(beside) if beside else "")
     shipped = shipped_recipes()
     if word not in shipped:
         import difflib
@@ -119,7 +127,18 @@ def find_recipe(word: str) -> Recipe:
         close = difflib.get_close_matches(word, shipped, n=1)
         remedy = f"cloister image build {close[0]}" if close else f"one of: {', '.join(shipped)}; or a file"
         raise UsageError("recipe-missing", f"there is no recipe {word}", remedy=remedy)
-    return recipes.load(shipped[word], f"{word}.toml")
+    recipe = recipes.load(shipped[word], f"{word}.toml")
+    folder = resources.files("cloister.images") / "recipes"
+    return Found(recipe, (folder / recipe.npm_lock).read_text(encoding="utf-8") if recipe.npm_lock else "")
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_MAX_RECIPE)
+    except OSError as error:
+        message = f"the recipe, or what lies beside it, cannot be read: {error.strerror}"
+        raise UsageError("recipe-missing", message, where=path) from error
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -158,14 +177,15 @@ class Builder:
                 image_keys.generate(where.key, comment="made by the first build")
             self._key = image_keys.load(where.key, ask)
 
-    def build(self, recipe: Recipe, *, version: int | None = None, locked: Lock | None = None) -> Built:
+    def build(self, found: Found, *, version: int | None = None, locked: Lock | None = None) -> Built:
         """Build an image from a recipe; the version is the next one if none is given.
 
         Raises:
             CloisterError: as `image_build.build`, and `image-version-exists`.
             OSError: something cannot be written.
         """
-        order = Order(self._version(recipe.name, version), str(SHIM), recipe, locked)
+        recipe = found.recipe
+        order = Order(self._version(recipe.name, version), str(SHIM), recipe, locked, found.npm_lock)
         self.store.refuse_existing(recipe.name, order.version)
         with self.store.making() as work:
             return self._put(work, build(order, work, sources(recipe.suite), self._say))
@@ -245,21 +265,6 @@ def sign_image(where: ImagePlaces, name: str, version: int | None, key: image_ke
     lines.append(signature_line(key.public, key.sign(manifest.canonical())))
     store.replace_signatures(path, "".join(lines).encode())
     return manifest, key.public
-
-
-def allow_older(where: ImagePlaces, policy: Images, name: str, version: int, uid: int) -> int:
-    """Let runs use an older version again; return the version that was the oldest allowed one.
-
-    Raises:
-        CloisterError: there is no such version, or it is not trusted.
-        OSError: the record cannot be written.
-    """
-    found = look(where, trust_of(where, policy, uid), name, version)
-    public = found.signer.public if found.signer else ""
-    seen = SeenVersions(where.seen)
-    was = seen.highest(name, public)
-    seen.note(name, public, version, lower=True)
-    return was
 
 
 def collect_images(

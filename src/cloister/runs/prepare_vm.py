@@ -14,10 +14,12 @@ from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
-from cloister.runs import vm_warm
+from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
+from cloister.runs.vm_accelerator import Guest
+from cloister.runs.vm_accelerator import accelerator as accelerated
 from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     Raises:
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
-    machine = machine_facts(kitchen, agent, resolved, found)
+    machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
     machine = msgspec.structs.replace(machine, model=request.model, snapshot=request.snapshot)
     machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
@@ -47,7 +49,7 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     return plan
 
 
-def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles) -> VmFacts:
+def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str) -> VmFacts:
     """Look for the image, a monitor and an accelerator.
 
     Raises:
@@ -55,12 +57,22 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     """
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
-    accelerator: Accelerator = "tcg"
+    guest = Guest(f"{image.directory}/vmlinux", f"{image.directory}/initramfs.cpio", image.manifest.digest())
+    runtime = kitchen.paths.runtime
+    choice = vm_monitor.choose(
+        vm_monitor.Wanted(agent.microvm.monitor, agent.microvm.network),
+        kvm=lambda: not installed_qemu() or accelerated(find_qemu(), guest, runtime).accelerator == "kvm",
+        program=vm_monitor.find(os.environ.get("PATH", ""), owner=os.geteuid(), forbidden=(workspace,)),
+        attempt=lambda program: vm_monitor.attempt(program, image.directory, runtime),
+    )
+    accelerator: Accelerator = "kvm"  # Firecracker has no other
+    if choice.monitor == "qemu":
+        accelerator = accelerated(find_qemu(), guest, runtime).accelerator
     return VmFacts(
         manifest=image.manifest,
         directory=image.directory,
-        monitor="qemu",
-        program=find_qemu(),
+        monitor=choice.monitor,
+        program=choice.program or find_qemu(),
         accelerator=accelerator,
         clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),
@@ -88,15 +100,19 @@ def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
     )  # fmt: skip
 
 
+def installed_qemu() -> str:
+    """Return the path of QEMU, or nothing."""
+    return next((path for path in QEMU if os.access(path, os.X_OK)), "")
+
+
 def find_qemu() -> str:
     """Return the path of QEMU.
 
     Raises:
         UnsupportedError: there is none.
     """
-    for path in QEMU:
-        if os.access(path, os.X_OK):
-            return path
+    if path := installed_qemu():
+        return path
     raise UnsupportedError(
         "qemu-missing", 'isolation = "microvm" needs QEMU, and there is none',
         where=".isolation", remedy="sudo apt install qemu-system-x86",

@@ -76,16 +76,15 @@ def compile_system(
     grants = _grants(source, accounts)
     granted = {grant.account for grant in grants} | {one.account for one in services}
     made = tuple(account for account in accounts if account.name in granted or _known(account, facts))
-    daemons = DaemonFacts(python=facts.python, root_links=facts.root_links, root_directories=facts.root_directories)
+    daemons = _daemon_facts(facts)
     real, links = unit_files.skeleton(daemons)
     runtime = (*unit_files.runtime_directories(), *real)
     credentials, renewed = _credentials(source, facts)
     filtered = _firewall(source, accounts, facts)
     audit = source.policy.audit
     connected = _bridge(source.policy)
-    system = System(
-        policy_digest=source.digest, accounts=accounts, grants=grants, audit=audit.on_failure, bridge=connected
-    )
+    system = System(policy_digest=source.digest, accounts=accounts, grants=grants, audit=audit.on_failure,
+                    bridge=connected)  # fmt: skip
     files = {
         unit_files.SYSUSERS: unit_files.sysusers(made),
         unit_files.TMPFILES: unit_files.tmpfiles(runtime, links),
@@ -94,28 +93,23 @@ def compile_system(
         **_audit_files(daemons, audit),
         **_filter_files(filtered, facts),
     }
-    bridged = _bridge_files(connected, facts)
     served = {account.service: account for account in accounts if account.service}
+    further = (*_bridge_files(connected, facts), *files_of(services, served))
     directories = (*unit_files.fixed_directories(), *runtime, *directories_of(services))
     return Desired(
         accounts=made,
         daemons=tuple(DAEMON_USERS),
         directories=tuple({one.path: one for one in directories}.values()),
         links=links,
-        files=(*(File(path=path, text=text) for path, text in files.items()), *bridged, *files_of(services, served)),
+        files=(*(File(path=path, text=text) for path, text in files.items()), *further),
         denied=tuple(account.name for account in accounts),
         firewall=filtered,
-        units=(
-            *_audit_wanted(audit),
-            *_filter_units(filtered),
-            *([bridge_wanted()] if connected else []),
-            *_daemons(renewed),
-            *units_of(services),
-        ),
+        units=(*_audit_wanted(audit), *_filter_units(filtered), *_bridge_units(connected), *_daemons(renewed),
+               *units_of(services)),
         stop=tuple(
             (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
         ),
-    )
+    )  # fmt: skip
 
 
 def _audit_files(daemons: DaemonFacts, audit: Audit) -> dict[str, str]:
@@ -203,6 +197,14 @@ def _bridge(policy: Policy) -> VmBridge | None:
     return VmBridge(network=table.bridge or DEFAULT_NETWORK, users=table.users) if table.users else None
 
 
+def _bridge_units(connected: VmBridge | None) -> tuple[Wanted, ...]:
+    return (bridge_wanted(),) if connected else ()
+
+
+def _daemon_facts(facts: SystemFacts) -> DaemonFacts:
+    return DaemonFacts(python=facts.python, root_links=facts.root_links, root_directories=facts.root_directories)
+
+
 def _bridge_files(connected: VmBridge | None, facts: SystemFacts) -> tuple[File, ...]:
     if connected is None:
         return ()
@@ -211,7 +213,7 @@ def _bridge_files(connected: VmBridge | None, facts: SystemFacts) -> tuple[File,
         raise UnsupportedError("no-nftables", message, remedy="apt install nftables")
     return (
         File(path=bridge.FILE, text=nft_bridge.ruleset(), mode=0o600),
-        File(path=BRIDGE_UNIT_PATH, text=bridge_unit(facts.python)),
+        File(path=BRIDGE_UNIT_PATH, text=bridge_unit(facts.python, connected.network)),
     )
 
 

@@ -10,8 +10,10 @@ import msgspec
 from cloister.errors import CloisterError
 from cloister.host.system_apply import Record
 from cloister.host.system_probe import living_units, properties
+from cloister.host.taps import read_network
 from cloister.isolation import unit_files
 from cloister.isolation.service_units import port_units, unit_name
+from cloister.plan.bridge import UNIT as BRIDGE_UNIT
 from cloister.plan.unit import SERVICE_PREFIX, SYSTEM_FILE, UNIT_PREFIX, Account, Grant, System
 from cloister.runs import gateways, system_setup
 from cloister.runs.service_files import active
@@ -25,6 +27,7 @@ DAEMONS = (
     f"{unit_files.AUDITD}.service",
     "cloister-firewall.service",
     "cloister-watchdog.service",
+    BRIDGE_UNIT,
 )
 _NAMES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "User", "ActiveEnterTimestamp", "MemoryCurrent")
 
@@ -60,6 +63,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     runs: tuple[UnitLine, ...] = ()
     accounts: tuple[Account, ...] = ()
     grants: tuple[Grant, ...] = ()
+    bridge: str = ""
+    """Of microVMs: its network, and why it is another one than the policy's. Empty: there is none."""
 
 
 def status(*, root: bool, ask: bool = False) -> Status:
@@ -89,6 +94,7 @@ def status(*, root: bool, ask: bool = False) -> Status:
         runs=tuple(lines[unit] for unit in living if unit.startswith(UNIT_PREFIX)),
         accounts=system.accounts,
         grants=system.grants,
+        bridge=_bridge(system),
     )
 
 
@@ -153,6 +159,15 @@ def _as_declared() -> tuple[bool | None, str]:
     except CloisterError as error:
         return None, error.message
     return not prepared.plan.steps and prepared.record != Record(), ""
+
+
+def _bridge(system: System) -> str:
+    if system.bridge is None:
+        return ""
+    try:
+        return read_network().describe()
+    except CloisterError as error:
+        return error.message
 
 
 def _system() -> System:

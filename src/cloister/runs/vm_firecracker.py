@@ -6,9 +6,17 @@ It is started by the keeper, within the jail (`isolation/monitor_jail.py`); this
 from __future__ import annotations
 
 from cloister.host.firecracker import FirecrackerApi
-from cloister.isolation import firecracker
+from cloister.isolation import firecracker, monitor_jail
 from cloister.isolation.firecracker_api import Request, Version, parse_version
 from cloister.plan.vm import VmLaunch
+
+
+def driver_of(launch: VmLaunch) -> FirecrackerDriver:
+    """Return the driver of a run's machine, in its jail."""
+    api = FirecrackerApi(f"{launch.directory}/{firecracker.API_SOCKET}")
+    return FirecrackerDriver(
+        api, launch, firecracker.Machine(cmdline=launch.cmdline), firecracker.Place(directory=monitor_jail.VM)
+    )
 
 
 class FirecrackerDriver:

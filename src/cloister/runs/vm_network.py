@@ -7,8 +7,8 @@ address that a connection comes from is looked at once more here. Closing takes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
+import socket
 from functools import partial
 
 from cloister.host import tap_client
@@ -23,7 +23,8 @@ class GuestNetwork:
     def __init__(self, given: tap_client.Given) -> None:
         """Take both descriptors over."""
         self.tap: Tap = given.tap
-        self._device, self._listener = given.device, given.listener
+        self._device = given.device
+        self._listener: socket.socket | None = given.listener
 
     @property
     def device(self) -> int:
@@ -45,13 +46,15 @@ class GuestNetwork:
         return f"{self.tap.gateway}:{self.tap.port}"
 
     async def serve(self, egress: EgressServer) -> None:
-        """Have the run's egress server answer on the bridge too, until it is closed."""
-        await egress.start_for(self._listener, self.tap.address)
+        """Have the run's egress server answer on the bridge too, until that is closed."""
+        if self._listener:
+            listener, self._listener = self._listener, None
+            await egress.start_for(listener, self.tap.address)
 
     def close(self) -> None:
         """Give the place up; hostd takes back the rest."""
         self.lent()
-        with contextlib.suppress(OSError):
+        if self._listener:
             self._listener.close()
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cloister.runs.active import ActiveRun
     from cloister.runs.paths import Paths
     from cloister.runs.prepare import Prepared
+    from cloister.runs.vm_network import GuestNetwork
 
 _JAIL_S = 20.0
 _POLL_S = 0.005
@@ -55,16 +56,19 @@ class Guest:
         self._template = TemplateOf(paths, prepared)
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
+        self._network: GuestNetwork | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._logged = 0
 
     # --- before it starts ------------------------------------------------------------------
 
     async def verify(self) -> None:
-        """Open the image, see that it is what the plan says, and take the ports: before anything is changed.
+        """Open the image, see that it is what the plan says, take the ports and a place on the bridge.
+
+        Nothing is changed before that.
 
         Raises:
-            CloisterError: the image is not what was signed, or a port is taken.
+            CloisterError: the image is not what was signed, a port is taken, or there is no place.
         """
         try:
             self._descriptors += await self._loop.run_in_executor(
@@ -73,6 +77,8 @@ class Guest:
             await self._loop.run_in_executor(None, self._template.hold)
             for port in self.vm.ports:
                 self._listeners.append(_listen(port))
+            if self.vm.network == "bridge":
+                self._network = await self._join()
         except BaseException:
             self.close()
             raise
@@ -86,10 +92,16 @@ class Guest:
         self._descriptors += await self._loop.run_in_executor(None, self._disks.make)
         self._descriptors += self._template.descriptors()
 
+    async def _join(self) -> GuestNetwork:
+        from cloister.runs.vm_network import join
+
+        return await join(self._loop, self._plan.run)
+
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What the monitor and the keeper get, in the order of the plan."""
-        return (*self._descriptors, *(one.fileno() for one in self._listeners))
+        tap = (self._network.device,) if self._network else ()
+        return (*self._descriptors, *tap, *(one.fileno() for one in self._listeners))
 
     # --- its beginning ---------------------------------------------------------------------
 
@@ -109,6 +121,9 @@ class Guest:
         try:
             await self._confine(run)
             fields = (*self.vm.fields, *self._disks.fields)
+            if self._network and run.egress:
+                fields += self._network.fields()
+                await self._network.serve(run.egress)
             payload = encode_list([os.fsencode(word) for word in fields])
             payload += encode_list([os.fsencode(word) for word in self.vm.inner])
             run.inner.send("B", payload, (files.memory,))
@@ -116,8 +131,20 @@ class Guest:
         except StepError as error:
             words = [part for part in (error.message, error.where) if part]
             run.live.refuse(error.reference, "the limits could not be put in force", words)
+            return
         finally:
             os.close(files.memory)
+        if self.vm.monitor == "firecracker":
+            await self._start_firecracker(run)
+
+    async def _start_firecracker(self, run: ActiveRun) -> None:
+        """Tell Firecracker its machine: the keeper has started it, and waits for the guest."""
+        from cloister.runs.vm_firecracker import driver_of
+
+        try:
+            await driver_of(self.vm).configure()
+        except CloisterError as error:
+            run.live.refuse(error.reference, "the virtual machine could not be started", [error.message])
 
     async def _confine(self, run: ActiveRun) -> None:
         """Move the jail's first process into the run's cgroup while the monitor is not there yet.
@@ -182,10 +209,14 @@ class Guest:
         for one in self._listeners:
             one.close()
         self._listeners.clear()
+        if self._network:
+            self._network.lent()
 
     def close(self) -> None:
         """Close everything; nothing of the machine runs."""
         self.close_descriptors()
+        if self._network:
+            self._network.close()
         self._template.release()
         self._disks.release()
 

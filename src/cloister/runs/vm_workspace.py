@@ -54,6 +54,15 @@ def hand_back(folder: str, tools: Tools | None = None, room_bytes: int | None = 
         return _hand_back(folder, tools, room_bytes)[1]
 
 
+def drop(folder: str) -> None:
+    """Throw a run's disk away, handed back or not, and what a hand-back left that was cut short."""
+    if left(folder):
+        from cloister.host import vm_hand_back
+
+        with _turn(folder):
+            vm_hand_back.drop(f"{folder}/{DISK}")
+
+
 def end(  # noqa: PLR0913  # a run, its disk, and how it ends
     folder: str,
     workspace: str,

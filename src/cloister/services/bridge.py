@@ -22,7 +22,6 @@ from cloister.host import audit_send, bridge, bridge_filter
 from cloister.host.netlink import Changes
 from cloister.host.notify import notify
 from cloister.host.rtnetlink import drain, listen
-from cloister.host.unit_grants import read_system
 from cloister.plan.bridge import BRIDGE, DEFAULT_NETWORK, TABLE, Network
 
 LOOK_S = 20.0
@@ -31,12 +30,15 @@ _CRITICAL, _ERROR, _NOTICE = "<2>", "<3>", "<5>"
 
 
 def main(words: list[str]) -> int:
-    """Watch until SIGTERM; return 1 when the bridge cannot be had. With `--expect`: note what its filter must be."""
+    """Watch until SIGTERM; return 1 when the bridge cannot be had.
+
+    The one word is the network that is wanted; with `--expect` it is only noted what the filter must look like.
+    """
     try:
         if words == ["--expect"]:
             bridge_filter.expect()
             return 0
-        return _watch()
+        return _watch(words[0] if words else DEFAULT_NETWORK)
     except CloisterError as error:
         bridge.shut()
         _say(_ERROR, render(error).replace("\n", "; "))
@@ -46,15 +48,13 @@ def main(words: list[str]) -> int:
     return 1
 
 
-def _watch() -> int:
+def _watch(wanted: str) -> int:
     stopped, stop = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def end(_signal: int, _frame: FrameType | None) -> None:
         os.write(stop, b"\0")
 
     signal.signal(signal.SIGTERM, end)
-    system = read_system()
-    wanted = system.bridge.network if system.bridge else DEFAULT_NETWORK
     filters, links = Changes(), listen()  # before the first look, so that nothing falls between
     _tell(bridge.bring_up(wanted))
     notify("READY=1")
@@ -94,8 +94,7 @@ def _mend(wanted: str) -> None:
 
 def _tell(network: Network) -> None:
     if network.network != network.wanted:
-        why = f"this host has {network.taken_by}"
-        _say(_NOTICE, f"cloister: {BRIDGE} is {network.network} and not {network.wanted}: {why}")
+        _say(_NOTICE, f"cloister: {BRIDGE} is {network.describe()}")
 
 
 def _say(level: str, text: str) -> None:

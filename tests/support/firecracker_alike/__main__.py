@@ -12,8 +12,10 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
+from firecracker_alike.models import FaultError
 from firecracker_alike.server import Firecracker, Server
 
 VERSION = "1.16.1"
@@ -28,6 +30,8 @@ def main() -> int:
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--id", default="anonymous-instance")
     parser.add_argument("--api-sock", default="/run/firecracker.socket")
+    parser.add_argument("--no-api", action="store_true")
+    parser.add_argument("--config-file")
     parser.add_argument("--start-time-us")
     parser.add_argument("--start-time-cpu-us")
     try:
@@ -45,10 +49,21 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Beside the API's socket: in the jail of a run little else can be written to.
-    directory = Path(tempfile.mkdtemp(prefix=".alike-", dir=Path(arguments.api_sock).resolve().parent))
+    beside = None if arguments.no_api else Path(arguments.api_sock).resolve().parent
+    directory = Path(tempfile.mkdtemp(prefix=".alike-", dir=beside))
     accelerator = os.environ.get("FIRECRACKER_ALIKE_ACCELERATOR", "tcg")
     numbers = tuple(map(int, version.split(".")))
     firecracker = Firecracker(arguments.id, (numbers[0], numbers[1], numbers[2]), directory, accelerator)
+    if arguments.config_file:
+        try:
+            firecracker.configure(arguments.config_file)
+        except FaultError as fault:
+            print(f"Configuration error: {fault}", file=sys.stderr)  # noqa: T201
+            return 1
+    if arguments.no_api:
+        if not arguments.config_file:
+            return BAD_ARGUMENTS
+        threading.Event().wait()
     try:
         server = Server(arguments.api_sock, firecracker)
     except OSError as error:

@@ -146,7 +146,8 @@ class Machine:
         return answer["return"]
 
     def _argv(self) -> list[str]:
-        config, words = self.config, [QEMU, "-accel", self._accelerator, "-M", "microvm", "-cpu", "max"]
+        config, words = self.config, [QEMU, "-accel", self._accelerator, "-cpu", "max"]
+        words += ["-M", "microvm,auto-kernel-cmdline=off"]
         machine, boot = config["machine"], config["boot"]
         words += ["-smp", str(machine["vcpu_count"]), "-m", str(machine["mem_size_mib"])]
         words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]

@@ -22,6 +22,8 @@ LOAD_NOT_ALLOWED = "Loading a microVM snapshot not allowed after configuring boo
 MAX_BODY = 51200
 """Firecracker's own limit, by default."""
 _SECTOR = 512
+_SECTIONS = {"boot-source", "drives", "machine-config", "network-interfaces", "vsock", "entropy", "balloon"}
+"""Of a configuration file."""
 
 
 class Firecracker:
@@ -67,6 +69,35 @@ class Firecracker:
                 return self._act(method, pattern, given, body)
             except (OSError, MachineError) as error:
                 raise FaultError(str(error)) from None
+
+    def configure(self, path: str) -> None:
+        """Do what a configuration file says, and start (`--config-file`).
+
+        Raises:
+            FaultError: it is refused.
+        """
+        try:
+            config = json.loads(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            raise FaultError(f"the configuration file cannot be read: {error}") from None
+        for key in ("boot-source", "drives"):
+            if key not in config:
+                raise FaultError(f"missing field `{key}`")
+        for key, value in config.items():
+            if key not in {
+                "boot-source",
+                "drives",
+                "machine-config",
+                "network-interfaces",
+                "vsock",
+                "entropy",
+                "balloon",
+            }:
+                raise FaultError(f"unknown field `{key}`")
+            for one in value if isinstance(value, list) else (value,):
+                name = one.get("drive_id") or one.get("iface_id") if isinstance(value, list) else ""
+                self.answer("PUT", f"/{key}/{name}".rstrip("/"), json.dumps(one).encode())
+        self.answer("PUT", "/actions", b'{"action_type":"InstanceStart"}')
 
     def _act(self, method: str, pattern: str, given: str, body: dict[str, Any]) -> dict[str, Any] | None:
         if method == "GET":

@@ -28,6 +28,7 @@ def launch(**changed: object) -> VmLaunch:
     fields: dict[str, object] = {
         "image": "dev", "version": 1, "manifest": "0" * 64, "monitor": "firecracker", "accelerator": "kvm",
         "memory_mib": 512, "cpus": 2, "files": FILES, "fields": (), "inner": (),
+        "directory": "/run/user/1/r/vm", "disk_bytes": 1,
     }  # fmt: skip
     return VmLaunch(**{**fields, **changed})  # type: ignore[arg-type]
 

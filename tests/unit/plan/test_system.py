@@ -16,6 +16,7 @@ from cloister.plan.system import (
     MakeLink,
     ReloadManager,
     ReloadUnit,
+    RemoveBridge,
     RemoveFile,
     RemoveTree,
     RestartUnit,
@@ -71,7 +72,7 @@ def test_every_kind_of_step_is_tried_here() -> None:
     tried = {type(step) for step in STEPS} | {type(step.inverse()) for step in STEPS}
     kinds = {kind for kind in vars(system).values() if isinstance(kind, type) and issubclass(kind, system.SystemStep)}
     bases = {system.SystemStep, system.Owned, system.UnitStep}
-    assert kinds - bases == tried | {RemoveTree}
+    assert kinds - bases == tried | {RemoveTree, RemoveBridge}
 
 
 def test_undoing_stops_first_and_starts_last() -> None:

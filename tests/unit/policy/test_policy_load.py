@@ -77,7 +77,7 @@ def test_all_mistakes_are_reported_at_once():
         "p.toml:9 .agents.claude.limits.tasks_max": ("expected a whole number not below 1, got 0", ""),
         "p.toml:10 .colour": (
             "unknown key",
-            "known here: agents, audit, images, ledger, profiles, providers, schema, services, users",
+            "known here: agents, audit, images, ledger, microvm, profiles, providers, schema, services, users",
         ),
     }
 

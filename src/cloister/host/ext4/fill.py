@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cloister.errors import UnsupportedError
-from cloister.host.ext4 import tree
 from cloister.host.ext4.format import (
     INODE_EXTENTS,
     NANOSECONDS,
@@ -38,6 +37,9 @@ _ROOM = 4
 """Entries of a map in the inode itself."""
 _PER_NODE = (BLOCK - 12) // 12
 _BUFFER = 4 << 20
+_TABLE_BYTES = 1 << 16
+_TABLES = 64
+"""So many parts of tables of inodes are kept until they are written: a directory comes after what is in it."""
 
 
 class Attributes(NamedTuple):
@@ -66,13 +68,12 @@ def _full(where: str) -> UnsupportedError:
 class Filler:
     """A fresh image that is being filled. `finish` writes what was counted; without it the image is no file system."""
 
-    def __init__(self, path: str) -> None:
-        """Open the image and see what is free."""
+    def __init__(self, path: str, now_ns: int) -> None:
+        """Open the image and see what is free; `now_ns` is when its files are made."""
         self._path = path
         with Image(path) as image:
             root = image.inode(ROOT_INODE)
             self._root_blocks = [span.physical + at for span in spans(image, root) for at in range(span.blocks)]
-            self.leftover = [name for name, _ in tree.names(image, root)]
         self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._super: Superblock = parse_superblock(
             self._read(SUPERBLOCK_AT, SUPERBLOCK_BYTES), os.fstat(self._fd).st_size
@@ -85,10 +86,12 @@ class Filler:
         self._number = 10  # the last that mke2fs keeps for itself; 11 was lost+found
         self._waiting = bytearray()
         self._waiting_at = 0
+        self._tables: dict[int, bytearray] = {}
         self._used_blocks = [0] * self._super.groups
         self._used_inodes = [0] * self._super.groups
         self._directories = [0] * self._super.groups
-        self.now_ns = 0
+        self.now_ns = now_ns
+        self._now = _time(now_ns)
 
     def close(self) -> None:
         """Close the image."""
@@ -159,11 +162,14 @@ class Filler:
 
     def set_links(self, number: int, links: int) -> None:
         """Say how many names an inode has, when its last one is known."""
-        os.pwrite(self._fd, struct.pack("<H", links), self._inode_at(number) + 26)
+        table, at = self._slot(number)
+        struct.pack_into("<H", table, at + 26, links)
 
     def finish(self) -> None:
         """Write bitmaps and counts: from now on it is a whole file system."""
         self._flush()
+        while self._tables:
+            self._write_table(next(iter(self._tables)))
         size = struct.Struct("<HHH")
         free_blocks = free_inodes = 0
         for group in self._all_groups():
@@ -203,6 +209,11 @@ class Filler:
 
     def _take(self, blocks: int) -> list[Span]:
         """Take free blocks, in as few runs as there are; logical numbers count from 0."""
+        if 0 < blocks <= self._run.blocks and blocks <= LONGEST:
+            first = self._run.physical
+            self._mark(first, blocks)
+            self._run = Span(0, first + blocks, self._run.blocks - blocks)
+            return [Span(0, first, blocks)]
         found: list[Span] = []
         have = 0
         while have < blocks:
@@ -284,15 +295,28 @@ class Filler:
         header = struct.pack("<HHHHI", EXTENT_MAGIC, len(entries), _ROOM, depth, 0)
         return (header + b"".join(entries)).ljust(60, b"\0"), extra
 
-    def _inode_at(self, number: int) -> int:
+    def _slot(self, number: int) -> tuple[bytearray, int]:
+        """Return the part of a table of inodes that holds inode `number`, and where in it."""
         group, index = divmod(number - 1, self._super.inodes_per_group)
-        return self._bitmap(group, 8) * BLOCK + index * INODE
+        window, offset = divmod(index * INODE, _TABLE_BYTES)
+        at = self._bitmap(group, 8) * BLOCK + window * _TABLE_BYTES
+        found = self._tables.get(at)
+        if found is None:
+            if len(self._tables) >= _TABLES:
+                self._write_table(next(iter(self._tables)))
+            length = min(_TABLE_BYTES, self._super.inodes_per_group * INODE - window * _TABLE_BYTES)
+            found = self._tables[at] = bytearray(self._read(at, length))
+        return found, offset
+
+    def _write_table(self, at: int) -> None:
+        os.pwrite(self._fd, self._tables.pop(at), at)
 
     def _write_inode(  # noqa: PLR0913  # what an inode holds
         self, number: int, how: Attributes, size: int, block: bytes, blocks: int, flags: int
     ) -> None:
-        (mtime, mtime_extra), (ctime, ctime_extra) = _time(how.mtime_ns), _time(how.ctime_ns)
-        now, now_extra = _time(self.now_ns)
+        mtime, mtime_extra = _time(how.mtime_ns)
+        ctime, ctime_extra = (mtime, mtime_extra) if how.ctime_ns == how.mtime_ns else _time(how.ctime_ns)
+        now, now_extra = self._now
         sectors = blocks * (BLOCK // 512)
         data = _INODE.pack(
             how.mode, how.uid & 0xFFFF, size & 0xFFFFFFFF, mtime, ctime, mtime, 0, how.gid & 0xFFFF, how.links,
@@ -300,7 +324,8 @@ class Filler:
             sectors >> 32, 0, how.uid >> 16, how.gid >> 16, 0, 0, 32, 0, ctime_extra, mtime_extra, mtime_extra,
             now, now_extra,
         )  # fmt: skip
-        os.pwrite(self._fd, data, self._inode_at(number))
+        table, at = self._slot(number)
+        table[at : at + len(data)] = data
 
 
 def _directory_blocks(number: int, parent: int, names: Iterable[Name]) -> Iterator[bytes]:

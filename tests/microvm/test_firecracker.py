@@ -1,0 +1,253 @@
+"""Firecracker's driver against a look-alike that boots the tests' real guest: API, channel, snapshots, whole runs.
+
+There is no KVM where these tests are run, so they have never met the real one. Where CLOISTER_FIRECRACKER names a
+Firecracker and KVM boots guests, the last ones use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloister.host.firecracker import FirecrackerApi
+from cloister.host.firecracker_probe import try_boot
+from cloister.host.frames import Channel
+from cloister.host.vm_link import greet, hello, new_nonce
+from cloister.isolation import firecracker
+from cloister.isolation.qemu import command_line
+from cloister.plan.vm import VmFile, VmLaunch
+from cloister.runs.vm_firecracker import FirecrackerDriver
+from microvm.conftest import GuestImage
+from support.cloister import User
+from support.firecracker_programs import install
+from support.firecracker_rig import Rig
+
+REAL = os.environ.get("CLOISTER_FIRECRACKER", "")
+PATIENCE_S = 180
+MICROVM = '[agents.shell.microvm]\nimage = "test"\nmemory = "256M"\nmonitor = "{monitor}"\n'
+BASE = 'schema = 1\n[agents.shell]\npreset = "shell"\nisolation = "microvm"\nenvironment_audit = false\n'
+AFTER = "not supported after starting"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The look-alike, as `firecracker` in a directory of its own."""
+    return install(tmp_path_factory.mktemp("firecracker"))
+
+
+@pytest.fixture
+def user(home: Path, image: GuestImage, program: Path) -> Iterator[User]:
+    """A user with the image and a Firecracker on the PATH, whose agent asks for it by name."""
+    user = User(home, BASE + MICROVM.format(monitor="firecracker"))
+    user.environment["PATH"] += f":{program.parent}"
+    image.install(home)
+    yield user
+    user.close()
+
+
+@pytest.fixture
+def plain(home: Path, image: GuestImage) -> Iterator[User]:
+    """A user with the image and without a Firecracker."""
+    user = User(home, BASE + MICROVM.format(monitor="firecracker"))
+    image.install(home)
+    yield user
+    user.close()
+
+
+class Guests:
+    """Guests of one image in one directory, each with a process and a driver; disks are made small and empty."""
+
+    def __init__(self, program: Path, image: GuestImage, directory: Path) -> None:
+        self.program, self.image, self.directory = program, image, directory
+        for name in ("var", "workspace"):
+            (directory / name).write_bytes(bytes(1 << 20))
+        paths = {
+            "kernel": image.path / "vmlinux", "initramfs": image.path / "initramfs.cpio",
+            "root": image.path / "root.img", "var": directory / "var", "workspace": directory / "workspace",
+        }  # fmt: skip
+        self.files = [(path, role in {"var", "workspace"}) for role, path in paths.items()]
+        self.launch = VmLaunch(
+            image="test", version=1, manifest="", monitor="firecracker", accelerator="kvm", memory_mib=256, cpus=1,
+            files=tuple(VmFile(role=role, path=str(path)) for role, path in paths.items()),  # type: ignore[arg-type]
+            fields=(), inner=(), directory=str(directory), disk_bytes=1,
+        )  # fmt: skip
+
+    def start(self) -> tuple[Rig, FirecrackerDriver]:
+        """Start a process, with nothing in it yet, and return its driver."""
+        rig = Rig(self.program, self.directory, files=self.files)
+        root = self.image.manifest.root
+        verity = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
+        machine = firecracker.Machine(
+            cmdline=command_line(self.image.manifest.cmdline, verity=verity, clock_khz=0),
+            disks=firecracker.Rate(bytes_per_s=1 << 30),
+            snapshots=True,
+        )
+        place = firecracker.Place(directory=str(self.directory))
+        return rig, FirecrackerDriver(FirecrackerApi(str(rig.socket)), self.launch, machine, place)
+
+
+@pytest.fixture
+def guests(program: Path, image: GuestImage, tmp_path: Path) -> Guests:
+    """Guests over the look-alike."""
+    return Guests(program, image, tmp_path)
+
+
+def greeted(link: socket.socket) -> tuple[str, ...]:
+    """Say hello to a guest over its channel, and return what it says of itself."""
+    channel, nonce = Channel(link), new_nonce()
+    link.settimeout(None)
+    greet(channel, nonce)
+    words = hello(channel, nonce, timeout_s=60)
+    assert words
+    return words
+
+
+def test_boot_pause_snapshot_and_restore(guests: Guests, image: GuestImage) -> None:
+    """The driver boots the real guest, holds it, and restores it in another process; each time the channel leads to it.
+
+    What the API refuses while a machine lives is refused by the look-alike as Firecracker does.
+    """
+    rig, driver = guests.start()
+    try:
+        asyncio.run(driver.configure())
+        with rig.connect(within_s=60) as link:
+            assert f"verity={image.manifest.root.root_hash}" in greeted(link)
+        refused = [
+            rig.ask("PUT", "/boot-source", {"kernel_image_path": "/proc/self/fd/5"}),
+            rig.ask("PUT", "/drives/more", {"drive_id": "more", "is_root_device": False, "path_on_host": "/dev/null"}),
+            rig.ask("PUT", "/vsock", {"guest_cid": 4, "uds_path": "other"}),
+            rig.ask("PUT", "/actions", {"action_type": "InstanceStart"}),
+        ]
+        assert [(status, AFTER in fault) for status, fault in refused] == [(400, True)] * 4
+        running = {"snapshot_path": str(guests.directory / "x"), "mem_file_path": str(guests.directory / "y")}
+        assert "not paused" in rig.ask("PUT", "/snapshot/create", running)[1]
+
+        asyncio.run(held(driver, guests.directory))
+        asyncio.run(driver.ask_to_end())
+        assert rig.process.wait(60) == 0
+    finally:
+        rig.close()
+
+    rig, driver = guests.start()
+    try:
+        began = time.monotonic()
+        asyncio.run(driver.restore("state", "memory", resume=True))
+        with rig.connect(within_s=30) as link:
+            assert f"verity={image.manifest.root.root_hash}" in greeted(link)
+        assert time.monotonic() - began < 30
+    finally:
+        rig.close()
+
+
+async def held(driver: FirecrackerDriver, directory: Path) -> None:
+    """Pause, take a snapshot, let go on."""
+    await driver.pause()
+    assert await driver._api.state() == "Paused"
+    await driver.snapshot("state", "memory")
+    assert (directory / "memory").stat().st_size > 1 << 20
+    await driver.balloon(16)
+    await driver.resume()
+    assert await driver._api.state() == "Running"
+
+
+def test_a_run(user: User, workspace: Path) -> None:
+    """`cloister run` in Firecracker: output, exit code and workspace are those of any run; P-820."""
+    (workspace / "before").write_text("old\n")
+    script = "cat before; echo new > after; cat /proc/cmdline >&2; ls /sys/block | tr '\\n' ' '; exit 7"
+    ended = user.run("run", "shell", "--", "sh", "-c", script, cwd=workspace, timeout_s=PATIENCE_S)
+
+    assert (ended.returncode, ended.stdout) == (7, "old\ndm-0 vda vdb vdc "), ended.stderr
+    assert "virtio_mmio.device=" in ended.stderr, "it did not run in the look-alike"
+    assert "root=" not in ended.stderr
+    (receipt,) = user.receipts()
+    assert receipt["exit_code"] == 7
+
+
+def test_it_ends_with_its_monitor(user: User, workspace: Path) -> None:
+    """A Firecracker that is killed ends the run at once and leaves nothing; until then commands can join it."""
+    run = user.start("run", "shell", "--", "sh", "-c", "echo ready; sleep 1000", cwd=workspace)
+    try:
+        (record,) = user.wait_running(timeout_s=PATIENCE_S)
+        joined = user.run("exec", record["id"], "--", "sh", "-c", "id -u; exit 5", cwd=workspace, timeout_s=PATIENCE_S)
+        assert (joined.returncode, joined.stdout) == (5, f"{os.getuid() or 1000}\n"), joined.stderr
+        pid = monitor_of(record["id"])
+        os.kill(pid, signal.SIGKILL)
+        out, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 125, err
+    assert b"ready" in out
+    until = time.monotonic() + 20
+    while list(user.runtime.glob("cloister/runs/*")) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert list(user.runtime.glob("cloister/runs/*")) == []
+
+
+def monitor_of(run: str) -> int:
+    """Return the pid of the look-alike that serves a run."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        words = path.read_bytes().split(b"\0") if path.exists() else []
+        if b"--api-sock" in words and run.encode() in words and b"/run/cloister/firecracker" in words[:3]:
+            return int(path.parent.name)
+    raise AssertionError("there is no firecracker")
+
+
+def test_asked_for_by_name_and_not_there(plain: User, workspace: Path) -> None:
+    """Without a Firecracker a policy that names it is refused; with `auto` QEMU takes the run."""
+    refused = plain.run("run", "shell", "--", "true", cwd=workspace, timeout_s=PATIENCE_S)
+    assert refused.returncode == 125
+    assert "[firecracker-unavailable]" in refused.stderr
+
+    plain.write_policy(BASE + MICROVM.format(monitor="auto"))
+    shown = plain.run("plan", "--json", "shell", "--", "true", cwd=workspace, timeout_s=PATIENCE_S)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["steps"][-1]["vm"]["monitor"] == "qemu"
+
+
+def test_one_that_boots_nothing(plain: User, workspace: Path, tmp_path: Path) -> None:
+    """A Firecracker that is there and boots no guest, as on a host without KVM, is refused before anything is made."""
+    broken = tmp_path / "bin" / "firecracker"
+    broken.parent.mkdir()
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exec echo "Firecracker v1.16.1"\necho "no /dev/kvm here" >&2; exit 1\n'
+    )
+    broken.chmod(0o755)
+    plain.environment["PATH"] += f":{broken.parent}"
+    refused = plain.run("run", "shell", "--", "true", cwd=workspace, timeout_s=PATIENCE_S)
+
+    assert refused.returncode == 125
+    assert "[firecracker-unavailable]" in refused.stderr
+    assert "no /dev/kvm here" in refused.stderr
+    assert plain.receipts() == []
+
+
+real = pytest.mark.skipif(not REAL, reason="CLOISTER_FIRECRACKER names no Firecracker")
+
+
+@real
+def test_the_real_one_boots(image: GuestImage) -> None:
+    """The probe boots a guest with the real Firecracker, and greets it."""
+    verdict = try_boot(REAL, str(image.path / "vmlinux"), str(image.path / "initramfs.cpio"))
+
+    assert verdict.seconds, verdict.why
+
+
+@real
+def test_the_real_one_by_the_driver(image: GuestImage, tmp_path: Path) -> None:
+    """The same requests boot, hold and restore a guest in the real Firecracker."""
+    test_boot_pause_snapshot_and_restore(Guests(Path(REAL), image, tmp_path), image)
+
+
+@real
+def test_a_run_in_the_real_one(plain: User, workspace: Path) -> None:
+    """The same run in the real Firecracker."""
+    plain.environment["PATH"] += f":{Path(REAL).parent}"
+    test_a_run(plain, workspace)
