@@ -24,8 +24,8 @@ from cloister.host.vm_hand_back import hand_back
 from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.workspace import WorkspaceLayout
 
-ROUNDS = 8
-PROGRAM_ROUNDS = 5
+ROUNDS = 4
+PROGRAM_ROUNDS = 3
 CLONES = 20
 CHANNEL_MIB = 50
 PLAIN = "QEMU alone, the same kernel and modules"
