@@ -333,7 +333,7 @@ print(json.dumps(found))
 
 
 def test_the_floor_under_a_tap(host: Machine) -> None:
-    """A listener that is not on the bridge's address alone, odd descriptors, further fields: refused; a good one not."""
+    """A listener that is not on the bridge alone, odd descriptors, further fields: refused; a good one not."""
     environment = {"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"}
     done = host.run([PYTHON, "-c", ODD], user="alice", cwd="/", env=environment)
     found = json.loads(done.stdout)

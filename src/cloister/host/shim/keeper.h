@@ -68,6 +68,7 @@ int keeper_box_open(const struct keeper_options *options);
 void keeper_box_joined(void); /* the guest can take ports and renewed files from now on */
 void keeper_box_guest_opens(uint32_t stream, struct reader *payload);
 bool keeper_box_knows(uint32_t stream); /* whether it was opened in this session, by either end */
+void keeper_box_forget(uint32_t stream); /* the guest gave it up */
 void keeper_box_tick(void);
 bool keeper_box_waiting(void); /* for its tick */
 

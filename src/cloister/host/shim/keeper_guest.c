@@ -494,6 +494,8 @@ static void on_stream(uint8_t type, struct reader *payload)
     uint32_t number = read_u32(payload);
     if (payload->bad || !known(number))
         liar("a frame of a stream that never was");
+    if (type == 'A')
+        keeper_box_forget(number);
     if (!stream_frame(type, number, payload))
         liar("a stream that breaks its rules");
 }

@@ -464,7 +464,8 @@ static bool on_data(struct stream *stream, const struct reader *payload)
 {
     const uint8_t *data = payload->at;
     size_t length = payload->left;
-    if (!(stream->does & STREAM_RECEIVES) || stream->got_end || length == 0 || length > stream->granted)
+    if (!(stream->does & STREAM_RECEIVES) || stream->got_end || length == 0 || length > LINK_DATA_MAX ||
+        length > stream->granted)
         return false;
     stream->granted -= (uint32_t)length;
     if (stream->deaf) {
