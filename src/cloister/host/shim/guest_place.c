@@ -23,7 +23,7 @@
 static int make_writable(const char *path)
 {
     static unsigned made;
-    char upper[PATH_MAX], work[PATH_MAX], options[3 * PATH_MAX];
+    char upper[PATH_MAX], work[PATH_MAX], options[3 * PATH_MAX + 64];
     /* Overlayfs takes colon, comma and backslash in its options for its own. */
     if (strpbrk(path, ":,\\")) {
         errno = EINVAL;
