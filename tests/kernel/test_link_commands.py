@@ -91,7 +91,7 @@ def test_the_agents_exit_code_comes_out(keeper: Keeper, code: int) -> None:
 def test_a_program_that_cannot_be_executed_is_told(keeper: Keeper, command: str, error: int) -> None:
     """Not found and not executable arrive as such: the caller gets 127 and 126."""
     keeper.begin()
-    with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+    with open(os.devnull, "r+b") as null:
         keeper.go(command, stdio=[null.fileno()] * 3)
     assert keeper.until("Y", 0)[4:] == frames.encode_u32(error) + b"exec"
     assert keeper.process.wait(5) == 125
@@ -174,7 +174,7 @@ def test_a_caller_that_reads_nothing_holds_up_its_own_command_only(keeper: Keepe
 
 
 def _resident(keeper: Keeper) -> int:
-    with open(f"/proc/{keeper.pid}/status") as status:  # noqa: PTH123 - a proc file
+    with open(f"/proc/{keeper.pid}/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
 
 
@@ -221,7 +221,7 @@ def test_descriptors_may_be_of_any_kind(keeper: Keeper) -> None:
     """A file, /dev/null, a socket and a pipe are as good as each other for a command's standard streams."""
     agent = started(keeper, "/bin/sleep", "60")
     path = keeper.place.work / "out"
-    with path.open("wb") as file, open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+    with path.open("wb") as file, open(os.devnull, "r+b") as null:
         keeper.execute(1, "/bin/sh", "-c", "cat; echo to the file", stdio=[null.fileno(), file.fileno(), null.fileno()])
     assert keeper.ended(1) == 0
     assert path.read_bytes() == b"to the file\n"
@@ -241,7 +241,7 @@ def test_the_callers_standard_output_stays_as_it_was(keeper: Keeper) -> None:
 
 def test_words_larger_than_a_guests_frame_go_in(keeper: Keeper) -> None:
     """A command line may be as long as anywhere else: the bound on frames is for what a guest sends."""
-    status, out, _ = keeper.run("/bin/sh", "-c", 'for word; do length=$((length + ${#word})); done; echo $length', "sh",
+    status, out, _ = keeper.run("/bin/sh", "-c", "for word; do length=$((length + ${#word})); done; echo $length", "sh",
                                 *["x" * 100_000] * 5)  # fmt: skip
     assert (status, out) == (0, b"500000\n")
 
@@ -250,7 +250,7 @@ def test_the_fields_and_the_files_of_a_run_arrive_whole(keeper: Keeper) -> None:
     """`B` brings what the plan says and, fresh from the keeper, entropy and the time; the tar comes bit by bit."""
     tar = os.urandom(3 * MIB)
     keeper.begin("hostname=guest", tar=tar)
-    with (keeper.place.work / "seen").open("w+b") as out, open(os.devnull, "r+b") as null:  # noqa: PTH123
+    with (keeper.place.work / "seen").open("w+b") as out, open(os.devnull, "r+b") as null:
         script = "sha256sum </run/cloister/carried; cat /run/cloister/fields"
         keeper.go("/bin/sh", "-c", script, stdio=[null.fileno(), out.fileno(), out.fileno()])
         assert keeper.ended() == 0
@@ -308,7 +308,7 @@ def test_output_of_what_outlives_its_command_still_comes(keeper: Keeper) -> None
 def test_commands_fail_when_there_are_too_many(keeper: Keeper) -> None:
     """More than 256 at once are refused one by one; the run goes on."""
     agent = started(keeper, "/bin/sleep", "60")
-    with open(os.devnull, "r+b") as null:  # noqa: PTH123 - one descriptor for both
+    with open(os.devnull, "r+b") as null:
         for number in range(1, 260):
             keeper.execute(number, "/bin/sleep", "30", stdio=[null.fileno()] * 3)
     failed = [keeper.until("Y") for _ in range(4)]
