@@ -154,7 +154,7 @@ def test_what_cannot_be_copied_is_left_out_and_said(root: Path, disk: Path) -> N
         assert vm_baseline.load(str(disk)).kept == {b"closed"}
     assert b"readable" in found
     assert not {b"pipe", b"socket"} & set(found)
-    assert any("2 sockets" in notice for notice in made.notices)
+    assert any("2 sockets, FIFOs" in notice for notice in made.notices)
 
 
 def test_a_directory_of_many_names_has_an_index(root: Path, disk: Path) -> None:

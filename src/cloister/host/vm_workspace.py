@@ -27,11 +27,15 @@ from cloister.plan.workspace import Value, WorkspaceLayout
 
 STRANGER = 65534
 """Who owns on the disk what is not the caller's: nobody (/proc/sys/kernel/overflowuid)."""
+SMALL_BYTES = 1 << 16
+"""In files up to this size nobody looks for holes."""
 WHOLE_BYTES = 1 << 20
 """Files up to this size are read at once."""
 INDEXED_BLOCKS = 16
 """Directories with more blocks get an index: from about 1,500 names on."""
 MAX_LINKS = 65_000
+LARGEST_BYTES = ((1 << 32) - 2) * BLOCK
+"""ext4 counts 2^32 blocks of a file, holes among them."""
 _PERMISSIONS = 0o777
 _SPARE_INODES = 20_000
 _LARGEST_BLOCKS = 1 << 32
@@ -91,15 +95,17 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
         copier = _Copier(partial, layout, (uid, gid))
         with contextlib.closing(copier.disk):
             copier.fill(root)
+        if copier.largest > INDEXED_BLOCKS:
+            e2fs.repair(tools, partial, index=True)
+            e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
+        vm_baseline.save(target, _baseline(layout, copier))
+        os.rename(partial, target)
     except OSError as error:
         raise _unreadable(layout.root, error) from error
     finally:
         os.close(root)
-    if copier.largest > INDEXED_BLOCKS:
-        e2fs.repair(tools, partial, index=True)
-        e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
-    vm_baseline.save(target, _baseline(layout, copier))
-    os.rename(partial, target)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
     fields = tuple(f"{kind}={name}" for kind, name in _held(layout))
     return WorkspaceDisk(target, size, len(copier.baseline), fields, tuple(copier.notices()))
 
@@ -190,7 +196,7 @@ class _Copier:
         if self._unreadable:
             yield f"{self._unreadable} files of the workspace are not yours to read: the virtual machine lacks them"
         if self._special:
-            yield f"{self._special} sockets, FIFOs or devices of the workspace are not in the virtual machine"
+            yield f"{self._special} sockets, FIFOs, devices or huge files of the workspace are not in the virtual machine"
         if self._outside:
             yield f"not in the virtual machine, since outside of the workspace: {', '.join(sorted(set(self._outside)))}"
 
@@ -254,7 +260,11 @@ class _Copier:
                 number = self.disk.number(directory=True)
                 self._directory(below, path, number, parent, self._attributes(status), depth + 1)
                 return [Name(name, number, "directory")]
-            return [self._file(below, name, path, status)] if stat.S_ISREG(status.st_mode) else []
+            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
+                self._special += 1
+                self.kept.append(path)
+                return []
+            return [self._file(below, name, path, status)]
         finally:
             os.close(below)
 
@@ -277,7 +287,7 @@ class _Copier:
         if status.st_nlink > 1:
             self._linked[key] = [number, 1]
         size = status.st_size
-        if size <= WHOLE_BYTES and status.st_blocks * 512 >= size:
+        if size <= SMALL_BYTES or (size <= WHOLE_BYTES and status.st_blocks * 512 >= size):
             data = os.read(opened, size) if size else b""
             size = len(data)
             self.disk.put_bytes(number, how, data)

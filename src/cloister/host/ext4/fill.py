@@ -27,6 +27,7 @@ from cloister.host.ext4.format import (
 )
 from cloister.host.ext4.image import Image
 from cloister.host.ext4.mapping import EXTENT_MAGIC, LONGEST, Span, spans
+from cloister.host.sparse import write_at
 
 BLOCK = 4096
 INODE = 256
@@ -173,15 +174,15 @@ class Filler:
         size = struct.Struct("<HHH")
         free_blocks = free_inodes = 0
         for group in self._all_groups():
-            os.pwrite(self._fd, self._blocks[group], self._bitmap(group, 0) * BLOCK)
-            os.pwrite(self._fd, self._inodes[group], self._bitmap(group, 4) * BLOCK)
+            write_at(self._fd, self._blocks[group], self._bitmap(group, 0) * BLOCK)
+            write_at(self._fd, self._inodes[group], self._bitmap(group, 4) * BLOCK)
             blocks, inodes, directories = size.unpack_from(self._descriptors, group * 32 + 12)
             blocks, inodes = blocks - self._used_blocks[group], inodes - self._used_inodes[group]
             size.pack_into(self._descriptors, group * 32 + 12, blocks, inodes, directories + self._directories[group])
             free_blocks, free_inodes = free_blocks + blocks, free_inodes + inodes
-        os.pwrite(self._fd, self._descriptors, BLOCK)
-        os.pwrite(self._fd, struct.pack("<II", free_blocks, free_inodes), SUPERBLOCK_AT + 12)
-        os.pwrite(self._fd, struct.pack("<H", STATE_CLEAN), SUPERBLOCK_AT + 58)
+        write_at(self._fd, self._descriptors, BLOCK)
+        write_at(self._fd, struct.pack("<II", free_blocks, free_inodes), SUPERBLOCK_AT + 12)
+        write_at(self._fd, struct.pack("<H", STATE_CLEAN), SUPERBLOCK_AT + 58)
 
     def _read(self, at: int, length: int) -> bytes:
         return os.pread(self._fd, length, at)
@@ -252,11 +253,7 @@ class Filler:
         self._waiting += bytes(-len(data) % BLOCK)
 
     def _flush(self) -> None:
-        left = memoryview(bytes(self._waiting))
-        at = self._waiting_at
-        while left:
-            written = os.pwrite(self._fd, left, at)
-            left, at = left[written:], at + written
+        write_at(self._fd, self._waiting, self._waiting_at)
         self._waiting = bytearray()
         self._waiting_at = 0
 
@@ -267,7 +264,7 @@ class Filler:
             data = os.pread(source, min(1 << 20, length - done), at + done)
             if not data:
                 return
-            os.pwrite(self._fd, data, target + done)
+            write_at(self._fd, data, target + done)
             done += len(data)
 
     def _inode(self, number: int, how: Attributes, size: int, found: list[Span]) -> None:
@@ -309,7 +306,7 @@ class Filler:
         return found, offset
 
     def _write_table(self, at: int) -> None:
-        os.pwrite(self._fd, self._tables.pop(at), at)
+        write_at(self._fd, self._tables.pop(at), at)
 
     def _write_inode(  # noqa: PLR0913  # what an inode holds
         self, number: int, how: Attributes, size: int, block: bytes, blocks: int, flags: int
