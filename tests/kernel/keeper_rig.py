@@ -1,4 +1,4 @@
-"""The keeper between a fake broker and a real guest's end of the link, which is PID 1 of a sandbox in a machine's place.
+"""The keeper between a fake broker and a real guest end of the link, which is PID 1 of a sandbox in place of a machine.
 
 The keeper is PID 1 of a jail of bubblewrap's, as in a run. No monitor and no machine: what runs as its monitor is a
 second bubblewrap with `guest_alone.c`. Its inner half is the shim's own, with all its walls and probes.
@@ -68,6 +68,19 @@ def memory(text: bytes, name: str = "text") -> int:
     return moved
 
 
+def _jail(place: Place) -> list[str]:
+    """Return bubblewrap's words for what is around the keeper."""
+    directory, box, work = str(place.directory), str(place.box), str(place.work)
+    return [*JAIL.split(), "--bind", directory, directory, "--ro-bind", box, box, "--bind", work, work]
+
+
+def _machine(place: Place, filtered: int) -> list[str]:
+    """Return what stands in a machine's place: a sandbox whose PID 1 is the guest's end of the link."""
+    words = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
+    words += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered)]
+    return [*words, "--", str(place.guest), "guest", "20"]
+
+
 class Keeper:
     """One keeper; what it says is collected until somebody asks for it."""
 
@@ -77,6 +90,7 @@ class Keeper:
         *options: str,
         monitor: Sequence[str] | None = None,
         pass_fds: Sequence[int] = (),
+        jail: bool = True,
     ) -> None:
         self.place = place
         self.seen: list[frames.Frame] = []
@@ -84,33 +98,11 @@ class Keeper:
         self.channel = frames.Channel(ours)
         self.console = place.directory / "console.log"
         filtered = memory(seccomp_without_userns())
-        guest = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
-        guest += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered), "--"]
-        guest += [str(place.guest), "guest", "20"]
-        argv = [
-            *JAIL.split(),
-            "--bind",
-            str(place.directory),
-            str(place.directory),
-            "--ro-bind",
-            str(place.box),
-            str(place.box),
-        ]
-        argv += [
-            "--bind",
-            str(place.work),
-            str(place.work),
-            "--",
-            str(place.shim),
-            "keeper",
-            "--ctl",
-            str(theirs.fileno()),
-            "--box",
-            str(place.box),
-        ]
+        argv = [*_jail(place), "--"] if jail else []
+        argv += [str(place.shim), "keeper", "--ctl", str(theirs.fileno()), "--box", str(place.box)]
         argv += ["--console", str(self.console), "--console-bytes", "65536", "--socket", "egress.sock", *options]
         self.process = subprocess.Popen(
-            [*argv, "--", *(monitor if monitor is not None else guest)],
+            [*argv, "--", *(monitor if monitor is not None else _machine(place, filtered))],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), filtered, *pass_fds], **as_user(),
         )  # fmt: skip
@@ -154,16 +146,17 @@ class Keeper:
             for index, frame in enumerate(self.seen):
                 if frame.kind == kind and frame.payload.startswith(head):
                     return self.seen.pop(index)
-            if time.monotonic() > end or not self._take():
+            if time.monotonic() > end or not self.take():
                 break
         raise AssertionError(f"no {kind}: {self.seen}, {self.process.poll()}, {self.said()}")
 
-    def _take(self) -> bool:
+    def take(self) -> bool:
         """Take what has arrived; False when nothing will any more."""
         if self.channel.fileno() < 0:
             return False
         select.select([self.channel], [], [], 0.1)
         try:
+            self.channel.flush()
             while frame := self.channel.receive():
                 self.seen.append(frame)
         except frames.FrameError:
