@@ -223,7 +223,8 @@ def test_the_disks_are_left_clean_and_state_is_kept(living: Living, booted: gues
         files = {f"{HOME[1:]}/{STATE}/{name}": b"from the tar" for name in ("seeded", "away/below", "file")}
         elsewhere = "/opt/not/in the image"
         link.begin(fields(state=(STATE, ".deep/kept"), seed=f"{HOME}/{STATE}/seeded", workspace=elsewhere), files)
-        assert link.shell(f"cd '{elsewhere}' && cat held/file && echo x >own && cat /workspace/own").out == "as it wasx\n"
+        shown = link.shell(f"cd '{elsewhere}' && cat held/file && echo x >own && cat /workspace/own")
+        assert shown.out == "as it wasx\n"
         assert link.shell("touch /opt/x || touch /opt/not/x").status != 0
         assert link.shell(f"cd {HOME}; cat .deep/kept/it {STATE}/seeded").out == "kept\nmine\n"
         assert link.shell(f"cd {HOME}/{STATE}; cat away/below file; test -d away -a ! -L away -a ! -L file").status == 0
