@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 
 from support import guest_machine
 from support.guest_link import GuestLink, fields
 from support.guest_machine import GuestMachine, line
 
 MAC, ADDRESS, GATEWAY = "02:00:00:00:00:07", "10.0.0.7", "10.0.0.1"
-ARP, IPV4 = b"\x08\x06", b"\x08\x00"
+ARP = b"\x08\x06"
 CONNECT = f"import socket; s=socket.socket(); s.setblocking(False); s.connect_ex(('{GATEWAY}', 80))"
 
 
-def frames(machine: GuestMachine, seconds: float) -> list[bytes]:
-    """Return what the guest sends within this time."""
-    seen: list[bytes] = []
+def frames(machine: GuestMachine, seconds: float) -> Iterator[bytes]:
+    """Yield what the guest sends within this time."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         machine.wire.settimeout(left)
         try:
-            seen.append(machine.wire.recv(4096))
+            yield machine.wire.recv(4096)
         except TimeoutError:
-            break
-    return seen
+            return
 
 
 def test_the_card_has_the_runs_addresses(image) -> None:
@@ -36,9 +35,9 @@ def test_the_card_has_the_runs_addresses(image) -> None:
         link.begin(fields(address=f"{ADDRESS}/24", gateway=GATEWAY, mac=MAC, proxy=f"{GATEWAY}:3128"))
         assert link.run("cat", "/sys/class/net/eth0/address").out.strip() == MAC
         assert "eth0" not in link.run("cat", "/proc/net/if_inet6").out
-        assert all(frame[12:14] == ARP for frame in frames(machine, 3)), "nothing was asked for yet"
+        assert all(frame[12:14] == ARP for frame in frames(machine, 2)), "nothing was asked for yet"
         assert link.run("python3", "-c", CONNECT).status == 0
-        asked = next(frame for frame in frames(machine, 20) if frame[12:14] == ARP)
+        asked = next(frame for frame in frames(machine, guest_machine.PATIENCE) if frame[12:14] == ARP)
     own = bytes.fromhex(MAC.replace(":", ""))
     assert asked[6:12] == asked[22:28] == own
     assert asked[28:32] == socket.inet_aton(ADDRESS)
