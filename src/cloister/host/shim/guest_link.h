@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { FILES_MAX = 524288 };
+
 /* guest.c: the session. */
 extern const struct guest_hooks *guest_hooks;
 _Noreturn void guest_give_up(const char *why); /* say so to the host and on the console, power off */
