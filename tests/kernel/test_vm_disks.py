@@ -61,6 +61,7 @@ def test_the_descriptor_is_the_disk_and_its_lock(disk: Path) -> None:
     assert os.path.samestat(os.fstat(third.fd), disk.stat())
     for held in (second, third):
         held.close()
+    assert not Path(second.path).exists()
 
 
 def test_a_copy_has_what_the_disk_has(disk: Path, tmp_path: Path) -> None:

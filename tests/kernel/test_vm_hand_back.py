@@ -144,6 +144,13 @@ def test_what_was_hidden_is_never_touched(root: Path, tmp_path: Path, upper: Pat
     rig.debugfs(disk, "rm /conf/plain", "rm /conf/secret", "rmdir /conf", "rm /README")
     back(disk, upper)
     assert told(root, upper) == {"conf/plain": "deleted", "README": "deleted"}
+    rig.debugfs(disk, "mkdir /conf")
+    rig.write(disk, "/conf/secret", b"forged", scratch=tmp_path)
+    overlay_apply.discard(str(upper.parent))
+    result = back(disk, upper)
+    assert "conf/secret" not in told(root, upper)
+    assert "conf/secret" in result.notices[0], "the person is told"
+    rig.debugfs(disk, "rm /conf/secret", "rmdir /conf")
     rig.write(disk, "/conf", b"a file", scratch=tmp_path)
     overlay_apply.discard(str(upper.parent))
     result = back(disk, upper)

@@ -55,7 +55,7 @@ def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     balloon = actions.add_parser("balloon", help="say how much of its memory a guest may use")
     balloon.add_argument("machine", metavar="MACHINE", help="a run or an agent")
     balloon.add_argument("size", metavar="SIZE", help="such as 256M; a number alone counts MiB")
-    balloon.add_argument("--json", action="store_true", help="print JSON with the keys run, balloon_mib, returns")
+    balloon.add_argument("--json", action="store_true", help="print JSON with the keys run, balloon_mib")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -149,12 +149,10 @@ def _balloon(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UsageError("balloon-size", str(error), remedy="cloister vm balloon RUN 256M") from None
     vm_control.set_balloon(machine, mib)
-    returns = not machine.template
     if options.json:
-        output.print_json({"run": run, "balloon_mib": mib, "returns": returns})
+        output.print_json({"run": run, "balloon_mib": mib})
         return
-    more = "" if returns else "; it started from a template, so what it gives up is used by nobody until it ends"
-    print(f"{run} may use {mib} MiB{more}")
+    print(f"{run} may use {mib} MiB")
 
 
 def _keys(kind: type[msgspec.Struct]) -> str:

@@ -6,11 +6,13 @@ the same bytes, on whatever machine and for whatever user (`image_root` says how
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -103,11 +105,16 @@ def renew(version: int, shim: str, old: Manifest, path: str, work: str) -> Manif
 
 
 def _share(old: str, new: str) -> None:
-    """Give an immutable file of the store a second name, or copy it where the store lies on another file system."""
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copyfile(old, new)
+    """Give an immutable file of this user's store a second name; copy one of another's, or on another file system.
+
+    A second name is the same file: modes that are set on one hold for the other.
+    """
+    info = os.lstat(old)
+    if info.st_uid == os.getuid() and stat.S_IMODE(info.st_mode) == image_store.FILE_MODE:
+        with contextlib.suppress(OSError):
+            os.link(old, new)
+            return
+    shutil.copyfile(old, new)
 
 
 def _finish(  # noqa: PLR0913  # the parts of an image

@@ -21,6 +21,7 @@ from cloister.host.ext4 import tree
 from cloister.host.ext4.format import Inode
 from cloister.host.ext4.image import Image
 from cloister.host.overlay_review import MAX_CHANGES
+from cloister.host.sparse import write_at
 from cloister.host.vm_baseline import Baseline, Was
 from cloister.host.vm_image import SPARE_BYTES, open_clean
 from cloister.plan.workspace import Value
@@ -135,10 +136,11 @@ class _Back:
     def write(self) -> None:
         """Compare, and write what differs; then give directories their modes, deepest first."""
         for path, inode in tree.walk(self._image):
-            if self._untouchable(path):
-                self._was.pop(path, None)
-                continue
             was = self._was.pop(path, None)
+            if self._untouchable(path):
+                if not (was and (inode.is_directory or _same(inode, was))) and not path.startswith(_LOST):
+                    self._left_out.append(path)
+                continue
             if inode.is_directory:
                 self._directory(path, inode, was)
             elif not (was and _same(inode, was)):
@@ -196,7 +198,7 @@ class _Back:
             self._room -= len(data)
             if self._room < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.pwrite(made, data, at)
+            write_at(made, data, at)
             end = at + len(data)
         if end < inode.size:
             os.ftruncate(made, inode.size)

@@ -81,8 +81,7 @@ def compile_system(
     runtime = (*unit_files.runtime_directories(), *real)
     credentials, renewed = _credentials(source, facts)
     filtered = _firewall(source, accounts, facts)
-    audit = source.policy.audit
-    connected = _bridge(source.policy)
+    audit, connected = source.policy.audit, _bridge(source.policy)
     system = System(policy_digest=source.digest, accounts=accounts, grants=grants, audit=audit.on_failure,
                     bridge=connected)  # fmt: skip
     files = {
@@ -106,10 +105,13 @@ def compile_system(
         firewall=filtered,
         units=(*_audit_wanted(audit), *_filter_units(filtered), *_bridge_units(connected), *_daemons(renewed),
                *units_of(services)),
-        stop=tuple(
-            (unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted
-        ),
+        stop=_not_granted(facts, granted),
     )  # fmt: skip
+
+
+def _not_granted(facts: SystemFacts, granted: set[str]) -> tuple[tuple[str, str], ...]:
+    """Return the runs that end, with the reason."""
+    return tuple((unit, f"{account} is not granted any more") for unit, account in facts.runs if account not in granted)
 
 
 def _audit_files(daemons: DaemonFacts, audit: Audit) -> dict[str, str]:

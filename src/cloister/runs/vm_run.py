@@ -168,8 +168,8 @@ class Guest:
         )
         match frame.kind:
             case "D":
-                reference, text = vm_console.verdict(words)
-                run.write_event("guest-died", {"reason": reference, **words})
+                reference, text = vm_console.verdict(words, vm_console.last_words(self.vm.directory))
+                run.write_event("guest-died", {**words, "reason": reference})
                 run.live.machine_died(reference, text)
             case "H":
                 self._template.came_up()

@@ -55,7 +55,7 @@ def warm_up(  # noqa: PLR0913  # called by name, in one place
         resolved = kitchen.policies.resolve(agent)
         asked = RunRequest(agent=agent, machine="1", memory=memory, cpus=cpus)
         wishes = narrowed(resolved.agent, asked)
-        machine = machine_facts(kitchen, wishes, resolved, HomeFiles((), (), (), "", "", ()))
+        machine = machine_facts(kitchen, wishes, resolved, HomeFiles((), (), (), "", "", ()), paths.home)
         wanted = template_wanted(wishes, machine)
         if wanted is None:
             raise UsageError(

@@ -255,3 +255,12 @@ def test_audit_and_images_are_checked():
         f"schema = 1\n[audit]\nretention = '9d'\nsyslog = 'tls://log.example:6514'\n[images]\ntrust = ['{'0' * 64}']\n"
     )
     assert messages(good) == []
+
+
+def test_the_bridge_of_microvms_is_a_private_24():
+    """A network of others, one of another size, or none at all is refused; so is a user that is none."""
+    for wrong in ("8.8.8.0/24", "10.0.0.0/16", "10.0.0.1/24", "fd00::/64", "bridge"):
+        (message,) = messages(AGENT + f'[microvm]\nbridge = "{wrong}"\n')
+        assert "private /24" in message
+    assert messages(AGENT + '[microvm]\nbridge = "192.168.9.0/24"\nusers = ["ann"]\n') == []
+    assert len(messages(AGENT + '[microvm]\nusers = ["a b"]\n')) == 1

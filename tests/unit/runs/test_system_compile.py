@@ -9,7 +9,7 @@ from cloister.errors import PolicyError, UnsupportedError
 from cloister.isolation import unit_files
 from cloister.plan.system_diff import Desired
 from cloister.plan.system_facts import KeyFile, SystemFacts
-from cloister.plan.unit import FIRST_UID, SYSTEM_FILE, Account, System, delivered_name
+from cloister.plan.unit import FIRST_UID, SYSTEM_FILE, Account, System, VmBridge, delivered_name
 from cloister.policy.load import load
 from cloister.runs.system_compile import compile_system, give_accounts
 from cloister.runs.system_judge import SystemPolicy, key_paths, references, unit_agents
@@ -201,3 +201,29 @@ def test_a_host_that_cannot_have_it_is_refused_with_a_remedy(change: dict[str, o
     assert caught.value.reference == reference
     assert caught.value.remedy
     assert compiled()
+
+
+BRIDGED = POLICY + '[microvm]\nusers = ["alice"]\n'
+
+
+def test_a_bridge_for_microvms_is_made_for_those_that_are_named():
+    """Filter, unit and hostd's list; without users there is none, and nothing of it is installed."""
+    desired = compiled(BRIDGED)
+    files = {file.path: file for file in desired.files}
+
+    assert "services.bridge 10.0.0.0/24" in files["/etc/systemd/system/cloister-bridge.service"].text
+    assert files["/var/lib/cloister/bridge.nft"].mode == 0o600
+    assert "cloister-bridge.service" in [one.unit for one in desired.units]
+    assert msgspec.json.decode(files[SYSTEM_FILE].text, type=System).bridge == VmBridge(
+        network="10.0.0.0/24", users=("alice",)
+    )
+    plain = compiled()
+    assert "bridge" not in "".join(file.path for file in plain.files)
+    assert "cloister-bridge.service" not in [one.unit for one in plain.units]
+
+
+def test_a_bridge_needs_nft_and_users_that_there_are():
+    """Without a packet filter there is no bridge; a user that the host does not know is a mistake."""
+    with pytest.raises(UnsupportedError, match="nft is not installed"):
+        compiled('schema = 1\n[microvm]\nusers = ["alice"]\n', msgspec.structs.replace(FACTS, nft=""))
+    assert "there is no user bob" in problems(POLICY + '[microvm]\nusers = ["bob"]\n')
