@@ -281,6 +281,7 @@ _Noreturn void guest_link(int channel, int listener, const char *verity, const s
         hooks->off("events cannot be waited for");
         _exit(EXIT_CLOISTER);
     }
+    guest_events_open();
     if (channel >= 0)
         open_port();
     loop_run();

@@ -38,4 +38,7 @@ void guest_box_port(uint32_t stream, struct reader *payload);
 void guest_box_update(struct reader *payload);
 void guest_figures(void);
 
+/* guest_events.c: what the kernel says. */
+void guest_events_open(void);
+
 #endif
