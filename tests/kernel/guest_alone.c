@@ -94,6 +94,8 @@ static int child(void)
 
 static void end(void)
 {
+    if (getpid() != 1) /* -1 would be every process of the user's */
+        _exit(2);
     (void)!kill(-1, SIGKILL);
     while (wait(NULL) > 0 || errno == EINTR)
         continue;

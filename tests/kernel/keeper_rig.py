@@ -1,11 +1,12 @@
-"""The keeper between a fake broker and a real guest's end of the link, which is PID 1 of a sandbox in a machine's place.
+"""The keeper between a fake broker and a real guest end of the link, which is PID 1 of a sandbox in place of a machine.
 
-No monitor and no machine: what runs as the keeper's monitor is bubblewrap with `guest_alone.c`. Its inner half is the
-shim's own, with all its walls and probes.
+The keeper is PID 1 of a jail of bubblewrap's, as in a run. No monitor and no machine: what runs as its monitor is a
+second bubblewrap with `guest_alone.c`. Its inner half is the shim's own, with all its walls and probes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
@@ -16,12 +17,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import shim_build
 from shim_rig import ENVIRONMENT, Relay, as_user, order, seccomp_without_userns
 
+import shim_build
 from cloister.host import frames
 
 PTY = 1
+JAIL = "/usr/bin/bwrap --unshare-all --die-with-parent --as-pid-1 --ro-bind / / --proc /proc --dev /dev --cap-drop ALL"
 WALLS = "/usr/bin/bwrap --unshare-all --die-with-parent --as-pid-1 --ro-bind / / --proc /proc --dev /dev --tmpfs /run"
 PLACE = "--dir /run/cloister --dir /run/cloister/box --tmpfs /tmp --cap-drop ALL"
 
@@ -57,11 +59,26 @@ def place_of_test() -> Iterator[Place]:
 
 
 def memory(text: bytes, name: str = "text") -> int:
-    """Return a descriptor that reads as this text."""
+    """Return a descriptor that reads as this text, away from the numbers that the monitor's are."""
     handle = os.memfd_create(name)
     os.write(handle, text)
     os.lseek(handle, 0, os.SEEK_SET)
-    return handle
+    moved = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 40)
+    os.close(handle)
+    return moved
+
+
+def _jail(place: Place) -> list[str]:
+    """Return bubblewrap's words for what is around the keeper."""
+    directory, box, work = str(place.directory), str(place.box), str(place.work)
+    return [*JAIL.split(), "--bind", directory, directory, "--ro-bind", box, box, "--bind", work, work]
+
+
+def _machine(place: Place, filtered: int) -> list[str]:
+    """Return what stands in a machine's place: a sandbox whose PID 1 is the guest's end of the link."""
+    words = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
+    words += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered)]
+    return [*words, "--", str(place.guest), "guest", "20"]
 
 
 class Keeper:
@@ -73,6 +90,7 @@ class Keeper:
         *options: str,
         monitor: Sequence[str] | None = None,
         pass_fds: Sequence[int] = (),
+        jail: bool = True,
     ) -> None:
         self.place = place
         self.seen: list[frames.Frame] = []
@@ -80,18 +98,21 @@ class Keeper:
         self.channel = frames.Channel(ours)
         self.console = place.directory / "console.log"
         filtered = memory(seccomp_without_userns())
-        guest = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
-        guest += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered), "--"]
-        guest += [str(place.guest), "guest", "20"]
-        argv = [str(place.shim), "keeper", "--ctl", str(theirs.fileno()), "--box", str(place.box)]
+        argv = [*_jail(place), "--"] if jail else []
+        argv += [str(place.shim), "keeper", "--ctl", str(theirs.fileno()), "--box", str(place.box)]
         argv += ["--console", str(self.console), "--console-bytes", "65536", "--socket", "egress.sock", *options]
         self.process = subprocess.Popen(
-            [*argv, "--", *(monitor if monitor is not None else guest)],
+            [*argv, "--", *(monitor if monitor is not None else _machine(place, filtered))],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), filtered, *pass_fds], **as_user(),
         )  # fmt: skip
         theirs.close()
         os.close(filtered)
+
+    @property
+    def pid(self) -> int:
+        """The keeper itself: bubblewrap's only child."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
     def begin(self, *fields: str, tar: bytes = b"tar", inner: Sequence[str] = ()) -> list[str]:
         """Send `B`; return what the self-probe found."""
@@ -125,18 +146,22 @@ class Keeper:
             for index, frame in enumerate(self.seen):
                 if frame.kind == kind and frame.payload.startswith(head):
                     return self.seen.pop(index)
-            if time.monotonic() > end:
+            if time.monotonic() > end or not self.take():
                 break
-            self._take()
         raise AssertionError(f"no {kind}: {self.seen}, {self.process.poll()}, {self.said()}")
 
-    def _take(self) -> None:
+    def take(self) -> bool:
+        """Take what has arrived; False when nothing will any more."""
+        if self.channel.fileno() < 0:
+            return False
         select.select([self.channel], [], [], 0.1)
         try:
+            self.channel.flush()
             while frame := self.channel.receive():
                 self.seen.append(frame)
-        except frames.ChannelClosedError:
-            time.sleep(0.05)
+        except frames.FrameError:
+            self.channel.close()
+        return True
 
     def until(self, kind: str, number: int | None = None, timeout_s: float = 20) -> bytes:
         """Return the payload of the next frame of this type."""

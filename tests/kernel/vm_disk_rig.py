@@ -1,4 +1,4 @@
-"""Disks of guests without guests: made by the product, changed with debugfs as a guest's kernel would, checked by e2fsck."""
+"""Disks of guests without guests: made by the product, changed with debugfs, checked by e2fsck."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def write(image: Path, name: str, content: bytes, *, scratch: Path) -> None:
     """Put a new file into an image, in place of what is there."""
     source = scratch / "content"
     source.write_bytes(content)
-    debugfs(image, f'rm "{name}"', f'write "{source}" "{name}"', f'sif "{name}" mode 0100644')
+    place, _, last = name.rpartition("/")
+    if name.encode()[1:] in seen(image):
+        debugfs(image, f'rm "{name}"')
+    debugfs(image, f'cd "{place or "/"}"', f'write "{source}" "{last}"', f'sif "{last}" mode 0100644')
 
 
 def seen(image: Path) -> dict[bytes, object]:

@@ -37,9 +37,13 @@ class GuestImage(NamedTuple):
 
     def install(self, home: Path) -> None:
         """Put it into the store of a user with this home and no XDG variables, and let the user trust its key."""
-        images = home / ".local/share/cloister/images"
-        images.mkdir(parents=True, mode=0o700, exist_ok=True)
-        (images / self.name).symlink_to(self.store / self.name)
+        version = home / ".local/share/cloister/images" / self.name / str(self.manifest.version)
+        version.mkdir(parents=True, mode=0o700)
+        for file in self.path.iterdir():
+            try:
+                (version / file.name).hardlink_to(file)
+            except OSError:  # another file system
+                (version / file.name).write_bytes(file.read_bytes())
         trusted = home / ".config/cloister/trust.d"
         trusted.mkdir(parents=True, mode=0o700, exist_ok=True)
         for each in self.trust.iterdir():

@@ -80,7 +80,7 @@ def living(booted: guest_machine.Image, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_guest_says_which_root_it_booted(living: Living, booted: guest_machine.Image) -> None:
-    """PROMISE-720: the guest's first word names the verity root that it was told to trust, and it began by it."""
+    """The guest's first word names the verity root that it was told to trust, and it began by it."""
     assert living.hello["verity"] == booted.verity.split(":")[2]
     mounts = living.link.shell("cat /proc/mounts").out.splitlines()
     assert any(each.startswith("/dev/dm-0 /usr erofs ro,nosuid,nodev") for each in mounts)
@@ -88,7 +88,7 @@ def test_a_guest_says_which_root_it_booted(living: Living, booted: guest_machine
 
 
 def test_nothing_of_the_root_can_be_written(living: Living) -> None:
-    """PROMISE-721: the agent can write its home, its workspace and /tmp, and nothing of the root or of the guest."""
+    """The agent can write its home, its workspace and /tmp, and nothing of the root or of the guest."""
     for path in ("/usr", "/usr/bin", "/", "/etc", "/run/cloister", "/run/cloister/box", "/var", "/opt", "/sys", "/dev"):
         assert living.link.shell(f"touch {path}/x").status != 0, path
     for path in (HOME, PROJECT, "/workspace", "/tmp", "/dev/shm", "/var/tmp", f"{HOME}/{STATE}"):
@@ -96,7 +96,7 @@ def test_nothing_of_the_root_can_be_written(living: Living) -> None:
 
 
 def test_every_mount_is_without_devices_and_set_uid(living: Living) -> None:
-    """PROMISE-722: no file system that the agent sees honours set-uid bits, and none but /dev and ptys has devices."""
+    """No file system that the agent sees honours set-uid bits, and none but /dev and ptys has devices."""
     for each in living.link.shell("cat /proc/mounts").out.splitlines():
         _, where, kind, options = each.split()[:4]
         assert "nosuid" in options.split(","), each
@@ -117,17 +117,18 @@ def test_only_harmless_devices_are_there(living: Living) -> None:
 
 
 def test_modules_cannot_be_loaded_any_more(living: Living) -> None:
-    """PROMISE-724: with the first run the kernel's code is complete: no modules, no kexec, no messages to read."""
+    """With the first run the kernel's code is complete: no modules, no kexec, no messages to read."""
     shown = living.link.shell(
         "cd /proc/sys/kernel; cat modules_disabled kexec_load_disabled dmesg_restrict unprivileged_bpf_disabled"
     )
     assert shown.out.split() == ["1", "1", "1", "1"]
+    assert living.link.run("cat", "/proc/sys/user/max_user_namespaces").out == "0\n"
     assert living.link.shell("echo 0 >/proc/sys/kernel/modules_disabled").status != 0
     assert living.link.shell("head -c 100 /dev/kmsg || dmesg").status != 0
 
 
 def test_the_agent_has_no_rights_of_root(living: Living) -> None:
-    """PROMISE-725: the agent has its own uid, no capability to have or to get, and can neither mount nor reboot."""
+    """The agent has its own uid, no capability to have or to get, and can neither mount nor reboot."""
     shown = dict(each.split(":", 1) for each in living.link.run("cat", "/proc/self/status").out.splitlines())
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(shown[name], 16) == 0, name
@@ -141,14 +142,14 @@ def test_the_agent_has_no_rights_of_root(living: Living) -> None:
 
 
 def test_processes_of_root_are_out_of_sight(living: Living) -> None:
-    """PROMISE-726: the agent sees its own processes only."""
+    """The agent sees its own processes only."""
     seen = living.link.shell("cat /proc/[0-9]*/status | grep ^Uid").out.splitlines()
     assert seen
     assert {each.split()[1] for each in seen} == {str(UID)}
 
 
 def test_the_run_gives_the_guest_its_names_and_time(living: Living) -> None:
-    """PROMISE-727: hostname, machine id, account and clock are those that the run brought."""
+    """Hostname, machine id, account and clock are those that the run brought."""
     assert living.link.shell("cat /etc/hostname; cat /proc/sys/kernel/hostname").out.split() == ["box", "box"]
     assert len(living.link.run("cat", "/etc/machine-id").out.strip()) == 32
     assert "127.0.0.1 localhost box" in living.link.run("cat", "/etc/hosts").out
@@ -157,8 +158,21 @@ def test_the_run_gives_the_guest_its_names_and_time(living: Living) -> None:
     assert living.link.shell("cat ~/.config/tool/settings; whoami").out == "carriedalice\n"
 
 
+def test_names_time_and_randomness_are_renewed(living: Living) -> None:
+    """A second beginning, as after a restore, changes what must be fresh, and nothing else of the living run."""
+    before = living.link.shell("cat /etc/machine-id; cat /proc/mounts; id")
+    living.link.send("B", living.link.begin_frame(fields(hostname="again", time_ns=2_000_000_000 * 10**9)))
+    until = time.monotonic() + guest_machine.PATIENCE
+    while living.link.run("cat", "/proc/sys/kernel/hostname").out != "again\n":
+        assert time.monotonic() < until
+    assert int(living.link.run("date", "+%s").out) >= 2_000_000_000
+    after = living.link.shell("cat /etc/machine-id; cat /proc/mounts; id")
+    assert after.out.splitlines()[0] != before.out.splitlines()[0]
+    assert after.out.splitlines()[1:] == before.out.splitlines()[1:]
+
+
 def test_files_of_the_run_lie_where_they_belong(living: Living) -> None:
-    """PROMISE-728: what the tar holds belongs to the agent in its home, and cannot be changed by it anywhere else."""
+    """What the tar holds belongs to the agent in its home, and cannot be changed by it anywhere else."""
     found = living.link.shell(
         f"cat /etc/resolv.conf; cat {HOME}/{'deep/' * 40}end; stat -c '%a %U' ~/.config/tool/settings /etc/resolv.conf"
         " /run/cloister/box/token; stat -c %U:%G /run/cloister/box/token"
@@ -170,8 +184,7 @@ def test_files_of_the_run_lie_where_they_belong(living: Living) -> None:
 
 
 def test_the_workspace_is_at_its_hosts_path_too(living: Living) -> None:
-    """PROMISE-729: the workspace is at /workspace and at its path on the host; what is held is read-only at both,
-    what is hidden has nothing in it."""
+    """At /workspace and at its path on the host: what is held cannot be changed, what is hidden is empty."""
     link = living.link
     assert link.shell(f"echo new >{PROJECT}/new && cat /workspace/new").out == "new\n"
     for top in (PROJECT, "/workspace"):
@@ -182,10 +195,14 @@ def test_the_workspace_is_at_its_hosts_path_too(living: Living) -> None:
 
 
 def test_the_disks_are_left_clean_and_state_is_kept(living: Living, booted: guest_machine.Image) -> None:
-    """PROMISE-730: when the guest says that the run is over, both disks are clean; what was kept is there in the next
-    run, what was seeded is not overwritten, and a link that an agent left behind leads nothing astray."""
-    living.link.shell(f"echo kept >{HOME}/.deep/kept/it; echo mine >{HOME}/{STATE}/seeded; cd {HOME}/{STATE};"
-                      "ln -s /etc away; ln -s /etc/passwd file; sleep 1000 >~/.deep/kept/open 2>&1 & exec true")  # fmt: skip
+    """At the end both disks are clean; kept state is there again, and links in it lead nothing astray.
+
+    What was seeded once is not overwritten.
+    """
+    living.link.shell(
+        f"echo kept >{HOME}/.deep/kept/it; echo mine >{HOME}/{STATE}/seeded; cd {HOME}/{STATE};"
+        "ln -s /etc away; ln -s /etc/passwd file; sleep 1000 >~/.deep/kept/open 2>&1 & exec true"
+    )
     assert living.link.finish() == 0
     assert state_of(living.disks["var"]) == "clean"
     assert state_of(living.disks["workspace"]) == "clean"

@@ -65,8 +65,7 @@ def ended(image: Image, cmdline: str) -> str:
     ],
 )
 def test_one_changed_bit_ends_the_boot(copied: Image, where, what: str) -> None:
-    """PROMISE-731: with one bit changed in the file system's superblock, or in the hash tree, the guest's kernel
-    panics before anything of the root has run."""
+    """One bit in the file system's superblock or in the hash tree: a panic before anything of the root has run."""
     flip(copied.root, where(copied.verity))
     shown = ended(copied, line(copied))
     assert "Kernel panic" in shown
@@ -74,8 +73,7 @@ def test_one_changed_bit_ends_the_boot(copied: Image, where, what: str) -> None:
 
 
 def test_one_changed_bit_of_a_file_ends_the_run_when_it_is_read(copied: Image) -> None:
-    """PROMISE-732: with one bit changed in a file the guest boots, and ends when that block is read; other files are
-    read as they were."""
+    """One bit in a file: the guest boots, reads other files, and ends when that block is read."""
     flip(copied.root, place_of(copied.root, PROGRAM) + 100)
     with GuestMachine(copied, line(copied)) as machine:
         link = GuestLink(machine.channel)
@@ -91,7 +89,7 @@ def test_one_changed_bit_of_a_file_ends_the_run_when_it_is_read(copied: Image) -
 
 @pytest.mark.parametrize("part", [pytest.param(2, id="root-hash"), pytest.param(3, id="salt", marks=pytest.mark.slow)])
 def test_another_hash_or_salt_boots_nothing(booted: Image, part: int) -> None:
-    """PROMISE-733: a guest whose command line has another root hash, or another salt, panics at the first block."""
+    """A guest whose command line has another root hash, or another salt, panics at the first block."""
     words = booted.verity.split(":")
     words[part] = f"{'0' if words[part][0] != '0' else '1'}{words[part][1:]}"
     shown = ended(booted, line(booted, verity=f"cloister.verity={':'.join(words)}"))
@@ -99,7 +97,7 @@ def test_another_hash_or_salt_boots_nothing(booted: Image, part: int) -> None:
 
 
 def test_a_root_that_can_be_written_is_refused(copied: Image) -> None:
-    """PROMISE-734: the guest does not start from a disk that it could write."""
+    """The guest does not start from a disk that it could write."""
     with GuestMachine(copied, line(copied), writable_root=True) as machine:
         assert "it can be written" in machine.ended()
 
@@ -113,7 +111,7 @@ def test_a_root_that_can_be_written_is_refused(copied: Image) -> None:
     ],
 )
 def test_a_command_line_with_anything_else_is_refused(booted: Image, verity: str | None, more: str) -> None:
-    """PROMISE-735: without a verity table, with two, or with another first program nothing starts, and says why. (All ways to write one: tests/kernel/test_guest_parsers.py.)"""
+    """Without a verity table, with two, or with another first program nothing starts, and the console says why."""
     shown = ended(booted, line(booted, verity=verity, more=more.format(hash="0" * 64)))
     assert "the guest does not start: the command line" in shown
     assert "Kernel panic" not in shown

@@ -10,6 +10,15 @@ _HERE = Path(__file__).parent
 _INTERPRETER = "/usr/bin/python3 -I"
 
 
+def install_jailer(directory: Path) -> Path:
+    """Make `jailer` in a directory, and return its path."""
+    target = directory / "jailer"
+    text = (_HERE / "firecracker_jailer_alike.py").read_text(encoding="utf-8")
+    target.write_text(f"#!{_INTERPRETER}\n{text}", encoding="utf-8")
+    target.chmod(0o755)
+    return target
+
+
 def install(directory: Path, name: str = "firecracker") -> Path:
     """Make `firecracker` in a directory, and return its path."""
     tree = directory / f".{name}"

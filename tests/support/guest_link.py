@@ -18,7 +18,7 @@ from typing import NamedTuple
 from cloister.host.frames import Frame, decode_list, decode_u32, encode, encode_list, encode_u32
 from cloister.host.tar_format import Entry, end, padding
 from cloister.host.tar_format import encode as encode_entry
-from cloister.isolation.inner import EGRESS_SOCKET, Inner, inner_argv
+from cloister.isolation.inner import BOX, Inner, inner_argv
 from cloister.isolation.seccomp import assemble
 
 PATIENCE = 60.0
@@ -106,14 +106,16 @@ class GuestLink:
 
     def begin_only(self, words: Iterable[str], files: Mapping[str, bytes] | None = None) -> None:
         """Send `B` and the tar, and no more."""
-        # Without Landlock: what is tested is the guest's own walls.
-        made = Inner(control=0, unit=True, seccomp="/run/cloister/box/seccomp.bpf", landlock="off")
-        argv = inner_argv(SHIM, made)
-        self.send("B", encode_list(w.encode() for w in words) + encode_list(w.encode() for w in argv))
-        whole = tar({EGRESS_SOCKET.rsplit("/", 1)[0][1:] + "/seccomp.bpf": assemble(platform.machine()), **(files or {})})
+        self.send("B", self.begin_frame(words))
+        whole = tar({f"{BOX[1:]}/seccomp.bpf": assemble(platform.machine()), **(files or {})})
         for at in range(0, len(whole), 1 << 15):
             self.send("D", encode_u32(TAR) + whole[at : at + (1 << 15)])
         self.send("F", encode_u32(TAR))
+
+    def begin_frame(self, words: Iterable[str]) -> bytes:
+        """Return the payload of `B`. Without Landlock: what is tested is the guest's own walls."""
+        made = Inner(control=0, unit=True, seccomp=f"{BOX}/seccomp.bpf", landlock="off")
+        return encode_list(w.encode() for w in words) + encode_list(w.encode() for w in inner_argv(SHIM, made))
 
     def run(self, *argv: str, seconds: float = PATIENCE) -> Result:
         """Run a command as the agent; return what it left."""
@@ -186,7 +188,8 @@ class GuestLink:
                     self._arrived = self._arrived[_HEADER.size + length :]
                     return Frame(chr(kind), payload)
             left = until - time.monotonic()
-            assert left > 0 and select.select([self._channel], [], [], left)[0], "the guest is silent"
+            heard = left > 0 and select.select([self._channel], [], [], left)[0]
+            assert heard, "the guest is silent"
             data = self._channel.recv(1 << 16)
             assert data, "the guest has gone"
             self._arrived += data

@@ -91,7 +91,8 @@ class GuestMachine:
             argv = tuple(word.replace("read-only=on", "read-only=off") for word in argv)
         self.channel, theirs = socket.socketpair()
         self._output, console = os.pipe()
-        placed = {numbers[role]: os.open(path, _flags(role, writable_root=writable_root)) for role, path in paths.items()}
+        written = {"var", "workspace", *({"root"} if writable_root else ())}
+        placed = {numbers[role]: os.open(path, _flags(role in written)) for role, path in paths.items()}
         placed |= {CHANNEL_FD: theirs.fileno(), CONSOLE_FD: console}
         try:
             self.process = _spawn(argv, placed, console)
@@ -149,9 +150,8 @@ class GuestMachine:
         return bool(data)
 
 
-def _flags(role: str, *, writable_root: bool) -> int:
-    written = {"var", "workspace", *({"root"} if writable_root else ())}
-    return (os.O_RDWR if role in written else os.O_RDONLY) | os.O_CLOEXEC
+def _flags(written: bool) -> int:
+    return (os.O_RDWR if written else os.O_RDONLY) | os.O_CLOEXEC
 
 
 def _spawn(argv: tuple[str, ...], placed: dict[int, int], console: int) -> subprocess.Popen[bytes]:

@@ -32,7 +32,10 @@ _LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "sit
 _PACKAGES = ("cffi", "msgspec", "cloister")
 
 
-def run(kernel: Path, program: Path, more: dict[str, Path], scratch: Path, timeout_s: float) -> tuple[int, str]:
+def run(  # noqa: PLR0913  # all of a machine
+    kernel: Path, program: Path, more: dict[str, Path], scratch: Path, timeout_s: float,
+    machine: tuple[str, ...] = ("-accel", "tcg,thread=multi", "-smp", "2"),
+) -> tuple[int, str]:  # fmt: skip
     """Boot, run a Python program as root, return its status and what it printed.
 
     Raises:
@@ -41,7 +44,7 @@ def run(kernel: Path, program: Path, more: dict[str, Path], scratch: Path, timeo
     image = scratch / "initramfs.gz"
     image.write_bytes(gzip.compress(_archive(program, more), 1))
     argv = [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults",
+        "qemu-system-x86_64", *machine, "-cpu", "max", "-m", "1024", "-nodefaults",
         "-no-user-config", "-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio", "-kernel", str(kernel),
         "-initrd", str(image), "-append",
         "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr rdinit=/init",

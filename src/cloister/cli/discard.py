@@ -24,8 +24,7 @@ def main(argv: list[str]) -> int:
     options = parser().read(argv)
     store = records.store()
     run = store.find(options.run)
-    with review.reviewed(store, run):
-        pass  # the same questions as for `diff`: over, in overlay mode, still there
+    review.pending(store, run)  # the same questions as for `diff`: over, and something still there
     review.discard(store, run)
     print(f"the changes of run {run} are gone")
     return 0

@@ -1,8 +1,8 @@
 """`cloister doctor`: what this host can enforce and what it cannot, each with its remedy.
 
 Exit status 0 when agents can run in namespaces here, 69 when they cannot. The facts are taken by
-`host/probe.py` and judged by `runs/doctor.py`, ledger and keys looked at by `runs/doctor_models.py`; here they are
-only asked for and shown.
+`host/probe.py` and judged by `runs/doctor.py`, ledger and keys looked at by `runs/doctor_models.py`, virtual
+machines by `runs/doctor_vm.py`; here they are only asked for and shown.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cloister.plan.facts import HostFacts
 from cloister.runs.doctor import EVERY_RUN, Finding, can_run, judge
 from cloister.runs.doctor_models import model_findings
 from cloister.runs.doctor_units import judge_units
+from cloister.runs.doctor_vm import vm_findings
 
 WIDTH = 100
 
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     arguments = parser().read(argv)
     facts = probe() if arguments.quick else probe_deep()
     units = judge_units(take_unit_facts(quick=arguments.quick))
-    findings = judge(facts) + units + _of_models(quick=arguments.quick)
+    findings = judge(facts) + units + _of_user(quick=arguments.quick)
     works = can_run(findings)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(Report(works, findings, facts))).decode())
@@ -69,13 +70,14 @@ def main(argv: list[str]) -> int:
     return 0 if works else UnsupportedError.exit_code
 
 
-def _of_models(*, quick: bool) -> tuple[Finding, ...]:
-    """Return what is found about the models of this user's policy; nothing for a user without a home."""
+def _of_user(*, quick: bool) -> tuple[Finding, ...]:
+    """Return what is found about this user's models, and about guests and images; nothing for one without a home."""
     try:
         places = records.places()
     except CloisterError:
         return ()  # no policy can be theirs, and the host is judged all the same
-    return model_findings(places, identify(places.home), os.environ, quick=quick)
+    found = model_findings(places, identify(places.home), os.environ, quick=quick)
+    return found + vm_findings(places, os.environ, quick=quick)
 
 
 def render(findings: tuple[Finding, ...]) -> str:

@@ -48,6 +48,7 @@ VERBS = {
     "down": "stop gateways",
     "restart": "restart gateways, and wait until they answer",
     "uninstall": "take out of the system what setup and apply put there",
+    "vm": "start, list and keep the virtual machines of agents",
     "image": "build, sign, verify and list guest images of microVMs",
     "gc": "remove old records, history of vanished projects, and leftovers",
     "completion": "print a script that completes words in bash, zsh or fish",

@@ -10,8 +10,7 @@ from typing import Any
 
 from cloister.cli import records
 from cloister.cli.arguments import Parser
-from cloister.errors import PolicyError, UsageError
-from cloister.policy.load import load_document
+from cloister.errors import PolicyError, StepError, UsageError
 from cloister.policy.model import Images
 from cloister.runs.images import ImagePlaces, places
 from cloister.runs.policies import PolicyFiles
@@ -61,16 +60,20 @@ def main(argv: list[str]) -> int:
     """Do one action.
 
     Raises:
-        CloisterError: as the action.
+        CloisterError: as the action; `image-files` when a file cannot be read or written.
     """
     options: argparse.Namespace = parser().read(argv)
-    code: int = _module(ACTIONS[options.action]).main(options)
+    try:
+        code: int = _module(ACTIONS[options.action]).main(options)
+    except OSError as error:
+        message = f"the store or the keys of images cannot be used: {error.strerror}"
+        raise StepError("image-files", message, where=str(error.filename or "")) from error
     return code
 
 
 def where() -> ImagePlaces:
     """Return this user's places of images."""
-    return places(os.environ, records.places())
+    return places(os.environ, records.places(), policy())
 
 
 def policy() -> Images:
@@ -81,12 +84,11 @@ def policy() -> Images:
     """
     files = PolicyFiles(records.places(), os.getuid())
     try:
-        document = files.document()
+        return files.images()
     except PolicyError as error:
         if error.reference == "policy-missing":
             return Images()
         raise
-    return load_document(document, preset_names=tuple(files.presets())).images
 
 
 def ask_passphrase() -> bytes:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from cloister.cli import image, output, records
 from cloister.cli.arguments import Parser
 from cloister.errors import UsageError
-from cloister.runs.images import allow_older, collect_images
+from cloister.runs.images import collect_images
 
 
 def describe(actions: argparse._SubParsersAction[Parser]) -> None:
@@ -31,11 +30,11 @@ def main(options: argparse.Namespace) -> int:
     """
     where = image.where()
     if options.action == "allow-older":
-        was = allow_older(where, image.policy(), options.name, options.version, os.getuid())
+        answer = records.control({"verb": "image-allow-older", "name": options.name, "version": str(options.version)})
         if options.json:
-            output.print_json({"name": options.name, "version": options.version, "was": was})
+            output.print_json(answer)
         else:
-            print(f"runs may use {options.name} from version {options.version} on (until now {was})")
+            print(f"runs may use {options.name} from version {options.version} on (until now {answer['was']})")
         return 0
     if options.keep < 1:
         raise UsageError("image-keep", "the newest version of an image is always kept", remedy="--keep 1")

@@ -113,7 +113,7 @@ def _inspect(where: ImagePlaces, trusted: Trust, options: argparse.Namespace) ->
 
 
 def _recipes(*, as_json: bool) -> int:
-    rows = [[name, find_recipe(name).description] for name in shipped_recipes()]
+    rows = [[name, find_recipe(name).recipe.description] for name in shipped_recipes()]
     if as_json:
         output.print_json([{"name": name, "description": what} for name, what in rows])
     else:

@@ -46,10 +46,10 @@ def main(options: argparse.Namespace) -> int:
         builder = Builder(image.where(), told.say, ask=image.ask_passphrase)
         built = builder.renew(options.name, image.policy(), os.getuid(), version=options.version)
     else:
-        recipe = find_recipe(options.recipe)
+        found = find_recipe(options.recipe)
         locked = _lock(options.locked) if options.locked else None
         builder = Builder(image.where(), told.say, ask=image.ask_passphrase, sign=not options.unsigned)
-        built = builder.build(recipe, version=options.version, locked=locked)
+        built = builder.build(found, version=options.version, locked=locked)
     told.end()
     _tell(built, time.monotonic() - begin, as_json=options.json)
     return 0

@@ -126,7 +126,7 @@ def grow(tools: Tools, path: str) -> None:
 
 def run(tools: Tools, path: str, words: Sequence[str]) -> tuple[int, str]:
     """Run a program in the jail of the image `path`; return its exit code (negative: killed) and its last words."""
-    limits = [tools.prlimit, f"--as={MEMORY_BYTES}", "--core=0", "--nofile=64", "--nproc=64", "--"]
+    limits = [tools.prlimit, f"--as={MEMORY_BYTES}", "--core=0", "--nofile=64", "--"]
     with open("/dev/null", "rb") as nothing, subprocess.Popen(
         [*_jail(tools, path, nothing.fileno()), *limits, *words],
         env=_ENVIRONMENT, cwd="/", pass_fds=(nothing.fileno(),),
@@ -134,7 +134,7 @@ def run(tools: Tools, path: str, words: Sequence[str]) -> tuple[int, str]:
     ) as process:  # fmt: skip
         try:
             said = _last_words(process)
-            return process.wait(), said
+            return process.wait(timeout=TIMEOUT_S), said
         except subprocess.TimeoutExpired:
             return -1, f"it took longer than {TIMEOUT_S} s"
         finally:

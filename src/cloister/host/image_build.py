@@ -6,11 +6,13 @@ the same bytes, on whatever machine and for whatever user (`image_root` says how
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +21,12 @@ import msgspec
 
 from cloister.errors import DeniedError, StepError, UnsupportedError
 from cloister.host import image_store
-from cloister.host.image_jail import tool
-from cloister.host.image_root import Say, Sources, machine, make_root, make_tree, run
+from cloister.host.image_agents import add_agents
+from cloister.host.image_jail import Say, run, tool
+from cloister.host.image_root import Sources, finish_tree, machine, make_root, make_tree
 from cloister.images.initramfs import guest_entries, modules_of, newc
 from cloister.images.kernel import elf_of
-from cloister.images.lock import Lock, decode, differences, from_debian, kernel_package
+from cloister.images.lock import Lock, Package, decode, differences, from_debian, kernel_package
 from cloister.images.manifest import Manifest, Part, Verity
 from cloister.images.modules import needed_modules
 from cloister.images.recipe import Recipe
@@ -44,6 +47,8 @@ class Order(NamedTuple):
     recipe: Recipe
     locked: Lock | None = None
     """What the packages must be."""
+    npm_lock: str = ""
+    """Text of the recipe's package-lock.json."""
 
 
 def build(order: Order, work: str, come_from: Sources, say: Say) -> Manifest:
@@ -57,7 +62,8 @@ def build(order: Order, work: str, come_from: Sources, say: Say) -> Manifest:
     """
     recipe = order.recipe
     make_tree(recipe, work, come_from, say)
-    lock = _lock(recipe, work)
+    lock = _lock(recipe, work, add_agents(recipe, work, order.npm_lock, say))
+    finish_tree(work)
     if order.locked is not None and (wrong := differences(lock, order.locked)):
         shown = "; ".join(wrong[:_SHOWN_DIFFERENCES])
         raise DeniedError("image-lock", f"the packages are not those of the lock: {shown}",
@@ -99,11 +105,16 @@ def renew(version: int, shim: str, old: Manifest, path: str, work: str) -> Manif
 
 
 def _share(old: str, new: str) -> None:
-    """Give an immutable file of the store a second name, or copy it where the store lies on another file system."""
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copyfile(old, new)
+    """Give an immutable file of this user's store a second name; copy one of another's, or on another file system.
+
+    A second name is the same file: modes that are set on one hold for the other.
+    """
+    info = os.lstat(old)
+    if info.st_uid == os.getuid() and stat.S_IMODE(info.st_mode) == image_store.FILE_MODE:
+        with contextlib.suppress(OSError):
+            os.link(old, new)
+            return
+    shutil.copyfile(old, new)
 
 
 def _finish(  # noqa: PLR0913  # the parts of an image
@@ -121,7 +132,7 @@ def _finish(  # noqa: PLR0913  # the parts of an image
     return manifest
 
 
-def _lock(recipe: Recipe, work: str) -> Lock:
+def _lock(recipe: Recipe, work: str, more: list[Package]) -> Lock:
     """Return what was installed, by the lists that the build left beside the tree."""
     texts = {name: Path(work, name).read_text(encoding="utf-8", errors="replace") for name in ("packages", "records")}
     try:
@@ -130,7 +141,12 @@ def _lock(recipe: Recipe, work: str) -> Lock:
             packages.append(kernel_package(Path(work, "kernel-record").read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
         raise StepError("image-build", f"what was installed is not known: {error}") from error
-    return Lock(name=recipe.name, suite=recipe.suite, packages=tuple(packages), tools={"mkfs.erofs": _erofs_version()})
+    return Lock(
+        name=recipe.name,
+        suite=recipe.suite,
+        packages=tuple(sorted([*packages, *more])),
+        tools={"mkfs.erofs": _erofs_version()},
+    )
 
 
 def _erofs_version() -> str:

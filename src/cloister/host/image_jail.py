@@ -11,11 +11,22 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import struct
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 
-from cloister.errors import UnsupportedError
+from cloister.errors import StepError, UnsupportedError
 from cloister.host.programs import find
+
+Say = Callable[[str], None]
+"""Told what is being done, in a few words."""
+
+_LAST_LINES = 12
+_NOISE = ("I: skipping", "I: running --", "I: chroot architecture", "I: automatically", "I: finding", "I: success")
+
+_VARIABLES = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+_PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 # Classic BPF and seccomp's answers: linux/bpf_common.h, linux/seccomp.h.
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -79,7 +90,10 @@ def command(
     words = [bwrap, "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-ipc", "--unshare-pid", "--unshare-uts",
              "--unshare-cgroup-try", "--hostname", "image", "--die-with-parent", "--new-session", "--clearenv",
              "--cap-add", "ALL", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108  # fmt: skip
-    if not network:
+    variables = _VARIABLES | {"HOME": work, "TMPDIR": work}
+    if network:
+        variables |= {name: os.environ[name] for name in _PROXIES if name in os.environ}
+    else:
         words.append("--unshare-net")
     words += ["--ro-bind", "/usr", "/usr"]
     for path in _ETC:
@@ -92,13 +106,6 @@ def command(
     for path in read:
         words += ["--ro-bind", path, path]
     words += ["--bind", work, work, "--chdir", work]
-    variables = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "LC_ALL": "C.UTF-8",
-        "HOME": work,
-        "TMPDIR": work,
-        "DEBIAN_FRONTEND": "noninteractive",
-    }
     for name, value in (variables | dict(environment or {})).items():
         words += ["--setenv", name, value]
     descriptor = os.memfd_create("cloister-image-filter", 0)
@@ -120,3 +127,45 @@ def tool(name: str, package: str) -> str:
             remedy=f"sudo apt-get install {package}",
         )  # fmt: skip
     return found.path
+
+
+def run(  # noqa: PLR0913  # each says what the program may use
+    argv: Sequence[str], work: str, *, network: bool, environment: dict[str, str] | None = None, say: Say | None = None,
+    read: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """Run a program in the jail; return what it printed.
+
+    Raises:
+        StepError: `image-build`, with its last lines.
+    """
+    words, descriptor = command(argv, work, read=read, network=network, environment=environment)
+    lines: list[str] = []
+    try:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", pass_fds=(descriptor,),
+        )  # fmt: skip
+    finally:
+        os.close(descriptor)
+    with process:
+        assert process.stdout  # noqa: S101  # it is a pipe
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                if say and line.startswith("I: ") and not line.startswith(_NOISE):
+                    say(line[3:].strip().removesuffix("..."))
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        last = [without_hosts(line) for line in lines if line and not line.startswith("I: ")][-_LAST_LINES:]
+        what = f"{os.path.basename(argv[0])} failed ({process.returncode}): {' / '.join(last)}"
+        raise StepError(
+            "image-build", what, remedy="look at the packages of the recipe, and at this machine's apt sources"
+        )
+    return "\n".join(lines)
+
+
+def without_hosts(line: str) -> str:
+    """Keep names of a company's mirrors out of messages that people paste."""
+    return re.sub(r"(https?://)[^/ ]+", r"\1…", line)[:300]

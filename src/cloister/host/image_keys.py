@@ -6,6 +6,7 @@ The library is imported with the first signature or check.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,8 @@ def trust_store(directory: str, owners: frozenset[int]) -> list[TrustedKey]:
             except OSError as error:
                 raise _untrusted(path, error.strerror or "it cannot be opened") from error
             with os.fdopen(file, "rb") as opened:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise _untrusted(path, "it is no plain file")
                 _check_owner(os.fstat(opened.fileno()), owners, path)
                 found += parse_keys(opened.read(1 << 16).decode("utf-8", "replace"), path)
         return found

@@ -10,26 +10,21 @@ from __future__ import annotations
 import io
 import os
 import platform
-import re
 import subprocess
 import tarfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from cloister.errors import StepError
-from cloister.host.image_jail import command, tool
+from cloister.host.image_jail import Say, run, tool
 from cloister.images.manifest import Verity
 from cloister.images.recipe import DEBIAN_KERNEL, Recipe
 from cloister.images.verity import BLOCK, build, superblock
 
-Say = Callable[[str], None]
-"""Told what is being done, in a few words."""
-
 _LEAN = tuple(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info", "lintian"))
-_LAST_LINES = 12
-_NOISE = ("I: skipping", "I: running --", "I: chroot architecture", "I: automatically", "I: finding", "I: success")
-_ARCHIVES = (("http://deb.debian.org/debian", ""), ("http://deb.debian.org/debian-security", "-security"))
+_FOR_NODE = ("libatomic1", "libstdc++6")
+"""What the node of PyPI's wheel is linked with."""
+_ARCHIVES = ("", "-security")
 
 # Runs in the jail, with the tree as its argument, while apt still knows where the packages came from.
 _CUSTOMIZE = r"""#!/bin/sh
@@ -71,7 +66,10 @@ class Sources(NamedTuple):
 
 
 def sources(suite: str) -> Sources:
-    """Return the machine's own Debian mirror for a suite and its security updates, else Debian's."""
+    """Return the machine's own Debian mirror for a suite and its security updates.
+
+    None where the machine is not Debian's: mmdebstrap then takes those that it knows.
+    """
     found: dict[str, str] = {}
     try:
         told = subprocess.run(
@@ -85,8 +83,7 @@ def sources(suite: str) -> Sources:
         codename, _, uri = rest.partition(" ")
         if origin == "Debian" and uri:
             found.setdefault("-security" if codename.endswith("-security") else "", uri)
-    lines = [f"deb {found.get(kind, default)} {suite}{kind} main" for default, kind in _ARCHIVES]
-    return Sources(tuple(lines))
+    return Sources(tuple(f"deb {found[kind]} {suite}{kind} main" for kind in _ARCHIVES if kind in found))
 
 
 def make_tree(recipe: Recipe, work: str, come_from: Sources, say: Say) -> None:
@@ -109,11 +106,20 @@ def make_tree(recipe: Recipe, work: str, come_from: Sources, say: Say) -> None:
         '--aptopt=APT::Sandbox::User "root"', '--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Retries "3"',
         *_LEAN, f"--customize-hook={work}/customize",
     ]  # fmt: skip
-    if recipe.packages:
-        argv.append(f"--include={','.join(recipe.packages)}")
+    packages = [*recipe.packages, *(_FOR_NODE if recipe.node else ())]
+    if packages:
+        argv.append(f"--include={','.join(packages)}")
     argv += [recipe.suite, f"{work}/tree", *come_from.lines]
     environment = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "KERNEL": "" if recipe.kernel else DEBIAN_KERNEL}
     run(argv, work, network=True, environment=environment, say=say, read=_keys())
+
+
+def finish_tree(work: str) -> None:
+    """Take out of the tree what nobody needs, what raises rights, and what names the machine that builds.
+
+    Raises:
+        StepError: `image-build`.
+    """
     run(["sh", "-c", _FINISH, "finish", f"{work}/tree"], work, network=False)
 
 
@@ -149,48 +155,6 @@ def make_root(recipe: Recipe, work: str, say: Say) -> Verity:
     return Verity(
         data_blocks=data_blocks, hash_start=data_blocks + 1, root_hash=tree.root.hex(), salt=salt.hex(), size=total
     )
-
-
-def run(  # noqa: PLR0913  # each says what the program may use
-    argv: Sequence[str], work: str, *, network: bool, environment: dict[str, str] | None = None, say: Say | None = None,
-    read: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """Run a program in the jail; return what it printed.
-
-    Raises:
-        StepError: `image-build`, with its last lines.
-    """
-    words, descriptor = command(argv, work, read=read, network=network, environment=environment)
-    lines: list[str] = []
-    try:
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", pass_fds=(descriptor,),
-        )  # fmt: skip
-    finally:
-        os.close(descriptor)
-    with process:
-        assert process.stdout  # noqa: S101  # it is a pipe
-        try:
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                if say and line.startswith("I: ") and not line.startswith(_NOISE):
-                    say(line[3:].strip().removesuffix("..."))
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        last = [_without_hosts(line) for line in lines if line and not line.startswith("I: ")][-_LAST_LINES:]
-        what = f"{os.path.basename(argv[0])} failed ({process.returncode}): {' / '.join(last)}"
-        raise StepError(
-            "image-build", what, remedy="look at the packages of the recipe, and at this machine's apt sources"
-        )
-    return "\n".join(lines)
-
-
-def _without_hosts(line: str) -> str:
-    """Keep names of a company's mirrors out of messages that people paste."""
-    return re.sub(r"(https?://)[^/ ]+", r"\1…", line)[:300]
 
 
 def _keys() -> list[str]:

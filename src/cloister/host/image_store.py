@@ -23,6 +23,7 @@ from cloister.images.manifest import Manifest
 KERNEL, INITRAMFS, ROOT = "vmlinux", "initramfs.cpio", "root.img"
 MANIFEST, SIGNATURE, LOCK, SBOM = "manifest.json", "manifest.sig", "lock.json", "sbom.json"
 FILES = (KERNEL, INITRAMFS, ROOT, MANIFEST, SIGNATURE, LOCK, SBOM)
+FILE_MODE = 0o400
 MAX_SMALL = 8 << 20
 """Bytes of a file of the store that is read whole, other than kernel and initramfs."""
 _MAKING = ".making-"
@@ -125,7 +126,7 @@ class ImageStore:
             path = f"{made}/{name}"
             if name == SIGNATURE and not os.path.exists(path):
                 open(path, "wb").close()
-            os.chmod(path, 0o400)
+            os.chmod(path, FILE_MODE)
             _sync(path)
         fresh = f"{made}.whole"
         os.mkdir(fresh, 0o700)
@@ -163,7 +164,7 @@ class ImageStore:
         os.chmod(path, 0o700)
         try:
             private_files.replace(f"{path}/{SIGNATURE}", data)
-            os.chmod(f"{path}/{SIGNATURE}", 0o400)
+            os.chmod(f"{path}/{SIGNATURE}", FILE_MODE)
         finally:
             os.chmod(path, 0o500)
 

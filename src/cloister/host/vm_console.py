@@ -11,7 +11,8 @@ from cloister.plan.vm import CONSOLE
 
 _MOST_BYTES = 1 << 20
 _LAST_WORDS = 300
-_CORRUPT = ("dm-verity device corrupted", "device-mapper: verity")
+_LOOKED_AT = 64 << 10
+_CORRUPT = ("dm-verity", "verity:")
 _PANIC = "Kernel panic"
 _TRY = "cloister logs --console last"
 _ENDS = {
@@ -23,20 +24,33 @@ _ENDS = {
 }
 
 
-def verdict(words: Mapping[str, str]) -> tuple[str, str]:
-    """Return reference and text for how a machine ended, from the words of the keeper."""
+def verdict(words: Mapping[str, str], printed: str = "") -> tuple[str, str]:
+    """Return reference and text for how a machine ended.
+
+    Args:
+        words: the keeper's.
+        printed: the last of what the guest printed: a kernel that stops says why, and then much else.
+    """
     reference, text = _ENDS.get(words.get("reason", ""), ("monitor-died", "the virtual machine ended"))
     console = words.get("console", "")
-    if any(mark in console for mark in _CORRUPT):
+    panic = next((line for line in (*printed.splitlines(), console) if _PANIC in line), "")
+    if panic:
+        reference, text, console = "guest-panicked", "the guest's kernel stopped", panic
+    if any(mark in panic for mark in _CORRUPT):
         reference, text = "guest-corrupt", "the image is not what was signed, so the guest's kernel stopped"
-    elif _PANIC in console:
-        reference, text = "guest-panicked", "the guest's kernel stopped"
     lines = [f"cloister: {text} [{reference}]"]
     if words.get("text"):
         lines.append(f"  where: {words['text'][:_LAST_WORDS]}")
     if console:
         lines.append(f"  console: {console[-_LAST_WORDS:]}")
     return reference, "\n".join([*lines, f"  try: {_TRY}"])
+
+
+def last_words(directory: str) -> str:
+    """Return the last of what a guest printed, from the directory of its monitor."""
+    return (_read(f"{directory}/{CONSOLE}.1") + _read(f"{directory}/{CONSOLE}"))[-_LOOKED_AT:].decode(
+        "utf-8", "replace"
+    )
 
 
 def keep(directory: str, target: str) -> None:

@@ -35,10 +35,15 @@ class HeldDisk(NamedTuple):
     fd: int
     notice: str = ""
     """What the person should know; empty mostly."""
+    throwaway: bool = False
+    """It is a copy for one run."""
 
     def close(self) -> None:
-        """Let go of it, as far as this process is concerned."""
+        """Let go of it, as far as this process is concerned; a copy loses its name."""
         os.close(self.fd)
+        if self.throwaway:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
 
 
 def hold_var_disk(tools: Tools, path: str, size_bytes: int, *, spare: str) -> HeldDisk:
@@ -146,7 +151,7 @@ def _spare(tools: Tools, path: str, size_bytes: int, spare: str) -> HeldDisk:
     except (BrokenImageError, DiskToolError):
         fd = make_var_disk(tools, spare, size_bytes)
         notice = "another run of this agent has its disk, which cannot be copied now: this one begins with an empty one"
-    return HeldDisk(spare, fd, notice)
+    return HeldDisk(spare, fd, notice, throwaway=True)
 
 
 def superblock(fd: int) -> Superblock:

@@ -21,6 +21,7 @@ from cloister.host.ext4 import tree
 from cloister.host.ext4.format import Inode
 from cloister.host.ext4.image import Image
 from cloister.host.overlay_review import MAX_CHANGES
+from cloister.host.sparse import write_at
 from cloister.host.vm_baseline import Baseline, Was
 from cloister.host.vm_image import SPARE_BYTES, open_clean
 from cloister.plan.workspace import Value
@@ -74,8 +75,19 @@ def hand_back(tools: Tools, image: str, upper: str, *, room_bytes: int | None = 
             os.close(target)
         os.rename(f"{folder}/{partial}", upper)
     except OSError as error:
+        _clear(folder, partial)
         raise _refused(f"they cannot be written: {error.strerror}", upper) from error
+    except BaseException:
+        _clear(folder, partial)
+        raise
     return HandBack(back.changes, tuple(back.notices()))
+
+
+def _clear(folder: str, partial: str) -> None:
+    """Make room again after a try that failed; what stays is removed by the next one."""
+    with contextlib.suppress(OSError):
+        overlay_apply.discard(folder, (partial,))
+        os.rmdir(folder)  # no other changes lie in it
 
 
 def drop(image: str) -> None:
@@ -124,10 +136,11 @@ class _Back:
     def write(self) -> None:
         """Compare, and write what differs; then give directories their modes, deepest first."""
         for path, inode in tree.walk(self._image):
-            if self._untouchable(path):
-                self._was.pop(path, None)
-                continue
             was = self._was.pop(path, None)
+            if self._untouchable(path):
+                if not (was and (inode.is_directory or _same(inode, was))) and not path.startswith(_LOST):
+                    self._left_out.append(path)
+                continue
             if inode.is_directory:
                 self._directory(path, inode, was)
             elif not (was and _same(inode, was)):
@@ -185,7 +198,7 @@ class _Back:
             self._room -= len(data)
             if self._room < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.pwrite(made, data, at)
+            write_at(made, data, at)
             end = at + len(data)
         if end < inode.size:
             os.ftruncate(made, inode.size)
@@ -196,6 +209,8 @@ class _Back:
     def _gone(self) -> Iterator[bytes]:
         """Yield the topmost names that are no more; one with something of the host's below goes by parts."""
         for path in sorted(self._was):
+            if path in self._kept:
+                continue
             holder = path.rpartition(b"/")[0]
             stays = holder in self._directories or holder in self._above_kept
             if stays and path not in self._above_kept:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 
 PIECE = 64 << 10
 PAGE = 4096
@@ -54,7 +55,30 @@ def copy(source: int, target: int, size: int) -> tuple[str, int]:
     Raises:
         OSError: one of them cannot be read or written.
     """
-    hashed, stored, at = hashlib.sha256(), 0, 0
+    hashed, stored = hashlib.sha256(), 0
+    for at, data in _pieces(source, size):
+        hashed.update(at.to_bytes(8, "little"))
+        hashed.update(data)
+        stored += _write(target, data, at)
+    return hashed.hexdigest(), stored
+
+
+def digest(source: int, size: int) -> str:
+    """Return the digest that `copy` would.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    hashed = hashlib.sha256()
+    for at, data in _pieces(source, size):
+        hashed.update(at.to_bytes(8, "little"))
+        hashed.update(data)
+    return hashed.hexdigest()
+
+
+def _pieces(source: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the pieces that are not empty, with their places."""
+    at = 0
     while at < size:
         try:
             found = os.lseek(source, at, os.SEEK_DATA)
@@ -69,11 +93,8 @@ def copy(source: int, target: int, size: int) -> tuple[str, int]:
             if len(data) < min(PIECE, size - at):
                 raise OSError(errno.EIO, "the file became shorter")
             if data != _NO_PIECE[: len(data)]:
-                hashed.update(at.to_bytes(8, "little"))
-                hashed.update(data)
-                stored += _write(target, data, at)
+                yield at, data
             at += PIECE
-    return hashed.hexdigest(), stored
 
 
 def _write(target: int, data: bytes, at: int) -> int:

@@ -183,7 +183,7 @@ def _guest(directory: str, shape: Shape, machine: Machine) -> Iterator[_Guest]:
         files |= {machine.orders: monitor}
         try:
             files |= {number: owned(_placeholder(directory, number)) for number in machine.disks}
-            pid = _spawn(machine.argv, files, printed)
+            pid = spawn(machine.argv, files, printed)
         finally:
             for descriptor in (theirs, printed, monitor):  # so that a monitor that died is not waited for
                 os.close(descriptor)
@@ -192,7 +192,7 @@ def _guest(directory: str, shape: Shape, machine: Machine) -> Iterator[_Guest]:
         yield guest
 
 
-def _spawn(argv: Sequence[str], files: Mapping[int, int], printed: int) -> int:
+def spawn(argv: Sequence[str], files: Mapping[int, int], printed: int) -> int:
     """Start a program with exactly these descriptors; what it says itself goes where its guest prints."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     moved = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for number, descriptor in files.items()}
@@ -230,11 +230,7 @@ def _digest(path: str) -> tuple[str, int]:
     os.chmod(path, 0o400)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        copy = vm_memory.new("state", size)
-        try:
-            return vm_memory.copy(file.fileno(), copy, size)[0], size
-        finally:
-            os.close(copy)
+        return vm_memory.digest(file.fileno(), size), size
 
 
 def _write(path: str, data: bytes) -> None:

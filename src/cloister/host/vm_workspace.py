@@ -14,24 +14,29 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
 
 from cloister.errors import RetryError, UnsupportedError
 from cloister.host import beneath, e2fs, vm_baseline
 from cloister.host.e2fs import Tools
-from cloister.host.ext4.fill import BLOCK, Attributes, Filler, Name
+from cloister.host.ext4.encode import BLOCK, Name
+from cloister.host.ext4.fill import Attributes, Filler
 from cloister.host.ext4.format import ROOT_INODE
 from cloister.host.ext4.tree import MAX_DEPTH, MAX_ENTRIES
 from cloister.host.vm_baseline import Baseline, Was
+from cloister.plan.vm_disk import Virtual, held, virtual_names, within
 from cloister.plan.workspace import Value, WorkspaceLayout
 
 STRANGER = 65534
 """Who owns on the disk what is not the caller's: nobody (/proc/sys/kernel/overflowuid)."""
+SMALL_BYTES = 1 << 16
+"""In files up to this size nobody looks for holes."""
 WHOLE_BYTES = 1 << 20
 """Files up to this size are read at once."""
 INDEXED_BLOCKS = 16
 """Directories with more blocks get an index: from about 1,500 names on."""
 MAX_LINKS = 65_000
+LARGEST_BYTES = ((1 << 32) - 2) * BLOCK
+"""ext4 counts 2^32 blocks of a file, holes among them."""
 _PERMISSIONS = 0o777
 _SPARE_INODES = 20_000
 _LARGEST_BLOCKS = 1 << 32
@@ -47,16 +52,6 @@ class WorkspaceDisk(Value, frozen=True):
     """`ro=PATH` and `mask=PATH`, relative to the workspace, for the guest's begin."""
     notices: tuple[str, ...] = ()
     """What the person should know, one sentence each."""
-
-
-class Virtual(NamedTuple):
-    """Something that is on the disk and not on the host, or instead of what is there."""
-
-    kind: Literal["file", "directory"]
-    mode: int
-    content: bytes = b""
-    replaces: bool = False
-    """It stands for something hidden; else only for what is absent."""
 
 
 def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
@@ -91,22 +86,24 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
         copier = _Copier(partial, layout, (uid, gid))
         with contextlib.closing(copier.disk):
             copier.fill(root)
+        if copier.largest > INDEXED_BLOCKS:
+            e2fs.repair(tools, partial, index=True)
+            e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
+        vm_baseline.save(target, _baseline(layout, copier))
+        os.rename(partial, target)
     except OSError as error:
         raise _unreadable(layout.root, error) from error
     finally:
         os.close(root)
-    if copier.largest > INDEXED_BLOCKS:
-        e2fs.repair(tools, partial, index=True)
-        e2fs.drop_lost_and_found(tools, partial)  # e2fsck makes it anew
-    vm_baseline.save(target, _baseline(layout, copier))
-    os.rename(partial, target)
-    fields = tuple(f"{kind}={name}" for kind, name in _held(layout))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+    fields = tuple(f"{kind}={name}" for kind, name in held(layout))
     return WorkspaceDisk(target, size, len(copier.baseline), fields, tuple(copier.notices()))
 
 
 def _baseline(layout: WorkspaceLayout, copier: _Copier) -> Baseline:
-    held = [name for kind, name in _held(layout) if kind == "ro"]
-    return Baseline(layout.root, copier.baseline, frozenset(copier.kept), tuple(held), layout.unprotected)
+    protected = [name for kind, name in held(layout) if kind == "ro"]
+    return Baseline(layout.root, copier.baseline, frozenset(copier.kept), tuple(protected), layout.unprotected)
 
 
 def _unreadable(root: str, error: OSError) -> UnsupportedError | RetryError:
@@ -165,14 +162,13 @@ class _Copier:
     """One workspace on its way into an image."""
 
     def __init__(self, path: str, layout: WorkspaceLayout, owner: tuple[int, int]) -> None:
-        self.disk = Filler(path)
-        self.disk.now_ns = time.time_ns()
+        self.disk = Filler(path, time.time_ns())
         self.baseline: dict[bytes, Was] = {}
         self.kept: list[bytes] = []
         self.largest = 0
         self._special = 0
         self._unreadable = 0
-        self._outside = [mount.target for mount in layout.mounts if not _within(mount.target, layout.root)]
+        self._outside = [mount.target for mount in layout.mounts if not within(mount.target, layout.root)]
         self._owner = owner
         self._me = os.geteuid()
         self._virtual = virtual_names(layout)
@@ -191,7 +187,7 @@ class _Copier:
         if self._unreadable:
             yield f"{self._unreadable} files of the workspace are not yours to read: the virtual machine lacks them"
         if self._special:
-            yield f"{self._special} sockets, FIFOs or devices of the workspace are not in the virtual machine"
+            yield f"{self._special} sockets, FIFOs, devices or huge files are not in the virtual machine"
         if self._outside:
             yield f"not in the virtual machine, since outside of the workspace: {', '.join(sorted(set(self._outside)))}"
 
@@ -255,7 +251,11 @@ class _Copier:
                 number = self.disk.number(directory=True)
                 self._directory(below, path, number, parent, self._attributes(status), depth + 1)
                 return [Name(name, number, "directory")]
-            return [self._file(below, name, path, status)] if stat.S_ISREG(status.st_mode) else []
+            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
+                self._special += 1
+                self.kept.append(path)
+                return []
+            return [self._file(below, name, path, status)]
         finally:
             os.close(below)
 
@@ -278,7 +278,7 @@ class _Copier:
         if status.st_nlink > 1:
             self._linked[key] = [number, 1]
         size = status.st_size
-        if size <= WHOLE_BYTES and status.st_blocks * 512 >= size:
+        if size <= SMALL_BYTES or (size <= WHOLE_BYTES and status.st_blocks * 512 >= size):
             data = os.read(opened, size) if size else b""
             size = len(data)
             self.disk.put_bytes(number, how, data)
@@ -303,46 +303,6 @@ class _Copier:
 
     def _note(self, path: bytes, number: int, how: Attributes, size: int, *, given: bool = True) -> None:
         self.baseline[path] = Was(number, how.mode, size, how.mtime_ns, how.ctime_ns, given)
-
-
-def virtual_names(layout: WorkspaceLayout) -> dict[bytes, dict[bytes, Virtual]]:
-    """Return what is on the disk and not on the host: by directory, by name."""
-    found: dict[bytes, dict[bytes, Virtual]] = {}
-    contents = {mount.target: mount.content for mount in layout.mounts if mount.op == "content"}
-    for place in layout.placeholders:
-        target = f"{place.base}/{place.name}"
-        if place.kind == "directory":
-            made = Virtual("directory", 0o755)
-        else:
-            made = Virtual("file", 0o644, contents.get(target, place.content).encode())
-        _put(found, layout.root, target, made)
-    for mount in layout.mounts:
-        if mount.op == "mask":
-            kind: Literal["file", "directory"] = "directory" if mount.node.kind == "directory" else "file"
-            _put(found, layout.root, mount.target, Virtual(kind, 0, replaces=True))
-    return found
-
-
-def _put(found: dict[bytes, dict[bytes, Virtual]], root: str, target: str, made: Virtual) -> None:
-    if target != root and _within(target, root):
-        place, _, name = os.fsencode(target[len(root) + 1 :]).rpartition(b"/")
-        found.setdefault(place, {})[name] = made
-
-
-def _held(layout: WorkspaceLayout) -> Iterator[tuple[str, str]]:
-    """Yield what the guest is to keep read-only or masked, relative to the workspace."""
-    for mount in layout.mounts:
-        if mount.target == layout.root or not _within(mount.target, layout.root):
-            continue
-        name = mount.target[len(layout.root) + 1 :]
-        if mount.op in {"ro", "content"}:
-            yield "ro", name
-        elif mount.op == "mask":
-            yield "mask", name
-
-
-def _within(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 def _join(place: bytes, name: bytes) -> bytes:

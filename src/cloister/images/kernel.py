@@ -63,9 +63,11 @@ def _unpack(payload: bytes) -> bytes:
     if payload.startswith(b"\x28\xb5\x2f\xfd"):
         return _zstd(payload)
     if payload.startswith(b"\xfd7zXZ\0"):
-        return _bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload, MAX_KERNEL + 1))
+        xz = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        return _whole(xz.decompress(payload, MAX_KERNEL), ended=xz.eof)
     if payload.startswith(b"\x1f\x8b"):
-        return _bounded(zlib.decompressobj(wbits=31).decompress(payload, MAX_KERNEL + 1))
+        gzip = zlib.decompressobj(wbits=31)
+        return _whole(gzip.decompress(payload, MAX_KERNEL), ended=gzip.eof)
     if payload.startswith(_ELF):
         return payload
     raise _unusable(f"its compression is unknown (it begins with {payload[:4].hex()})")
@@ -94,14 +96,14 @@ def _zstd(payload: bytes) -> bytes:
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=1 << 20)
     try:
-        return _bounded(unpacker.decompress(payload))
+        return _whole(unpacker.decompress(payload), ended=unpacker.eof)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
 
 
-def _bounded(kernel: bytes) -> bytes:
-    if len(kernel) > MAX_KERNEL:
-        raise ValueError("it is too large")
+def _whole(kernel: bytes, *, ended: bool) -> bytes:
+    if not ended or len(kernel) > MAX_KERNEL:
+        raise ValueError("it is cut off, or too large")
     return kernel
 
 

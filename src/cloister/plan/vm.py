@@ -82,6 +82,10 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Path of the monitor."""
     cmdline: str = ""
     """Of the guest's kernel."""
+    model: str = ""
+    """The one model that it may use, where its caller has narrowed that."""
+    snapshot: str = ""
+    """The snapshot whose disks it gets; empty for the agent's own, and a new copy of the workspace."""
     template: str = ""
     """Digest of the record of the template that it starts from, warm; empty for a cold boot."""
 

@@ -94,6 +94,16 @@ class RunAudit:
         about = About("", agent, user, "", self._source)
         self._door.put("refused", about, time.time(), error.reference, error.message)
 
+    def loosened(self, user: str, what: str) -> None:
+        """A person has lifted something that holds for runs to come.
+
+        Raises:
+            RetryError: `audit-lost`: it cannot be recorded, so it is not done.
+            PolicyError: the policy is broken.
+        """
+        self.admit()
+        self._door.put("policy_changed", About("", "", user, "", self._source), time.time(), "", "", what)
+
     def over(self, run: ActiveRun, receipt: Receipt) -> None:
         """A run has its receipt."""
         if run.about is None:

@@ -92,6 +92,10 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of this host that are left out of what is carried in."""
     template: tuple[str, str] | None = None
     """The directory of the template that the guest starts from, and the digest of its record; None boots it."""
+    model: str = ""
+    """The one model that the run may use, where its caller has narrowed that."""
+    snapshot: str = ""
+    """The snapshot whose disks it gets, by name."""
     notices: tuple[str, ...] = ()
 
     @property
@@ -221,6 +225,8 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         network=agent.microvm.network,
         program=machine.program,
         cmdline=machine.cmdline,
+        model=machine.model,
+        snapshot=machine.snapshot,
         template=machine.template[1] if machine.template else "",
     )
 
@@ -268,6 +274,8 @@ def _fields(agent: Agent, preset: Preset, facts: Facts) -> Iterator[str]:
         yield f"seed={facts.home}/{name}"
     for name in sockets_of(facts):
         yield f"socket={name}"
+    if is_nested(agent):
+        yield "nested=1"
     yield f"tmpfs={parse_size(agent.limits.disk_max) if agent.limits.disk_max else memory_of(agent) // 2}"
 
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from cloister.errors import UsageError
 from cloister.host import image_keys
 from cloister.host.image_build import Order, build, renew
+from cloister.host.image_jail import Say
 from cloister.host.image_open import OpenedImage, Trust, changed, open_image, read_manifest
-from cloister.host.image_root import Say, sources
+from cloister.host.image_root import sources
 from cloister.host.image_store import LOCK, MAX_SMALL, SIGNATURE, ImageStore, SeenVersions
 from cloister.host.image_verify import verify_root
 from cloister.host.probe import SHIM
@@ -28,9 +29,12 @@ from cloister.images.trust import MAX_BYTES, TrustedKey, parse_signatures, signa
 from cloister.policy.model import Images
 from cloister.runs.paths import Paths
 from cloister.runs.store import Store
+from cloister.runs.workspaces import expand
 
 SYSTEM_STORE = "/var/lib/cloister/images"
 SYSTEM_TRUST = "/etc/cloister/trust.d"
+_MAX_RECIPE = 16 << 20
+"""Characters of a recipe or of the lock beside it."""
 
 
 class ImagePlaces(NamedTuple):
@@ -48,12 +52,12 @@ class ImagePlaces(NamedTuple):
     system_trust: str = SYSTEM_TRUST
 
 
-def places(environ: Mapping[str, str], paths: Paths) -> ImagePlaces:
-    """Return them."""
+def places(environ: Mapping[str, str], paths: Paths, policy: Images) -> ImagePlaces:
+    """Return them; `images.store` of the policy says where one's own are, else XDG_DATA_HOME."""
     data = environ.get("XDG_DATA_HOME", "")
     base = data.rstrip("/") if data.startswith("/") else f"{paths.home}/.local/share"
     return ImagePlaces(
-        store=f"{base}/cloister/images",
+        store=expand((policy.store,), paths.home)[0] if policy.store else f"{base}/cloister/images",
         key=f"{paths.config}/image-key/image-key.pem",
         trust=f"{paths.config}/trust.d",
         seen=f"{paths.state}/images/versions.json",
@@ -84,8 +88,10 @@ def trust_of(where: ImagePlaces, policy: Images, uid: int) -> Trust:
     return Trust(tuple(keys), policy.require_signature)
 
 
-def open_for_run(where: ImagePlaces, policy: Images, name: str, *, uid: int, manifest: str = "") -> OpenedImage:
-    """Verify and open the newest version of an image for a run; raises like `open_image`.
+def open_for_run(  # noqa: PLR0913  # each decides by itself
+    where: ImagePlaces, policy: Images, name: str, *, uid: int, manifest: str = "", version: int | None = None
+) -> OpenedImage:
+    """Verify and open an image for a run; raises like `open_image`.
 
     Args:
         where: the user's places.
@@ -93,13 +99,21 @@ def open_for_run(where: ImagePlaces, policy: Images, name: str, *, uid: int, man
         name: of the image.
         uid: the user.
         manifest: the digest from the plan, when there is one already.
+        version: that of the plan; the newest if none is given.
     """
-    return open_image(
-        store_of(where, name), name, trust_of(where, policy, uid), seen=SeenVersions(where.seen), manifest=manifest
-    )
+    trusted = trust_of(where, policy, uid)
+    seen = SeenVersions(where.seen)
+    return open_image(store_of(where, name), name, trusted, version=version, seen=seen, manifest=manifest)
 
 
-def find_recipe(word: str) -> Recipe:
+class Found(NamedTuple):
+    """A recipe, and what lies beside it."""
+
+    recipe: Recipe
+    npm_lock: str = ""
+
+
+def find_recipe(word: str) -> Found:
     """Return the recipe in a file, or the shipped one of that name.
 
     Raises:
@@ -107,11 +121,9 @@ def find_recipe(word: str) -> Recipe:
         PolicyError: it has mistakes.
     """
     if "/" in word or word.endswith(".toml"):
-        try:
-            with open(word, "rb") as file:
-                return recipes.load(file.read(1 << 22), word)
-        except OSError as error:
-            raise UsageError("recipe-missing", f"the recipe cannot be read: {error.strerror}", where=word) from error
+        recipe = recipes.load(_text(word), word)
+        beside = os.path.join(os.path.dirname(word), recipe.npm_lock) if recipe.npm_lock else ""
+        return Found(recipe, _text(beside) if beside else "")
     shipped = shipped_recipes()
     if word not in shipped:
         import difflib
@@ -119,7 +131,18 @@ def find_recipe(word: str) -> Recipe:
         close = difflib.get_close_matches(word, shipped, n=1)
         remedy = f"cloister image build {close[0]}" if close else f"one of: {', '.join(shipped)}; or a file"
         raise UsageError("recipe-missing", f"there is no recipe {word}", remedy=remedy)
-    return recipes.load(shipped[word], f"{word}.toml")
+    recipe = recipes.load(shipped[word], f"{word}.toml")
+    folder = resources.files("cloister.images") / "recipes"
+    return Found(recipe, (folder / recipe.npm_lock).read_text(encoding="utf-8") if recipe.npm_lock else "")
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_MAX_RECIPE)
+    except OSError as error:
+        message = f"the recipe, or what lies beside it, cannot be read: {error.strerror}"
+        raise UsageError("recipe-missing", message, where=path) from error
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -158,14 +181,15 @@ class Builder:
                 image_keys.generate(where.key, comment="made by the first build")
             self._key = image_keys.load(where.key, ask)
 
-    def build(self, recipe: Recipe, *, version: int | None = None, locked: Lock | None = None) -> Built:
+    def build(self, found: Found, *, version: int | None = None, locked: Lock | None = None) -> Built:
         """Build an image from a recipe; the version is the next one if none is given.
 
         Raises:
             CloisterError: as `image_build.build`, and `image-version-exists`.
             OSError: something cannot be written.
         """
-        order = Order(self._version(recipe.name, version), str(SHIM), recipe, locked)
+        recipe = found.recipe
+        order = Order(self._version(recipe.name, version), str(SHIM), recipe, locked, found.npm_lock)
         self.store.refuse_existing(recipe.name, order.version)
         with self.store.making() as work:
             return self._put(work, build(order, work, sources(recipe.suite), self._say))
@@ -245,21 +269,6 @@ def sign_image(where: ImagePlaces, name: str, version: int | None, key: image_ke
     lines.append(signature_line(key.public, key.sign(manifest.canonical())))
     store.replace_signatures(path, "".join(lines).encode())
     return manifest, key.public
-
-
-def allow_older(where: ImagePlaces, policy: Images, name: str, version: int, uid: int) -> int:
-    """Let runs use an older version again; return the version that was the oldest allowed one.
-
-    Raises:
-        CloisterError: there is no such version, or it is not trusted.
-        OSError: the record cannot be written.
-    """
-    found = look(where, trust_of(where, policy, uid), name, version)
-    public = found.signer.public if found.signer else ""
-    seen = SeenVersions(where.seen)
-    was = seen.highest(name, public)
-    seen.note(name, public, version, lower=True)
-    return was
 
 
 def collect_images(

@@ -21,7 +21,7 @@ from cloister.errors import PolicyError, Problem, UnsupportedError
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
-from cloister.policy.model import Audit, Ledger, Policy, Preset
+from cloister.policy.model import Audit, Images, Ledger, Policy, Preset
 from cloister.policy.presets import all_presets
 from cloister.policy.tighten import tighten, tighten_project
 from cloister.policy.users import admit
@@ -208,6 +208,20 @@ class PolicyFiles:
         stops = any(policy.audit.on_failure == "stop" for policy in self._policies)
         return msgspec.structs.replace(own, on_failure="stop" if stops else "alarm")
 
+    def images(self) -> Images:
+        """Return which guest images count: only signed ones if any policy says so; keys of all policies are trusted.
+
+        Raises:
+            PolicyError: the policy is broken.
+        """
+        self._refresh()
+        tables = [policy.images for policy in self._policies]
+        return Images(
+            require_signature=any(table.require_signature for table in tables),
+            store=self._policies[-1].images.store,
+            trust=tuple(dict.fromkeys(key for table in tables for key in table.trust)),
+        )
+
     def presets(self) -> Mapping[str, Preset]:
         """Return every preset there is."""
         self._refresh()
@@ -250,10 +264,15 @@ class PolicyFiles:
     def _resolve(self, agent: str, profile: str) -> ResolvedAgent:
         """Resolve an agent; where the system has one of that name, it is the ceiling of the user's."""
         assert self._document is not None  # noqa: S101  # `_refresh` raises otherwise
-        if self._system is None or agent not in self._system.tables.get("agents", {}):
+        if self._system is None:
             return resolve(self._document, agent, profile, presets=self._presets)
-        ceiling = resolve(self._system, agent, profile, presets=self._presets)
+        if agent not in self._system.tables.get("agents", {}):
+            return self._with_images(resolve(self._document, agent, profile, presets=self._presets))
+        ceiling = self._with_images(resolve(self._system, agent, profile, presets=self._presets))
         return dataclasses.replace(ceiling, agent=tighten(ceiling.agent, self._document, ("agents", agent)))
+
+    def _with_images(self, resolved: ResolvedAgent) -> ResolvedAgent:
+        return dataclasses.replace(resolved, policy=msgspec.structs.replace(resolved.policy, images=self.images()))
 
     def _tightened(self, resolved: ResolvedAgent, workspace: str) -> ResolvedAgent:
         """Apply `.cloister.toml` of the workspace: written by anybody with a commit, so it may only tighten."""

@@ -140,6 +140,10 @@ class Kitchen:
         admitted = self.policies.admit(self.owner.name, request.agent)
         resolved = self.policies.resolve(request.agent, request.profile, workspace=project)
         agent = with_extra_names(resolved.agent, request.extra_names)
+        if request.machine:
+            from cloister.runs.vm_narrow import narrowed
+
+            agent = narrowed(agent, request)
         layout = self._workspaces.lay_out(agent, resolved.name, request.directory, project, admitted)
         return Looked(project, resolved, agent, layout)
 
@@ -151,23 +155,19 @@ class Kitchen:
         """
         paths = self.paths
         project, resolved, agent, layout = looked or self.look(request)
-        root = layout.root
+        root, guest = layout.root, agent.isolation == "microvm"
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
         search = request.environment.get("PATH", os.defpath)
-        guest = agent.isolation == "microvm"  # its programs are those of its image
-        program = (
-            find_program(command[0], search, home=paths.home, forbidden=(root,))
-            if not guest and _outside(command[0], root)
-            else None
-        )
+        program = None
+        if not guest and _outside(command[0], root):  # a guest's programs are those of its image
+            program = find_program(command[0], search, home=paths.home, forbidden=(root,))
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
-        direct = None
-        if agent.egress.mode == "internet" and not guest:
-            direct = internet(ruleset, guard, self.host(), nameservers())
+        wanted = agent.egress.mode == "internet" and not guest
+        direct = internet(ruleset, guard, self.host(), nameservers()) if wanted else None
         found = self.home_files(looked or Looked(project, resolved, agent, layout))
         files = self._file_variables(agent, resolved, root, found)
         facts = self._facts_for(run, request, resolved, agent, layout, program, found, direct)
@@ -180,14 +180,10 @@ class Kitchen:
         if guest:
             from cloister.runs.prepare_vm import compile_plan
 
-            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found)
+            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request)
         else:
             plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
-        if plan.credentials and not guest:
-            from cloister.runs.credentials_places import refuse_visible
-            from cloister.runs.explain import look
-
-            refuse_visible(plan, paths.home, look)
+        self._refuse_visible(plan)
         launch = plan.launch
         values = {name: value for name, value in files.home.items() if name in launch.inherit}
         values |= {name: request.environment[name] for name in launch.inherit if name in request.environment}
@@ -201,6 +197,14 @@ class Kitchen:
             plan, agent, ruleset, guard, values, carried, keys, self.host(), layout,
             resolved.policy, placeholders, sources,
         )  # fmt: skip
+
+    def _refuse_visible(self, plan: Plan) -> None:
+        """Refuse a plan that would show one of its own secrets; one for a guest was looked at already."""
+        if plan.credentials and not plan.launch.vm:
+            from cloister.runs.credentials_places import refuse_visible
+            from cloister.runs.explain import look
+
+            refuse_visible(plan, self.paths.home, look)
 
     def _signing_situation(self, agent: Agent, name: str, request: RunRequest, facts: Facts) -> SigningSituation:
         return SigningSituation(
@@ -322,7 +326,12 @@ class Kitchen:
     def models_of(self, plan: Plan) -> tuple[Llm, Policy]:
         """Return the `llm` table and the policy that hold now for a run that is under way."""
         resolved = self.policies.resolve(plan.agent, plan.profile, workspace=plan.project)
-        return resolved.agent.llm, resolved.policy
+        llm = resolved.agent.llm
+        if plan.steps and plan.launch.vm and plan.launch.vm.model:
+            from cloister.runs.vm_narrow import only_model
+
+            llm = only_model(llm, plan.launch.vm.model)
+        return llm, resolved.policy
 
     def _rules_for(self, egress: Egress, agent: str) -> tuple[Ruleset, Guard]:
         """Return an agent's rules, compiled again when they or the host's addresses have changed (0.8 ms)."""

@@ -18,12 +18,15 @@ from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
+from cloister.runs.vm_accelerator import Guest
+from cloister.runs.vm_accelerator import accelerator as accelerated
 from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
     from cloister.runs.home_files import HomeFiles
     from cloister.runs.prepare import Kitchen
+    from cloister.runs.request import RunRequest
 
 QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/run/current-system/sw/bin/qemu-system-x86_64")
 _FILE = "file:"
@@ -31,7 +34,7 @@ _FILE = "file:"
 
 def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
-    found: HomeFiles,
+    found: HomeFiles, request: RunRequest,
 ) -> Plan:  # fmt: skip
     """Return the plan of a run in a microVM.
 
@@ -39,6 +42,7 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
     machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
+    machine = msgspec.structs.replace(machine, model=request.model, snapshot=request.snapshot)
     machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
@@ -53,15 +57,17 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     """
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
-    accelerator: Accelerator = "tcg"
+    guest = Guest(f"{image.directory}/vmlinux", f"{image.directory}/initramfs.cpio", image.manifest.digest())
+    runtime = kitchen.paths.runtime
     choice = vm_monitor.choose(
         vm_monitor.Wanted(agent.microvm.monitor, agent.microvm.network),
-        kvm=False,
+        kvm=lambda: not installed_qemu() or accelerated(find_qemu(), guest, runtime).accelerator == "kvm",
         program=vm_monitor.find(os.environ.get("PATH", ""), owner=os.geteuid(), forbidden=(workspace,)),
-        attempt=lambda program: vm_monitor.attempt(program, image.directory, kitchen.paths.runtime),
+        attempt=lambda program: vm_monitor.attempt(program, image.directory, runtime),
     )
-    if choice.monitor == "firecracker":
-        accelerator = "kvm"  # it has no other
+    accelerator: Accelerator = "kvm"  # Firecracker has no other
+    if choice.monitor == "qemu":
+        accelerator = accelerated(find_qemu(), guest, runtime).accelerator
     return VmFacts(
         manifest=image.manifest,
         directory=image.directory,
@@ -75,17 +81,28 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
 
 
 def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:
-    """Return the template that the guest can start from. A card of a template would need a tap just like it: none."""
+    """Return the template that the guest can start from, if there is one."""
+    wanted = template_wanted(agent, machine)
+    return vm_warm.find(root, wanted) if wanted else None
+
+
+def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
+    """Return what a template would have to be; None for a guest that boots each time.
+
+    One with a card on the bridge does: its template would need a tap just like it.
+    """
     if not agent.microvm.warm or machine.monitor != "qemu" or agent.microvm.network != "none":
         return None
     manifest = machine.manifest
-    return vm_warm.find(
-        root,
-        vm_warm.Wanted(
-            manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
-            machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
-        ),
+    return vm_warm.Wanted(
+        manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
+        machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
     )  # fmt: skip
+
+
+def installed_qemu() -> str:
+    """Return the path of QEMU, or nothing."""
+    return next((path for path in QEMU if os.access(path, os.X_OK)), "")
 
 
 def find_qemu() -> str:
@@ -94,9 +111,8 @@ def find_qemu() -> str:
     Raises:
         UnsupportedError: there is none.
     """
-    for path in QEMU:
-        if os.access(path, os.X_OK):
-            return path
+    if path := installed_qemu():
+        return path
     raise UnsupportedError(
         "qemu-missing", 'isolation = "microvm" needs QEMU, and there is none',
         where=".isolation", remedy="sudo apt install qemu-system-x86",

@@ -9,6 +9,10 @@ from __future__ import annotations
 import shlex
 
 INSTALL_BWRAP = "sudo apt-get install bubblewrap"
+INSTALL_QEMU = "sudo apt-get install qemu-system-x86"
+INSTALL_DISK_TOOLS = "sudo apt-get install e2fsprogs util-linux"
+INSTALL_IMAGE_TOOLS = "sudo apt-get install mmdebstrap erofs-utils"
+FIRST_IMAGE = "cloister image build minimal"
 INSTALL_INTERNET = "sudo apt-get install passt nftables"
 TUN = "sudo modprobe tun && sudo chmod 0666 /dev/net/tun"
 NEW_SYSTEMD = "upgrade the system: Debian 12 has systemd 252"

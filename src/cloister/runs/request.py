@@ -30,6 +30,16 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     yes: bool = False
     detach: bool = False
     json: bool = False
+    machine: str = ""
+    """Asked for by `cloister vm`: the agent must be one that runs in a microVM."""
+    model: str = ""
+    """The one model that this run may use, of those that the policy allows."""
+    memory: str = ""
+    """Memory of the guest, no more than the policy says."""
+    cpus: str = ""
+    """Processors of the guest, no more than the policy says."""
+    snapshot: str = ""
+    """The snapshot whose disks the guest gets."""
     run: str = ""
     """The run's id where the caller chose it; else the broker does."""
 
@@ -106,6 +116,11 @@ def decode(fields: Mapping[str, str], words: list[bytes], environment: list[byte
         yes=bool(fields.get("yes")),
         detach=bool(fields.get("detach")),
         json=bool(fields.get("json")),
+        machine=fields.get("machine", ""),
+        model=fields.get("model", ""),
+        memory=fields.get("memory", ""),
+        cpus=fields.get("cpus", ""),
+        snapshot=fields.get("snapshot", ""),
         run=fields.get("id", ""),
     )
 

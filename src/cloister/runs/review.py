@@ -20,27 +20,35 @@ from cloister.runs import vm_workspace
 from cloister.runs.store import Record, Store
 
 
-@contextmanager
-def reviewed(store: Store, run: str) -> Iterator[tuple[Record, Review]]:
-    """Open the changes of a finished run in overlay mode.
-
-    Changes that are still on a virtual machine's disk are handed back first.
+def pending(store: Store, run: str) -> Record:
+    """Return the record of a finished run whose changes nobody has applied or discarded yet.
 
     Raises:
         UsageError: the run is not over, was not in overlay mode, or its changes are gone.
-        CloisterError: the disk cannot be read; see `vm_hand_back`.
     """
     record = store.record(run)
-    upper = f"{store.directory}/{run}/overlay/upper"
-    on_disk = vm_workspace.left(f"{store.directory}/{run}")
-    if record is None or (record.mode != "overlay" and not on_disk and not os.path.isdir(upper)):
+    folder = f"{store.directory}/{run}"
+    there = os.path.isdir(f"{folder}/overlay/upper") or vm_workspace.left(folder)
+    if record is None or (record.mode != "overlay" and not there):
         raise UsageError("run-not-overlay", f"run {run} wrote to its workspace directly", remedy="git diff")
     if record.status != "finished":
         raise UsageError("run-not-over", f"run {run} is still going on", remedy=f"cloister stop {run}")
-    if on_disk:  # of a virtual machine whose end nobody saw
-        vm_workspace.hand_back(f"{store.directory}/{run}")
-    if not os.path.isdir(upper):
+    if not there:
         raise UsageError("overlay-gone", f"the changes of run {run} were applied or discarded already")
+    return record
+
+
+@contextmanager
+def reviewed(store: Store, run: str) -> Iterator[tuple[Record, Review]]:
+    """Open the changes of a finished run; those still on a virtual machine's disk are handed back first.
+
+    Raises:
+        UsageError: see `pending`.
+        CloisterError: the disk cannot be read; see `vm_hand_back`.
+    """
+    record = pending(store, run)
+    vm_workspace.hand_back(f"{store.directory}/{run}")
+    upper = f"{store.directory}/{run}/overlay/upper"
     names = [entry.name for entry in protected_names()]
     with overlay_review.open_review(record.workspace, upper, names=names, since_ns=int(record.started * 1e9)) as review:
         yield record, review
@@ -74,8 +82,10 @@ def apply(review: Review, changes: Sequence[Change], *, force: bool, protected: 
 def discard(store: Store, run: str) -> None:
     """Throw a run's changes away; its records stay."""
     folder = f"{store.directory}/{run}/overlay"
-    overlay_apply.discard(folder)
-    os.rmdir(folder)
+    vm_workspace.drop(f"{store.directory}/{run}")
+    if os.path.isdir(folder):
+        overlay_apply.discard(folder)
+        os.rmdir(folder)
 
 
 def _relative(path: str, workspace: str, directory: str) -> str:

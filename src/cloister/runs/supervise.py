@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from cloister.egress import nft
-from cloister.errors import CloisterError, UsageError
+from cloister.errors import CloisterError, RetryError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host.frames import encode_list
 from cloister.host.owner import Owner
@@ -251,6 +251,23 @@ class Supervisor(Supervision):
             unit.execute(fields, words, environment, link, descriptors)
             return
         super().execute({**fields, "run": name}, words, environment, link, descriptors, on_close)
+
+    async def snapshot(self, fields: dict[str, str]) -> dict[str, Any]:
+        """Keep the disks of a living run's machine under a name.
+
+        Raises:
+            CloisterError: there is no such run, it has no machine, or its disks could not be copied.
+        """
+        run = self._runs[self._living(fields.get("run", ""))]
+        if run.guest is None:
+            raise UsageError("vm-not", f"the run {run.plan.run} has no virtual machine", remedy="cloister vm list")
+        if run.live.status != "running":
+            raise RetryError(
+                "run-starting", "the run is starting or ending", where=run.plan.run, remedy="the same again"
+            )
+        kept = await self._loop.run_in_executor(None, run.guest.snapshot, fields.get("name", ""))
+        run.write_event("snapshot", {"name": kept.name, "paused_s": kept.paused_s})
+        return {"run": run.plan.run, "name": kept.name, "paused_s": kept.paused_s}
 
     def _names(self) -> Iterable[str]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         return (*self._runs, *(self._units.names() if self._units else ()))

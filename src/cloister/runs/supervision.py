@@ -165,6 +165,10 @@ class Supervision:
                 return {"ended": self._provisions.obey_blocks()}
             case "metrics":
                 return {"runs": len(self._runs), "models": msgspec.to_builtins(self._provisions.metrics())}
+            case "image-allow-older":
+                from cloister.runs.image_older import allow_older
+
+                return allow_older(self._kitchen, self._audit, fields)
             case "reload":
                 return {"reloaded": self._reload()}
             case "living":

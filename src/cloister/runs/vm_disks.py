@@ -7,12 +7,14 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, UsageError
+from cloister.host import vm_snapshot
 from cloister.host.e2fs import find_tools
 from cloister.host.vm_disks import HeldDisk, hold_var_disk
 from cloister.host.vm_hand_back import drop
 from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.vm import DIRECTORY, VmFile, VmLaunch
+from cloister.runs.vm_snapshots import refuse_strange
 from cloister.runs.vm_workspace import end
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class GuestDisks:
         Raises:
             CloisterError: they cannot be made, or there is no room for them.
         """
+        if self._vm.snapshot:
+            return self._restored()
         tools = find_tools(self._plan.launch.argv[0])
         spare = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/var.img"
         self._var = hold_var_disk(tools, self._file("var").path, self._vm.disk_bytes, spare=spare)
@@ -55,6 +59,34 @@ class GuestDisks:
         self.notices = (*filter(None, [self._var.notice]), *made.notices)
         workspace = os.open(image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         return [os.dup(self._var.fd), workspace]
+
+    def _restored(self) -> list[int]:
+        """Make the disks from a snapshot's: both are this run's own, and the agent's `/var` stays as it is."""
+        record = vm_snapshot.read(self._paths.snapshots, self._vm.snapshot)
+        refuse_strange(record, self._plan, self._vm)
+        image = self._file("workspace").path
+        var = f"{os.path.dirname(image)}/var.img"
+        targets = {"var": var, "workspace": image, "workspace.baseline": f"{image}.baseline"}
+        vm_snapshot.restore(self._paths.snapshots, record, targets)
+        self._made, self.fields = True, record.fields
+        self.notices = (f"from the snapshot {record.name}: what it keeps below /var goes with this run",)
+        opened = [os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC) for path in (var, image)]
+        os.unlink(var)
+        return opened
+
+    def paths(self) -> dict[str, str]:
+        """Return what a snapshot copies, by the name of the copy.
+
+        Raises:
+            UsageError: the run is one of a snapshot itself, whose `/var` has no name any more.
+        """
+        if self._var is None:
+            raise UsageError(
+                "snapshot-of-snapshot", "a run that came from a snapshot cannot be kept as another one",
+                where=self._plan.run, remedy="cloister vm fork, of the run that the snapshot was taken of",
+            )  # fmt: skip
+        image = self._file("workspace").path
+        return {"var": self._var.path, "workspace": image, "workspace.baseline": f"{image}.baseline"}
 
     def hand_back(self, started: float) -> tuple[str, ...]:
         """Take what was changed in the workspace out of its disk; return words for the receipt."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloister.errors import UnsupportedError
-from cloister.host.firecracker_probe import Guest, Verdict, probe
+from cloister.host.firecracker_probe import Verdict, probe
 from cloister.host.programs import trusted
 from cloister.isolation.firecracker_api import parse_version
 from cloister.plan.vm import Monitor
@@ -41,19 +41,19 @@ class Wanted(NamedTuple):
     """`none` or `bridge`."""
 
 
-def choose(wanted: Wanted, *, kvm: bool, program: str, attempt: Try) -> Choice:
+def choose(wanted: Wanted, *, kvm: Callable[[], bool], program: str, attempt: Try) -> Choice:
     """Return the monitor of a run.
 
     Args:
         wanted: what the policy asks for.
-        kvm: whether KVM was seen to boot a guest on this host.
+        kvm: tells whether KVM was seen to boot a guest on this host; asked only where the answer matters.
         program: path of Firecracker, empty where it is not installed.
         attempt: boots a guest with it; asked last, and only where the answer matters.
 
     Raises:
         UnsupportedError: Firecracker is asked for by name, and cannot run this guest here.
     """
-    if wanted.monitor == "qemu" or (wanted.monitor == "auto" and not kvm):
+    if wanted.monitor == "qemu" or (wanted.monitor == "auto" and not (program and kvm())):
         return Choice("qemu", "")
     why = next(_against(wanted, program, attempt), None)
     if why is None:
@@ -88,8 +88,7 @@ def find(search: str, *, owner: int, forbidden: tuple[str, ...] = ()) -> str:
 
 def attempt(program: str, image: str, runtime: str) -> Verdict:
     """Return whether it boots the kernel of an image here; tried once after each start of the host."""
-    guest = Guest(kernel=f"{image}/vmlinux", initramfs=f"{image}/initramfs.cpio")
-    return probe(program, guest, f"{runtime}/firecracker.json")
+    return probe(program, f"{image}/vmlinux", f"{image}/initramfs.cpio", f"{runtime}/firecracker.json")
 
 
 def _against(wanted: Wanted, program: str, attempt: Try) -> Iterator[UnsupportedError]:
@@ -107,7 +106,7 @@ def _against(wanted: Wanted, program: str, attempt: Try) -> Iterator[Unsupported
     except UnsupportedError as error:
         yield error
         return
-    if not verdict.boots:
+    if not verdict.seconds:
         yield _refusal("firecracker-unavailable", f"firecracker boots no guest here: {verdict.why}")
 
 

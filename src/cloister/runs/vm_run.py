@@ -12,20 +12,23 @@ import contextlib
 import os
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, StepError, UsageError
-from cloister.host import limits, vm_console
+from cloister.host import limits, vm_console, vm_snapshot
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.vm_disks import GuestDisks
 from cloister.runs.vm_image import open_verified
+from cloister.runs.vm_snapshots import record_of, standing_still
 from cloister.runs.vm_tar import guest_files
 from cloister.runs.vm_template import TemplateOf
 
 if TYPE_CHECKING:
+    from cloister.plan.vm_snapshot import Snapshot
     from cloister.runs.active import ActiveRun
     from cloister.runs.paths import Paths
     from cloister.runs.prepare import Prepared
@@ -165,8 +168,8 @@ class Guest:
         )
         match frame.kind:
             case "D":
-                reference, text = vm_console.verdict(words)
-                run.write_event("guest-died", {"reason": reference, **words})
+                reference, text = vm_console.verdict(words, vm_console.last_words(self.vm.directory))
+                run.write_event("guest-died", {**words, "reason": reference})
                 run.live.machine_died(reference, text)
             case "H":
                 self._template.came_up()
@@ -174,6 +177,16 @@ class Guest:
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
                 run.write_event("guest", dict(words))
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Hold the machine still and copy its disks. Blocks, and takes as long as reading them does.
+
+        Raises:
+            CloisterError: the machine goes on as before; there is no snapshot.
+        """
+        record = partial(record_of, self._plan, self.vm, name, self._disks.fields)
+        held = partial(standing_still, self.vm)
+        return vm_snapshot.take(self._paths.snapshots, name, self._disks.paths(), record, held)
 
     # --- its end ----------------------------------------------------------------------------
 

@@ -54,6 +54,15 @@ def hand_back(folder: str, tools: Tools | None = None, room_bytes: int | None = 
         return _hand_back(folder, tools, room_bytes)[1]
 
 
+def drop(folder: str) -> None:
+    """Throw a run's disk away, handed back or not, and what a hand-back left that was cut short."""
+    if left(folder):
+        from cloister.host import vm_hand_back
+
+        with _turn(folder):
+            vm_hand_back.drop(f"{folder}/{DISK}")
+
+
 def end(  # noqa: PLR0913  # a run, its disk, and how it ends
     folder: str,
     workspace: str,
@@ -76,7 +85,7 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
     Raises:
         CloisterError: it cannot be read or there is no room; the disk stays, and `cloister diff` tries again.
     """
-    from cloister.host import overlay_apply, overlay_review, vm_baseline, vm_hand_back
+    from cloister.host import overlay_apply, overlay_review, sparse, vm_baseline, vm_hand_back
 
     image, upper = f"{folder}/{DISK}", f"{folder}/overlay/upper"
     with _turn(folder):
@@ -95,6 +104,8 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
         if direct and not applied:
             run = folder.rpartition("/")[2]
             notices = (*notices, f"changes are kept for review, since {why}: cloister diff {run}")
+        if changes:  # what goes away below must be on the disk elsewhere, also after a power cut
+            sparse.sync_file_system(workspace if applied else folder)
         if applied or not changes:
             overlay_apply.discard(f"{folder}/overlay")
             os.rmdir(f"{folder}/overlay")
@@ -105,7 +116,7 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
 def _hand_back(
     folder: str, tools: Tools | None, room_bytes: int | None, *, keep: bool = False
 ) -> tuple[int, tuple[str, ...]]:
-    from cloister.host import vm_hand_back
+    from cloister.host import sparse, vm_hand_back
 
     image, upper = f"{folder}/{DISK}", f"{folder}/overlay/upper"
     count = 0
@@ -114,6 +125,7 @@ def _hand_back(
         done = vm_hand_back.hand_back(tools or _tools(), image, upper, room_bytes=room_bytes)
         count, notices = done.changes, done.notices
     if not keep:
+        sparse.sync_file_system(folder)
         vm_hand_back.drop(image)
     return count, notices
 

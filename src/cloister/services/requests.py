@@ -21,7 +21,7 @@ from cloister.runs.paths import Paths
 from cloister.runs.request import Incoming, check_stdio, decode
 from cloister.runs.supervise import Supervisor
 from cloister.services.connection import Connection
-from cloister.services.intake import BUG_AT_START, Intake
+from cloister.services.intake import BUG, BUG_AT_START, Intake
 from cloister.services.uncaught import log_bug
 
 _RUN_VERBS = ("run", "exec")
@@ -70,6 +70,9 @@ class Requests(Intake):
             self._incoming.pop(connection)
             self._begin(self._start(verb, connection, incoming, environment))
             return
+        if verb == "vm-snapshot":
+            self._begin(self._snapshot(connection, incoming))
+            return
         answer = self._supervisor.control(verb, incoming.fields)
         connection.send("J", msgspec.json.encode(answer))
         connection.close()
@@ -91,6 +94,18 @@ class Requests(Intake):
             connection.close()
         finally:
             incoming.close()
+
+    async def _snapshot(self, connection: Connection, incoming: Incoming) -> None:
+        try:
+            answer = await self._supervisor.snapshot(incoming.fields)
+            connection.send("J", msgspec.json.encode(answer))
+            connection.close()
+        except CloisterError as error:
+            self._refuse(connection, error)
+        except Exception:  # noqa: BLE001  # a bug must not take the runs down
+            log_bug()
+            connection.send("F", BUG + self.bug)
+            connection.close()
 
     def _refuse(self, connection: Connection, error: CloisterError) -> None:  # type: ignore[explicit-override]  # Python 3.12
         """Send an error as the last word: 125 for runs (or 126/127), sysexits for the rest."""

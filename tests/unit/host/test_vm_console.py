@@ -44,3 +44,14 @@ def test_the_last_words_of_a_kernel_say_why(console: str, reference: str) -> Non
 def test_last_words_are_bounded() -> None:
     """A guest that prints a page gets the end of it shown, not the page."""
     assert len(verdict({"reason": "monitor-ended", "console": "x" * 10_000, "text": "y" * 10_000})[1]) < 1000
+
+
+def test_a_panic_before_the_last_line_is_found() -> None:
+    """A kernel that stops prints a trace behind its reason; the reason is what is told."""
+    printed = (
+        "up\n[ 9.0] Kernel panic - not syncing: dm-verity device corrupted\n[ 9.1] CPU: 0 PID: 7\n[ 9.2] Call Trace:\n"
+    )
+    reference, text = verdict({"reason": "monitor-ended", "console": "[ 9.2] Call Trace:"}, printed)
+
+    assert reference == "guest-corrupt"
+    assert "not syncing: dm-verity device corrupted" in text

@@ -9,10 +9,10 @@ from cloister.errors import UnsupportedError
 from cloister.host.firecracker_probe import Verdict
 from cloister.runs.vm_monitor import Choice, Wanted, choose, find
 
-GOOD = Verdict(version="Firecracker v1.16.1", boots=True, seconds=0.1)
-DEAD = Verdict(version="Firecracker v1.16.1", boots=False, seconds=20, why="its guest hung for 20 s")
-OLD = Verdict(version="Firecracker v1.7.0", boots=True, seconds=0.1)
-STRANGE = Verdict(version="", boots=False, seconds=0, why="it does not say its version")
+GOOD = Verdict(version="Firecracker v1.16.1", seconds=0.1)
+DEAD = Verdict(version="Firecracker v1.16.1", why="a guest said nothing for 30 s")
+OLD = Verdict(version="Firecracker v1.7.0", seconds=0.1)
+STRANGE = Verdict(version="", why="it does not say its version")
 PROGRAM = "/usr/local/bin/firecracker"
 QEMU, FIRECRACKER = Choice("qemu", ""), Choice("firecracker", PROGRAM)
 
@@ -32,17 +32,22 @@ QEMU, FIRECRACKER = Choice("qemu", ""), Choice("firecracker", PROGRAM)
 )
 def test_the_monitor_of_a_run(monitor: str, kvm: bool, program: str, verdict: Verdict, chosen: Choice) -> None:
     """`auto` takes Firecracker where KVM boots guests and it does too; who is named is taken."""
-    assert choose(Wanted(monitor, "none"), kvm=kvm, program=program, attempt=lambda _: verdict) == chosen
+    assert choose(Wanted(monitor, "none"), kvm=lambda: kvm, program=program, attempt=lambda _: verdict) == chosen
 
 
 @pytest.mark.parametrize(
     ("program", "verdict", "words"),
-    [("", GOOD, "no firecracker"), (PROGRAM, DEAD, "hung"), (PROGRAM, OLD, "older"), (PROGRAM, STRANGE, "version")],
+    [
+        ("", GOOD, "no firecracker"),
+        (PROGRAM, DEAD, "said nothing"),
+        (PROGRAM, OLD, "older"),
+        (PROGRAM, STRANGE, "version"),
+    ],
 )
 def test_firecracker_by_name_is_never_replaced(program: str, verdict: Verdict, words: str) -> None:
     """Who asks for Firecracker by name gets a refusal with the reason where it cannot be, never QEMU."""
     with pytest.raises(UnsupportedError, match=words) as caught:
-        choose(Wanted("firecracker", "none"), kvm=True, program=program, attempt=lambda _: verdict)
+        choose(Wanted("firecracker", "none"), kvm=lambda: True, program=program, attempt=lambda _: verdict)
     assert caught.value.reference == "firecracker-unavailable"
     assert "qemu" in caught.value.remedy
 
@@ -53,9 +58,9 @@ def test_a_bridge_is_for_qemu() -> None:
     def attempt(_: str) -> Verdict:
         raise AssertionError("it was tried for nothing")
 
-    assert choose(Wanted("auto", "bridge"), kvm=True, program=PROGRAM, attempt=attempt) == QEMU
+    assert choose(Wanted("auto", "bridge"), kvm=lambda: True, program=PROGRAM, attempt=attempt) == QEMU
     with pytest.raises(UnsupportedError) as caught:
-        choose(Wanted("firecracker", "bridge"), kvm=True, program=PROGRAM, attempt=attempt)
+        choose(Wanted("firecracker", "bridge"), kvm=lambda: True, program=PROGRAM, attempt=attempt)
     assert caught.value.reference == "firecracker-bridge"
 
 
@@ -65,8 +70,8 @@ def test_it_is_not_tried_where_nobody_asks() -> None:
     def attempt(_: str) -> Verdict:
         raise AssertionError("it was tried for nothing")
 
-    assert choose(Wanted("auto", "none"), kvm=False, program=PROGRAM, attempt=attempt) == QEMU
-    assert choose(Wanted("qemu", "none"), kvm=True, program=PROGRAM, attempt=attempt) == QEMU
+    assert choose(Wanted("auto", "none"), kvm=lambda: False, program=PROGRAM, attempt=attempt) == QEMU
+    assert choose(Wanted("qemu", "none"), kvm=lambda: True, program=PROGRAM, attempt=attempt) == QEMU
 
 
 def make(directory: Path, mode: int = 0o755) -> Path:

@@ -15,10 +15,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cloister.errors import UnsupportedError
-from cloister.host.ext4 import tree
+from cloister.host.ext4.encode import BLOCK, Name, directory_blocks, time_words, trailing_ones, trailing_zeros
 from cloister.host.ext4.format import (
     INODE_EXTENTS,
-    NANOSECONDS,
     ROOT_INODE,
     STATE_CLEAN,
     SUPERBLOCK_AT,
@@ -28,16 +27,18 @@ from cloister.host.ext4.format import (
 )
 from cloister.host.ext4.image import Image
 from cloister.host.ext4.mapping import EXTENT_MAGIC, LONGEST, Span, spans
+from cloister.host.sparse import write_at
 
-BLOCK = 4096
 INODE = 256
-KINDS = {"file": 1, "directory": 2, "symlink": 7}
 FAST_LINK = 59
 _INODE = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIII")
 _ROOM = 4
 """Entries of a map in the inode itself."""
 _PER_NODE = (BLOCK - 12) // 12
 _BUFFER = 4 << 20
+_TABLE_BYTES = 1 << 16
+_TABLES = 64
+"""So many parts of tables of inodes are kept until they are written: a directory comes after what is in it."""
 
 
 class Attributes(NamedTuple):
@@ -51,14 +52,6 @@ class Attributes(NamedTuple):
     links: int = 1
 
 
-class Name(NamedTuple):
-    """One entry of a directory to be written."""
-
-    name: bytes
-    inode: int
-    kind: str
-
-
 def _full(where: str) -> UnsupportedError:
     return UnsupportedError("vm-disk-full", "the workspace does not fit on the disk that was made for it", where=where)
 
@@ -66,13 +59,12 @@ def _full(where: str) -> UnsupportedError:
 class Filler:
     """A fresh image that is being filled. `finish` writes what was counted; without it the image is no file system."""
 
-    def __init__(self, path: str) -> None:
-        """Open the image and see what is free."""
+    def __init__(self, path: str, now_ns: int) -> None:
+        """Open the image and see what is free; `now_ns` is when its files are made."""
         self._path = path
         with Image(path) as image:
             root = image.inode(ROOT_INODE)
             self._root_blocks = [span.physical + at for span in spans(image, root) for at in range(span.blocks)]
-            self.leftover = [name for name, _ in tree.names(image, root)]
         self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._super: Superblock = parse_superblock(
             self._read(SUPERBLOCK_AT, SUPERBLOCK_BYTES), os.fstat(self._fd).st_size
@@ -85,10 +77,12 @@ class Filler:
         self._number = 10  # the last that mke2fs keeps for itself; 11 was lost+found
         self._waiting = bytearray()
         self._waiting_at = 0
+        self._tables: dict[int, bytearray] = {}
         self._used_blocks = [0] * self._super.groups
         self._used_inodes = [0] * self._super.groups
         self._directories = [0] * self._super.groups
-        self.now_ns = 0
+        self.now_ns = now_ns
+        self._now = time_words(now_ns)
 
     def close(self) -> None:
         """Close the image."""
@@ -145,7 +139,7 @@ class Filler:
 
     def put_directory(self, number: int, parent: int, how: Attributes, names: Iterable[Name]) -> int:
         """Write a directory with its names; return how many blocks it takes."""
-        blocks = list(_directory_blocks(number, parent, names))
+        blocks = list(directory_blocks(number, parent, names))
         first = self._root_blocks[: len(blocks)] if number == ROOT_INODE else []
         found = [Span(at, physical, 1) for at, physical in enumerate(first)]
         if len(blocks) > len(first):
@@ -159,23 +153,26 @@ class Filler:
 
     def set_links(self, number: int, links: int) -> None:
         """Say how many names an inode has, when its last one is known."""
-        os.pwrite(self._fd, struct.pack("<H", links), self._inode_at(number) + 26)
+        table, at = self._slot(number)
+        struct.pack_into("<H", table, at + 26, links)
 
     def finish(self) -> None:
         """Write bitmaps and counts: from now on it is a whole file system."""
         self._flush()
+        while self._tables:
+            self._write_table(next(iter(self._tables)))
         size = struct.Struct("<HHH")
         free_blocks = free_inodes = 0
         for group in self._all_groups():
-            os.pwrite(self._fd, self._blocks[group], self._bitmap(group, 0) * BLOCK)
-            os.pwrite(self._fd, self._inodes[group], self._bitmap(group, 4) * BLOCK)
+            write_at(self._fd, self._blocks[group], self._bitmap(group, 0) * BLOCK)
+            write_at(self._fd, self._inodes[group], self._bitmap(group, 4) * BLOCK)
             blocks, inodes, directories = size.unpack_from(self._descriptors, group * 32 + 12)
             blocks, inodes = blocks - self._used_blocks[group], inodes - self._used_inodes[group]
             size.pack_into(self._descriptors, group * 32 + 12, blocks, inodes, directories + self._directories[group])
             free_blocks, free_inodes = free_blocks + blocks, free_inodes + inodes
-        os.pwrite(self._fd, self._descriptors, BLOCK)
-        os.pwrite(self._fd, struct.pack("<II", free_blocks, free_inodes), SUPERBLOCK_AT + 12)
-        os.pwrite(self._fd, struct.pack("<H", STATE_CLEAN), SUPERBLOCK_AT + 58)
+        write_at(self._fd, self._descriptors, BLOCK)
+        write_at(self._fd, struct.pack("<II", free_blocks, free_inodes), SUPERBLOCK_AT + 12)
+        write_at(self._fd, struct.pack("<H", STATE_CLEAN), SUPERBLOCK_AT + 58)
 
     def _read(self, at: int, length: int) -> bytes:
         return os.pread(self._fd, length, at)
@@ -194,15 +191,20 @@ class Filler:
             bits = int.from_bytes(bitmap, "little")
             at = 0
             while at < count:
-                used = _trailing_ones(bits >> at)
+                used = trailing_ones(bits >> at)
                 at += used
-                free = min(_trailing_zeros(bits >> at, count - at), count - at)
+                free = min(trailing_zeros(bits >> at, count - at), count - at)
                 if at < count and free:
                     yield Span(0, first + at, free)
                 at += free
 
     def _take(self, blocks: int) -> list[Span]:
         """Take free blocks, in as few runs as there are; logical numbers count from 0."""
+        if 0 < blocks <= self._run.blocks and blocks <= LONGEST:
+            first = self._run.physical
+            self._mark(first, blocks)
+            self._run = Span(0, first + blocks, self._run.blocks - blocks)
+            return [Span(0, first, blocks)]
         found: list[Span] = []
         have = 0
         while have < blocks:
@@ -241,11 +243,7 @@ class Filler:
         self._waiting += bytes(-len(data) % BLOCK)
 
     def _flush(self) -> None:
-        left = memoryview(bytes(self._waiting))
-        at = self._waiting_at
-        while left:
-            written = os.pwrite(self._fd, left, at)
-            left, at = left[written:], at + written
+        write_at(self._fd, self._waiting, self._waiting_at)
         self._waiting = bytearray()
         self._waiting_at = 0
 
@@ -256,7 +254,7 @@ class Filler:
             data = os.pread(source, min(1 << 20, length - done), at + done)
             if not data:
                 return
-            os.pwrite(self._fd, data, target + done)
+            write_at(self._fd, data, target + done)
             done += len(data)
 
     def _inode(self, number: int, how: Attributes, size: int, found: list[Span]) -> None:
@@ -284,15 +282,28 @@ class Filler:
         header = struct.pack("<HHHHI", EXTENT_MAGIC, len(entries), _ROOM, depth, 0)
         return (header + b"".join(entries)).ljust(60, b"\0"), extra
 
-    def _inode_at(self, number: int) -> int:
+    def _slot(self, number: int) -> tuple[bytearray, int]:
+        """Return the part of a table of inodes that holds inode `number`, and where in it."""
         group, index = divmod(number - 1, self._super.inodes_per_group)
-        return self._bitmap(group, 8) * BLOCK + index * INODE
+        window, offset = divmod(index * INODE, _TABLE_BYTES)
+        at = self._bitmap(group, 8) * BLOCK + window * _TABLE_BYTES
+        found = self._tables.get(at)
+        if found is None:
+            if len(self._tables) >= _TABLES:
+                self._write_table(next(iter(self._tables)))
+            length = min(_TABLE_BYTES, self._super.inodes_per_group * INODE - window * _TABLE_BYTES)
+            found = self._tables[at] = bytearray(self._read(at, length))
+        return found, offset
+
+    def _write_table(self, at: int) -> None:
+        write_at(self._fd, self._tables.pop(at), at)
 
     def _write_inode(  # noqa: PLR0913  # what an inode holds
         self, number: int, how: Attributes, size: int, block: bytes, blocks: int, flags: int
     ) -> None:
-        (mtime, mtime_extra), (ctime, ctime_extra) = _time(how.mtime_ns), _time(how.ctime_ns)
-        now, now_extra = _time(self.now_ns)
+        mtime, mtime_extra = time_words(how.mtime_ns)
+        ctime, ctime_extra = (mtime, mtime_extra) if how.ctime_ns == how.mtime_ns else time_words(how.ctime_ns)
+        now, now_extra = self._now
         sectors = blocks * (BLOCK // 512)
         data = _INODE.pack(
             how.mode, how.uid & 0xFFFF, size & 0xFFFFFFFF, mtime, ctime, mtime, 0, how.gid & 0xFFFF, how.links,
@@ -300,46 +311,5 @@ class Filler:
             sectors >> 32, 0, how.uid >> 16, how.gid >> 16, 0, 0, 32, 0, ctime_extra, mtime_extra, mtime_extra,
             now, now_extra,
         )  # fmt: skip
-        os.pwrite(self._fd, data, self._inode_at(number))
-
-
-def _directory_blocks(number: int, parent: int, names: Iterable[Name]) -> Iterator[bytes]:
-    """Yield the blocks of a directory: entries side by side, the last of each block taking the rest of it."""
-    block: list[bytes] = []
-    used = 0
-    last = (b"", 0)
-    for one in (Name(b".", number, "directory"), Name(b"..", parent, "directory"), *names):
-        length = (8 + len(one.name) + 3) & ~3
-        if used + length > BLOCK:
-            block[-1] = _dirent(last, BLOCK - used + len(block[-1]))
-            yield b"".join(block)
-            block, used = [], 0
-        last = (one.name, one.inode | KINDS[one.kind] << 32)
-        block.append(_dirent(last, length))
-        used += length
-    block[-1] = _dirent(last, BLOCK - used + len(block[-1]))
-    yield b"".join(block)
-
-
-def _dirent(what: tuple[bytes, int], length: int) -> bytes:
-    name, packed = what
-    return struct.pack("<IHBB", packed & 0xFFFFFFFF, length, len(name), packed >> 32).ljust(8, b"\0") + name.ljust(
-        length - 8, b"\0"
-    )
-
-
-def _time(nanoseconds: int) -> tuple[int, int]:
-    """Return seconds and the word of their upper bits and nanoseconds, within what ext4 can say (1901 to 2446)."""
-    seconds, rest = divmod(nanoseconds, NANOSECONDS)
-    seconds = min(max(seconds, -(1 << 31)), (1 << 34) - (1 << 31) - 1)
-    low = seconds & 0xFFFFFFFF
-    signed = low - (1 << 32) if low & 0x80000000 else low
-    return low, (seconds - signed) >> 32 & 3 | rest << 2
-
-
-def _trailing_ones(bits: int) -> int:
-    return (~bits & (bits + 1)).bit_length() - 1
-
-
-def _trailing_zeros(bits: int, most: int) -> int:
-    return (bits & -bits).bit_length() - 1 if bits else most
+        table, at = self._slot(number)
+        table[at : at + len(data)] = data

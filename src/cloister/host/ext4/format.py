@@ -43,6 +43,8 @@ INODE_BYTES = 128
 EXTRA_BYTES = 32
 """What follows the old 128 bytes: `i_extra_isize` and the fields that it covers."""
 NANOSECONDS = 1_000_000_000
+MAX_GROUPS = 1 << 16
+"""Of 128 MiB each, as mke2fs makes them: 8 TiB."""
 
 
 class BrokenImageError(DeniedError):
@@ -135,6 +137,7 @@ def _check(found: Superblock, image_bytes: int) -> None:
         and INODE_BYTES <= found.inode_bytes <= size
         and found.inode_bytes & (found.inode_bytes - 1) == 0
         and found.descriptor_bytes in {32, 64}
+        and found.groups <= MAX_GROUPS
     )
     if not fits:
         raise BrokenImageError("its superblock contradicts itself or the size of the image")

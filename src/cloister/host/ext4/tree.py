@@ -16,7 +16,7 @@ from cloister.host.ext4.mapping import spans
 
 MAX_ENTRIES = 500_000
 MAX_DEPTH = 128
-MAX_PATH_BYTES = 256 << 20
+MAX_PATH_BYTES = 64 << 20
 """All paths of one walk together."""
 MAX_LINK = 4095
 _CHUNK = 1 << 20

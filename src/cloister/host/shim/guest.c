@@ -152,6 +152,8 @@ static void on_stream(uint8_t type, struct reader *payload)
     uint32_t number = read_u32(payload);
     if (number == STREAM_TAR)
         on_tar(type, payload);
+    else if ((type == 'F' || type == 'A') && number >> 31 && number % 4 == STREAM_TERMINAL)
+        guest_hang_up(number);
     else
         (void)stream_frame(type, number, payload);
 }

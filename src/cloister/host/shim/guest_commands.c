@@ -131,6 +131,16 @@ void guest_kill(void)
     finish(EXIT_KILLED);
 }
 
+/* The agent did not start: its disks are left clean all the same. */
+static void never_ran(const void *failure, size_t length)
+{
+    self.over = true;
+    (void)!loop_watch(&self.source, self.channel.fd, 0);
+    guest_hooks->end();
+    guest_tell_id('Y', 0, failure, length);
+    loop_later(OFF_AFTER_MS, power_off);
+}
+
 /* The inner half is gone without a word of the agent's end: something has killed it. */
 static void on_inner_gone(void)
 {
@@ -140,9 +150,8 @@ static void on_inner_gone(void)
         finish(EXIT_KILLED);
         return;
     }
-    uint8_t failure[] = {EIO, 0, 0, 0, 'i', 'n', 'n', 'e', 'r'};
-    (void)!loop_watch(&self.source, self.channel.fd, 0);
-    guest_tell_id('Y', 0, failure, sizeof failure);
+    const uint8_t failure[] = {EIO, 0, 0, 0, 'i', 'n', 'n', 'e', 'r'};
+    never_ran(failure, sizeof failure);
 }
 
 void guest_reap(void)
@@ -188,6 +197,10 @@ static void on_inner_frame(struct frame *frame)
             link_send('N', frame->payload, frame->length, NULL, 0);
         return;
     case 'Y':
+        if (id == 0) {
+            never_ran(frame->payload + 4, frame->length - 4);
+            return;
+        }
         if (command)
             command_release(command);
         break;
@@ -304,15 +317,15 @@ void guest_inner_signal(const struct reader *payload)
         on_inner_gone();
 }
 
-/* Its user has left, or its programs: the last descriptor goes, and who is still there gets SIGHUP from the kernel. */
-static void on_terminal_gone(uint32_t number)
+/* Its user has left: the last descriptor goes, and who is still there gets SIGHUP from the kernel. */
+void guest_hang_up(uint32_t stream)
 {
-    struct command *command = command_with((number & 0x7fffffffU) >> 2);
+    struct command *command = command_with((stream & 0x7fffffffU) >> 2);
+    stream_drop(stream);
     if (!command || command->master < 0)
         return;
     close(command->master);
     command->master = -1;
-    loop_soon(look_for_ends);
 }
 
 static void set_window(const struct command *command, uint32_t size)
@@ -357,7 +370,7 @@ void guest_terminal_ready(struct reader *payload)
                            (uint8_t)(command->id >> 24)};
     if (carried < 0 || fcntl(carried, F_SETFL, O_RDWR | O_NONBLOCK) < 0 ||
         stream_open(stream_of(command->id, STREAM_TERMINAL), carried,
-                    STREAM_SENDS | STREAM_RECEIVES | STREAM_IS_TERMINAL, on_terminal_gone) < 0)
+                    STREAM_SENDS | STREAM_RECEIVES | STREAM_IS_TERMINAL, NULL) < 0)
         guest_give_up("relay a terminal");
     if (channel_send(&self.channel, 'M', id, sizeof id, -1) < 0)
         on_inner_gone();

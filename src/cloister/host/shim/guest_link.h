@@ -21,6 +21,7 @@ bool guest_inner_start(char *const *argv);
 void guest_inner_order(uint8_t type, const struct reader *payload);
 void guest_inner_signal(const struct reader *payload);
 void guest_terminal_ready(struct reader *payload);
+void guest_hang_up(uint32_t stream);
 void guest_window(struct reader *payload);
 void guest_reap(void);
 void guest_inner_hold(bool held);

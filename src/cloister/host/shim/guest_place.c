@@ -23,7 +23,7 @@
 static int make_writable(const char *path)
 {
     static unsigned made;
-    char upper[PATH_MAX], work[PATH_MAX], options[3 * PATH_MAX];
+    char upper[PATH_MAX], work[PATH_MAX], options[3 * PATH_MAX + 64];
     /* Overlayfs takes colon, comma and backslash in its options for its own. */
     if (strpbrk(path, ":,\\")) {
         errno = EINVAL;
@@ -93,6 +93,23 @@ int guest_place_open(int below, const char *path)
     struct open_how how = {.flags = O_PATH | O_CLOEXEC,
         .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
     return (int)syscall(SYS_openat2, below, path, &how, sizeof how);
+}
+
+int guest_place_pin(int target)
+{
+    struct statx about;
+    if (statx(target, "", AT_EMPTY_PATH, STATX_TYPE, &about) < 0)
+        return -1;
+    if (about.stx_attributes & STATX_ATTR_MOUNT_ROOT)
+        return 0;
+    int tree = (int)syscall(SYS_open_tree, target, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (tree < 0)
+        return -1;
+    long result = syscall(SYS_move_mount, tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+    int saved = errno;
+    close(tree);
+    errno = saved;
+    return (int)result;
 }
 
 int guest_place_cover(int source, int target)

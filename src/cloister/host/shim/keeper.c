@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { EXIT_KILLED = 137, OUT_OF_THE_WAY = 64, TICK_MS = 50, KILL_PATIENCE_MS = 2000, JOIN_PATIENCE_MS = 120000 };
+enum { EXIT_KILLED = 137, OUT_OF_THE_WAY = 64, TICK_MS = 50, BUSY_TICK_MS = 5, KILL_PATIENCE_MS = 2000, JOIN_PATIENCE_MS = 120000 };
 
 static struct keeper {
     struct keeper_options options;
@@ -121,12 +121,12 @@ static void on_tick(void)
     if (self.join_by_ms && now >= self.join_by_ms)
         keeper_fail("guest-silent", "the guest did not say hello within %d s", JOIN_PATIENCE_MS / 1000);
     if (self.join_by_ms || self.kill_at_ms || keeper_monitor_waiting() || keeper_box_waiting())
-        loop_later(TICK_MS, on_tick);
+        loop_later(keeper_box_waiting() ? BUSY_TICK_MS : TICK_MS, on_tick);
 }
 
 void keeper_tick_soon(void)
 {
-    loop_later(TICK_MS, on_tick);
+    loop_later(BUSY_TICK_MS, on_tick);
 }
 
 /* `B`: now the run's limits hold for us, and so for the monitor. */

