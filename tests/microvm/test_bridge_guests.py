@@ -111,11 +111,12 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> 
         [foreign["gateway"], foreign["port"]], [foreign["address"], 22], [own["gateway"], 22], ["192.0.2.1", 80],
     ]  # fmt: skip
 
-    script = f"cat /sys/class/net/eth0/address; python3 - '{json.dumps(targets)}'"
+    script = f"cat /sys/class/net/eth0/address; echo $CLOISTER_BRIDGE_PROXY; python3 - '{json.dumps(targets)}'"
     done = user.exec(run, script, cwd=workspace, stdin=PROBE.encode())
 
     assert done.returncode == 0, done.stderr
-    mac, said = done.stdout.splitlines()
+    mac, proxy, said = done.stdout.splitlines()
+    assert proxy == f"http://{own['gateway']}:{own['port']}"
     assert mac == own["mac"] != foreign["mac"]
     answers = json.loads(said)
     assert answers[0] == answers[1] == "HTTP/1.1 403 Forbidden"
