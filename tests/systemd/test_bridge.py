@@ -345,6 +345,7 @@ def test_the_floor_under_a_tap(host: Machine) -> None:
     host.wait_for("! ls /run/cloister/bridge/taps | grep -q .")
 
 
+@pytest.mark.slow
 def test_a_quota_of_guests_for_each_user(alice: Users, bob: Users, host: Machine) -> None:
     """The 65th guest of a user is refused; another user still gets one, and no two have an address or MAC in common."""
     taps = [alice("ask", name=f"g{number}") for number in range(MOST_TAPS)]
