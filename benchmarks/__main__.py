@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import egress, memory, peers, scale, starts, world
 from benchmarks.llm import part, programs, tokens
+from benchmarks.microvm import part as guests
 from benchmarks.report import Grid, Part, Section, markdown
 from benchmarks.store import as_json, merged
 
@@ -24,7 +25,9 @@ ROUNDS = 40
 BUDGET_S = 270.0
 MODEL_CALLS = ("llm", "tls", "tokens")
 """Measured when they are named; `llm` stands for all three."""
-ORDER = ("cold", "warm", "memory", "egress", "scale", *MODEL_CALLS)
+APART = (*MODEL_CALLS, "microvm")
+"""Not measured unless they are named."""
+ORDER = ("cold", "warm", "memory", "egress", "scale", *APART)
 PAGE = (*ORDER, "units", "filter", "audit", "guest", "questions")
 """The parts of results.md in order. The last three are measured by root: `benchmarks/{units,audit}`."""
 
@@ -33,7 +36,7 @@ def main() -> int:
     """Measure everything, or what is named; return 1 when a part failed."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure Cloister beside the field.")
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"{', '.join(ORDER)}; all but {', '.join(MODEL_CALLS)} when none"
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(ORDER)}; all but {', '.join(APART)} when none"
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for results.md and .json")
@@ -42,7 +45,8 @@ def main() -> int:
         sys.exit("run by tools/bench: as root everything costs less, and Cloister is for ordinary users")
     parts, failed = measure(options.parts, options.rounds)
     names = {found.name for found in parts}
-    own = peers.versions() if names - set(MODEL_CALLS) else {}
+    own = peers.versions() if names - set(APART) else {}
+    own |= guests.versions() if "microvm" in names else {}
     host = world.host({**own, **(programs.versions() if names & set(MODEL_CALLS) else {})})
     earlier = Path(__file__).with_name("results.json")
     host, parts = merged(earlier.read_text() if earlier.exists() else "", host, parts, PAGE)
@@ -59,7 +63,7 @@ def measure(wanted: list[str], rounds: int) -> tuple[list[Part], int]:
     """Return all parts, and 1 when one could not be measured."""
     user = world.World("starts")
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    makers: dict[str, Callable[[], list[Section] | list[Grid]]] = {
+    makers: dict[str, Callable[[], list[Section] | list[Grid] | list[Section | Grid]]] = {
         "cold": lambda: [starts.cold(user, rounds), starts.cold_cpu(user, rounds)],
         "warm": lambda: [starts.warm(user, rounds)],
         "memory": lambda: [memory.memory(user)],
@@ -68,8 +72,9 @@ def measure(wanted: list[str], rounds: int) -> tuple[list[Part], int]:
         "llm": part.llm,
         "tls": part.tls,
         "tokens": tokens.tokens,
+        "microvm": guests.microvm,
     }
-    chosen = set(wanted or ORDER) - (set() if wanted else set(MODEL_CALLS))
+    chosen = set(wanted or ORDER) - (set() if wanted else set(APART))
     chosen |= set(MODEL_CALLS) if "llm" in chosen else set()
     parts: list[Part] = []
     failed, started = 0, time.monotonic()
@@ -78,7 +83,7 @@ def measure(wanted: list[str], rounds: int) -> tuple[list[Part], int]:
             if name not in chosen:
                 continue
             print(f"==> {name}", file=sys.stderr, flush=True)
-            if name not in MODEL_CALLS and time.monotonic() - started > BUDGET_S:
+            if name not in APART and time.monotonic() - started > BUDGET_S:
                 print(f"no time left for {name}", file=sys.stderr)
                 failed = 1
                 continue

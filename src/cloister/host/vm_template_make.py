@@ -183,7 +183,7 @@ def _guest(directory: str, shape: Shape, machine: Machine) -> Iterator[_Guest]:
         files |= {machine.orders: monitor}
         try:
             files |= {number: owned(_placeholder(directory, number)) for number in machine.disks}
-            pid = _spawn(machine.argv, files, printed)
+            pid = spawn(machine.argv, files, printed)
         finally:
             for descriptor in (theirs, printed, monitor):  # so that a monitor that died is not waited for
                 os.close(descriptor)
@@ -192,7 +192,7 @@ def _guest(directory: str, shape: Shape, machine: Machine) -> Iterator[_Guest]:
         yield guest
 
 
-def _spawn(argv: Sequence[str], files: Mapping[int, int], printed: int) -> int:
+def spawn(argv: Sequence[str], files: Mapping[int, int], printed: int) -> int:
     """Start a program with exactly these descriptors; what it says itself goes where its guest prints."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     moved = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for number, descriptor in files.items()}
