@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.host.image_build import PROTOCOL
 from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
@@ -57,6 +58,11 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     """
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
+    if image.manifest.protocol != PROTOCOL:
+        raise UnsupportedError(
+            "image-protocol", f"the image speaks version {image.manifest.protocol} of the channel, and not {PROTOCOL}",
+            where=image.directory, remedy=f"cloister image renew {name}",
+        )  # fmt: skip
     guest = Guest(f"{image.directory}/vmlinux", f"{image.directory}/initramfs.cpio", image.manifest.digest())
     runtime = kitchen.paths.runtime
     choice = vm_monitor.choose(
