@@ -245,5 +245,6 @@ def test_a_run_ends_by_the_callers_signal(image: Installs, home: Path, workspace
     left = list((user.runtime / "cloister/runs").iterdir())
     user.close()
 
-    assert (process.returncode, out, err) == (5, b"asked\n", b"")
+    assert (process.returncode, out) == (5, b"asked\n")
+    assert err in {b"", b"Terminated\n"}  # the shell's word for its sleep, which has the signal as well
     assert not left

@@ -69,7 +69,7 @@ KILLED = [
     pytest.param("monitor", 125, "monitor-died", id="monitor"),
     pytest.param("keeper", 125, "sandbox-died", id="keeper", marks=_SLOW),
     pytest.param("bwrap", 125, "sandbox-died", id="bwrap", marks=_SLOW),
-    pytest.param("outer", -9, "client-died", id="outer"),
+    pytest.param("outer", -9, "client-died", id="outer", marks=_SLOW),
 ]
 
 
