@@ -200,6 +200,20 @@ def monitor_of(run: str) -> int:
     raise AssertionError("there is no firecracker")
 
 
+@pytest.mark.parametrize("monitor", ["qemu", pytest.param("firecracker", marks=pytest.mark.slow)])
+def test_disks_keep_to_their_rate(user: User, workspace: Path, monitor: str) -> None:
+    """With `disk_rate` what an agent writes goes to the disk no faster; the plan says so."""
+    user.write_policy(BASE + MICROVM.format(monitor=monitor) + 'disk_rate = "16M"\n')
+    write = "time -p dd if=/dev/zero of=big bs=1M count=64 conv=fsync 2>/dev/null; rm big"
+    ended = user.run("run", "shell", "--", "bash", "-c", write, cwd=workspace, timeout_s=PATIENCE_S)
+
+    assert ended.returncode == 0, ended.stderr
+    seconds = float(ended.stderr.split("real")[1].split()[0])
+    assert seconds > 2, "64 MiB at 16 MiB a second, those of the first second at once"
+    shown = user.run("plan", "shell", "--", "true", cwd=workspace, timeout_s=PATIENCE_S)
+    assert "disk_rate 16M" in shown.stdout
+
+
 def test_asked_for_by_name_and_not_there(plain: User, workspace: Path) -> None:
     """Without a Firecracker a policy that names it is refused; with `auto` QEMU takes the run."""
     refused = plain.run("run", "shell", "--", "true", cwd=workspace, timeout_s=PATIENCE_S)

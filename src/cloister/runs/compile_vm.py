@@ -218,6 +218,7 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         inner=inner.inner_argv(SHIM, _inner(agent, preset, facts)),
         directory=f"{facts.run_runtime}/{DIRECTORY}",
         disk_bytes=_disk(agent),
+        disk_rate=parse_size(agent.microvm.disk_rate) if agent.microvm.disk_rate else 0,
         carried=tuple(
             VmCarried(path.name, path.source, _kind(path.kind)) for path in facts.carried if path.name != made
         ),
@@ -349,6 +350,7 @@ def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, .
             cpus=vm.cpus,
             files=named,
             cmdline=vm.cmdline,
+            disk_rate=vm.disk_rate,
             qmp=qmp,
             tap_fd=FIRST_FILE + len(vm.files) if connected else None,
             mac=guest_mac(uid, run) if connected else "",
@@ -413,6 +415,8 @@ def _limit_words(agent: Agent, machine: VmFacts, limited: limits.Limited) -> Ite
     if asked.open_files is not None:
         yield f"open_files {asked.open_files}: rlimit"
     yield f"disk {_disk(agent) // _MIB} MiB: size of the guest's disk, and of what is added in the workspace"
+    if agent.microvm.disk_rate:
+        yield f"disk_rate {agent.microvm.disk_rate} a second: of each disk, kept by the monitor"
     if asked.runtime_max:
         yield f"runtime_max {asked.runtime_max}: broker, exit code 124"
 

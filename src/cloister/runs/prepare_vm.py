@@ -50,7 +50,9 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     return plan
 
 
-def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str) -> VmFacts:
+def machine_facts(
+    kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str = ""
+) -> VmFacts:
     """Look for the image, a monitor and an accelerator.
 
     Raises:
