@@ -181,17 +181,7 @@ class Kitchen:
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         facts = with_model_words(facts, agent, resolved)
         facts = msgspec.structs.replace(facts, notify=demand(resolved.policy.audit, guest=guest))
-        if guest:
-            from cloister.runs.prepare_vm import compile_plan
-
-            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request)
-        else:
-            plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
-        if plan.credentials and not guest:
-            from cloister.runs.credentials_places import refuse_visible
-            from cloister.runs.explain import look
-
-            refuse_visible(plan, paths.home, look)
+        plan = self._compiled(agent, resolved, command, ruleset, facts, found, request)
         launch = plan.launch
         values = {name: value for name, value in files.home.items() if name in launch.inherit}
         values |= {name: request.environment[name] for name in launch.inherit if name in request.environment}
@@ -205,6 +195,23 @@ class Kitchen:
             plan, agent, ruleset, guard, values, carried, keys, self.host(), layout,
             resolved.policy, placeholders, sources,
         )  # fmt: skip
+
+    def _compiled(  # noqa: PLR0913  # what `prepare` has at hand
+        self, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
+        found: HomeFiles, request: RunRequest,
+    ) -> Plan:  # fmt: skip
+        """Return the plan, of which no credential can be seen inside."""
+        if agent.isolation == "microvm":
+            from cloister.runs.prepare_vm import compile_plan
+
+            return compile_plan(self, agent, resolved, command, ruleset, facts, found, request)
+        plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        if plan.credentials:
+            from cloister.runs.credentials_places import refuse_visible
+            from cloister.runs.explain import look
+
+            refuse_visible(plan, self.paths.home, look)
+        return plan
 
     def _signing_situation(self, agent: Agent, name: str, request: RunRequest, facts: Facts) -> SigningSituation:
         return SigningSituation(

@@ -183,7 +183,7 @@ MAKER = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from kernel import test_templates as tests
+from kernel import test_template_files as tests
 from cloister.host import vm_template_make
 vm_template_make.make({root!r}, tests.SHAPE, tests.machine({mode!r}, {seconds}), settle_s={settle})
 print("made", flush=True)
