@@ -156,6 +156,7 @@ class Keeper:
             return False
         select.select([self.channel], [], [], 0.1)
         try:
+            self.channel.flush()
             while frame := self.channel.receive():
                 self.seen.append(frame)
         except frames.FrameError:

@@ -84,7 +84,6 @@ def test_no_policy_says_what_to_type(user: User, workspace: Path) -> None:
             "schema = 1\n[agents.shell]\npreset = 'shell'\nworkspace = { roots = ['~/other'] }\n",
             "workspace-outside-roots",
         ),
-        (BASE + "[images]\nrequire_signature = true\n", "policy-not-enforceable"),
         (BASE + "[agents.shell.llm]\nproviders = ['x']\n", "policy-invalid"),
         (BASE + "[agents.shell.llm]\nproviders = ['x']\n[providers.x]\nauth = 'google'\n", "key-missing"),
         (BASE + "[users.somebody-else]\nagents = ['shell']\nroots = ['~/src']\n", "user-not-allowed"),

@@ -30,7 +30,7 @@ FLAVOURS = {
 }
 BOUND_S = 20.0
 """Far above what the slowest takes (0.3 s); a machine that is busy must not fail this."""
-MAX_EXAMPLES = 150
+MAX_EXAMPLES = 100
 
 
 @functools.cache

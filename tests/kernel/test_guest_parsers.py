@@ -110,7 +110,8 @@ def test_fields_of_a_run_are_taken(parsers: Path) -> None:
         "home=/", "home=/a/",
         "home=/a/../b", "home=/a//b", "workspace=/.", "state=/absolute", "state=../up", "state=a/./b", "state=",
         "ro=..", "mask=/",
-        "seed=relative", "hostname=a b", "hostname=", "machine_id=xyz", "mac=1", "entropy=00", "time_ns=-5", "tmpfs=1G",
+        "seed=relative", "nested=0", "nested=", "hostname=a b", "hostname=", "machine_id=xyz", "mac=1", "entropy=00",
+        "time_ns=-5", "tmpfs=1G",
         "unknown=1", "=1", "noequal", "address=a", "gateway=::1", "state=" + "a" * 300, "home=/" + "a/" * 2000 + "b",
     ],
 )  # fmt: skip
@@ -204,9 +205,7 @@ def test_what_stands_in_the_way_is_kept_aside(home: Home) -> None:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, len(tar(GOOD)) - 1), st.integers(0, 255)), max_size=4), st.integers(1, 2000))
-def test_a_damaged_tar_is_refused_or_unpacked_in_the_home(
-    home: Home, changes: list[tuple[int, int]], piece: int
-) -> None:
+def test_a_damaged_tar_stays_in_the_home(home: Home, changes: list[tuple[int, int]], piece: int) -> None:
     """With any bytes changed, nothing is read or written out of bounds, and no file appears but regular ones."""
     data = bytearray(tar(GOOD))
     for at, value in changes:

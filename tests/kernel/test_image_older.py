@@ -17,7 +17,7 @@ pytestmark = pytest.mark.kernel
 
 
 def test_going_back_is_a_persons_word_and_on_record(tmp_path: Path, home: Path, workspace: Path) -> None:
-    """Lowering the record is the broker's, and stands in the audit log; what is not there or not trusted is not lowered."""
+    """Lowering the record is the broker's, and on record; what is not there or not trusted is not lowered."""
     user = User(home)
     try:
         for version in (3, 5):

@@ -154,7 +154,7 @@ def test_an_agent_that_kills_the_inner_half_ends_its_run(keeper: Keeper) -> None
     """The inner half has the agent's uid: who kills it ends the run, 137, and disks are clean."""
     keeper.begin()
     with open(os.devnull, "r+b") as null:
-        keeper.go("/bin/sh", "-c", "kill -9 $PPID; sleep 60", stdio=[null.fileno()] * 3)
+        keeper.go("/bin/sh", "-c", "sleep 0.3; kill -9 $PPID; sleep 60", stdio=[null.fileno()] * 3)
     assert keeper.ended() == 137
     assert "unmounted" in keeper.said()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_debugfs_reads_the_same(root: Path, disk: Path, tmp_path: Path) -> None:
     assert "Mode:  0755" in said, "set-id bits stay on the host"
     assert "User:  1000   Group:  1000" in said
     assert "mtime: 0x499602d2:1d6f3454" in said, "nanoseconds are kept"
+
+
+def test_a_real_tree_comes_out_of_debugfs_as_it_went_in(root: Path, disk: Path, tmp_path: Path) -> None:
+    """Hundreds of real files: e2fsprogs extract the same tree that our own reader sees, and that is on the host."""
+    shutil.copytree(Path(vm_workspace.__file__).parent.parent, root / "tree", ignore=shutil.ignore_patterns("*.pyc"))
+    rig.fill(root, disk)
+    (tmp_path / "out").mkdir()
+    rig.debugfs(disk, f'rdump /tree "{tmp_path}/out"', write=False)
+    assert rig.on_host(tmp_path / "out") == rig.on_host(root) == rig.seen(disk)
 
 
 def test_hard_links_and_holes_stay_what_they_are(root: Path, disk: Path) -> None:

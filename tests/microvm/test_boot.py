@@ -122,6 +122,7 @@ def test_modules_cannot_be_loaded_any_more(living: Living) -> None:
         "cd /proc/sys/kernel; cat modules_disabled kexec_load_disabled dmesg_restrict unprivileged_bpf_disabled"
     )
     assert shown.out.split() == ["1", "1", "1", "1"]
+    assert living.link.run("cat", "/proc/sys/user/max_user_namespaces").out == "0\n"
     assert living.link.shell("echo 0 >/proc/sys/kernel/modules_disabled").status != 0
     assert living.link.shell("head -c 100 /dev/kmsg || dmesg").status != 0
 
@@ -155,6 +156,19 @@ def test_the_run_gives_the_guest_its_names_and_time(living: Living) -> None:
     now = float(living.link.run("date", "+%s.%N").out)
     assert living.began - 1 <= now <= time.time() + 1
     assert living.link.shell("cat ~/.config/tool/settings; whoami").out == "carriedalice\n"
+
+
+def test_names_time_and_randomness_are_renewed(living: Living) -> None:
+    """A second beginning, as after a restore, changes what must be fresh, and nothing else of the living run."""
+    before = living.link.shell("cat /etc/machine-id; cat /proc/mounts; id")
+    living.link.send("B", living.link.begin_frame(fields(hostname="again", time_ns=2_000_000_000 * 10**9)))
+    until = time.monotonic() + guest_machine.PATIENCE
+    while living.link.run("cat", "/proc/sys/kernel/hostname").out != "again\n":
+        assert time.monotonic() < until
+    assert int(living.link.run("date", "+%s").out) >= 2_000_000_000
+    after = living.link.shell("cat /etc/machine-id; cat /proc/mounts; id")
+    assert after.out.splitlines()[0] != before.out.splitlines()[0]
+    assert after.out.splitlines()[1:] == before.out.splitlines()[1:]
 
 
 def test_files_of_the_run_lie_where_they_belong(living: Living) -> None:

@@ -112,4 +112,4 @@ def mirror_names() -> set[str]:
     told = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)"], capture_output=True, text=True, check=True
     ).stdout
-    return set(re.findall(r"https?://([^/\s]+)", told)) - {"deb.debian.org", "security.debian.org"}
+    return {host for host in re.findall(r"https?://([^/\s]+)", told) if not host.endswith(".debian.org")}

@@ -106,14 +106,16 @@ class GuestLink:
 
     def begin_only(self, words: Iterable[str], files: Mapping[str, bytes] | None = None) -> None:
         """Send `B` and the tar, and no more."""
-        # Without Landlock: what is tested is the guest's own walls.
-        made = Inner(control=0, unit=True, seccomp=f"{BOX}/seccomp.bpf", landlock="off")
-        argv = inner_argv(SHIM, made)
-        self.send("B", encode_list(w.encode() for w in words) + encode_list(w.encode() for w in argv))
+        self.send("B", self.begin_frame(words))
         whole = tar({f"{BOX[1:]}/seccomp.bpf": assemble(platform.machine()), **(files or {})})
         for at in range(0, len(whole), 1 << 15):
             self.send("D", encode_u32(TAR) + whole[at : at + (1 << 15)])
         self.send("F", encode_u32(TAR))
+
+    def begin_frame(self, words: Iterable[str]) -> bytes:
+        """Return the payload of `B`. Without Landlock: what is tested is the guest's own walls."""
+        made = Inner(control=0, unit=True, seccomp=f"{BOX}/seccomp.bpf", landlock="off")
+        return encode_list(w.encode() for w in words) + encode_list(w.encode() for w in inner_argv(SHIM, made))
 
     def run(self, *argv: str, seconds: float = PATIENCE) -> Result:
         """Run a command as the agent; return what it left."""

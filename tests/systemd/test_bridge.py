@@ -262,10 +262,11 @@ def test_hostd_killed_while_it_makes_a_tap(alice: Users, host: Machine) -> None:
 
 def test_a_tap_that_its_holder_changes_is_deleted(alice: Users, bob: Users, host: Machine) -> None:
     """A tap made persistent, or given another guest's MAC to take what is sent there, goes; others are not troubled."""
-    for how in ("persist", "mac"):
+    for how in ("persist", "mac", "gateway"):
         own, foreign = alice.join("a"), bob.join("c")
         alice("plug", name="a")
-        assert bob("tamper", name="c", how=how, mac=own["mac"]) == "done"
+        taken = MAC if how == "gateway" else own["mac"]
+        assert bob("tamper", name="c", how="persist" if how == "persist" else "mac", mac=taken) == "done"
         before = bob("heard", name="c", seconds=0.0)
         if how == "persist":
             host.run(["ip", "link", "set", foreign["name"], "down"], check=False)  # anything that is news
@@ -379,15 +380,37 @@ def test_a_flushed_filter_is_loaded_again_with_its_guests(alice: Users, bob: Use
     assert "is up again" in host.journal(BRIDGE_UNIT)
 
 
-def test_the_daemon_killed_leaves_guests_as_they_are(alice: Users, host: Machine) -> None:
-    """SIGKILL of the daemon takes nothing away and opens nothing; it is back at once."""
+def test_without_its_daemon_the_bridge_is_down(alice: Users, host: Machine) -> None:
+    """While nobody watches, the bridge is down: after SIGKILL for a moment, when it is stopped until it is started."""
     own = alice.join("a")
     alice("plug", name="a")
-    host.run(["systemctl", "kill", "--signal=KILL", BRIDGE_UNIT])
     targets = [["tcp", own["gateway"], own["port"]], ["tcp", own["gateway"], SECRET]]
-    assert alice("connect", name="a", targets=targets) == ["PROXY of a", "silence"]
+    host.run(["systemctl", "kill", "--signal=KILL", BRIDGE_UNIT])
+    host.wait_for(f"! systemctl is-active --quiet {BRIDGE_UNIT} || ip link show {BRIDGE} | grep -q ,UP")
     host.wait_for(f"systemctl is-active --quiet {BRIDGE_UNIT}")
     assert alice("connect", name="a", targets=targets) == ["PROXY of a", "silence"]
+
+    host.run(["systemctl", "stop", BRIDGE_UNIT])
+    host.run(["nft", "flush", "ruleset"])
+    assert alice("connect", name="a", targets=targets) == ["silence", "silence"]
+    host.run(["systemctl", "start", BRIDGE_UNIT])
+    assert alice("connect", name="a", targets=targets) == ["PROXY of a", "silence"]
+
+
+def test_a_network_that_is_met_later_is_told_and_left_when_guests_have_gone(alice: Users, host: Machine) -> None:
+    """A host that gets the bridge's network elsewhere says so in its status; guests go on until they leave."""
+    own = alice.join("a")
+    alice("plug", name="a")
+    try:
+        for words in ("link add met type dummy", "address add 10.0.0.200/25 dev met", "link set met up"):
+            host.run(["ip", *words.split()])
+        host.wait_for("cloister status | grep -q 'it moves when no guest is there'")
+        assert alice("connect", name="a", targets=[["tcp", own["gateway"], own["port"]]]) == ["PROXY of a"]
+        alice("close", name="a")
+        host.wait_for(f"ip address show {BRIDGE} | grep -q 10.77.0.1/24")
+    finally:
+        host.run(["ip", "link", "delete", "met"])
+    host.wait_for(f"ip address show {BRIDGE} | grep -q 10.0.0.1/24")
 
 
 def test_setup_collision_reboot_and_uninstall(fresh_machine: Make) -> None:

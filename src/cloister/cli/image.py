@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
 
 def where() -> ImagePlaces:
     """Return this user's places of images."""
-    return places(os.environ, records.places())
+    return places(os.environ, records.places(), policy())
 
 
 def policy() -> Images:

@@ -69,8 +69,10 @@ def trouble(wanted: str) -> str:
                 return "the bridge of microVMs is gone, or not what it was"
             if (link.number, f"{network.gateway}/{PREFIX}") not in kernel.addresses():
                 return "the bridge of microVMs has lost its address"
-            if not guests and _best(kernel, link.number, wanted).network != network.network:
+            best = _best(kernel, link.number, wanted)
+            if not guests and best.network != network.network:
                 return f"the network {network.network} is used elsewhere on this host, or free again"
+            _note_collision(network, best)
             return bridge_filter.trouble(guests, network.gateway)
     except CloisterError as error:
         return str(error)
@@ -135,6 +137,15 @@ def _best(kernel: Rtnetlink, index: int, wanted: str) -> Network:
     except ValueError as error:
         remedy = '[microvm] bridge = "ANOTHER/24" in the system\'s policy'
         raise StepError("bridge-collides", str(error), where=BRIDGE, remedy=remedy) from error
+
+
+def _note_collision(network: Network, best: Network) -> None:
+    """Write down that the bridge must move when its guests have left, or that it need not any more."""
+    met = best.taken_by if best.network != network.network else network.taken_by
+    if network.network == network.wanted and best.network == network.network:
+        met = ""
+    if met != network.taken_by:
+        _write(msgspec.structs.replace(network, taken_by=met))
 
 
 def _have_address(kernel: Rtnetlink, index: int, network: Network) -> None:

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from typing import NamedTuple
 
 from cloister.errors import StepError, UnsupportedError
 from cloister.host.image_jail import Say, run, without_hosts
@@ -68,14 +67,8 @@ rm -rf /tmp/wheels
 """
 
 
-class Registry(NamedTuple):
-    """Where npm's packages come from. Never written into anything that is kept."""
-
-    url: str
-
-
-def registry() -> Registry:
-    """Return the machine's own registry of npm, else the public one."""
+def registry() -> str:
+    """Return the machine's own registry of npm; empty for npm's default. It is written into nothing that is kept."""
     url = os.environ.get("npm_config_registry", "")  # noqa: SIM112  # npm has it in small letters
     npm = shutil.which("npm")
     if not url and npm:
@@ -83,7 +76,7 @@ def registry() -> Registry:
             [npm, "config", "get", "registry"], capture_output=True, text=True, check=False, timeout=60
         )
         url = done.stdout.strip()
-    return Registry(url if re.fullmatch(r"https?://\S+", url) else "https://registry.npmjs.org/")
+    return url if re.fullmatch(r"https?://\S+", url) else ""
 
 
 def add_agents(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Package]:
@@ -142,7 +135,8 @@ def _add_npm(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Package
     argv = [*npm, verb, "--prefix", place, *quiet]
     # A company's own authority, in the system's bundle or in a file that node is told of, counts here as well.
     roots = os.environ.get("NODE_EXTRA_CA_CERTS", "") or system_bundle()
-    environment = {"npm_config_registry": registry().url} | ({"NODE_EXTRA_CA_CERTS": roots} if roots else {})
+    settings = {"npm_config_registry": registry(), "NODE_EXTRA_CA_CERTS": roots}
+    environment = {name: value for name, value in settings.items() if value}
     read = [roots] if roots and not roots.startswith("/etc/ssl/") else []
     run(argv, work, network=True, environment=environment, read=read)
     found = _npm_packages(run(["cat", f"{place}/node_modules/.package-lock.json"], work, network=False))

@@ -24,7 +24,7 @@ from cloister.images.verity import BLOCK, build, superblock
 _LEAN = tuple(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info", "lintian"))
 _FOR_NODE = ("libatomic1", "libstdc++6")
 """What the node of PyPI's wheel is linked with."""
-_ARCHIVES = (("http://deb.debian.org/debian", ""), ("http://deb.debian.org/debian-security", "-security"))
+_ARCHIVES = ("", "-security")
 
 # Runs in the jail, with the tree as its argument, while apt still knows where the packages came from.
 _CUSTOMIZE = r"""#!/bin/sh
@@ -66,7 +66,10 @@ class Sources(NamedTuple):
 
 
 def sources(suite: str) -> Sources:
-    """Return the machine's own Debian mirror for a suite and its security updates, else Debian's."""
+    """Return the machine's own Debian mirror for a suite and its security updates.
+
+    None where the machine is not Debian's: mmdebstrap then takes those that it knows.
+    """
     found: dict[str, str] = {}
     try:
         told = subprocess.run(
@@ -80,8 +83,7 @@ def sources(suite: str) -> Sources:
         codename, _, uri = rest.partition(" ")
         if origin == "Debian" and uri:
             found.setdefault("-security" if codename.endswith("-security") else "", uri)
-    lines = [f"deb {found.get(kind, default)} {suite}{kind} main" for default, kind in _ARCHIVES]
-    return Sources(tuple(lines))
+    return Sources(tuple(f"deb {found[kind]} {suite}{kind} main" for kind in _ARCHIVES if kind in found))
 
 
 def make_tree(recipe: Recipe, work: str, come_from: Sources, say: Say) -> None:

@@ -40,7 +40,7 @@ def take_unit_facts(*, quick: bool) -> UnitFacts:
         hostd_there=os.path.exists(HOSTD_SOCKET),
         hostd_answers="unknown" if quick else hostd_answers(),
         bridge=network.describe() if network else "",
-        bridge_moved=network is not None and network.network != network.wanted,
+        bridge_moved=network is not None and bool(network.taken_by),
         no_kernel_events=kernel_programs.missing() or kernel_events.missing(),
     )
 

@@ -14,15 +14,16 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
 
 from cloister.errors import RetryError, UnsupportedError
 from cloister.host import beneath, e2fs, vm_baseline
 from cloister.host.e2fs import Tools
-from cloister.host.ext4.fill import BLOCK, Attributes, Filler, Name
+from cloister.host.ext4.encode import BLOCK, Name
+from cloister.host.ext4.fill import Attributes, Filler
 from cloister.host.ext4.format import ROOT_INODE
 from cloister.host.ext4.tree import MAX_DEPTH, MAX_ENTRIES
 from cloister.host.vm_baseline import Baseline, Was
+from cloister.plan.vm_disk import Virtual, held, virtual_names, within
 from cloister.plan.workspace import Value, WorkspaceLayout
 
 STRANGER = 65534
@@ -51,16 +52,6 @@ class WorkspaceDisk(Value, frozen=True):
     """`ro=PATH` and `mask=PATH`, relative to the workspace, for the guest's begin."""
     notices: tuple[str, ...] = ()
     """What the person should know, one sentence each."""
-
-
-class Virtual(NamedTuple):
-    """Something that is on the disk and not on the host, or instead of what is there."""
-
-    kind: Literal["file", "directory"]
-    mode: int
-    content: bytes = b""
-    replaces: bool = False
-    """It stands for something hidden; else only for what is absent."""
 
 
 def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
@@ -106,13 +97,13 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
         os.close(root)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-    fields = tuple(f"{kind}={name}" for kind, name in _held(layout))
+    fields = tuple(f"{kind}={name}" for kind, name in held(layout))
     return WorkspaceDisk(target, size, len(copier.baseline), fields, tuple(copier.notices()))
 
 
 def _baseline(layout: WorkspaceLayout, copier: _Copier) -> Baseline:
-    held = [name for kind, name in _held(layout) if kind == "ro"]
-    return Baseline(layout.root, copier.baseline, frozenset(copier.kept), tuple(held), layout.unprotected)
+    protected = [name for kind, name in held(layout) if kind == "ro"]
+    return Baseline(layout.root, copier.baseline, frozenset(copier.kept), tuple(protected), layout.unprotected)
 
 
 def _unreadable(root: str, error: OSError) -> UnsupportedError | RetryError:
@@ -177,7 +168,7 @@ class _Copier:
         self.largest = 0
         self._special = 0
         self._unreadable = 0
-        self._outside = [mount.target for mount in layout.mounts if not _within(mount.target, layout.root)]
+        self._outside = [mount.target for mount in layout.mounts if not within(mount.target, layout.root)]
         self._owner = owner
         self._me = os.geteuid()
         self._virtual = virtual_names(layout)
@@ -312,46 +303,6 @@ class _Copier:
 
     def _note(self, path: bytes, number: int, how: Attributes, size: int, *, given: bool = True) -> None:
         self.baseline[path] = Was(number, how.mode, size, how.mtime_ns, how.ctime_ns, given)
-
-
-def virtual_names(layout: WorkspaceLayout) -> dict[bytes, dict[bytes, Virtual]]:
-    """Return what is on the disk and not on the host: by directory, by name."""
-    found: dict[bytes, dict[bytes, Virtual]] = {}
-    contents = {mount.target: mount.content for mount in layout.mounts if mount.op == "content"}
-    for place in layout.placeholders:
-        target = f"{place.base}/{place.name}"
-        if place.kind == "directory":
-            made = Virtual("directory", 0o755)
-        else:
-            made = Virtual("file", 0o644, contents.get(target, place.content).encode())
-        _put(found, layout.root, target, made)
-    for mount in layout.mounts:
-        if mount.op == "mask":
-            kind: Literal["file", "directory"] = "directory" if mount.node.kind == "directory" else "file"
-            _put(found, layout.root, mount.target, Virtual(kind, 0, replaces=True))
-    return found
-
-
-def _put(found: dict[bytes, dict[bytes, Virtual]], root: str, target: str, made: Virtual) -> None:
-    if target != root and _within(target, root):
-        place, _, name = os.fsencode(target[len(root) + 1 :]).rpartition(b"/")
-        found.setdefault(place, {})[name] = made
-
-
-def _held(layout: WorkspaceLayout) -> Iterator[tuple[str, str]]:
-    """Yield what the guest is to keep read-only or masked, relative to the workspace."""
-    for mount in layout.mounts:
-        if mount.target == layout.root or not _within(mount.target, layout.root):
-            continue
-        name = mount.target[len(layout.root) + 1 :]
-        if mount.op in {"ro", "content"}:
-            yield "ro", name
-        elif mount.op == "mask":
-            yield "mask", name
-
-
-def _within(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 def _join(place: bytes, name: bytes) -> bytes:

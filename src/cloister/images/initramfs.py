@@ -12,7 +12,8 @@ from typing import NamedTuple
 MODULES = "modules"
 """Where modules lie in the initramfs of a guest."""
 MODULES_LIST = "modules.list"
-"""One path per line, in the order of loading; `?` before it: the machine may refuse this one."""
+"""One path per line, in the order of loading. Before it `?`: the machine may refuse this one; `@N `: only where there
+is a virtio device of type N."""
 
 _MAGIC = b"070701"
 _ALIGN = 4
@@ -40,6 +41,8 @@ class Module(NamedTuple):
     data: bytes
     optional: bool = False
     """A processor may not have what it drives: its refusal is no mistake."""
+    device: int = 0
+    """Only where there is a virtio device of this type; 0: always."""
 
 
 def newc(entries: Iterable[Entry]) -> bytes:
@@ -93,10 +96,12 @@ def modules_of(archive: bytes) -> list[Module]:
     files = {entry.name: entry.data or b"" for entry in read(archive)}
     found: list[Module] = []
     for line in files.get(MODULES_LIST, b"").decode().splitlines():
-        path = line.removeprefix("?").removeprefix("/")
+        optional, rest = line.startswith("?"), line.removeprefix("?")
+        device, rest = rest[1:].split(" ", 1) if rest.startswith("@") else ("0", rest)
+        path = rest.removeprefix("/")
         if path not in files:
             raise ValueError(f"{path} is listed and not there")
-        found.append(Module(path.removeprefix(f"{MODULES}/"), files[path], line.startswith("?")))
+        found.append(Module(path.removeprefix(f"{MODULES}/"), files[path], optional, int(device)))
     return found
 
 
@@ -105,13 +110,17 @@ def guest_entries(shim: bytes, modules: Sequence[Module]) -> list[Entry]:
 
     `/dev/console` is there before anything is mounted, so that PID 1 has a place to complain to.
     """
-    lines = [f"{'?' if module.optional else ''}/{MODULES}/{module.name}\n" for module in modules]
+    lines = [f"{_condition(module)}/{MODULES}/{module.name}\n" for module in modules]
     entries = [Entry(name, 0o755) for name in ("dev", MODULES, "proc", "root", "sys")]
     entries.append(Entry("dev/console", 0o600, device=(5, 1)))
     entries.append(Entry("init", 0o755, data=shim))
     entries += [Entry(f"{MODULES}/{module.name}", 0o644, data=module.data) for module in modules]
     entries.append(Entry(MODULES_LIST, 0o644, data="".join(lines).encode()))
     return entries
+
+
+def _condition(module: Module) -> str:
+    return f"{'?' if module.optional else ''}{f'@{module.device} ' if module.device else ''}"
 
 
 def _check(entry: Entry, seen: set[str]) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from cloister.errors import UnsupportedError
 from cloister.images.initramfs import Module
 
-NEEDED = (
-    "virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng", "virtio_net", "virtio_balloon",
-    "vmw_vsock_virtio_transport", "dm_verity", "erofs", "overlay",
-)  # fmt: skip
+DRIVERS = {
+    "virtio_console": 3, "virtio_rng": 4, "virtio_balloon": 5, "virtio_net": 1, "vmw_vsock_virtio_transport": 19,
+}  # fmt: skip
+"""Drivers that load only where there is such a device, with its type (virtio 1.2, section 5)."""
+NEEDED = ("virtio_mmio", "virtio_blk", "dm_verity", "erofs", "overlay", *DRIVERS)
 """By the names the kernel uses. The guest has no others: PID 1 locks the loading of modules before an agent runs."""
 OPTIONAL = ("crc32c_intel",)
 """Faster ways to do what is built in; not every processor has them, and not every kernel builds them as modules."""
@@ -41,7 +42,7 @@ def needed_modules(tree: Path) -> list[Module]:
         if name in search.found:
             search.take(name, optional=True)
     for name in NEEDED:
-        search.take(name)
+        search.take(name, device=DRIVERS.get(name, 0))
     if search.missing:
         raise UnsupportedError(
             "kernel-modules-missing",
@@ -69,8 +70,8 @@ class _Search:
         if listed.exists():
             self._builtin = {_normal(Path(line).stem) for line in listed.read_text().splitlines()}
 
-    def take(self, name: str, *, optional: bool = False) -> None:
-        """Take a module, after what it depends on."""
+    def take(self, name: str, *, optional: bool = False, device: int = 0) -> None:
+        """Take a module, after what it depends on and is not there yet."""
         if name in self._seen or name in self._builtin:
             return
         self._seen.add(name)
@@ -80,8 +81,8 @@ class _Search:
             return
         data = _read(path)
         for dependency in _dependencies(data, path):
-            self.take(_normal(dependency), optional=optional)
-        self.order.append(Module(f"{name}.ko", data, optional))
+            self.take(_normal(dependency), optional=optional, device=device)
+        self.order.append(Module(f"{name}.ko", data, optional, device))
 
 
 def _normal(name: str) -> str:

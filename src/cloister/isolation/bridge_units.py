@@ -1,7 +1,7 @@
 """The unit file of the bridge of microVMs, as text.
 
 One small daemon with CAP_NET_ADMIN makes the bridge at boot, with its filter before it is up, and watches both.
-Stopping it takes nothing away: guests keep what they have, and what they have not. Installing is for `host`.
+When it ends, in whatever way, the bridge goes down until it is back. Installing is for `host`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ Type=notify
 NotifyAccess=main
 ExecStartPre=+{python} -I -m cloister.services.bridge --expect
 ExecStart={python} -I -m cloister.services.bridge {network}
+# Without anybody to watch its filter the bridge is down, and what is on it waits.
+ExecStopPost={python} -I -m cloister.services.bridge --shut
 Restart=always
-RestartSec=2
+RestartSec=100ms
 WatchdogSec=60
 TimeoutStartSec=60
 TimeoutStopSec=5

@@ -49,7 +49,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     wanted: str
     """What the policy says; where it differs, that was taken."""
     taken_by: str = ""
-    """The network of this host that was in the way."""
+    """The network of this host that is in the way: of another one than the wanted, or of one with guests on it."""
 
     @property
     def gateway(self) -> str:
@@ -58,6 +58,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def describe(self) -> str:
         """Return one line for people."""
+        if self.network == self.wanted and self.taken_by:
+            return f"{self.network}, and this host has {self.taken_by}: it moves when no guest is there"
         if self.network == self.wanted:
             return self.network
         return f"{self.network} instead of {self.wanted}, where this host has {self.taken_by}"

@@ -103,6 +103,7 @@ def check_policy(policy: Policy, mistakes: Mistakes, *, preset_names: Iterable[s
         remedy = 'put the address into a file with mode 0600 and write "file:~/.config/cloister/ledger.url"'
         check.value(("ledger", "database"), values.check_reference, policy.ledger.database, remedy)
     check.each(("images", "trust"), values.check_public_key, policy.images.trust)
+    check.optional(("images", "store"), values.check_host_path, policy.images.store)
     check.optional(("microvm", "bridge"), values.check_bridge, policy.microvm.bridge)
     check.each(("microvm", "users"), values.check_user, policy.microvm.users)
     mistakes.settle()

@@ -332,6 +332,8 @@ class Images(Table, frozen=True):
     """Refuse images that are not signed by a trusted key."""
     trust: tuple[str, ...] = ()
     """Ed25519 public keys, in hexadecimal."""
+    store: str = ""
+    """Directory of your own images; empty means `~/.local/share/cloister/images`. The system's are found as well."""
 
 
 class Audit(Table, frozen=True):

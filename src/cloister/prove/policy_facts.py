@@ -32,6 +32,7 @@ def held(resolved: ResolvedAgent) -> frozenset[str]:
         "identity": bool(agent.identity.audiences),
         "models": bool(agent.llm.providers),
         "unit": agent.isolation == "unit",
+        "microvm": agent.isolation == "microvm",
     }
     return frozenset(word for word, holds in words.items() if holds)
 

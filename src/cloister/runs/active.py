@@ -90,6 +90,8 @@ class ActiveRun:
     """Gets every event for the audit log."""
     unrecorded = ""
     """Why what happened in between is not in the audit log."""
+    guest: Guest | None = None
+    """The virtual machine it has, with `isolation = "microvm"`."""
     endless = False
     """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
 
@@ -132,8 +134,6 @@ class ActiveRun:
         self.sessions: dict[int, Link] = {}
         self.warnings: tuple[str, ...] = ()
         self.notices = Notices(self._noticed)
-        self.guest: Guest | None = None
-        """The virtual machine it has, with `isolation = "microvm"`."""
         self.kernel = Watching()  # the kernel's audit of a sandbox; a unit's is hostd's to ask for
         self._next_session = 1
         self._answers: list[Callable[[str], None]] = []

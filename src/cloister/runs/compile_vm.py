@@ -274,6 +274,8 @@ def _fields(agent: Agent, preset: Preset, facts: Facts) -> Iterator[str]:
         yield f"seed={facts.home}/{name}"
     for name in sockets_of(facts):
         yield f"socket={name}"
+    if is_nested(agent):
+        yield "nested=1"
     yield f"tmpfs={parse_size(agent.limits.disk_max) if agent.limits.disk_max else memory_of(agent) // 2}"
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 
 from cloister.errors import CloisterError
 from cloister.host import programs
-from cloister.policy.load import load_document
 from cloister.policy.model import Images
 from cloister.runs import remedies
 from cloister.runs.doctor import Finding, State
@@ -77,7 +76,8 @@ def _boots(qemu: str, paths: Paths, environment: Mapping[str, str], *, quick: bo
 
 def _guests(paths: Paths, environment: Mapping[str, str]) -> Iterator[Guest]:
     """Yield what a run could boot: newest versions, opened and verified; closed when the next one is asked for."""
-    where, policy = places(environment, paths), _image_policy(paths)
+    policy = _image_policy(paths)
+    where = places(environment, paths, policy)
     names = dict.fromkeys(name for store in stores(where) for name in store.names())
     for name in names:
         try:
@@ -91,8 +91,7 @@ def _guests(paths: Paths, environment: Mapping[str, str]) -> Iterator[Guest]:
 
 
 def _image_policy(paths: Paths) -> Images:
-    files = PolicyFiles(paths, os.getuid())
     try:
-        return load_document(files.document(), preset_names=tuple(files.presets())).images
+        return PolicyFiles(paths, os.getuid()).images()
     except CloisterError:
         return Images()

@@ -30,8 +30,9 @@ def allow_older(kitchen: Kitchen, audit: RunAudit, fields: dict[str, str]) -> di
     name, number = fields.get("name", ""), fields.get("version", "")
     if not number.isascii() or not number.isdigit():
         raise UsageError("image-version", "a version is a number")
-    where = places(os.environ, kitchen.paths)
-    found = look(where, trust_of(where, _policy(kitchen), os.getuid()), name, int(number))
+    policy = _policy(kitchen)
+    where = places(os.environ, kitchen.paths, policy)
+    found = look(where, trust_of(where, policy, os.getuid()), name, int(number))
     public = found.signer.public if found.signer else ""
     seen = SeenVersions(where.seen)
     was = seen.highest(name, public)

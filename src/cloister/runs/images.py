@@ -29,6 +29,7 @@ from cloister.images.trust import MAX_BYTES, TrustedKey, parse_signatures, signa
 from cloister.policy.model import Images
 from cloister.runs.paths import Paths
 from cloister.runs.store import Store
+from cloister.runs.workspaces import expand
 
 SYSTEM_STORE = "/var/lib/cloister/images"
 SYSTEM_TRUST = "/etc/cloister/trust.d"
@@ -51,12 +52,12 @@ class ImagePlaces(NamedTuple):
     system_trust: str = SYSTEM_TRUST
 
 
-def places(environ: Mapping[str, str], paths: Paths) -> ImagePlaces:
-    """Return them."""
+def places(environ: Mapping[str, str], paths: Paths, policy: Images) -> ImagePlaces:
+    """Return them; `images.store` of the policy says where one's own are, else XDG_DATA_HOME."""
     data = environ.get("XDG_DATA_HOME", "")
     base = data.rstrip("/") if data.startswith("/") else f"{paths.home}/.local/share"
     return ImagePlaces(
-        store=f"{base}/cloister/images",
+        store=expand((policy.store,), paths.home)[0] if policy.store else f"{base}/cloister/images",
         key=f"{paths.config}/image-key/image-key.pem",
         trust=f"{paths.config}/trust.d",
         seen=f"{paths.state}/images/versions.json",
@@ -87,8 +88,10 @@ def trust_of(where: ImagePlaces, policy: Images, uid: int) -> Trust:
     return Trust(tuple(keys), policy.require_signature)
 
 
-def open_for_run(where: ImagePlaces, policy: Images, name: str, *, uid: int, manifest: str = "") -> OpenedImage:
-    """Verify and open the newest version of an image for a run; raises like `open_image`.
+def open_for_run(  # noqa: PLR0913  # each decides by itself
+    where: ImagePlaces, policy: Images, name: str, *, uid: int, manifest: str = "", version: int | None = None
+) -> OpenedImage:
+    """Verify and open an image for a run; raises like `open_image`.
 
     Args:
         where: the user's places.
@@ -96,10 +99,11 @@ def open_for_run(where: ImagePlaces, policy: Images, name: str, *, uid: int, man
         name: of the image.
         uid: the user.
         manifest: the digest from the plan, when there is one already.
+        version: that of the plan; the newest if none is given.
     """
-    return open_image(
-        store_of(where, name), name, trust_of(where, policy, uid), seen=SeenVersions(where.seen), manifest=manifest
-    )
+    trusted = trust_of(where, policy, uid)
+    seen = SeenVersions(where.seen)
+    return open_image(store_of(where, name), name, trusted, version=version, seen=seen, manifest=manifest)
 
 
 class Found(NamedTuple):

@@ -218,6 +218,7 @@ class PolicyFiles:
         tables = [policy.images for policy in self._policies]
         return Images(
             require_signature=any(table.require_signature for table in tables),
+            store=self._policies[-1].images.store,
             trust=tuple(dict.fromkeys(key for table in tables for key in table.trust)),
         )
 

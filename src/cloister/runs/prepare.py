@@ -155,23 +155,19 @@ class Kitchen:
         """
         paths = self.paths
         project, resolved, agent, layout = looked or self.look(request)
-        root = layout.root
+        root, guest = layout.root, agent.isolation == "microvm"
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
         search = request.environment.get("PATH", os.defpath)
-        guest = agent.isolation == "microvm"  # its programs are those of its image
-        program = (
-            find_program(command[0], search, home=paths.home, forbidden=(root,))
-            if not guest and _outside(command[0], root)
-            else None
-        )
+        program = None
+        if not guest and _outside(command[0], root):  # a guest's programs are those of its image
+            program = find_program(command[0], search, home=paths.home, forbidden=(root,))
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
-        direct = None
-        if agent.egress.mode == "internet" and not guest:
-            direct = internet(ruleset, guard, self.host(), nameservers())
+        wanted = agent.egress.mode == "internet" and not guest
+        direct = internet(ruleset, guard, self.host(), nameservers()) if wanted else None
         found = self.home_files(looked or Looked(project, resolved, agent, layout))
         files = self._file_variables(agent, resolved, root, found)
         facts = self._facts_for(run, request, resolved, agent, layout, program, found, direct)
@@ -181,7 +177,13 @@ class Kitchen:
         facts = msgspec.structs.replace(facts, profile=request.profile, project=project, signing=signing, placed=placed)
         facts = with_model_words(facts, agent, resolved)
         facts = msgspec.structs.replace(facts, notify=demand(resolved.policy.audit, guest=guest))
-        plan = self._compiled(agent, resolved, command, ruleset, facts, found, request)
+        if guest:
+            from cloister.runs.prepare_vm import compile_plan
+
+            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request)
+        else:
+            plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
+        self._refuse_visible(plan)
         launch = plan.launch
         values = {name: value for name, value in files.home.items() if name in launch.inherit}
         values |= {name: request.environment[name] for name in launch.inherit if name in request.environment}
@@ -196,22 +198,13 @@ class Kitchen:
             resolved.policy, placeholders, sources,
         )  # fmt: skip
 
-    def _compiled(  # noqa: PLR0913  # what `prepare` has at hand
-        self, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
-        found: HomeFiles, request: RunRequest,
-    ) -> Plan:  # fmt: skip
-        """Return the plan, of which no credential can be seen inside."""
-        if agent.isolation == "microvm":
-            from cloister.runs.prepare_vm import compile_plan
-
-            return compile_plan(self, agent, resolved, command, ruleset, facts, found, request)
-        plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
-        if plan.credentials:
+    def _refuse_visible(self, plan: Plan) -> None:
+        """Refuse a plan that would show one of its own secrets; one for a guest was looked at already."""
+        if plan.credentials and not plan.launch.vm:
             from cloister.runs.credentials_places import refuse_visible
             from cloister.runs.explain import look
 
             refuse_visible(plan, self.paths.home, look)
-        return plan
 
     def _signing_situation(self, agent: Agent, name: str, request: RunRequest, facts: Facts) -> SigningSituation:
         return SigningSituation(

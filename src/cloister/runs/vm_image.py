@@ -36,7 +36,7 @@ def find(paths: Paths, policy: Images, name: str, uid: int) -> Found:
         UsageError: `image-missing`.
         DeniedError: it is not trusted.
     """
-    where = places(os.environ, paths)
+    where = places(os.environ, paths, policy)
     path = store_of(where, name).path(name)
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -52,7 +52,9 @@ def open_verified(paths: Paths, policy: Images, vm: VmLaunch, uid: int) -> tuple
     Raises:
         CloisterError: as `image_open.open_image`.
     """
-    return open_descriptors(paths, policy, vm.image, vm.manifest, uid)
+    where = places(os.environ, paths, policy)
+    with open_for_run(where, policy, vm.image, uid=uid, manifest=vm.manifest, version=vm.version) as opened:
+        return opened.take()
 
 
 def open_descriptors(paths: Paths, policy: Images, name: str, manifest: str, uid: int) -> tuple[int, int, int]:
@@ -61,5 +63,5 @@ def open_descriptors(paths: Paths, policy: Images, name: str, manifest: str, uid
     Raises:
         CloisterError: as `image_open.open_image`.
     """
-    with open_for_run(places(os.environ, paths), policy, name, uid=uid, manifest=manifest) as opened:
+    with open_for_run(places(os.environ, paths, policy), policy, name, uid=uid, manifest=manifest) as opened:
         return opened.take()

@@ -32,11 +32,15 @@ _CRITICAL, _ERROR, _NOTICE = "<2>", "<3>", "<5>"
 def main(words: list[str]) -> int:
     """Watch until SIGTERM; return 1 when the bridge cannot be had.
 
-    The one word is the network that is wanted; with `--expect` it is only noted what the filter must look like.
+    The one word is the network that is wanted; with `--expect` it is only noted what the filter must look like, with
+    `--shut` the bridge only goes down.
     """
     try:
         if words == ["--expect"]:
             bridge_filter.expect()
+            return 0
+        if words == ["--shut"]:
+            bridge.shut()
             return 0
         return _watch(words[0] if words else DEFAULT_NETWORK)
     except CloisterError as error:

@@ -6,7 +6,10 @@ import pytest
 
 from cloister.images.initramfs import Entry, Module, guest_entries, modules_of, newc, read
 
-MODULES = [Module("first.ko", b"\x7fELF1"), Module("second.ko", b"\x7fELF22", optional=True)]
+MODULES = [
+    Module("first.ko", b"\x7fELF1"), Module("second.ko", b"\x7fELF22", optional=True),
+    Module("net.ko", b"\x7fELF", device=1),
+]  # fmt: skip
 
 
 def test_what_is_written_is_read_again() -> None:
@@ -23,11 +26,11 @@ def test_the_same_entries_give_the_same_bytes() -> None:
 
 
 def test_a_guest_gets_its_program_and_its_modules() -> None:
-    """Our program is /init and can be executed; the list names the modules in order, and which may be refused."""
+    """Our program is /init; the list names the modules in order, which may be refused, and for which device."""
     entries = {entry.name: entry for entry in guest_entries(b"shim", MODULES)}
     assert entries["init"].data == b"shim"
     assert entries["init"].mode == 0o755
-    assert entries["modules.list"].data == b"/modules/first.ko\n?/modules/second.ko\n"
+    assert entries["modules.list"].data == b"/modules/first.ko\n?/modules/second.ko\n@1 /modules/net.ko\n"
     assert modules_of(newc(guest_entries(b"shim", MODULES))) == MODULES
 
 

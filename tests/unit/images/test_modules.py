@@ -50,6 +50,14 @@ def test_what_only_some_processors_have_may_be_refused(tmp_path: Path) -> None:
         assert each.optional == (each.name.removesuffix(".ko") in OPTIONAL)
 
 
+def test_drivers_load_only_for_their_devices(tmp_path: Path) -> None:
+    """What only a driver needs has its condition; what others need as well, and what the root needs, has none."""
+    found = tree(tmp_path, virtio_net="virtio,net_failover", net_failover="", virtio_mmio="virtio", virtio="")
+    devices = {each.name: each.device for each in needed_modules(found)}
+    assert devices["virtio_net.ko"] == devices["net_failover.ko"] == 1
+    assert devices["virtio.ko"] == devices["virtio_blk.ko"] == devices["erofs.ko"] == 0
+
+
 def test_what_is_built_in_is_left_out(tmp_path: Path) -> None:
     """A kernel that has something built in needs no module for it."""
     found = tree(tmp_path)

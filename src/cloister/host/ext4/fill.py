@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cloister.errors import UnsupportedError
+from cloister.host.ext4.encode import BLOCK, Name, directory_blocks, time_words, trailing_ones, trailing_zeros
 from cloister.host.ext4.format import (
     INODE_EXTENTS,
-    NANOSECONDS,
     ROOT_INODE,
     STATE_CLEAN,
     SUPERBLOCK_AT,
@@ -29,9 +29,7 @@ from cloister.host.ext4.image import Image
 from cloister.host.ext4.mapping import EXTENT_MAGIC, LONGEST, Span, spans
 from cloister.host.sparse import write_at
 
-BLOCK = 4096
 INODE = 256
-KINDS = {"file": 1, "directory": 2, "symlink": 7}
 FAST_LINK = 59
 _INODE = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIII")
 _ROOM = 4
@@ -52,14 +50,6 @@ class Attributes(NamedTuple):
     mtime_ns: int
     ctime_ns: int
     links: int = 1
-
-
-class Name(NamedTuple):
-    """One entry of a directory to be written."""
-
-    name: bytes
-    inode: int
-    kind: str
 
 
 def _full(where: str) -> UnsupportedError:
@@ -92,7 +82,7 @@ class Filler:
         self._used_inodes = [0] * self._super.groups
         self._directories = [0] * self._super.groups
         self.now_ns = now_ns
-        self._now = _time(now_ns)
+        self._now = time_words(now_ns)
 
     def close(self) -> None:
         """Close the image."""
@@ -149,7 +139,7 @@ class Filler:
 
     def put_directory(self, number: int, parent: int, how: Attributes, names: Iterable[Name]) -> int:
         """Write a directory with its names; return how many blocks it takes."""
-        blocks = list(_directory_blocks(number, parent, names))
+        blocks = list(directory_blocks(number, parent, names))
         first = self._root_blocks[: len(blocks)] if number == ROOT_INODE else []
         found = [Span(at, physical, 1) for at, physical in enumerate(first)]
         if len(blocks) > len(first):
@@ -201,9 +191,9 @@ class Filler:
             bits = int.from_bytes(bitmap, "little")
             at = 0
             while at < count:
-                used = _trailing_ones(bits >> at)
+                used = trailing_ones(bits >> at)
                 at += used
-                free = min(_trailing_zeros(bits >> at, count - at), count - at)
+                free = min(trailing_zeros(bits >> at, count - at), count - at)
                 if at < count and free:
                     yield Span(0, first + at, free)
                 at += free
@@ -311,8 +301,8 @@ class Filler:
     def _write_inode(  # noqa: PLR0913  # what an inode holds
         self, number: int, how: Attributes, size: int, block: bytes, blocks: int, flags: int
     ) -> None:
-        mtime, mtime_extra = _time(how.mtime_ns)
-        ctime, ctime_extra = (mtime, mtime_extra) if how.ctime_ns == how.mtime_ns else _time(how.ctime_ns)
+        mtime, mtime_extra = time_words(how.mtime_ns)
+        ctime, ctime_extra = (mtime, mtime_extra) if how.ctime_ns == how.mtime_ns else time_words(how.ctime_ns)
         now, now_extra = self._now
         sectors = blocks * (BLOCK // 512)
         data = _INODE.pack(
@@ -323,45 +313,3 @@ class Filler:
         )  # fmt: skip
         table, at = self._slot(number)
         table[at : at + len(data)] = data
-
-
-def _directory_blocks(number: int, parent: int, names: Iterable[Name]) -> Iterator[bytes]:
-    """Yield the blocks of a directory: entries side by side, the last of each block taking the rest of it."""
-    block: list[bytes] = []
-    used = 0
-    last = (b"", 0)
-    for one in (Name(b".", number, "directory"), Name(b"..", parent, "directory"), *names):
-        length = (8 + len(one.name) + 3) & ~3
-        if used + length > BLOCK:
-            block[-1] = _dirent(last, BLOCK - used + len(block[-1]))
-            yield b"".join(block)
-            block, used = [], 0
-        last = (one.name, one.inode | KINDS[one.kind] << 32)
-        block.append(_dirent(last, length))
-        used += length
-    block[-1] = _dirent(last, BLOCK - used + len(block[-1]))
-    yield b"".join(block)
-
-
-def _dirent(what: tuple[bytes, int], length: int) -> bytes:
-    name, packed = what
-    return struct.pack("<IHBB", packed & 0xFFFFFFFF, length, len(name), packed >> 32).ljust(8, b"\0") + name.ljust(
-        length - 8, b"\0"
-    )
-
-
-def _time(nanoseconds: int) -> tuple[int, int]:
-    """Return seconds and the word of their upper bits and nanoseconds, within what ext4 can say (1901 to 2446)."""
-    seconds, rest = divmod(nanoseconds, NANOSECONDS)
-    seconds = min(max(seconds, -(1 << 31)), (1 << 34) - (1 << 31) - 1)
-    low = seconds & 0xFFFFFFFF
-    signed = low - (1 << 32) if low & 0x80000000 else low
-    return low, (seconds - signed) >> 32 & 3 | rest << 2
-
-
-def _trailing_ones(bits: int) -> int:
-    return (~bits & (bits + 1)).bit_length() - 1
-
-
-def _trailing_zeros(bits: int, most: int) -> int:
-    return (bits & -bits).bit_length() - 1 if bits else most

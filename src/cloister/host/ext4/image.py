@@ -24,7 +24,8 @@ from cloister.host.ext4.format import (
 )
 
 _CACHED_BLOCKS = 64
-_SPARE = 4096
+_METADATA_BLOCKS = 600_000
+"""A block for each of as many directories as are read, and some: what a hostile image can cost."""
 _TABLE_BYTES = 1 << 16
 """Inodes are read so many bytes at once: neighbours are asked for next."""
 
@@ -47,8 +48,8 @@ class Image:
         except BaseException:
             os.close(self._fd)
             raise
-        self._metadata = self.super.blocks + _SPARE
-        self._claims = self.super.blocks + _SPARE
+        self._metadata = min(self.super.blocks, _METADATA_BLOCKS)
+        self._claims = self.super.blocks
         self._windows: dict[tuple[int, int], bytes] = {}
 
     def __enter__(self) -> Self:

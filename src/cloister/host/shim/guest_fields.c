@@ -130,6 +130,8 @@ static bool single(struct guest_fields *fields, const char *name, const char *va
         return id(value, &fields->gid);
     if (strcmp(name, "tmpfs") == 0)
         return fields->tmpfs == 0 && number(value, 1ULL << 50, &fields->tmpfs);
+    if (strcmp(name, "nested") == 0)
+        return !fields->nested && (fields->nested = strcmp(value, "1") == 0);
     if (strcmp(name, "time_ns") == 0)
         return fields->time_ns == 0 && number(value, 1ULL << 62, &fields->time_ns);
     return false;

@@ -20,7 +20,8 @@ struct guest_fields {
     unsigned long long tmpfs;   /* bytes of the home and /tmp; 0: the kernel's half of memory */
     unsigned long long time_ns; /* since the epoch */
     unsigned char entropy[GUEST_ENTROPY];
-    bool fresh; /* entropy and time_ns were there */
+    bool fresh;  /* entropy and time_ns were there */
+    bool nested; /* the agent may build sandboxes of its own */
     struct guest_words {
         const char *items[GUEST_WORDS_MAX];
         size_t count;

@@ -142,8 +142,35 @@ static bool nothing_there(void)
     return errno == ENOENT || errno == ELOOP || errno == ENOTDIR;
 }
 
+/* What lies above something held becomes a mount point too: renamed away, another could be put in its place. */
+static const char *pin(int workspace, const struct guest_words *names)
+{
+    char part[PATH_MAX];
+    for (size_t i = 0; i < names->count; i++) {
+        const char *path = names->items[i];
+        for (const char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
+            if ((size_t)(slash - path) >= sizeof part)
+                return path;
+            memcpy(part, path, (size_t)(slash - path));
+            part[slash - path] = 0;
+            int target = guest_place_open(workspace, part);
+            if (target < 0 && nothing_there())
+                break;
+            int result = target < 0 ? -1 : guest_place_pin(target);
+            if (target >= 0)
+                close(target);
+            if (result < 0)
+                return path;
+        }
+    }
+    return NULL;
+}
+
 static const char *hold(int workspace, const struct guest_words *names)
 {
+    const char *wrong = pin(workspace, names);
+    if (wrong)
+        return wrong;
     for (size_t i = 0; i < names->count; i++) {
         int target = guest_place_open(workspace, names->items[i]);
         if (target < 0 && nothing_there())

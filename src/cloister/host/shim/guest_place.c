@@ -95,6 +95,23 @@ int guest_place_open(int below, const char *path)
     return (int)syscall(SYS_openat2, below, path, &how, sizeof how);
 }
 
+int guest_place_pin(int target)
+{
+    struct statx about;
+    if (statx(target, "", AT_EMPTY_PATH, STATX_TYPE, &about) < 0)
+        return -1;
+    if (about.stx_attributes & STATX_ATTR_MOUNT_ROOT)
+        return 0;
+    int tree = (int)syscall(SYS_open_tree, target, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (tree < 0)
+        return -1;
+    long result = syscall(SYS_move_mount, tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+    int saved = errno;
+    close(tree);
+    errno = saved;
+    return (int)result;
+}
+
 int guest_place_cover(int source, int target)
 {
     struct mount_attr wanted = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};

@@ -16,6 +16,9 @@ int guest_place_make(const char *path, const char *home, uid_t uid, gid_t gid);
 /* Open what lies at a relative path below a directory, through no link and no way out; O_PATH. -1: errno. */
 int guest_place_open(int below, const char *path);
 
+/* Makes what is open there a mount point, as it is, unless it is one: it can be neither renamed nor removed then. */
+int guest_place_pin(int target);
+
 /* Show `source` (a descriptor) at `target` (another), read-only, without devices and set-uid. -1: errno. */
 int guest_place_cover(int source, int target);
 

@@ -44,17 +44,45 @@ const char *guest_root_begin(void)
     return NULL;
 }
 
-/* A module that is marked `?` drives what this processor may not have. */
+/* Whether the machine has a virtio device of this type. All are there once virtio_mmio has loaded. */
+static bool has_device(unsigned long type)
+{
+    static const char devices[] = "/sys/bus/virtio/devices";
+    char path[PATH_SIZE], text[16];
+    bool found = false;
+    DIR *directory = opendir(devices);
+    for (struct dirent *entry; directory && !found && (entry = readdir(directory));) {
+        snprintf(path, sizeof path, "%s/%s/device", devices, entry->d_name);
+        int fd = *entry->d_name == '.' ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t got = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+        if (fd >= 0)
+            close(fd);
+        if (got > 0) {
+            text[got] = 0;
+            found = strtoul(text, NULL, 16) == type;
+        }
+    }
+    if (directory)
+        closedir(directory);
+    return found;
+}
+
+/* `[?][@TYPE ]PATH`: a module that the processor may have no use for, or that drives such a device. */
 static bool load(char *line)
 {
     bool optional = *line == '?';
-    int fd = open(line + optional, O_RDONLY | O_CLOEXEC);
+    line += optional;
+    bool wanted = *line != '@' || has_device(strtoul(line + 1, &line, 10));
+    line += *line == ' ';
+    if (!wanted)
+        return unlink(line) == 0;
+    int fd = open(line, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return false;
     long result = syscall(SYS_finit_module, fd, "", 0);
     int error = errno;
     close(fd);
-    (void)unlink(line + optional); /* its memory is wanted back */
+    (void)unlink(line); /* its memory is wanted back */
     errno = error;
     return result == 0 || error == EEXIST || optional;
 }

@@ -55,6 +55,17 @@ static char **copy(char *const *words, size_t count)
     return kept;
 }
 
+/* User namespaces are where most holes of kernels are reached from: the filter denies them, and here is no other way. */
+static const char *without_namespaces(void)
+{
+    static const char path[] = "/proc/sys/user/max_user_namespaces";
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    ssize_t written = fd < 0 ? -1 : write(fd, "0", 1);
+    if (fd >= 0)
+        close(fd);
+    return written == 1 || errno == ENOENT ? NULL : path;
+}
+
 static const char *make_run(char *const *words, size_t count)
 {
     char **kept = copy(words, count);
@@ -67,6 +78,8 @@ static const char *make_run(char *const *words, size_t count)
     if ((wrong = guest_identity_fresh(&fields)) || (wrong = guest_identity_names(&fields)) ||
         (wrong = guest_identity_user(&fields)) || (wrong = guest_identity_network(&fields)) ||
         (wrong = guest_mounts_make(&fields)))
+        return wrong;
+    if (!fields.nested && (wrong = without_namespaces()))
         return wrong;
     if (chown(GUEST_BOX, 0, fields.gid) < 0)
         return GUEST_BOX;

@@ -52,16 +52,29 @@ void keeper_monitor_reap(void);       /* SIGCHLD came */
 const char *keeper_monitor_status(void); /* how it ended, as text; NULL: it lives */
 const char *keeper_console_line(void); /* the last line of the console, printable */
 
-/* keeper_guest.c: the guest's frames, and the commands in it. */
+/* keeper_guest.c: the guest's frames. */
 void keeper_guest_begin(const struct frame *frame, int tar); /* keep what it is told when it has said hello */
 void keeper_guest_join(int fd);
 bool keeper_guest_joined(void);
-bool keeper_agent_running(void);
-void keeper_guest_order(uint8_t type, struct frame *frame); /* `G`, `X` */
+bool keeper_guest_proved(void); /* its walls were reported */
 void keeper_guest_signal(const struct frame *frame);
-void keeper_guest_terminal(const struct frame *frame); /* `M` */
-void keeper_guest_ask(const struct frame *frame);      /* `T`, `Q` */
+void keeper_guest_ask(const struct frame *frame); /* `T`, `Q` */
 void keeper_guest_kill(void);
+_Noreturn void keeper_liar(const char *what);
+void keeper_pass(char type, const struct reader *payload); /* to the broker, as it is */
+
+/* keeper_commands.c: what runs in the guest. First what the broker says (`G`, `X`, `M`), then the guest. */
+void keeper_guest_order(uint8_t type, struct frame *frame);
+void keeper_guest_terminal(const struct frame *frame);
+void keeper_command_running(struct reader *payload);
+void keeper_command_stopped(struct reader *payload);
+void keeper_command_failed(struct reader *payload);
+void keeper_command_ended(struct reader *payload);
+void keeper_command_wants_terminal(struct reader *payload);
+void keeper_look_for_ends(void);
+bool keeper_agent_running(void);
+bool keeper_agent_ended(void); /* its end was heard; what it wrote may still be under way */
+bool keeper_commands_know(uint32_t stream);
 
 /* keeper_box.c: sockets of the box, published ports, renewed files. */
 int keeper_box_open(const struct keeper_options *options);

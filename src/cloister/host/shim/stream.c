@@ -1,39 +1,28 @@
 /*
  * What it is: the streams of a link, for both ends: a descriptor here, its twin there, credits in between.
  * What it is not: who opens which for what; keeper*.c and guest*.c are.
- *
- * A descriptor may be the user's own standard output: then O_NONBLOCK would reach his shell. stream_open takes a
- * description of its own where it can, and else reads and writes only what poll(2) said would not block.
  */
 #define _GNU_SOURCE
 #include "stream.h"
+#include "carrier.h"
 #include "link.h"
 #include "loop.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
-enum { BUCKETS = 1024, READS_AT_ONCE = 4, CAREFUL = 4096 /* PIPE_BUF: what a pipe that is not full takes */ };
+enum { BUCKETS = 1024, READS_AT_ONCE = 4 };
 enum { GRANT_FROM = STREAM_WINDOW / 4 };
-
-/* How a descriptor is read and written without waiting. */
-enum manner { NONBLOCKING, SOCKET, PLAIN /* a file: always ready, and epoll(7) refuses it */, BLOCKING };
 
 struct stream {
     struct source source; /* first: on_ready casts; its first bytes are loop_free's */
     struct stream *next;  /* of this bucket */
     uint32_t number;
-    int fd, does;
-    enum manner manner;
+    struct carrier carrier;
+    int does;
     void (*ended)(uint32_t number);
     uint32_t credit;  /* bytes we may send */
     uint32_t granted; /* bytes the other end may still send */
@@ -83,13 +72,6 @@ static void moved(void)
         loop_soon(stream_moved);
 }
 
-/* Whether there is something unread, or the end: poll(2) also pushes what a pty has under way. */
-static bool readable(const struct stream *stream)
-{
-    struct pollfd look = {.fd = stream->fd, .events = POLLIN};
-    return poll(&look, 1, 0) > 0 && (look.revents & POLLIN);
-}
-
 bool stream_written(uint32_t number)
 {
     const struct stream *stream = *place_of(number);
@@ -99,14 +81,7 @@ bool stream_written(uint32_t number)
 bool stream_drained(uint32_t number)
 {
     const struct stream *stream = *place_of(number);
-    return !stream || stream->sent_end || !readable(stream);
-}
-
-/* A TCP connection that is cut is reset: its program shall not take it for a good end. */
-static void cut(int fd)
-{
-    const struct linger now = {.l_onoff = 1, .l_linger = 0};
-    (void)!setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    return !stream || stream->sent_end || !carrier_readable(&stream->carrier);
 }
 
 static void release(struct stream *stream, bool abrupt)
@@ -117,10 +92,8 @@ static void release(struct stream *stream, bool abrupt)
     *place = stream->next;
     stream->gone = true;
     count--;
-    (void)!loop_watch(&stream->source, stream->fd, 0);
-    if (abrupt && stream->manner == SOCKET)
-        cut(stream->fd);
-    close(stream->fd);
+    (void)!loop_watch(&stream->source, stream->carrier.fd, 0);
+    carrier_close(&stream->carrier, abrupt);
     free(stream->held);
     loop_free(stream);
     moved();
@@ -182,36 +155,6 @@ void stream_renew(bool (*keep)(uint32_t number))
         }
 }
 
-static ssize_t read_some(const struct stream *stream, void *into, size_t length)
-{
-    if (stream->manner == SOCKET)
-        return recv(stream->fd, into, length, MSG_DONTWAIT);
-    if (stream->manner != BLOCKING)
-        return read(stream->fd, into, length);
-    if (!readable(stream)) {
-        struct pollfd look = {.fd = stream->fd, .events = POLLIN};
-        if (poll(&look, 1, 0) > 0) /* hung up, and nothing left: the end */
-            return 0;
-        errno = EAGAIN;
-        return -1;
-    }
-    return read(stream->fd, into, length);
-}
-
-static ssize_t write_some(const struct stream *stream, const void *data, size_t length)
-{
-    if (stream->manner == SOCKET)
-        return send(stream->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (stream->manner != BLOCKING)
-        return write(stream->fd, data, length);
-    struct pollfd look = {.fd = stream->fd, .events = POLLOUT};
-    if (poll(&look, 1, 0) == 0) {
-        errno = EAGAIN;
-        return -1;
-    }
-    return write(stream->fd, data, length < CAREFUL ? length : CAREFUL);
-}
-
 /* Give credit for what was written. */
 static void grant(struct stream *stream, size_t written)
 {
@@ -238,7 +181,7 @@ static void turn_deaf(struct stream *stream)
 static bool write_held(struct stream *stream)
 {
     while (stream->held_start < stream->held_end) {
-        ssize_t put = write_some(stream, stream->held + stream->held_start, stream->held_end - stream->held_start);
+        ssize_t put = carrier_write(&stream->carrier, stream->held + stream->held_start, stream->held_end - stream->held_start);
         if (put < 0 && errno == EINTR)
             continue;
         if (put < 0 && errno == EAGAIN)
@@ -264,7 +207,7 @@ static bool write_held(struct stream *stream)
 /* Read as long as there are bytes, credit and room: false when the stream is gone. */
 static bool read_on(struct stream *stream)
 {
-    int turns = stream->manner == PLAIN ? STREAM_WINDOW / LINK_DATA_MAX : READS_AT_ONCE;
+    int turns = stream->carrier.manner == CARRIER_PLAIN ? STREAM_WINDOW / LINK_DATA_MAX : READS_AT_ONCE;
     while (turns-- > 0 && !stream->sent_end && stream->credit > 0 && !holding && !link_full()) {
         size_t most = stream->credit < LINK_DATA_MAX ? stream->credit : LINK_DATA_MAX;
         uint8_t *into = link_data_begin(most);
@@ -272,7 +215,7 @@ static bool read_on(struct stream *stream)
             abort_stream(stream, ENOMEM);
             return false;
         }
-        ssize_t got = read_some(stream, into, most);
+        ssize_t got = carrier_read(&stream->carrier, into, most);
         int error = errno;
         link_data_end(stream->number, got > 0 ? (size_t)got : 0);
         if (got < 0 && (error == EAGAIN || error == EINTR))
@@ -301,8 +244,7 @@ static void settle(struct stream *stream)
     bool receiving = (stream->does & STREAM_RECEIVES) && (!stream->got_end || holds);
     if (!receiving && (stream->does & STREAM_RECEIVES) && !stream->shut) {
         stream->shut = true;
-        if (stream->manner == SOCKET)
-            (void)!shutdown(stream->fd, SHUT_WR);
+        carrier_finish(&stream->carrier);
     }
     if (receiving && stream->deaf && !sending && !stream->got_end) {
         abort_stream(stream, EPIPE);
@@ -319,12 +261,12 @@ static void settle(struct stream *stream)
         wanted |= LOOP_READ;
     if (holds)
         wanted |= LOOP_WRITE;
-    if (stream->manner == PLAIN) {
+    if (stream->carrier.manner == CARRIER_PLAIN) {
         if (wanted & LOOP_READ)
             loop_soon(stream_resume);
         return;
     }
-    if (loop_watch(&stream->source, stream->fd, wanted) < 0)
+    if (loop_watch(&stream->source, stream->carrier.fd, wanted) < 0)
         abort_stream(stream, (uint32_t)errno);
 }
 
@@ -363,7 +305,7 @@ static void each(void (*visit)(struct stream *stream))
 
 static void resume(struct stream *stream)
 {
-    if (stream->manner == PLAIN && (stream->does & STREAM_SENDS) && !read_on(stream))
+    if (stream->carrier.manner == CARRIER_PLAIN && (stream->does & STREAM_SENDS) && !read_on(stream))
         return;
     settle(stream);
 }
@@ -379,43 +321,6 @@ void stream_hold(bool held)
     each(resume);
 }
 
-/* A description of our own for a descriptor that others share, or what must be heeded without one. */
-static int adopt(struct stream *stream, int fd)
-{
-    struct stat about;
-    char path[32];
-    stream->fd = fd;
-    stream->manner = BLOCKING;
-    if (fstat(fd, &about) < 0)
-        return -1;
-    if (S_ISREG(about.st_mode) || S_ISDIR(about.st_mode) || S_ISBLK(about.st_mode)) {
-        stream->manner = PLAIN;
-        return 0;
-    }
-    int flags = fcntl(fd, F_GETFL);
-    if (S_ISSOCK(about.st_mode)) {
-        stream->manner = SOCKET;
-    } else if (flags & O_NONBLOCK) {
-        stream->manner = NONBLOCKING;
-    } else {
-        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-        int own = open(path, (flags & O_ACCMODE) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-        if (own >= 0) {
-            close(fd);
-            stream->fd = own;
-            stream->manner = NONBLOCKING;
-        }
-    }
-    struct source trial = {.ready = on_ready};
-    if (loop_watch(&trial, stream->fd, LOOP_READ) < 0) {
-        if (errno != EPERM)
-            return -1;
-        stream->manner = PLAIN; /* /dev/null and its kind */
-        return 0;
-    }
-    return loop_watch(&trial, stream->fd, 0);
-}
-
 int stream_open(uint32_t number, int fd, int does, void (*ended)(uint32_t number))
 {
     struct stream **place = place_of(number);
@@ -426,8 +331,8 @@ int stream_open(uint32_t number, int fd, int does, void (*ended)(uint32_t number
     }
     *stream = (struct stream){.source.ready = on_ready, .number = number, .does = does, .ended = ended,
                               .credit = does & STREAM_AWAITS ? 0 : STREAM_WINDOW, .granted = STREAM_WINDOW};
-    if (adopt(stream, fd) < 0) {
-        close(stream->fd);
+    if (carrier_open(&stream->carrier, fd) < 0) {
+        close(stream->carrier.fd);
         free(stream);
         return -1;
     }
@@ -473,7 +378,7 @@ static bool on_data(struct stream *stream, const struct reader *payload)
         return true;
     }
     while (length > 0 && stream->held_start == stream->held_end) {
-        ssize_t put = write_some(stream, data, length);
+        ssize_t put = carrier_write(&stream->carrier, data, length);
         if (put < 0 && errno == EINTR)
             continue;
         if (put <= 0)

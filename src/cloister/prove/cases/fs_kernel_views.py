@@ -14,18 +14,16 @@ SHAPE = "any"
 
 def attack(box: Box) -> None:
     """Directories by listing, files by reading."""
-    for path in (
-        "/sys/kernel",
-        "/sys/fs/cgroup",
-        "/sys/class/net",
-        "/sys/devices",
-        "/sys/kernel/debug",
-        "/boot",
-        "/lost+found",
-        "/mnt",
-        "/media",
-        "/srv",
-    ):
+    guest = box.facts.get("guest")
+    for path in ("/sys/kernel", "/sys/fs/cgroup", "/sys/class/net", "/sys/devices"):
+        if guest:  # a guest has a kernel of its own, and shows it read-only
+            box.refused(f"{path}/x", "EROFS EACCES EPERM ENOENT", os.mkdir, f"{path}/x")
+            continue
+        box.refused(path, "ENOENT EACCES", os.listdir, path)
+    for path in ("/sys/kernel/debug", "/boot", "/lost+found", "/mnt", "/media", "/srv"):
+        if guest and os.path.isdir(path) and os.access(path, os.R_OK):
+            box.must(not os.listdir(path), f"{path}: the image's own, and empty")
+            continue
         box.refused(path, "ENOENT EACCES", os.listdir, path)
     for path in (
         "/proc/kcore",

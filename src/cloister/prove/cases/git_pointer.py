@@ -34,14 +34,17 @@ def attack(box: Box) -> None:
             f"{main}/{name}",
             '[core]\n\tfsmonitor = touch "$PROVE_MARKER"\n',
         )
+    if box.facts.get("guest") and not os.path.exists(f"{main}/HEAD"):
+        box.stopped("another worktree: the repository is not in the guest")
+        return
     box.refused("another worktree", "EROFS EACCES", os.makedirs, f"{main}/worktrees/evil")
 
 
 def twin(box: Box) -> None:
-    """A commit in the worktree works; an agent with a uid of its own has the files alone, and no repository."""
+    """A commit in the worktree works; an agent in a unit or a guest has the files alone, and no repository."""
     append(box.path("README"), "more\n")
-    if box.facts.get("unit"):
-        box.stopped("the repository lies outside of the workspace, where a unit sees nothing: no git inside")
+    if box.facts.get("unit") or box.facts.get("guest"):
+        box.stopped("the repository lies outside of the workspace, of which nothing is seen here: no git inside")
         return
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     for words in (["add", "-A"], ["commit", "-q", "-m", "in a worktree"]):

@@ -26,5 +26,8 @@ def attack(box: Box) -> None:
     mounts = read("/proc/self/mountinfo", 200000)
     secret_folder = os.path.dirname(str(box.fact("secret")))
     box.must(secret_folder not in mounts, "mountinfo: nothing beside the workspace")
+    if box.facts.get("guest"):
+        box.stopped("uid map: of the guest's own kernel")
+        return
     for line in read("/proc/self/uid_map").splitlines():
         box.must(line.split()[2] == "1", f"uid map of {line.split()[2]} id")
