@@ -1,6 +1,6 @@
 """Templates of guests: made whole or not at all, believed only as they were made, and shared without being given away.
 
-The monitor is one that boots nothing (`support/fake_monitor.py`); real guests are in tests/microvm/test_warm_templates.py.
+The monitor boots nothing (`support/fake_monitor.py`); real guests are in tests/microvm/test_warm_templates.py.
 """
 
 from __future__ import annotations
