@@ -97,9 +97,10 @@ def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | 
 def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
     """Return what a template would have to be; None for a guest that boots each time.
 
-    One with a card on the bridge does: its template would need a tap just like it.
+    One with a card on the bridge does: its template would need a tap just like it. With KVM a boot is short, and nobody
+    has tried a template with it.
     """
-    if not agent.microvm.warm or machine.monitor != "qemu" or agent.microvm.network != "none":
+    if not vm_warm.fit(agent.microvm, machine.monitor, machine.accelerator):
         return None
     manifest = machine.manifest
     return vm_warm.Wanted(
