@@ -32,7 +32,7 @@ from support.firecracker_rig import Rig
 
 REAL = os.environ.get("CLOISTER_FIRECRACKER", "")
 PATIENCE_S = 180
-MICROVM = '[agents.shell.microvm]\nimage = "test"\nmemory = "256M"\nmonitor = "{monitor}"\n'
+MICROVM = '[agents.shell.microvm]\nimage = "test"\nmemory = "256M"\nwarm = false\nmonitor = "{monitor}"\n'
 BASE = 'schema = 1\n[agents.shell]\npreset = "shell"\nisolation = "microvm"\nenvironment_audit = false\n'
 AFTER = "not supported after starting"
 

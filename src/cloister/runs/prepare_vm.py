@@ -19,14 +19,14 @@ from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
+from cloister.runs.home_files import HomeFiles
 from cloister.runs.vm_accelerator import Guest
 from cloister.runs.vm_accelerator import accelerator as accelerated
 from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
-    from cloister.runs.home_files import HomeFiles
-    from cloister.runs.prepare import Kitchen
+    from cloister.runs.prepare import Kitchen, Looked
     from cloister.runs.request import RunRequest
 
 QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/run/current-system/sw/bin/qemu-system-x86_64")
@@ -86,6 +86,16 @@ def machine_facts(
         machine=platform.machine(),
         secrets=found.secrets,
     )
+
+
+def try_machine(kitchen: Kitchen, looked: Looked) -> None:
+    """Find out what can run a guest here, so that `compile_plan` has the answers at hand. Takes its time: boots.
+
+    Raises:
+        CloisterError: as `machine_facts`.
+    """
+    nothing = HomeFiles((), (), (), "", "", ())
+    machine_facts(kitchen, looked.agent, looked.resolved, nothing, looked.layout.root)
 
 
 def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:
