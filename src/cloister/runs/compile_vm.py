@@ -72,6 +72,8 @@ _LEAST_MEMORY = 128 << 20
 _MIB = 1 << 20
 _OVERHEAD: dict[Accelerator, int] = {"tcg": 512 * _MIB, "kvm": 192 * _MIB}
 """What a monitor needs beside its guest's memory: TCG keeps the code that it translates."""
+_MONITOR_TASKS = 512
+"""QEMU has a thread for each processor and up to 64 for its disks."""
 
 
 class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,7 +181,8 @@ def _limited(agent: Agent, facts: Facts, machine: VmFacts) -> limits.Limited:
     memory = ""
     if held or asked.enforce == "cgroup":
         memory = f"{(memory_of(agent) + _OVERHEAD[machine.accelerator]) // _MIB}M"
-    outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=None, open_files=None, disk_max="")
+    tasks = _MONITOR_TASKS if memory and "pids" in facts.limit_means.controllers else None
+    outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=tasks, open_files=None, disk_max="")
     return limits.compile_limits(outside, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
 
 

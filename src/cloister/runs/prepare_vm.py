@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.host.image_build import PROTOCOL
 from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
@@ -59,6 +60,11 @@ def machine_facts(
     """
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
+    if image.manifest.protocol != PROTOCOL:
+        raise UnsupportedError(
+            "image-protocol", f"the image speaks version {image.manifest.protocol} of the channel, and not {PROTOCOL}",
+            where=image.directory, remedy=f"cloister image renew {name}",
+        )  # fmt: skip
     guest = Guest(f"{image.directory}/vmlinux", f"{image.directory}/initramfs.cpio", image.manifest.digest())
     runtime = kitchen.paths.runtime
     choice = vm_monitor.choose(
@@ -101,9 +107,10 @@ def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | 
 def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
     """Return what a template would have to be; None for a guest that boots each time.
 
-    One with a card on the bridge does: its template would need a tap just like it.
+    One with a card on the bridge does: its template would need a tap just like it. With KVM a boot is short, and nobody
+    has tried a template with it.
     """
-    if not agent.microvm.warm or machine.monitor != "qemu" or agent.microvm.network != "none":
+    if not vm_warm.fit(agent.microvm, machine.monitor, machine.accelerator):
         return None
     manifest = machine.manifest
     return vm_warm.Wanted(
