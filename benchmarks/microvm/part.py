@@ -101,7 +101,8 @@ def clones(guests: Guests) -> Grid:
     return Grid(
         "Clones of one template", ("all replied, s", "PSS each, MiB", "PSS together, MiB"), lines,
         "Started together; a second after the last reply all live, idle. PSS is that of the jail and the monitor with "
-        "the guest's memory, of which the clones share what none of them has written. Verifying the "
+        "the guest's memory, of which the clones share what none of them has written; the broker's sealed copy, "
+        "one for all, is not in it. Verifying the "
         f"template, once per broker, took {guests.verify_template_ms:.0f} ms for "
         f"{guests.template.stored_bytes / (1 << 20):.0f} MiB.",
         (Target("20 guests of 256 MiB on two processors", f"{lines[-1].values['PSS together, MiB'] / 1024:.1f} GiB."),),

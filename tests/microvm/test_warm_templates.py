@@ -103,6 +103,7 @@ def test_no_two_clones_share_what_must_differ(user: User, project: Path) -> None
     assert all(plan["steps"][-1]["vm"]["template"] for plan in plans)
 
 
+@pytest.mark.slow
 def test_a_changed_template_is_refused_and_made_again(user: User, project: Path) -> None:
     """A template with one changed byte starts nothing; the next start boots, and leaves a new one."""
     (memory,) = user.home.glob(".cache/cloister/vm/templates/*/memory")
@@ -170,6 +171,7 @@ def test_what_the_policy_does_not_allow_is_refused(
     assert reference in done.stderr
 
 
+@pytest.mark.slow
 def test_an_agent_that_wants_no_template_boots(user: User, project: Path) -> None:
     """`warm = false` boots each machine; its memory can be taken and given back while it lives."""
     run = vm(user, project, "start", "cold", "--", "sleep", "600").strip()

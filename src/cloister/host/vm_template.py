@@ -142,7 +142,7 @@ def tidy(root: str, *, newer: Shape | None = None) -> list[str]:
         newer: also remove those of the same image, size and accelerator that were made for something older.
     """
     started = [f"{root}/{name}" for name in _names(root) if name.startswith(MAKING)]
-    gone = [path for path in started if _abandoned(path)]
+    gone = [path for path in started if abandoned(path)]
     usable = []
     for path, template in every(root):
         if template is None or (newer and template.shape != newer and _same_purpose(template.shape, newer)):
@@ -185,7 +185,7 @@ def _same_purpose(one: Shape, other: Shape) -> bool:
     return purpose(one) == purpose(other)
 
 
-def _abandoned(path: str) -> bool:
+def abandoned(path: str) -> bool:
     """Tell whether nobody holds the lock of one that is being made."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

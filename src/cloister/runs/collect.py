@@ -18,12 +18,13 @@ from typing import Literal
 
 import msgspec
 
+from cloister.host import vm_template
 from cloister.runs import vm_workspace
 from cloister.runs.compile import PROJECT_RECORD
 from cloister.runs.paths import Paths
 from cloister.runs.store import Store
 
-Kind = Literal["record", "overlay", "state", "etc", "runtime"]
+Kind = Literal["record", "overlay", "state", "etc", "runtime", "template", "snapshot"]
 _PARTIAL_S = 3600.0
 """An assembly of `/etc` takes milliseconds: one that is this old was killed."""
 
@@ -56,6 +57,7 @@ def survey(paths: Paths, rules: Rules) -> list[Leftover]:
         *_states(paths, rules),
         *_copies_of_etc(paths, rules),
         *_runtime(paths, rules),
+        *_machines(paths, rules),
     ]
 
 
@@ -94,6 +96,23 @@ def _records(paths: Paths, rules: Rules) -> Iterator[Leftover]:
         yield Leftover(
             kind=kind, path=path, bytes=_size(path), why=why + (", changes never applied" if pending else "")
         )
+
+
+def _machines(paths: Paths, rules: Rules) -> Iterator[Leftover]:
+    """Yield templates that nobody started from for as long, and what makers that were killed have left.
+
+    Snapshots stay: whoever has named one decides about it.
+    """
+    kinds: tuple[tuple[Kind, str], ...] = (("template", paths.templates), ("snapshot", paths.snapshots))
+    for kind, root in kinds:
+        for path in sorted(Path(root).glob("*")):
+            being_made = path.name.startswith(vm_template.MAKING)
+            age = rules.now - path.lstat().st_mtime
+            if being_made and vm_template.abandoned(str(path)):
+                yield Leftover(kind=kind, path=str(path), bytes=_size(str(path)), why="its maker was killed")
+            elif kind == "template" and not being_made and age >= rules.older_than_s:
+                why = f"nothing has started from it for {age / 86400:.0f} days"
+                yield Leftover(kind=kind, path=str(path), bytes=_size(str(path)), why=why)
 
 
 def _states(paths: Paths, rules: Rules) -> Iterator[Leftover]:

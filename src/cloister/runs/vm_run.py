@@ -182,7 +182,8 @@ class Guest:
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
-                run.write_event("guest", dict(words))
+                # Its keys are the guest's too: none of them may stand for one of ours.
+                run.write_event("guest", {f"guest_{name[:_LONGEST]}": value for name, value in words.items()})
 
     def snapshot(self, name: str) -> Snapshot:
         """Hold the machine still and copy its disks. Blocks, and takes as long as reading them does.

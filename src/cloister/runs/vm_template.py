@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING
 
+from cloister.host import vm_snapshot, vm_template
 from cloister.host.vm_template import Held, Holder
 from cloister.runs import vm_warm
 from cloister.runs.vm_image import IMAGE, open_verified
@@ -29,7 +31,7 @@ class TemplateOf:
         assert vm is not None  # noqa: S101  # only such runs come here
         self._vm: VmLaunch = vm
         self._paths, self._host, self._images = paths, prepared.host, prepared.policy.images
-        self._wanted = wishes.warm and vm.monitor == "qemu" and vm.network == "none"
+        self._wanted = vm_warm.fit(wishes, vm.monitor, vm.accelerator)
         self._held: Held | None = None
         self._peer = -1
         self._came_up = False
@@ -40,6 +42,7 @@ class TemplateOf:
         Raises:
             StepError: it is not what it was.
         """
+        _tidy_once(self._paths.templates, self._paths.snapshots)
         memory = next((file.path for file in self._vm.files if file.role == "memory"), "")
         if memory:
             self._held = HOLDER.hold(os.path.dirname(memory), self._vm.template)
@@ -78,6 +81,13 @@ class TemplateOf:
 
     def _opened(self) -> dict[str, int]:
         return dict(zip(IMAGE, open_verified(self._paths, self._images, self._vm, os.getuid()), strict=True))
+
+
+@functools.cache
+def _tidy_once(templates: str, snapshots: str) -> None:
+    """Remove what makers that were killed have left: before the first machine of this process."""
+    vm_template.tidy(templates)
+    vm_snapshot.tidy(snapshots)
 
 
 def _say(line: str) -> None:

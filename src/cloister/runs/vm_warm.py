@@ -20,8 +20,9 @@ from cloister.isolation import qemu, seccomp
 from cloister.isolation.namespace import SECCOMP_FD
 from cloister.isolation.template_jail import template_argv
 from cloister.plan.facts import HostFacts
-from cloister.plan.vm import Accelerator, VmLaunch
+from cloister.plan.vm import Accelerator, Monitor, VmLaunch
 from cloister.plan.vm_template import Shape, Template
+from cloister.policy.model import MicroVm
 from cloister.runs.vm_shape import numbers, shape_of, warm_machine
 
 NICE = ("/usr/bin/nice", "-n", "19")
@@ -60,6 +61,11 @@ class Wanted(NamedTuple):
         info = os.stat(self.program)
         program = f"{self.program} {info.st_ino} {info.st_size} {info.st_mtime_ns}"
         return shape_of((self.image, self.version, self.manifest), self.machine(), program=program, host=host_words())
+
+
+def fit(wishes: MicroVm, monitor: Monitor, accelerator: Accelerator) -> bool:
+    """Tell whether a machine may start from a template: an emulated one of QEMU, without a card, if its policy lets it."""
+    return wishes.warm and wishes.network == "none" and monitor == "qemu" and accelerator == "tcg"
 
 
 def wanted_of(vm: VmLaunch) -> Wanted:

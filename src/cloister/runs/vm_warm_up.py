@@ -62,7 +62,7 @@ def warm_up(  # noqa: PLR0913  # called by name, in one place
                 "template-unfit",
                 f"guests of {agent} always boot",
                 where=f".agents.{agent}.microvm",
-                remedy='warm = true, monitor = "qemu", network = "none"',
+                remedy='warm = true, monitor = "qemu", network = "none"; with KVM none is made',
             )
         root = paths.templates
         there = vm_warm.find(root, wanted) is not None

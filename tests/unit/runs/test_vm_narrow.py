@@ -8,6 +8,7 @@ import pytest
 from cloister.errors import DeniedError, UsageError
 from cloister.llm.access import Access
 from cloister.policy.model import Agent, Llm, MicroVm
+from cloister.runs import vm_warm
 from cloister.runs.request import RunRequest
 from cloister.runs.vm_narrow import narrowed, only_model
 from cloister.runs.vm_shape import shape_of, warm_machine
@@ -83,3 +84,20 @@ def test_what_makes_a_template_is_equal_to_what_starts_from_it() -> None:
     assert shape_of(image, one, program="p2", host="h").key() != shape.key()
     assert shape_of(image, one, program="p", host="h2").key() != shape.key()
     assert shape_of(("test", 1, "1" * 64), one, program="p", host="h").key() != shape.key()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "monitor", "accelerator", "fits"),
+    [
+        (MicroVm(), "qemu", "tcg", True),
+        (MicroVm(warm=False), "qemu", "tcg", False),
+        (MicroVm(network="bridge"), "qemu", "tcg", False),
+        (MicroVm(), "qemu", "kvm", False),
+        (MicroVm(), "firecracker", "kvm", False),
+    ],
+)
+def test_only_machines_that_were_tried_start_from_templates(
+    wishes: MicroVm, monitor: str, accelerator: str, fits: bool
+) -> None:
+    """An emulated machine without a card may start from a template; others, and whoever said no, boot."""
+    assert vm_warm.fit(wishes, monitor, accelerator) is fits

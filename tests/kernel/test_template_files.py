@@ -1,6 +1,6 @@
 """Templates of guests: made whole or not at all, believed only as they were made, and shared without being given away.
 
-The monitor is one that boots nothing (`support/fake_monitor.py`); tests/microvm/test_warm_templates.py has real guests.
+The monitor boots nothing (`support/fake_monitor.py`); real guests are in tests/microvm/test_warm_templates.py.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ MAKER = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from kernel import test_templates as tests
+from kernel import test_template_files as tests
 from cloister.host import vm_template_make
 vm_template_make.make({root!r}, tests.SHAPE, tests.machine({mode!r}, {seconds}), settle_s={settle})
 print("made", flush=True)
