@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from support.homes import make_home, make_workspace
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 TESTS = Path(__file__).parents[1]
 UID = os.stat(sys.prefix).st_uid
+PATIENCE_S = 30
 CONNECTED = '[agents.shell.microvm]\nnetwork = "bridge"\n'
 ASKS = "GET http://blocked.invalid/ HTTP/1.1\r\nHost: blocked.invalid\r\n\r\n"
 PROBE = f"""
@@ -82,7 +84,7 @@ def user(host: int, image: GuestImage) -> Iterator[Connected]:
     place.chmod(0o755)
     made = Connected(make_home(place / "home"), image, CONNECTED)
     kept = made.home / ".local/share/cloister/images" / image.name
-    kept.unlink()  # a link into a directory that is root's
+    kept.unlink() if kept.is_symlink() else shutil.rmtree(kept)  # links to files that are root's, and everybody's
     shutil.copytree(image.store / image.name, kept)
     made.pid = host
     made.environment |= {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}  # from the sources
@@ -97,6 +99,14 @@ def taps(host: int) -> dict[str, Any]:
     """Return what is recorded, by run."""
     found = inside(host, "sh", "-c", "cat /run/cloister/bridge/taps/* 2>/dev/null || true").replace("}{", "}\n{")
     return {one["run"]: one for one in map(json.loads, found.splitlines())}
+
+
+def connected(host: int, count: int) -> set[str]:
+    """Return whose guests are on the bridge, when there are so many, or never come to be."""
+    until = time.monotonic() + PATIENCE_S
+    while len(found := set(taps(host))) != count and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
 
 
 def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> None:
@@ -125,7 +135,9 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> 
               if "blocked.invalid" in event]  # fmt: skip
     assert len(denied) == 2, "by each way once"
 
-    for one in (run, other):
-        user.run("stop", one, cwd=workspace)
-    assert taps(host) == {}
+    monitors = inside(host, "pgrep", "-f", f"virtio-net-device,netdev=net,mac={mac}").split()
+    inside(host, "kill", "-KILL", *monitors)
+    assert connected(host, 1) == {other}
+    user.run("stop", other, cwd=workspace)
+    assert connected(host, 0) == set()
     assert "clvm" not in inside(host, "ip", "link")

@@ -95,4 +95,5 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Return one line for people."""
         how = f"{self.monitor} ({self.accelerator})"
         size = f"{self.memory_mib} MiB, {self.cpus} CPU{', from a template' if self.template else ''}"
-        return f"virtual machine of image {self.image} {self.version} by {how}: {size}"
+        card = ", with a network device on the system's bridge" if self.network == "bridge" else ""
+        return f"virtual machine of image {self.image} {self.version} by {how}: {size}{card}"
