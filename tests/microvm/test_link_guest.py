@@ -61,6 +61,7 @@ def test_commands_at_once_do_not_mix(living: Living) -> None:
         assert list(callers.map(say, range(8))) == [(number, str(number)) for number in range(8)]
 
 
+@pytest.mark.slow
 def test_a_process_killed_for_want_of_memory_is_told(living: Living) -> None:
     """The guest's kernel takes a program that uses up its memory; the run's events name it, the run goes on."""
     hog = "python3 -c 'exec(\"x=[]\\nwhile 1: x.append(bytes([1])*(8<<20))\")'"

@@ -24,7 +24,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { EXIT_KILLED = 137, OUT_OF_THE_WAY = 64, TICK_MS = 50, BUSY_TICK_MS = 5, KILL_PATIENCE_MS = 2000, JOIN_PATIENCE_MS = 120000 };
+enum { EXIT_KILLED = 137, OUT_OF_THE_WAY = 64, TICK_MS = 50, BUSY_TICK_MS = 5 };
+enum { KILL_PATIENCE_MS = 2000, JOIN_PATIENCE_MS = 120000 };
 
 static struct keeper {
     struct keeper_options options;
@@ -32,7 +33,7 @@ static struct keeper {
     struct source on_broker, on_signals;
     int signals;
     bool begun;              /* `B` came, and the monitor runs */
-    int64_t join_by_ms;      /* the guest has to have said hello; 0: not asked yet, or it has */
+    int64_t join_by_ms;      /* the guest has to have reported its walls; 0: not asked yet, or it has */
     int64_t kill_at_ms;      /* the broker said kill, and the guest had its time; 0: it did not */
     uint64_t inherited;      /* descriptors below 64 that are the monitor's: bit N is N */
 } self;
@@ -115,12 +116,13 @@ static void on_tick(void)
     int64_t now = sys_now_ms();
     keeper_monitor_tick();
     keeper_box_tick();
-    if (self.join_by_ms && keeper_guest_joined())
+    if (self.join_by_ms && keeper_guest_proved())
         self.join_by_ms = 0;
     if (self.kill_at_ms && now >= self.kill_at_ms)
         keeper_end(EXIT_KILLED);
     if (self.join_by_ms && now >= self.join_by_ms)
-        keeper_fail("guest-silent", "the guest did not say hello within %d s", JOIN_PATIENCE_MS / 1000);
+        keeper_fail("guest-silent", "the guest did not %s within %d s",
+                    keeper_guest_joined() ? "report its walls" : "say hello", JOIN_PATIENCE_MS / 1000);
     if (self.join_by_ms || self.kill_at_ms || keeper_monitor_waiting() || keeper_box_waiting())
         loop_later(keeper_box_waiting() ? BUSY_TICK_MS : TICK_MS, on_tick);
 }
