@@ -80,7 +80,7 @@ def test_two_builds_are_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(700)
 def test_programs_of_npm_and_pypi_run_and_are_on_record(tmp_path: Path) -> None:
-    """Node, a package of npm and one of PyPI: their programs are on the PATH, what they need is not, all have digests."""
+    """Node, packages of npm and PyPI: their programs are on the PATH, what they need is not, all have digests."""
     done(build(tmp_path / "home", recipe=AGENTS))
     image = tmp_path / "home/.local/share/cloister/images/small/1"
     tree = tmp_path / "tree"
