@@ -134,8 +134,7 @@ class LiveRun:
             self._decide(Outcome(EXIT_FAILED, "probe-failed", _probe_text(self.probe)))
         elif self._outcome is None:
             # Killed from outside, or bubblewrap failed before it began: its own words are on stderr.
-            text = "cloister: the sandbox ended before the agent did [sandbox-died]\n  try: cloister doctor"
-            self._decide(Outcome(EXIT_FAILED, "sandbox-died", text))
+            self._decide(_died())
         self._kill_later(KILLED_S)
 
     # --- what the outer half says -------------------------------------------------------
@@ -154,7 +153,9 @@ class LiveRun:
 
     def sandbox_ended(self) -> None:
         """Bubblewrap was reaped: nothing lives in the sandbox any more."""
-        if self._outcome is None:
+        if self._outcome is None and self.status == "running":
+            self._decide(_died())  # the word of its first process's end is on the way
+        elif self._outcome is None:
             text = "cloister: the sandbox could not be set up [sandbox-failed]\n  try: cloister doctor"
             self._decide(Outcome(EXIT_FAILED, "sandbox-failed", text))
         self._finish()
@@ -246,6 +247,12 @@ def start_failure(command: str, number: int, stage: str) -> Outcome:
         return Outcome(EXIT_FAILED, "not-started", f"{text} (while preparing: {stage}) [start-failed]")
     missing = number in (errno.ENOENT, errno.ENOTDIR)
     return Outcome(EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE, "not-started", f"{text} [exec-failed]")
+
+
+def _died() -> Outcome:
+    """Return the end of a sandbox that somebody else has ended."""
+    text = "cloister: the sandbox ended before the agent did [sandbox-died]\n  try: cloister doctor"
+    return Outcome(EXIT_FAILED, "sandbox-died", text)
 
 
 def _probe_text(probe: tuple[str, ...]) -> str:

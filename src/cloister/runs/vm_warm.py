@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
 
 
 def fit(wishes: MicroVm, monitor: Monitor, accelerator: Accelerator) -> bool:
-    """Tell whether a machine may start from a template: QEMU's, emulated, without a card, if its policy lets it."""
+    """Tell whether a machine may start from a template: QEMU, emulated, without a card, if its policy lets it."""
     return wishes.warm and wishes.network == "none" and monitor == "qemu" and accelerator == "tcg"
 
 

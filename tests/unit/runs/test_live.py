@@ -115,6 +115,16 @@ def test_an_inner_half_that_dies_before_the_agent_is_125() -> None:
     assert play.end == (125, "sandbox-died")
 
 
+def test_bubblewrap_killed_under_a_running_agent_is_told_as_that() -> None:
+    """The word of its end may come before that of the first process: the sandbox died, it was not badly set up."""
+    play = Play()
+    play.live.running()
+    play.live.sandbox_ended()
+    play.live.inner_closed()
+
+    assert play.end == (125, "sandbox-died")
+
+
 def test_bubblewrap_that_never_starts_is_125() -> None:
     """Its own words are on standard error; ours say where to look."""
     play = Play()
