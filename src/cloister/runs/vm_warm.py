@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
 
 
 def fit(wishes: MicroVm, monitor: Monitor, accelerator: Accelerator) -> bool:
-    """Tell whether a machine may start from a template: one that QEMU emulates, without a card, if its policy says so."""
+    """Tell whether a machine may start from a template: emulated by QEMU, without a card, and its policy says so."""
     return wishes.warm and wishes.network == "none" and monitor == "qemu" and accelerator == "tcg"
 
 
