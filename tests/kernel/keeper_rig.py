@@ -36,7 +36,7 @@ class Place:
         self.directory.chmod(0o777)
         self.shim, self.guest = self.directory / "cloister-shim", self.directory / "guest-alone"
         shutil.copy(shim_build.sanitized_shim() if sanitized else shim_build.shim(), self.shim)
-        shutil.copy(shim_build.sanitized_guest_alone() if sanitized else shim_build.guest_alone(), self.guest)
+        shutil.copy(shim_build.guest_alone(), self.guest)
         self.box, self.work = self.directory / "box", self.directory / "work"
         for path in (self.box, self.work):
             path.mkdir()

@@ -305,6 +305,19 @@ def test_output_of_what_outlives_its_command_still_comes(keeper: Keeper) -> None
     agent.close()
 
 
+def test_what_floods_in_the_background_does_not_hold_up_the_exit_code(keeper: Keeper) -> None:
+    """A command that leaves an endless writer behind has ended all the same, also for a slow reader."""
+    agent = started(keeper, "/bin/sleep", "60")
+    with subprocess_pipes(keeper, 1, "/bin/sh", "-c", "yes & echo first; exit 4") as other:
+        time.sleep(0.5)
+        seen = b""
+        while len(seen) < 2 * MIB:
+            seen += os.read(other.out, 4096)
+        assert b"first\n" in seen
+        assert keeper.ended(1) == 4
+    agent.close()
+
+
 def test_commands_fail_when_there_are_too_many(keeper: Keeper) -> None:
     """More than 256 at once are refused one by one; the run goes on."""
     agent = started(keeper, "/bin/sleep", "60")

@@ -28,7 +28,8 @@ def _packed(vm: VmLaunch, box: Path, home: Path) -> dict[str, bytes]:
     try:
         size = os.fstat(made.memory).st_size
         found = entries(lambda offset, length: os.pread(made.memory, length, offset), size)
-        return {f"/{entry.name}": os.pread(made.memory, entry.size, at) for entry, at in found if entry.kind == "file"}
+        files = {f"/{entry.name}": os.pread(made.memory, entry.size, at) for entry, at in found if entry.kind == "file"}
+        return {name: data for name, data in files.items() if not name.startswith("/etc/")}  # the time zone
     finally:
         os.close(made.memory)
 

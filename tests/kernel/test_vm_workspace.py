@@ -117,14 +117,16 @@ def test_no_byte_of_what_is_hidden_is_on_the_disk(root: Path, disk: Path) -> Non
     (root / "secrets/key").write_bytes(CANARY)
     (root / ".env").write_bytes(CANARY)
     (root / "shown").write_bytes(CANARY[::-1])
+    os.link(root / ".env", root / "other-name")
     shown = rig.layout(root, mounts=[rig.mask(root / ".env"), rig.mask(root / "secrets")])
+    (root / "secrets").rename(root / "moved")
     made = rig.fill(root, disk, shown)
     data = disk.read_bytes()
     assert CANARY[:16] not in data
     assert CANARY[::-1] in data
     assert rig.seen(disk) == {b"secrets": None, b".env": b"", b"shown": CANARY[::-1]}
     assert made.fields == ("mask=.env", "mask=secrets")
-    assert vm_baseline.load(str(disk)).kept == {b".env", b"secrets"}
+    assert vm_baseline.load(str(disk)).kept == {b".env", b"other-name", b"moved"}
 
 
 def test_protected_names_are_there_and_told(root: Path, disk: Path) -> None:
@@ -157,11 +159,15 @@ def test_what_cannot_be_copied_is_left_out_and_said(root: Path, disk: Path) -> N
     (root / "closed").write_text("x")
     (root / "closed").chmod(0)
     (root / "readable").write_text("y")
+    (root / "listed").mkdir()
+    (root / "listed/beneath").write_text("z")
+    (root / "listed").chmod(0o400)
     made = rig.fill(root, disk)
+    (root / "listed").chmod(0o700)
     found = rig.seen(disk)
     if os.geteuid():
-        assert set(found) == {b"readable"}
-        assert vm_baseline.load(str(disk)).kept == {b"closed"}
+        assert set(found) == {b"readable", b"listed"}
+        assert vm_baseline.load(str(disk)).kept == {b"closed", b"listed/beneath"}
     assert b"readable" in found
     assert not {b"pipe", b"socket"} & set(found)
     assert any("2 sockets, FIFOs" in notice for notice in made.notices)

@@ -31,7 +31,8 @@ def layout(root: Path, *, mounts: Iterable[Mount] = (), placeholders: Iterable[P
 
 def mask(path: Path) -> Mount:
     """A hidden path."""
-    return Mount("mask", str(path), node=Node("directory" if path.is_dir() else "file"))
+    status = path.lstat()
+    return Mount("mask", str(path), node=Node("directory" if path.is_dir() else "file", status.st_dev, status.st_ino))
 
 
 def fill(root: Path, target: Path, shown: WorkspaceLayout | None = None) -> WorkspaceDisk:

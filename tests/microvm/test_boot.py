@@ -171,6 +171,17 @@ def test_names_time_and_randomness_are_renewed(living: Living) -> None:
     assert after.out.splitlines()[1:] == before.out.splitlines()[1:]
 
 
+def test_without_an_address_there_is_loopback_only(living: Living) -> None:
+    """A guest that no run gave a card has no driver for one, and reaches nothing but itself."""
+    link = living.link
+    assert link.run("ls", "/sys/class/net").out.split() == ["lo"]
+    loaded = {each.split()[0] for each in link.run("cat", "/proc/modules").out.splitlines()}
+    assert not loaded & {"virtio_net", "net_failover", "vsock", "vmw_vsock_virtio_transport"}
+    assert {"dm_verity", "virtio_console"} <= loaded
+    script = "import socket; print(socket.socket().connect_ex(('10.0.0.1', 80)))"
+    assert link.run("python3", "-c", script).out.strip() == "101", "ENETUNREACH"
+
+
 def test_files_of_the_run_lie_where_they_belong(living: Living) -> None:
     """What the tar holds belongs to the agent in its home, and cannot be changed by it anywhere else."""
     found = living.link.shell(
@@ -210,7 +221,11 @@ def test_the_disks_are_left_clean_and_state_is_kept(living: Living, booted: gues
         link = GuestLink(machine.channel)
         link.join()
         files = {f"{HOME[1:]}/{STATE}/{name}": b"from the tar" for name in ("seeded", "away/below", "file")}
-        link.begin(fields(state=(STATE, ".deep/kept"), seed=f"{HOME}/{STATE}/seeded"), files)
+        elsewhere = "/opt/not/in the image"
+        link.begin(fields(state=(STATE, ".deep/kept"), seed=f"{HOME}/{STATE}/seeded", workspace=elsewhere), files)
+        shown = link.shell(f"cd '{elsewhere}' && cat held/file && echo x >own && cat /workspace/own")
+        assert shown.out == "as it wasx\n"
+        assert link.shell("touch /opt/x || touch /opt/not/x").status != 0
         assert link.shell(f"cd {HOME}; cat .deep/kept/it {STATE}/seeded").out == "kept\nmine\n"
         assert link.shell(f"cd {HOME}/{STATE}; cat away/below file; test -d away -a ! -L away -a ! -L file").status == 0
         assert link.shell("ls /etc/below").status != 0

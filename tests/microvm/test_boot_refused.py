@@ -107,7 +107,7 @@ def test_a_root_that_can_be_written_is_refused(copied: Image) -> None:
     [
         pytest.param("", "", id="no-root"),
         pytest.param(None, "cloister.verity=1:2:{hash}:{hash}", id="two-roots"),
-        pytest.param(None, "init=/bin/sh", id="another-init"),
+        pytest.param(None, "init=/bin/sh", id="another-init", marks=pytest.mark.slow),
     ],
 )
 def test_a_command_line_with_anything_else_is_refused(booted: Image, verity: str | None, more: str) -> None:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.guest_user import GuestUser, Installs
+from microvm.conftest import GuestImage
+from support.guest_user import GuestUser
 from support.homes import make_home, make_workspace
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 TESTS = Path(__file__).parents[1]
+UID = os.stat(sys.prefix).st_uid
 CONNECTED = '[agents.shell.microvm]\nnetwork = "bridge"\n'
 ASKS = "GET http://blocked.invalid/ HTTP/1.1\r\nHost: blocked.invalid\r\n\r\n"
 PROBE = f"""
@@ -44,7 +48,7 @@ class Connected(GuestUser):
     def command(self, *words: str) -> list[str]:
         """Return the argv of `cloister WORDS` in the host's namespaces."""
         enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", f"--wdns={self.place}", "--"]
-        return [*enter, *super().command(*words)]
+        return [*enter, "setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", *super().command(*words)]
 
     def run(self, *words: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `cloister WORDS` there, to its end."""
@@ -61,8 +65,8 @@ def inside(pid: int, *words: str) -> str:
 
 @pytest.fixture
 def host() -> Iterator[int]:
-    """The process id of a host with a bridge, whose root may be on it."""
-    words = ["unshare", "--net", "--mount", sys.executable, "-m", "support.bridge_host", "root"]
+    """The process id of a host with a bridge, whose user may be on it."""
+    words = ["unshare", "--net", "--mount", sys.executable, "-m", "support.bridge_host", str(UID)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=TESTS, text=True) as serving:
         assert serving.stdout
         assert serving.stdin
@@ -72,14 +76,21 @@ def host() -> Iterator[int]:
 
 
 @pytest.fixture
-def user(host: int, image: Installs, tmp_path: Path) -> Iterator[Connected]:
-    """Root, with the image of the tests."""
-    home = make_home(tmp_path / "home")
-    made = Connected(home, image, CONNECTED)
+def user(host: int, image: GuestImage) -> Iterator[Connected]:
+    """Whoever the installed program belongs to, with the image of the tests in a home of their own."""
+    place = Path(tempfile.mkdtemp(prefix="cl-home-", dir="/tmp"))
+    place.chmod(0o755)
+    made = Connected(make_home(place / "home"), image, CONNECTED)
+    kept = made.home / ".local/share/cloister/images" / image.name
+    kept.unlink()  # a link into a directory that is root's
+    shutil.copytree(image.store / image.name, kept)
     made.pid = host
     made.environment |= {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}  # from the sources
+    for folder in (made.home, made.runtime):
+        subprocess.run(["chown", "--recursive", "--no-dereference", f"{UID}:{UID}", folder], check=True)
     yield made
     made.close()
+    shutil.rmtree(place)
 
 
 def taps(host: int) -> dict[str, Any]:
@@ -90,8 +101,8 @@ def taps(host: int) -> dict[str, Any]:
 
 def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> None:
     """From inside: eth0 leads to the run's own proxy, over the bridge as over the channel; not to the other's."""
-    workspace = make_workspace(user.home / "src/project")
-    other_workspace = make_workspace(user.home / "src/other")
+    workspace, other_workspace = (make_workspace(user.home / f"src/{name}") for name in ("project", "other"))
+    subprocess.run(["chown", "--recursive", f"{UID}:{UID}", user.home / "src"], check=True)
     run, other = user.begin(cwd=workspace), user.begin(cwd=other_workspace)
     there = taps(host)
     own, foreign = there[run], there[other]
@@ -100,11 +111,12 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> 
         [foreign["gateway"], foreign["port"]], [foreign["address"], 22], [own["gateway"], 22], ["192.0.2.1", 80],
     ]  # fmt: skip
 
-    script = f"cat /sys/class/net/eth0/address; python3 - '{json.dumps(targets)}'"
+    script = f"cat /sys/class/net/eth0/address; echo $CLOISTER_BRIDGE_PROXY; python3 - '{json.dumps(targets)}'"
     done = user.exec(run, script, cwd=workspace, stdin=PROBE.encode())
 
     assert done.returncode == 0, done.stderr
-    mac, said = done.stdout.splitlines()
+    mac, proxy, said = done.stdout.splitlines()
+    assert proxy == f"http://{own['gateway']}:{own['port']}"
     assert mac == own["mac"] != foreign["mac"]
     answers = json.loads(said)
     assert answers[0] == answers[1] == "HTTP/1.1 403 Forbidden"

@@ -32,7 +32,7 @@ from support.firecracker_rig import Rig
 
 REAL = os.environ.get("CLOISTER_FIRECRACKER", "")
 PATIENCE_S = 180
-MICROVM = '[agents.shell.microvm]\nimage = "test"\nmemory = "256M"\nmonitor = "{monitor}"\n'
+MICROVM = '[agents.shell.microvm]\nimage = "test"\nmemory = "256M"\nwarm = false\nmonitor = "{monitor}"\n'
 BASE = 'schema = 1\n[agents.shell]\npreset = "shell"\nisolation = "microvm"\nenvironment_audit = false\n'
 AFTER = "not supported after starting"
 
@@ -198,6 +198,20 @@ def monitor_of(run: str) -> int:
         if b"--api-sock" in words and run.encode() in words and b"/run/cloister/firecracker" in words[:3]:
             return int(path.parent.name)
     raise AssertionError("there is no firecracker")
+
+
+@pytest.mark.parametrize("monitor", ["qemu", pytest.param("firecracker", marks=pytest.mark.slow)])
+def test_disks_keep_to_their_rate(user: User, workspace: Path, monitor: str) -> None:
+    """With `disk_rate` what an agent writes goes to the disk no faster; the plan says so."""
+    user.write_policy(BASE + MICROVM.format(monitor=monitor) + 'disk_rate = "16M"\n')
+    write = "time -p dd if=/dev/zero of=big bs=1M count=64 conv=fsync 2>/dev/null; rm big"
+    ended = user.run("run", "shell", "--", "bash", "-c", write, cwd=workspace, timeout_s=PATIENCE_S)
+
+    assert ended.returncode == 0, ended.stderr
+    seconds = float(ended.stderr.split("real")[1].split()[0])
+    assert seconds > 2, "64 MiB at 16 MiB a second, those of the first second at once"
+    shown = user.run("plan", "shell", "--", "true", cwd=workspace, timeout_s=PATIENCE_S)
+    assert "disk_rate 16M" in shown.stdout
 
 
 def test_asked_for_by_name_and_not_there(plain: User, workspace: Path) -> None:

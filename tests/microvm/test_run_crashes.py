@@ -69,7 +69,7 @@ KILLED = [
     pytest.param("monitor", 125, "monitor-died", id="monitor"),
     pytest.param("keeper", 125, "sandbox-died", id="keeper", marks=_SLOW),
     pytest.param("bwrap", 125, "sandbox-died", id="bwrap", marks=_SLOW),
-    pytest.param("outer", -9, "client-died", id="outer"),
+    pytest.param("outer", -9, "client-died", id="outer", marks=_SLOW),
 ]
 
 
@@ -125,6 +125,22 @@ def test_a_killed_broker_ends_the_run_and_the_next_one_tidies(image: Installs, h
     assert "begun" in shown.stdout
     assert (applied.returncode, (workspace / "begun").read_text()) == (0, "begun\n"), applied.stderr
     assert not leftovers
+
+
+def test_ctrl_c_while_a_guest_boots_ends_it(image: Installs, home: Path, workspace: Path) -> None:
+    """Nobody waits for a boot that is not wanted any more: 130 within seconds, and nothing is left."""
+    user = GuestUser(home, image)
+    process = user.start("run", "--no-pty", "shell", "--", "sleep", "600", cwd=workspace)
+    until = time.monotonic() + BOOT_S
+    while "monitor" not in (family := _family(process.pid)) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    left, leftovers = _all_gone(list(family.values())), _leftovers(user)
+    user.close()
+
+    assert "monitor" in family
+    assert (process.returncode, left, leftovers) == (130, [], [])
 
 
 @pytest.mark.slow

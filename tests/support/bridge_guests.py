@@ -151,10 +151,10 @@ class Program:
         """Carry out one command."""
         return getattr(self, f"do_{order.pop('do')}")(**order)
 
-    def do_ask(self, name: str, run: str = "r1") -> Any:
+    def do_ask(self, name: str) -> Any:
         """Ask hostd for a tap; return it, or the refusal."""
         try:
-            self.guests[name] = Guest(tap_client.ask(run))
+            self.guests[name] = Guest(tap_client.ask(f"run-{os.getpid()}-{name}"))
         except CloisterError as error:
             return {"error": error.reference, "text": str(error), "remedy": error.remedy}
         tap = self.guests[name].given.tap

@@ -1,12 +1,13 @@
 """A host's bridge of microVMs without a system: in namespaces of its own, hostd's requests served by this process.
 
-`unshare --net --mount python -m support.bridge_host USER` (root): /run and /var/lib are empty there. It says `ready`,
+`unshare --net --mount python -m support.bridge_host UID` (root): /run and /var/lib are empty there. It says `ready`,
 then serves until its standard input ends.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import select
 import socket
 import subprocess
@@ -26,10 +27,11 @@ NOBODY = None
 """There is no manager of units here; nothing that is asked needs one."""
 
 
-def main(user: str) -> None:
+def main(uid: int) -> None:
     """Set up, and serve."""
     for place in ("/run", "/var/lib"):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], check=True)
+    user = _name_of(uid)
     Path(SYSTEM_FILE).parent.mkdir()
     Path(HOSTD_SOCKET).parent.mkdir()
     allowed = System(bridge=VmBridge(network=DEFAULT_NETWORK, users=(user,)), audit="alarm")
@@ -44,6 +46,7 @@ def main(user: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(HOSTD_SOCKET)
     listener.listen()
+    Path(HOSTD_SOCKET).chmod(0o666)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while True:
@@ -55,5 +58,16 @@ def main(user: str) -> None:
         hostd_tap.tidy()
 
 
+def _name_of(uid: int) -> str:
+    """Return the name of a user; one that the host does not know gets one here."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        known = Path("/run/passwd")
+        known.write_text(f"{Path('/etc/passwd').read_text()}guest:x:{uid}:{uid}::/nonexistent:/bin/sh\n")
+        subprocess.run(["mount", "--bind", known, "/etc/passwd"], check=True)
+        return "guest"
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]))

@@ -25,6 +25,7 @@ TEMPLATE = "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests random.trust
 PATIENCE = 60.0
 """Seconds for whatever a guest does; alone it needs one."""
 MEMORY_MIB = 256
+_WIRE_FD = 30
 
 
 class GuestImage(Protocol):
@@ -68,7 +69,13 @@ class GuestMachine:
     """One QEMU process. Use it as a context manager."""
 
     def __init__(
-        self, image: Image, cmdline: str, disks: Mapping[str, Path] | None = None, *, writable_root: bool = False
+        self,
+        image: Image,
+        cmdline: str,
+        disks: Mapping[str, Path] | None = None,
+        *,
+        writable_root: bool = False,
+        mac: str = "",
     ) -> None:
         """Start it.
 
@@ -77,6 +84,7 @@ class GuestMachine:
             cmdline: of the kernel.
             disks: files of the roles var and workspace.
             writable_root: what no launcher of ours would do.
+            mac: of a network card whose other end is `wire`, a socket with one frame in each message.
         """
         self.console = b""
         self.started = time.monotonic()
@@ -94,12 +102,18 @@ class GuestMachine:
         written = {"var", "workspace", *({"root"} if writable_root else ())}
         placed = {numbers[role]: os.open(path, _flags(role in written)) for role, path in paths.items()}
         placed |= {CHANNEL_FD: theirs.fileno(), CONSOLE_FD: console}
+        self.wire, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        if mac:
+            placed[_WIRE_FD] = far.fileno()
+            argv += ("-netdev", f"dgram,id=net,local.type=fd,local.str={_WIRE_FD}")
+            argv += ("-device", f"virtio-net-device,netdev=net,mac={mac}")
         try:
             self.process = _spawn(argv, placed, console)
         finally:
             for number, descriptor in placed.items():
-                if number not in {CHANNEL_FD, CONSOLE_FD}:
+                if number not in {CHANNEL_FD, CONSOLE_FD, _WIRE_FD}:
                     os.close(descriptor)
+            far.close()
             theirs.close()
             os.close(console)
 
@@ -113,6 +127,7 @@ class GuestMachine:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.channel.close()
+        self.wire.close()
         os.close(self._output)
 
     def wait_for(self, text: str, seconds: float = PATIENCE) -> float:

@@ -20,7 +20,7 @@ class Installs(Protocol):
 
 
 def policy(*tables: str) -> str:
-    """Return a policy whose agent `shell` runs in the image of the tests; making no template saves a boot."""
+    """Return a policy whose agent `shell` runs in the image of the tests; no template is made, as that takes a boot."""
     head = f'{BASE}isolation = "microvm"\ncommand = ["/bin/sh"]\n'
     microvm = next((table for table in tables if "[agents.shell.microvm]" in table), "[agents.shell.microvm]\n")
     rest = [table for table in tables if "[agents.shell.microvm]" not in table]

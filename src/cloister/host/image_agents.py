@@ -47,8 +47,13 @@ export PATH=/usr/local/bin:$PATH
 cd /{AGENTS}
 npm=/usr/local/lib/node_modules/npm/bin/npm-cli.js
 node $npm rebuild --offline --foreground-scripts --no-update-notifier --cache /tmp/npm
-for program in node_modules/.bin/*; do
-    [ ! -e "$program" ] || ln -sf "../lib/agents/$program" "/usr/local/bin/${{program##*/}}"
+# Programs of the named packages only, not of what these need.
+for package; do
+    for program in node_modules/.bin/*; do
+        case $(readlink -f "$program") in "/{AGENTS}/node_modules/$package/"*)
+            ln -sf "../lib/agents/$program" "/usr/local/bin/${{program##*/}}" ;;
+        esac
+    done
 done
 rm -rf node_modules/.package-lock.json package-lock.json .npmrc /tmp/npm /root/.npm
 """
@@ -58,10 +63,13 @@ export PYTHONDONTWRITEBYTECODE=1
 python3 -m venv /{PYTHON}
 /{PYTHON}/bin/python -m pip install --quiet --no-index --no-compile --find-links /tmp/wheels \\
     --disable-pip-version-check "$@"
-for program in /{PYTHON}/bin/*; do
-    name=${{program##*/}}
-    case $name in python*|pip*|activate*|Activate*) ;; *) ln -sf "$program" "/usr/local/bin/$name" ;; esac
-done
+/{PYTHON}/bin/python -c '
+import importlib.metadata, re, sys
+for word in sys.argv[1:]:
+    for entry in importlib.metadata.distribution(re.match("[A-Za-z0-9._-]+", word)[0]).entry_points:
+        if entry.group == "console_scripts":
+            print(entry.name)
+' "$@" | while read -r name; do ln -sf "/{PYTHON}/bin/$name" "/usr/local/bin/$name"; done
 find /{PYTHON} -name __pycache__ -prune -exec rm -rf {{}} +
 rm -rf /tmp/wheels
 """
@@ -141,7 +149,7 @@ def _add_npm(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Package
     run(argv, work, network=True, environment=environment, read=read)
     found = _npm_packages(run(["cat", f"{place}/node_modules/.package-lock.json"], work, network=False))
     say("installing packages of npm")
-    run(["chroot", f"{work}/tree", "sh", "-c", _NPM_SCRIPTS], work, network=False)
+    run(["chroot", f"{work}/tree", "sh", "-c", _NPM_SCRIPTS, "npm", *wanted], work, network=False)
     return found
 
 

@@ -16,7 +16,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-from cloister.errors import StepError, UnsupportedError
+from cloister.errors import DeniedError, StepError, UnsupportedError
 from cloister.host.programs import find
 
 Say = Callable[[str], None]
@@ -133,17 +133,23 @@ def run(  # noqa: PLR0913  # each says what the program may use
     argv: Sequence[str], work: str, *, network: bool, environment: dict[str, str] | None = None, say: Say | None = None,
     read: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """Run a program in the jail; return what it printed.
+    """Run a program in the jail, as the owner of `work`; return what it printed.
 
     Raises:
+        DeniedError: `image-root`: that would be root.
         StepError: `image-build`, with its last lines.
     """
     words, descriptor = command(argv, work, read=read, network=network, environment=environment)
     lines: list[str] = []
+    # Whose directory it is, is who works in it: never root (`image_place`).
+    owner = os.stat(work).st_uid
+    if owner == 0:
+        raise DeniedError("image-root", "programs of a build are never run as root", where=work)
+    who = {"user": owner, "group": owner, "extra_groups": []} if owner != os.getuid() else {}
     try:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", pass_fds=(descriptor,),
+            errors="replace", pass_fds=(descriptor,), **who,  # type: ignore[call-overload]
         )  # fmt: skip
     finally:
         os.close(descriptor)

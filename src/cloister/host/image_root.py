@@ -98,7 +98,7 @@ def make_tree(recipe: Recipe, work: str, come_from: Sources, say: Say) -> None:
     if recipe.files:
         _write(f"{work}/files.tar", _tar(recipe))
     _write(f"{work}/customize", _CUSTOMIZE.encode())
-    os.chmod(f"{work}/customize", 0o700)
+    os.chmod(f"{work}/customize", 0o755)  # noqa: S103  # in a directory that is closed
     argv = [
         tool("mmdebstrap", "mmdebstrap"), "--mode=root", "--variant=essential", "--format=directory",
         "--skip=chroot/mount/dev", "--skip=chroot/mount/sys", "--skip=output/dev",

@@ -100,8 +100,8 @@ class ImageStore:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield path
         finally:
+            remove_tree(path)  # before the lock goes: nobody else takes it for a leftover meanwhile
             os.close(handle)
-            remove_tree(path)
 
     def clean(self) -> list[str]:
         """Remove what makers left that were killed; return the paths."""
@@ -109,8 +109,7 @@ class ImageStore:
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.directory):
                 path = f"{self.directory}/{name}"
-                if name.startswith(_MAKING) and _abandoned(path):
-                    remove_tree(path)
+                if name.startswith(_MAKING) and remove_abandoned(path):
                     gone.append(path)
         return gone
 
@@ -128,16 +127,13 @@ class ImageStore:
                 open(path, "wb").close()
             os.chmod(path, FILE_MODE)
             _sync(path)
-        fresh = f"{made}.whole"
+        fresh = f"{made}/whole"
         os.mkdir(fresh, 0o700)
-        try:
-            for name in FILES:
-                os.rename(f"{made}/{name}", f"{fresh}/{name}")
-            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-            _sync(fresh)
-            self._rename(fresh, target)
-        finally:
-            remove_tree(fresh)
+        for name in FILES:
+            os.rename(f"{made}/{name}", f"{fresh}/{name}")
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        _sync(fresh)
+        self._rename(fresh, target)
         os.chmod(target, 0o500)
         _sync(os.path.dirname(target))
         return target
@@ -222,25 +218,27 @@ class SeenVersions:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory of ours whatever its modes; nothing when it is not there."""
-    if not os.path.lexists(path):
-        return
+    """Remove a directory of ours whatever its modes; what somebody else removes meanwhile is gone as well."""
     for place, directories, _ in os.walk(path):
         for name in (".", *directories):
             inner = f"{place}/{name}"
-            if not os.path.islink(inner):
-                os.chmod(inner, 0o700)
-    shutil.rmtree(path)
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.islink(inner):
+                    os.chmod(inner, 0o700)
+    while os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
-def _abandoned(path: str) -> bool:
-    """Say whether nobody holds the directory's lock."""
+def remove_abandoned(path: str) -> bool:
+    """Remove a directory whose lock nobody holds; say whether it was one."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return True
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_tree(path)
     except BlockingIOError:
         return False
     finally:

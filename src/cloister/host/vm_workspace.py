@@ -19,10 +19,11 @@ from cloister.errors import RetryError, UnsupportedError
 from cloister.host import beneath, e2fs, vm_baseline
 from cloister.host.e2fs import Tools
 from cloister.host.ext4.encode import BLOCK, Name
-from cloister.host.ext4.fill import Attributes, Filler
+from cloister.host.ext4.fill import INODE, Attributes, Filler
 from cloister.host.ext4.format import ROOT_INODE
 from cloister.host.ext4.tree import MAX_DEPTH, MAX_ENTRIES
 from cloister.host.vm_baseline import Baseline, Was
+from cloister.host.vm_image import SPARE_BYTES
 from cloister.plan.vm_disk import Virtual, held, virtual_names, within
 from cloister.plan.workspace import Value, WorkspaceLayout
 
@@ -39,6 +40,7 @@ LARGEST_BYTES = ((1 << 32) - 2) * BLOCK
 """ext4 counts 2^32 blocks of a file, holes among them."""
 _PERMISSIONS = 0o777
 _SPARE_INODES = 20_000
+_JOURNAL_BYTES = 256 << 20
 _LARGEST_BLOCKS = 1 << 32
 
 
@@ -80,9 +82,7 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
         raise _unreadable(layout.root, error) from error
     try:
         content, entries = _measure(root, layout.root)
-        size = content + room_bytes + (entries + _SPARE_INODES) * 512 + (64 << 20)
-        size = -(-size // (1 << 20)) << 20
-        _make_file(tools, partial, size, entries, (uid, gid))
+        size = _make_file(tools, partial, content, room_bytes, entries, (uid, gid))
         copier = _Copier(partial, layout, (uid, gid))
         with contextlib.closing(copier.disk):
             copier.fill(root)
@@ -115,16 +115,25 @@ def _unreadable(root: str, error: OSError) -> UnsupportedError | RetryError:
     )
 
 
-def _make_file(tools: Tools, path: str, size: int, entries: int, owner: tuple[int, int]) -> None:
+def _make_file(  # noqa: PLR0913  # all that decides its size
+    tools: Tools, path: str, content: int, room: int, entries: int, owner: tuple[int, int]
+) -> int:
+    """Make the empty image; return its size. Journal and tables of inodes come on top of what is asked for."""
+    size = content + room + entries * INODE * 2 + _JOURNAL_BYTES
+    size = size + size // 50 >> 20 << 20
     if size // BLOCK >= _LARGEST_BLOCKS:
         raise UnsupportedError("vm-workspace", "the workspace and its room are larger than a disk can be", where=path)
     opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        free = os.fstatvfs(opened)
+        if content + SPARE_BYTES > free.f_bavail * free.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.ftruncate(opened, size)
     finally:
         os.close(opened)
     e2fs.make(tools, path, inodes=max(entries + _SPARE_INODES, size >> 14), owner=owner, growing=False)
     e2fs.drop_lost_and_found(tools, path)  # a workspace shows what is the user's only
+    return size
 
 
 def _measure(root: int, shown: str) -> tuple[int, int]:
@@ -168,6 +177,9 @@ class _Copier:
         self.largest = 0
         self._special = 0
         self._unreadable = 0
+        self._other_names = 0
+        self._hidden = {mount.node.identity for mount in layout.mounts if mount.op == "mask"}
+        """Device and inode: what is hidden is not shown under another name either, or where it was moved to."""
         self._outside = [mount.target for mount in layout.mounts if not within(mount.target, layout.root)]
         self._owner = owner
         self._me = os.geteuid()
@@ -186,6 +198,8 @@ class _Copier:
         """Yield what was left out."""
         if self._unreadable:
             yield f"{self._unreadable} files of the workspace are not yours to read: the virtual machine lacks them"
+        if self._other_names:
+            yield f"{self._other_names} other names of hidden files are not in the virtual machine either"
         if self._special:
             yield f"{self._special} sockets, FIFOs, devices or huge files are not in the virtual machine"
         if self._outside:
@@ -209,8 +223,13 @@ class _Copier:
             if name in virtual and virtual[name].replaces:
                 self.kept.append(_join(place, name))
                 continue
-            with contextlib.suppress(FileNotFoundError):  # it may go while it is looked at
+            try:
                 names += self._entry(opened, text, place, number, depth)
+            except FileNotFoundError:
+                continue  # it may go while it is looked at
+            except PermissionError:
+                self._unreadable += 1
+                self.kept.append(_join(place, name))
         there = {name.name for name in names}
         for name, made in virtual.items():
             if name not in there:
@@ -235,18 +254,16 @@ class _Copier:
         if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
             self._special += 1
             return []
-        try:
-            below = (
-                beneath.open_directory(opened, text)
-                if stat.S_ISDIR(status.st_mode)
-                else os.open(text, beneath.FILE_FLAGS, dir_fd=opened)
-            )
-        except PermissionError:
-            self._unreadable += 1
-            self.kept.append(path)
-            return []
+        if stat.S_ISDIR(status.st_mode):
+            below = beneath.open_directory(opened, text)
+        else:
+            below = os.open(text, beneath.FILE_FLAGS, dir_fd=opened)
         try:
             status = os.fstat(below)
+            if (status.st_dev, status.st_ino) in self._hidden:
+                self._other_names += 1
+                self.kept.append(path)
+                return []
             if stat.S_ISDIR(status.st_mode):
                 number = self.disk.number(directory=True)
                 self._directory(below, path, number, parent, self._attributes(status), depth + 1)

@@ -1,7 +1,8 @@
 """What Firecracker's API takes, as data: bodies of requests, and the versions that know them.
 
 Written from the public description of the API (firecracker.yaml of the project, 1.8 to 1.17). Only what a run needs
-stands here: no MMDS, no CPU templates, no hot plugging. Nothing is sent here; `host/firecracker.py` does that, and
+stands here: no MMDS, no CPU templates, no hot plugging, no log or metrics files (its own words and its guest's go to
+its standard output, which the keeper bounds). Nothing is sent here; `host/firecracker.py` does that, and
 `isolation/firecracker.py` says which requests a machine needs.
 """
 
@@ -20,7 +21,6 @@ OLDEST: Version = (1, 8, 0)
 """The first that describes its devices by ACPI, which is where Debian's kernel looks for them."""
 OVERRIDES_NETWORK: Version = (1, 12, 0)
 REPORTS_FREE_PAGES: Version = (1, 14, 0)
-SERIAL_TO_FILE: Version = (1, 14, 0)
 OVERRIDES_VSOCK: Version = (1, 16, 0)
 ADVANCES_CLOCK: Version = (1, 16, 0)
 DEAF_AFTER_RESTORE: Version = (1, 16, 0)
@@ -122,29 +122,10 @@ class BalloonUpdate(Body, frozen=True):
     amount_mib: int
 
 
-class Serial(Body, frozen=True):
-    """`/serial`: where what the guest prints goes; without it to Firecracker's standard output."""
-
-    serial_out_path: str
-
-
-class Logger(Body, frozen=True):
-    """`/logger`."""
-
-    log_path: str
-    level: Literal["Error", "Warning", "Info"]
-
-
-class Metrics(Body, frozen=True):
-    """`/metrics`."""
-
-    metrics_path: str
-
-
 class Action(Body, frozen=True):
     """`/actions`."""
 
-    action_type: Literal["InstanceStart", "SendCtrlAltDel", "FlushMetrics"]
+    action_type: Literal["InstanceStart", "SendCtrlAltDel"]
 
 
 class VmState(Body, frozen=True):

@@ -39,6 +39,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     cmdline: str
     qmp: str = ""
     """Path of the control socket, as seen in the jail; empty for none."""
+    disk_rate: int = 0
+    """Bytes that each disk may move in a second; 0: as many as it can."""
     tap_fd: int | None = None
     mac: str = ""
     memory_fd: int | None = None
@@ -83,7 +85,7 @@ def qemu_argv(machine: Machine) -> tuple[str, ...]:
     argv += ["-initrd", f"/proc/self/fd/{machine.files['initramfs']}", "-append", machine.cmdline]
     for index, role in enumerate(DISKS):
         if role in machine.files:
-            argv += _disk(index, role, machine.files[role])
+            argv += _disk(index, role, machine.files[role], machine.disk_rate)
     argv += ["-chardev", f"socket,id=channel,fd={CHANNEL_FD}", "-device", "virtio-serial-device,max_ports=2"]
     argv += ["-device", f"virtserialport,chardev=channel,name={PORT}"]
     # `append`: a pipe cannot be truncated, which is what opening it would otherwise do.
@@ -134,13 +136,17 @@ def _balloon(machine: Machine) -> str:
     return f"virtio-balloon-device,deflate-on-oom=on,free-page-reporting={reporting}"
 
 
-def _disk(index: int, role: str, descriptor: int) -> list[str]:
+def _disk(index: int, role: str, descriptor: int, rate: int) -> list[str]:
     # auto-read-only would first try to open for reading, for which an fdset with one writable descriptor has nothing.
     only = f"read-only={'on' if role == 'root' else 'off'},auto-read-only=off"
     file = f"driver=file,node-name={role}-file,filename=/dev/fdset/{index},locking=off,{only}"
     argv = ["-add-fd", f"fd={descriptor},set={index}", "-blockdev", file]
     argv += ["-blockdev", f"driver=raw,node-name={role},file={role}-file,{only}"]
-    return [*argv, "-device", f"virtio-blk-device,drive={role}"]
+    if not rate:
+        return [*argv, "-device", f"virtio-blk-device,drive={role}"]
+    argv += ["-object", f"throttle-group,id={role}-rate,x-bps-total={rate}"]
+    argv += ["-blockdev", f"driver=throttle,node-name={role}-slowed,throttle-group={role}-rate,file={role},{only}"]
+    return [*argv, "-device", f"virtio-blk-device,drive={role}-slowed"]
 
 
 def _control(machine: Machine) -> list[str]:

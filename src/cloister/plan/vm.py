@@ -68,6 +68,8 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The run's directory for the console and the monitor's sockets."""
     disk_bytes: int
     """Of the disk for `/var`, and what may be added in the workspace."""
+    disk_rate: int = 0
+    """Bytes that each disk may move in a second; 0: no bound of ours."""
     carried: tuple[VmCarried, ...] = ()
     secrets: tuple[str, ...] = ()
     """Paths of the host that are left out of what is carried."""

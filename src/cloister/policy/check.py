@@ -195,7 +195,7 @@ def _check_agent(check: _Check, at: Path, agent: Agent) -> None:
         check.optional((*at, "limits", key), parse_size, getattr(agent.limits, key))
     check.optional((*at, "limits", "cpu_quota"), parse_cpu, agent.limits.cpu_quota)
     check.optional((*at, "limits", "runtime_max"), parse_duration, agent.limits.runtime_max)
-    for key in ("memory", "disk"):
+    for key in ("memory", "disk", "disk_rate"):
         check.optional((*at, "microvm", key), parse_size, getattr(agent.microvm, key))
     check.optional((*at, "microvm", "image"), values.check_name, agent.microvm.image)
 

@@ -237,6 +237,8 @@ class MicroVm(Table, frozen=True):
     """Virtual CPUs of the guest."""
     disk: str = ""
     """Size of the guest's writable disk, such as `8G`."""
+    disk_rate: str = ""
+    """What each of the guest's disks may move in a second, such as `200M`; without it, as much as the host gives."""
     ports: tuple[Port, ...] = ()
     """Ports of the guest's 127.0.0.1 that are reachable on the same ports of the host's: a gateway in the guest."""
     monitor: Literal["auto", "firecracker", "qemu"] = "auto"

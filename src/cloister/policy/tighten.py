@@ -270,6 +270,7 @@ RULES: Mapping[type[msgspec.Struct], Mapping[str, Rule]] = {
         "warm": _only(value=False),
         "image": _fixed,
         "memory": _lower(parse_size),
+        "disk_rate": _lower(parse_size),
         "cpus": _lower_number,
         "disk": _lower(parse_size),
         "ports": _fewer,

@@ -153,8 +153,9 @@ class ActiveRun:
 
     @property
     def placeholders(self) -> dict[str, str]:
-        """Variables of every command of the run that stand for secrets; never stored."""
-        return self.credentials.environment if self.credentials else {}
+        """Variables of every command of the run that stand for secrets, or are known at its start; never stored."""
+        own = self.credentials.environment if self.credentials else {}
+        return {**own, **self.guest.environment} if self.guest else own
 
     def obey(self, agent: Agent, rules: Ruleset, guard: Guard) -> tuple[str, ...]:
         """Put a policy in force that was changed while the run lives, also for what is open.

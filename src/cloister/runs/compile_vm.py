@@ -72,6 +72,8 @@ _LEAST_MEMORY = 128 << 20
 _MIB = 1 << 20
 _OVERHEAD: dict[Accelerator, int] = {"tcg": 512 * _MIB, "kvm": 192 * _MIB}
 """What a monitor needs beside its guest's memory: TCG keeps the code that it translates."""
+_MONITOR_TASKS = 512
+"""QEMU has a thread for each processor and up to 64 for its disks."""
 
 
 class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,7 +181,8 @@ def _limited(agent: Agent, facts: Facts, machine: VmFacts) -> limits.Limited:
     memory = ""
     if held or asked.enforce == "cgroup":
         memory = f"{(memory_of(agent) + _OVERHEAD[machine.accelerator]) // _MIB}M"
-    outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=None, open_files=None, disk_max="")
+    tasks = _MONITOR_TASKS if memory and "pids" in facts.limit_means.controllers else None
+    outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=tasks, open_files=None, disk_max="")
     return limits.compile_limits(outside, means=facts.limit_means, run=facts.run, is_root=facts.uid == 0)
 
 
@@ -215,6 +218,7 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         inner=inner.inner_argv(SHIM, _inner(agent, preset, facts)),
         directory=f"{facts.run_runtime}/{DIRECTORY}",
         disk_bytes=_disk(agent),
+        disk_rate=parse_size(agent.microvm.disk_rate) if agent.microvm.disk_rate else 0,
         carried=tuple(
             VmCarried(path.name, path.source, _kind(path.kind)) for path in facts.carried if path.name != made
         ),
@@ -346,6 +350,7 @@ def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, .
             cpus=vm.cpus,
             files=named,
             cmdline=vm.cmdline,
+            disk_rate=vm.disk_rate,
             qmp=qmp,
             tap_fd=FIRST_FILE + len(vm.files) if connected else None,
             mac=guest_mac(uid, run) if connected else "",
@@ -410,6 +415,8 @@ def _limit_words(agent: Agent, machine: VmFacts, limited: limits.Limited) -> Ite
     if asked.open_files is not None:
         yield f"open_files {asked.open_files}: rlimit"
     yield f"disk {_disk(agent) // _MIB} MiB: size of the guest's disk, and of what is added in the workspace"
+    if agent.microvm.disk_rate:
+        yield f"disk_rate {agent.microvm.disk_rate} a second: of each disk, kept by the monitor"
     if asked.runtime_max:
         yield f"runtime_max {asked.runtime_max}: broker, exit code 124"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from importlib import resources
 from typing import NamedTuple
@@ -17,8 +18,9 @@ from cloister.host import image_keys
 from cloister.host.image_build import Order, build, renew
 from cloister.host.image_jail import Say
 from cloister.host.image_open import OpenedImage, Trust, changed, open_image, read_manifest
+from cloister.host.image_place import build_place
 from cloister.host.image_root import sources
-from cloister.host.image_store import LOCK, MAX_SMALL, SIGNATURE, ImageStore, SeenVersions
+from cloister.host.image_store import FILES, LOCK, MAX_SMALL, SIGNATURE, ImageStore, SeenVersions
 from cloister.host.image_verify import verify_root
 from cloister.host.probe import SHIM
 from cloister.images import recipe as recipes
@@ -191,8 +193,13 @@ class Builder:
         recipe = found.recipe
         order = Order(self._version(recipe.name, version), str(SHIM), recipe, locked, found.npm_lock)
         self.store.refuse_existing(recipe.name, order.version)
-        with self.store.making() as work:
-            return self._put(work, build(order, work, sources(recipe.suite), self._say))
+        with self.store.making() as made, build_place(made) as place:
+            manifest = build(order, place.path, sources(recipe.suite), self._say)
+            if place.path != made:
+                for name in FILES:
+                    if name != SIGNATURE:
+                        shutil.copyfile(f"{place.path}/{name}", f"{made}/{name}")
+            return self._put(made, manifest)
 
     def renew(self, name: str, policy: Images, uid: int, *, version: int | None = None) -> Built:
         """Make a version of an image with this Cloister's own program in it; the packages stay what they are.

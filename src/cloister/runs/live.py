@@ -26,6 +26,11 @@ LAUNCH_TIMEOUT_S = 30.0
 """Time in which the sandbox must come up; generous, for a loaded machine."""
 GUEST_TIMEOUT_S = 180.0
 """Time in which a virtual machine must: without hardware for it, on a loaded machine, it takes many times its 1.3 s."""
+KILLED_S = 2.0
+"""Time in which a killed sandbox is gone; nothing waits longer for it."""
+GUEST_KILLED_S = 10.0
+"""The same for a guest, which has two seconds of it to unmount its disks before its monitor is killed."""
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 EXIT_TIMEOUT = 124
 EXIT_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
@@ -82,6 +87,7 @@ class LiveRun:
         self._on_running = on_running
         self._outcome: Outcome | None = None
         self._done = False
+        self._killed_s = GUEST_KILLED_S if plan.launch.vm else KILLED_S
         self._launch_s = GUEST_TIMEOUT_S if plan.launch.vm else LAUNCH_TIMEOUT_S
         self._timers = [call_later(self._launch_s, self._launch_timeout)]
 
@@ -130,12 +136,16 @@ class LiveRun:
             # Killed from outside, or bubblewrap failed before it began: its own words are on stderr.
             text = "cloister: the sandbox ended before the agent did [sandbox-died]\n  try: cloister doctor"
             self._decide(Outcome(EXIT_FAILED, "sandbox-died", text))
-        self._kill_later(2.0)
+        self._kill_later(KILLED_S)
 
     # --- what the outer half says -------------------------------------------------------
 
     def signal(self, number: int) -> None:
-        """The caller got a signal: pass it on to the agent."""
+        """The caller got a signal: pass it on to the agent. While a guest boots there is none yet: it ends the run."""
+        if self.status == "starting" and self.plan.launch.vm and number in _ENDING:
+            self._decide(Outcome(128 + number, "stopped"))
+            self._kill()
+            return
         self.inner.send("S", bytes([number]))
 
     def continued(self) -> None:
@@ -159,6 +169,10 @@ class LiveRun:
 
     def stop(self, grace_s: float = KILL_AFTER_S) -> None:
         """Ask the agent to end, and end it when it does not."""
+        if self.status == "starting" and self.plan.launch.vm:
+            self._decide(Outcome(128 + signal.SIGTERM, "stopped"))
+            self._kill()
+            return
         self.inner.send("S", bytes([signal.SIGTERM]))
         self.inner.send("S", bytes([signal.SIGCONT]))  # a stopped agent could not hear it
         self._kill_later(grace_s, Outcome(128 + signal.SIGKILL, "stopped"))
@@ -217,7 +231,7 @@ class LiveRun:
     def _kill(self) -> None:
         """End PID 1; when even that shows no effect, undo anyway and let the outer half kill bubblewrap."""
         self.inner.send("K")
-        self._timers.append(self._call_later(2.0, self._finish))
+        self._timers.append(self._call_later(self._killed_s, self._finish))
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.host.image_build import PROTOCOL
 from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator
@@ -18,14 +19,14 @@ from cloister.runs import vm_monitor, vm_warm
 from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
+from cloister.runs.home_files import HomeFiles
 from cloister.runs.vm_accelerator import Guest
 from cloister.runs.vm_accelerator import accelerator as accelerated
 from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
-    from cloister.runs.home_files import HomeFiles
-    from cloister.runs.prepare import Kitchen
+    from cloister.runs.prepare import Kitchen, Looked
     from cloister.runs.request import RunRequest
 
 QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/run/current-system/sw/bin/qemu-system-x86_64")
@@ -49,7 +50,9 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     return plan
 
 
-def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str) -> VmFacts:
+def machine_facts(
+    kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str = ""
+) -> VmFacts:
     """Look for the image, a monitor and an accelerator.
 
     Raises:
@@ -57,6 +60,11 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
     """
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
+    if image.manifest.protocol != PROTOCOL:
+        raise UnsupportedError(
+            "image-protocol", f"the image speaks version {image.manifest.protocol} of the channel, and not {PROTOCOL}",
+            where=image.directory, remedy=f"cloister image renew {name}",
+        )  # fmt: skip
     guest = Guest(f"{image.directory}/vmlinux", f"{image.directory}/initramfs.cpio", image.manifest.digest())
     runtime = kitchen.paths.runtime
     choice = vm_monitor.choose(
@@ -78,6 +86,16 @@ def machine_facts(kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found
         machine=platform.machine(),
         secrets=found.secrets,
     )
+
+
+def try_machine(kitchen: Kitchen, looked: Looked) -> None:
+    """Find out what can run a guest here, so that `compile_plan` has the answers at hand. Takes its time: boots.
+
+    Raises:
+        CloisterError: as `machine_facts`.
+    """
+    nothing = HomeFiles((), (), (), "", "", ())
+    machine_facts(kitchen, looked.agent, looked.resolved, nothing, looked.layout.root)
 
 
 def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:

@@ -30,7 +30,7 @@ from cloister.runs.detached import detach, detached_stdio
 from cloister.runs.links import Connect
 from cloister.runs.live import Outcome
 from cloister.runs.paths import Paths
-from cloister.runs.prepare import Kitchen, Prepared
+from cloister.runs.prepare import Kitchen, Looked, Prepared
 from cloister.runs.protections import Protections, look_after
 from cloister.runs.provisions import Provided
 from cloister.runs.request import RunRequest
@@ -90,6 +90,14 @@ class Supervisor(Supervision):
             self._audit.refused(request.agent, self._kitchen.owner.name, error)
             raise
 
+    async def _prepare(self, request: RunRequest, looked: Looked) -> Prepared:
+        """Prepare the run; what has to be tried by booting a guest is tried beside the loop, which carries others."""
+        if looked.agent.isolation == "microvm":
+            from cloister.runs.prepare_vm import try_machine
+
+            await self._loop.run_in_executor(None, try_machine, self._kitchen, looked)
+        return self._kitchen.prepare(request, request.run, looked)
+
     async def _start(
         self, request: RunRequest, link: Any, stdio: tuple[int, ...], on_close: Callable[[Any], None]
     ) -> None:
@@ -100,7 +108,7 @@ class Supervisor(Supervision):
             await self._system_units().start(request, looked, link, stdio)
             return
         self._audit.admit()
-        prepared = self._kitchen.prepare(request, request.run, looked)
+        prepared = await self._prepare(request, looked)
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
         plan, started = prepared.plan, time.time()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+import time
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, UsageError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cloister.plan.workspace import WorkspaceLayout
     from cloister.runs.paths import Paths
 
+_PATIENCE_S, _POLL_S = 20.0, 0.02
 _ROOM_LEFT = 256 << 20
 """Bytes that stay free on this host's file system when changes are handed back."""
 
@@ -58,6 +61,9 @@ class GuestDisks:
         self.fields = made.fields
         self.notices = (*filter(None, [self._var.notice]), *made.notices)
         workspace = os.open(image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(
+            workspace, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # the monitor's descriptor is this one: held while it lives
         return [os.dup(self._var.fd), workspace]
 
     def _restored(self) -> list[int]:
@@ -93,6 +99,8 @@ class GuestDisks:
         if not self._made:
             return ()
         folder, run = self._paths.run_state(self._plan.run), self._plan.run
+        if not _let_go(self._file("workspace").path):
+            return (*self.notices, f"the monitor still holds the workspace's disk: see later (cloister diff {run})")
         try:
             tools = find_tools(self._plan.launch.argv[0])
             room = shutil.disk_usage(folder).free - _ROOM_LEFT
@@ -116,6 +124,23 @@ class GuestDisks:
 
     def _file(self, role: str) -> VmFile:
         return next(file for file in self._vm.files if file.role == role)
+
+
+def _let_go(image: str) -> bool:
+    """Wait until no monitor has a disk open any more; nothing there is fine."""
+    try:
+        descriptor = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        for _ in range(int(_PATIENCE_S / _POLL_S)):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(_POLL_S)
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _field(vm: VmLaunch, name: str) -> str:

@@ -14,9 +14,8 @@ from cloister.plan.vm import VmLaunch
 def driver_of(launch: VmLaunch) -> FirecrackerDriver:
     """Return the driver of a run's machine, in its jail."""
     api = FirecrackerApi(f"{launch.directory}/{firecracker.API_SOCKET}")
-    return FirecrackerDriver(
-        api, launch, firecracker.Machine(cmdline=launch.cmdline), firecracker.Place(directory=monitor_jail.VM)
-    )
+    machine = firecracker.Machine(cmdline=launch.cmdline, disks=firecracker.Rate(bytes_per_s=launch.disk_rate))
+    return FirecrackerDriver(api, launch, machine, firecracker.Place(directory=monitor_jail.VM))
 
 
 class FirecrackerDriver:

@@ -38,12 +38,12 @@ class GuestNetwork:
         self._device = -1
 
     def fields(self) -> tuple[str, ...]:
-        """Return what the guest is told in `B`."""
-        return (f"address={interface_of(self.tap)}", f"gateway={self.tap.gateway}", f"mac={self.tap.mac}")
+        """Return what the guest is told in `B`: no gateway, so that what leads elsewhere fails at once in there."""
+        return (f"address={interface_of(self.tap)}", f"mac={self.tap.mac}")
 
     def proxy(self) -> str:
-        """Return the address of the run's proxy on the bridge; inside, 127.0.0.1:3128 is the same."""
-        return f"{self.tap.gateway}:{self.tap.port}"
+        """Return the run's proxy on the bridge, as a URL; inside, 127.0.0.1:3128 is the same."""
+        return f"http://{self.tap.gateway}:{self.tap.port}"
 
     async def serve(self, egress: EgressServer) -> None:
         """Have the run's egress server answer on the bridge too, until that is closed."""

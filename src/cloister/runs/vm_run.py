@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cloister.runs.prepare import Prepared
     from cloister.runs.vm_network import GuestNetwork
 
+BRIDGE_PROXY = "CLOISTER_BRIDGE_PROXY"
 _JAIL_S = 20.0
 _POLL_S = 0.005
 _HELLO = ("kernel", "agent", "verity")
@@ -102,6 +103,11 @@ class Guest:
         """What the monitor and the keeper get, in the order of the plan."""
         tap = (self._network.device,) if self._network else ()
         return (*self._descriptors, *tap, *(one.fileno() for one in self._listeners))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What else its commands find in their environment: the run's proxy on the bridge."""
+        return {BRIDGE_PROXY: self._network.proxy()} if self._network else {}
 
     # --- its beginning ---------------------------------------------------------------------
 
@@ -176,7 +182,8 @@ class Guest:
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
-                run.write_event("guest", dict(words))
+                # Its keys are the guest's too: none of them may stand for one of ours.
+                run.write_event("guest", {f"guest_{name[:_LONGEST]}": value for name, value in words.items()})
 
     def snapshot(self, name: str) -> Snapshot:
         """Hold the machine still and copy its disks. Blocks, and takes as long as reading them does.

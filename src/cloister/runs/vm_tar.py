@@ -7,12 +7,15 @@ Names are absolute paths of the guest without the first slash.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from cloister.host.carry import Carried
 from cloister.isolation.inner import BOX
 from cloister.plan.vm import VmLaunch
 from cloister.runs.carry_tar import pack
+
+_MOST_ZONE = 64 << 10
 
 
 class GuestFiles(NamedTuple):
@@ -37,12 +40,25 @@ def guest_files(vm: VmLaunch, box: str, home: str) -> GuestFiles:
     below, inside = home.lstrip("/"), BOX.lstrip("/")
     boxed = dict(_boxed(box))
     made = {f"{inside}/{name}": data for name, data in boxed.items()}
+    made |= {f"etc/{name}": data for name, data in _here()}
     made |= {f"{below}/{name}": text.encode() for name, text in vm.seeds}
     made |= {f"{below}/{name}": boxed[source] for name, source in vm.homed if source in boxed}
     carried = [Carried(f"{below}/{one.name}", one.source, one.kind) for one in vm.carried]
     packed = pack(carried, vm.secrets, made=made)
     os.lseek(packed.memory, 0, os.SEEK_SET)  # the keeper reads on from where it is
     return GuestFiles(packed.memory, tuple(notice.replace(f"~/{below}/", "~/", 1) for notice in packed.notices))
+
+
+def _here() -> Iterator[tuple[str, bytes]]:
+    """Yield what a guest shall know of where it is: the time zone."""
+    for name in ("localtime", "timezone"):
+        try:
+            with open(f"/etc/{name}", "rb") as file:
+                data = file.read(_MOST_ZONE + 1)
+        except OSError:
+            continue
+        if len(data) <= _MOST_ZONE:
+            yield name, data
 
 
 def _boxed(box: str, below: str = "") -> list[tuple[str, bytes]]:

@@ -51,7 +51,7 @@ def hand_back(folder: str, tools: Tools | None = None, room_bytes: int | None = 
     with _turn(folder):
         if not left(folder):
             return ()  # somebody else has done it
-        return _hand_back(folder, tools, room_bytes)[1]
+        return _hand_back(folder, tools, room_bytes)
 
 
 def drop(folder: str) -> None:
@@ -92,7 +92,7 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
         if not left(folder):
             return Ended()
         baseline = vm_baseline.load(image)
-        count, notices = _hand_back(folder, tools, room_bytes, keep=True)
+        notices = _hand_back(folder, tools, room_bytes, keep=True)
         names = [entry.name for entry in protected_names() if entry.name not in baseline.unprotected]
         applied = False
         with overlay_review.open_review(workspace, upper, names=names, since_ns=int(started * 1e9)) as review:
@@ -110,24 +110,20 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
             overlay_apply.discard(f"{folder}/overlay")
             os.rmdir(f"{folder}/overlay")
         vm_hand_back.drop(image)
-    return Ended(count if changes else 0, applied and bool(changes), notices)
+    return Ended(len(changes), applied and bool(changes), notices)
 
 
-def _hand_back(
-    folder: str, tools: Tools | None, room_bytes: int | None, *, keep: bool = False
-) -> tuple[int, tuple[str, ...]]:
+def _hand_back(folder: str, tools: Tools | None, room_bytes: int | None, *, keep: bool = False) -> tuple[str, ...]:
     from cloister.host import sparse, vm_hand_back
 
     image, upper = f"{folder}/{DISK}", f"{folder}/overlay/upper"
-    count = 0
     notices: tuple[str, ...] = ()
     if not os.path.lexists(upper):  # it appears whole; then only the disk's removal was cut short
-        done = vm_hand_back.hand_back(tools or _tools(), image, upper, room_bytes=room_bytes)
-        count, notices = done.changes, done.notices
+        notices = vm_hand_back.hand_back(tools or _tools(), image, upper, room_bytes=room_bytes).notices
     if not keep:
         sparse.sync_file_system(folder)
         vm_hand_back.drop(image)
-    return count, notices
+    return notices
 
 
 def _tools() -> Tools:

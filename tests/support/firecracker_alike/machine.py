@@ -26,6 +26,12 @@ _WAITS_S = 30.0
 _PDEATHSIG = 1
 
 
+def _bytes_per_second(drive: dict[str, Any]) -> int:
+    """Return what the bandwidth's bucket of a drive lets through in a second; 0: everything."""
+    bucket = drive.get("rate_limiter", {}).get("bandwidth", {})
+    return bucket["size"] * 1000 // bucket["refill_time"] if bucket.get("refill_time") else 0
+
+
 class MachineError(Exception):
     """QEMU did not do it."""
 
@@ -171,6 +177,9 @@ class Machine:
             readonly = "on" if drive.get("is_read_only") else "off"
             name, path = drive["drive_id"], drive["path_on_host"].replace(",", ",,")
             words += ["-drive", f"id={name},file={path},format=raw,if=none,readonly={readonly}"]
+            rate = _bytes_per_second(drive)
+            limit = f",throttling.bps-total={rate}" if rate else ""
+            words[-1] += limit
             words += ["-device", f"virtio-blk-device,drive={name}"]
         for name, interface in config["networks"].items():
             tap = interface["host_dev_name"]

@@ -128,6 +128,7 @@ def messages(text):
         ("filesystem.hide = ['/']", "filesystem.hide = ['~/src/private']"),
         ("agent_sandbox.deny_read = ['~']", "agent_sandbox.deny_read = ['~/.ssh']"),
         ("microvm.image = '../x'", "microvm.image = 'base'"),
+        ("microvm.disk_rate = 'fast'", "microvm.disk_rate = '200M'"),
         (f"workspace.roots = ['/{'a' * 4096}']", f"workspace.roots = ['/{'a' * 200}']"),
         ("egress.deny = ['*']", "egress.deny = ['*.a.b', 'x.y:22']"),
         ("egress.allow = ['1.2.3.4.5']", "egress.allow = ['1.2.3.4']"),

@@ -49,6 +49,7 @@ hardening.nested = true
 hardening.ptrace = true
 agent_sandbox.deny_read = ["~/.ssh"]
 microvm.memory = "4G"
+microvm.disk_rate = "100M"
 microvm.cpus = 4
 [agents.bare]
 preset = "shell"
@@ -152,6 +153,7 @@ WIDER_AND_NARROWER = [
     ("limits.runtime_max = '9h'", "limits.runtime_max = '30m'"),
     ("limits.tasks_max = 101", "limits.tasks_max = 1"),
     ("microvm.memory = '5G'", "microvm.memory = '1G'"),
+    ("microvm.disk_rate = '200M'", "microvm.disk_rate = '50M'"),
     ("microvm.cpus = 5", "microvm.cpus = 1"),
     ("pass_environment = ['EDITOR', 'AWS_PROFILE']", "pass_environment = ['EDITOR']"),
     ("carry = ['.z']", "carry = []"),

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from cloister.plan.steps import Launch, Plan
-from cloister.runs.live import KILL_AFTER_S, LAUNCH_TIMEOUT_S, LiveRun, Outcome, start_failure
+from cloister.plan.vm import VmLaunch
+from cloister.runs.live import GUEST_KILLED_S, KILL_AFTER_S, LAUNCH_TIMEOUT_S, LiveRun, Outcome, start_failure
 
 
 class Half:
@@ -179,6 +180,25 @@ def test_a_sandbox_that_does_not_come_up_is_given_up() -> None:
 
     assert stuck.end == (125, "launch-timeout")
     assert runs.outcomes == []
+
+
+def test_a_guest_that_boots_is_ended_by_the_callers_signal() -> None:
+    """There is no agent to hear Ctrl-C yet, and a boot takes a while: the run ends at once, in time for its disks."""
+    vm = VmLaunch(
+        image="i", version=1, manifest="0", monitor="qemu", accelerator="tcg", memory_mib=1, cpus=1, files=(),
+        fields=(), inner=(), directory="/x", disk_bytes=1,
+    )  # fmt: skip
+    launch = Launch(argv=("bwrap",), command=("x",), directory="/", environment={}, vm=vm)
+    plan = Plan(run="r", agent="a", preset="", isolation="microvm", workspace="", policy_digest="", steps=(launch,))
+    ends: list[Outcome] = []
+    outer, inner, clock = Half(), Half(), Clock()
+    live = LiveRun(plan, outer, inner, clock.call_later, ends.append)
+    live.signal(28)
+    live.signal(2)
+    clock.pass_time(GUEST_KILLED_S)
+
+    assert [kind for kind, _ in inner.heard] == ["S", "K"]
+    assert [(end.code, end.reason) for end in ends] == [(130, "stopped")]
 
 
 def test_signals_and_job_control_are_passed_on() -> None:

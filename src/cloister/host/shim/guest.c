@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -265,6 +266,9 @@ static void on_signals(struct source *source, uint32_t events)
 
 _Noreturn void guest_link(int channel, int listener, const char *verity, const struct guest_hooks *hooks)
 {
+    /* Pipes and connections are ours; outside of a machine less may be allowed, and has to do. */
+    const struct rlimit files = {.rlim_cur = FILES_MAX, .rlim_max = FILES_MAX};
+    (void)!setrlimit(RLIMIT_NOFILE, &files);
     guest_hooks = hooks;
     self.channel = channel;
     self.listener = listener;
@@ -277,6 +281,7 @@ _Noreturn void guest_link(int channel, int listener, const char *verity, const s
         hooks->off("events cannot be waited for");
         _exit(EXIT_CLOISTER);
     }
+    guest_events_open();
     if (channel >= 0)
         open_port();
     loop_run();

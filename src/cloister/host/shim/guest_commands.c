@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -41,6 +42,7 @@ static struct inner {
 } self;
 
 static void look_for_ends(void);
+static void note_end(struct command *command, uint8_t status);
 
 static struct command *command_with(uint32_t id)
 {
@@ -98,14 +100,22 @@ static void finish(uint8_t status)
     guest_hooks->end();
     if (!agent && !(agent = command_new(0)))
         guest_give_up("no place for the end of the agent");
-    agent->ended = true;
-    agent->status = status;
-    loop_soon(look_for_ends);
+    note_end(agent, status);
 }
 
 static void power_off(void)
 {
     guest_hooks->off(NULL);
+}
+
+/* Its exit code is there: what it wrote goes first. */
+static void note_end(struct command *command, uint8_t status)
+{
+    command->ended = true;
+    command->status = status;
+    for (unsigned k = STREAM_STDOUT; k <= STREAM_TERMINAL; k++)
+        stream_mark(stream_of(command->id, k));
+    loop_soon(look_for_ends);
 }
 
 /* A command is over when what it wrote has been sent; what others go on writing follows it, or does not. */
@@ -187,9 +197,7 @@ static void on_inner_frame(struct frame *frame)
         if (id == 0) {
             finish(read_u8(&reader));
         } else if (command) {
-            command->ended = true;
-            command->status = read_u8(&reader);
-            loop_soon(look_for_ends);
+            note_end(command, read_u8(&reader));
         }
         return;
     case 'N': /* notices: as many as there is room for */
@@ -234,6 +242,9 @@ _Noreturn static void become(int program, int channel, char *const *argv)
 {
     char *const empty[] = {NULL};
     int null = open("/dev/null", O_RDWR);
+    /* What systemd gives: programs that cannot do with more see little, those that want more ask for it. */
+    const struct rlimit files = {.rlim_cur = 1024, .rlim_max = FILES_MAX};
+    (void)!setrlimit(RLIMIT_NOFILE, &files);
     if (guest_hooks->child() < 0 || null < 0 || dup2(channel, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
         _exit(EXIT_CLOISTER);
     execveat(program, "", argv, empty, AT_EMPTY_PATH);
@@ -275,6 +286,8 @@ static bool make_pipes(uint32_t id, int theirs[3])
         bool input = k == STREAM_STDIN;
         theirs[k] = ends[input ? 0 : 1];
         int ours = ends[input ? 1 : 0];
+        /* A wish: each turn of a bulk transfer costs a switch between two processes, which a machine without KVM feels. */
+        (void)!fcntl(ours, F_SETPIPE_SZ, STREAM_WINDOW);
         if (fcntl(ours, F_SETFL, O_NONBLOCK) < 0 ||
             stream_open(stream_of(id, k), ours, input ? STREAM_RECEIVES : STREAM_SENDS, NULL) < 0)
             return false;

@@ -23,16 +23,15 @@
 
 const char *guest_identity_fresh(const struct guest_fields *fields)
 {
-    struct {
-        struct rand_pool_info head;
-        unsigned char bytes[GUEST_ENTROPY];
-    } pool = {.head = {.entropy_count = GUEST_ENTROPY * 8, .buf_size = GUEST_ENTROPY}};
+    const struct rand_pool_info head = {.entropy_count = GUEST_ENTROPY * 8, .buf_size = GUEST_ENTROPY};
+    _Alignas(struct rand_pool_info) unsigned char pool[sizeof head + GUEST_ENTROPY];
     const struct timespec now = {.tv_sec = (time_t)(fields->time_ns / 1000000000ULL),
         .tv_nsec = (long)(fields->time_ns % 1000000000ULL)};
     int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-    memcpy(pool.bytes, fields->entropy, sizeof pool.bytes);
-    int result = fd < 0 ? -1 : ioctl(fd, RNDADDENTROPY, &pool);
-    explicit_bzero(&pool, sizeof pool);
+    memcpy(pool, &head, sizeof head);
+    memcpy(pool + sizeof head, fields->entropy, GUEST_ENTROPY);
+    int result = fd < 0 ? -1 : ioctl(fd, RNDADDENTROPY, pool);
+    explicit_bzero(pool, sizeof pool);
     if (result == 0)
         result = ioctl(fd, RNDRESEEDCRNG);
     if (fd >= 0)
@@ -82,9 +81,9 @@ static int put_account(const char *path, const char *name, unsigned number, cons
     char *data = NULL, *at = NULL;
     size_t size = 0, room = 0;
     FILE *into = open_memstream(&data, &size);
-    FILE *from = fopen(path, "re");
     if (!into)
         return -1;
+    FILE *from = fopen(path, "re");
     while (from && getline(&at, &room, from) > 0) {
         size_t length = strcspn(at, ":");
         const char *digits = strchr(at + length, ':') ? strchr(at + length + 1, ':') : NULL;

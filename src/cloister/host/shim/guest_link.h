@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { FILES_MAX = 524288 };
+
 /* guest.c: the session. */
 extern const struct guest_hooks *guest_hooks;
 _Noreturn void guest_give_up(const char *why); /* say so to the host and on the console, power off */
@@ -35,5 +37,8 @@ void guest_box_hold(bool held);
 void guest_box_port(uint32_t stream, struct reader *payload);
 void guest_box_update(struct reader *payload);
 void guest_figures(void);
+
+/* guest_events.c: what the kernel says. */
+void guest_events_open(void);
 
 #endif

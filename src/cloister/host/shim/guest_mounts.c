@@ -32,6 +32,8 @@ static const char VAR[] = GUEST_PRIVATE "/var";
 static const char STATE[] = GUEST_PRIVATE "/var/state";
 static const char WORK_DISK[] = GUEST_DEVICES "/vdc";
 static const char WORKSPACE[] = "/workspace";
+/* Nothing is written on top of what the kernel has found to be damaged. */
+static const char DAMAGED[] = "errors=remount-ro";
 
 /* What guest_mounts_end has to take down; empty: not mounted. */
 static char home_at[PATH_MAX], shown_at[PATH_MAX], workspace_at[PATH_MAX];
@@ -82,7 +84,7 @@ static const char *mount_var(const struct guest_fields *fields)
     if (disk && forget_blocks(VAR_DISK))
         return VAR_DISK;
     const char *source = disk ? VAR_DISK : "tmpfs";
-    if (mount(source, VAR, disk ? "ext4" : "tmpfs", PLAIN, NULL) < 0)
+    if (mount(source, VAR, disk ? "ext4" : "tmpfs", PLAIN, disk ? DAMAGED : NULL) < 0)
         return VAR_DISK;
     var_is_on = disk;
     if (make_directory(GUEST_PRIVATE "/var/upper", 0755) < 0 || make_directory(GUEST_PRIVATE "/var/work", 0700) < 0 ||
@@ -238,7 +240,7 @@ static const char *mount_workspace(const struct guest_fields *fields)
     const char *wrong = twice || inside ? show_workspace(fields) : NULL;
     if (wrong)
         return wrong;
-    if (mount(WORK_DISK, at, "ext4", PLAIN, NULL) < 0)
+    if (mount(WORK_DISK, at, "ext4", PLAIN, DAMAGED) < 0)
         return WORK_DISK;
     strcpy(workspace_at, at);
     int workspace = open(at, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

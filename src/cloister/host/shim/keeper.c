@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -224,11 +225,21 @@ static int move(int *fd)
     return 0;
 }
 
+/* Connections of a guest, and to it, are descriptors of ours. */
+static int raise_limit(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+        return -1;
+    files.rlim_cur = files.rlim_max;
+    return setrlimit(RLIMIT_NOFILE, &files);
+}
+
 static int prepare(void)
 {
     if (prctl(PR_SET_DUMPABLE, 0) < 0 || prctl(PR_SET_NAME, "cloister") < 0 || sys_no_core() < 0)
         return -1;
-    if (move(&self.options.ctl) < 0)
+    if (raise_limit() < 0 || move(&self.options.ctl) < 0)
         return -1;
     for (size_t i = 0; i < self.options.port_count; i++)
         if (move(&self.options.ports[i].fd) < 0)

@@ -63,6 +63,15 @@ void keeper_guest_kill(void);
 _Noreturn void keeper_liar(const char *what);
 void keeper_pass(char type, const struct reader *payload); /* to the broker, as it is */
 
+/* How many frames of a kind were passed on in this second, and how many were dropped. */
+struct keeper_ration {
+    int64_t second;
+    unsigned passed, dropped;
+};
+
+/* Whether one more may pass now; what may not is counted. */
+bool keeper_ration(struct keeper_ration *ration, unsigned most);
+
 /* keeper_commands.c: what runs in the guest. First what the broker says (`G`, `X`, `M`), then the guest. */
 void keeper_guest_order(uint8_t type, struct frame *frame);
 void keeper_guest_terminal(const struct frame *frame);

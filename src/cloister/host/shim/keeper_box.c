@@ -63,10 +63,18 @@ static void tell_abort(uint32_t stream, int error)
     free(payload.data);
 }
 
+/* Newcomers waited in the kernel's backlog. */
+static void accept_again(void)
+{
+    for (size_t i = 0; self.joined && i < self.options->port_count; i++)
+        (void)!loop_watch(&self.on_port[i], self.options->ports[i].fd, LOOP_READ);
+}
+
 static void on_guest_stream_ended(uint32_t number)
 {
     (void)number;
     self.guest_open--;
+    accept_again();
 }
 
 /* Connect to a socket of the box: false when its backlog is full, and it shall be tried again. */
@@ -162,9 +170,7 @@ static void on_host_stream_ended(uint32_t number)
 {
     (void)number;
     self.host_open--;
-    /* Newcomers waited in the kernel's backlog. */
-    for (size_t i = 0; self.joined && i < self.options->port_count; i++)
-        (void)!loop_watch(&self.on_port[i], self.options->ports[i].fd, LOOP_READ);
+    accept_again();
 }
 
 /* A connection to a published port: the guest connects its own end. */
@@ -179,8 +185,12 @@ static void on_port(struct source *source, uint32_t events)
             return;
         }
         int client = accept4(source->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (client < 0)
+        if (client < 0) {
+            /* Out of descriptors: a level-triggered loop would spin. */
+            if (errno == EMFILE || errno == ENFILE)
+                (void)!loop_watch(source, source->fd, 0);
             return;
+        }
         struct writer payload = {0};
         self.host_last += 2;
         write_u32(&payload, self.host_last);

@@ -18,7 +18,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { COMMANDS_MAX = 256, FLAG_PTY = 1 };
+enum { COMMANDS_MAX = 256, FLAG_PTY = 1, STOPS_PER_SECOND = 100 };
 
 /* What a command waits for: the guest's answer, its terminal to be relayed, nothing. */
 enum state { ASKED, TERMINAL, READY, RUNNING, ENDED };
@@ -37,6 +37,7 @@ static struct commands {
     struct command commands[COMMANDS_MAX];
     int64_t highest; /* id of the latest command; -1: none */
     bool running;    /* the agent */
+    struct keeper_ration stops;
 } self = {.highest = -1};
 
 static struct command *command_with(uint32_t id)
@@ -129,7 +130,8 @@ void keeper_command_stopped(struct reader *payload)
     (void)fitting(payload, 1U << RUNNING, "a stop of a command that does not run");
     if (!read_complete(payload))
         keeper_liar("a stop that cannot be read");
-    keeper_pass('Z', &whole);
+    if (keeper_ration(&self.stops, STOPS_PER_SECOND)) /* a program may stop and continue itself without end */
+        keeper_pass('Z', &whole);
 }
 
 void keeper_command_failed(struct reader *payload)
@@ -162,6 +164,8 @@ void keeper_command_ended(struct reader *payload)
         keeper_liar("an end of a command that does not run");
     command->state = ENDED;
     command->status = status;
+    for (unsigned k = STREAM_STDOUT; k <= STREAM_TERMINAL; k++)
+        stream_mark(stream_of(id, k));
     stream_abort(stream_of(id, STREAM_STDIN), EPIPE);
     loop_soon(keeper_look_for_ends);
 }

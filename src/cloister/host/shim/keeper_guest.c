@@ -21,18 +21,12 @@
 enum { SKIP_MAX = 4 << 20, WORDS_MAX = 64, LOST_PATIENCE_MS = 500, ENTROPY = 64 };
 enum { LOGS_PER_SECOND = 50, NOTICES_PER_SECOND = 2000, NOTICE_MAX = 16 * 1024 };
 
-/* How many frames of a kind were passed on in this second, and how many were dropped. */
-struct ration {
-    int64_t second;
-    unsigned passed, dropped;
-};
-
 static struct guest {
     struct frame begin; /* `B` of the broker, until the guest can take it */
     int tar;
     bool joined, proved, figures_asked, hold_asked;
     uint8_t nonce[LINK_NONCE];
-    struct ration logs, notices;
+    struct keeper_ration logs, notices;
 } self = {.tar = -1};
 
 bool keeper_guest_joined(void)
@@ -156,8 +150,7 @@ void keeper_guest_ask(const struct frame *frame)
     link_send((char)frame->type, frame->payload, frame->length, NULL, 0);
 }
 
-/* Whether one more may pass now; what may not is counted, and told with the next that may. */
-static bool ration(struct ration *ration, unsigned most)
+bool keeper_ration(struct keeper_ration *ration, unsigned most)
 {
     int64_t second = sys_now_ms() / 1000;
     if (second != ration->second) {
@@ -172,7 +165,7 @@ static bool ration(struct ration *ration, unsigned most)
     return false;
 }
 
-static void tell_dropped(const char *what, struct ration *ration)
+static void tell_dropped(const char *what, struct keeper_ration *ration)
 {
     struct writer payload = {0};
     char word[64];
@@ -191,10 +184,10 @@ static void tell_dropped(const char *what, struct ration *ration)
 static void on_event(uint8_t type, const struct reader *payload)
 {
     bool log = type == 'L';
-    struct ration *of = log ? &self.logs : &self.notices;
+    struct keeper_ration *of = log ? &self.logs : &self.notices;
     if (payload->left > (log ? LINK_GUEST_MAX : NOTICE_MAX) || (log && !is_list(*payload, WORDS_MAX)))
         keeper_liar("an event that cannot be read");
-    if (!ration(of, log ? LOGS_PER_SECOND : NOTICES_PER_SECOND))
+    if (!keeper_ration(of, log ? LOGS_PER_SECOND : NOTICES_PER_SECOND))
         return;
     tell_dropped(log ? "log" : "notice", of);
     if (!keeper_tell_if_room((char)type, payload->at, payload->left))

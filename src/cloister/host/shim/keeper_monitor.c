@@ -72,7 +72,7 @@ static void remember(const uint8_t *text, size_t length)
 
 static int open_log(void)
 {
-    self.log = open(self.options->console, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+    self.log = open(self.options->console, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
     self.written = 0;
     return self.log;
 }

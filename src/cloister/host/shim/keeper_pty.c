@@ -11,20 +11,24 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+enum { READY_PATIENCE_MS = 3000 };
+
 /* Leave the terminal before leaving: the death of its session's leader would throw away what was not read yet. */
 _Noreturn static void watch(int slave, int told)
 {
     sigset_t set;
     int number;
-    sigfillset(&set); /* blocked: it was all along */
+    /* All signals have been blocked since the keeper's start. */
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0 || setsid() < 0 || ioctl(slave, TIOCSCTTY, 0) < 0)
         _exit(1);
+    (void)!write(told, "r", 1);
     sigemptyset(&set);
     sigaddset(&set, SIGWINCH);
     sigaddset(&set, SIGTERM);
@@ -34,6 +38,27 @@ _Noreturn static void watch(int slave, int told)
             break;
     (void)!ioctl(slave, TIOCNOTTY);
     _exit(0);
+}
+
+/* A size that changes before the session is there would not be heard of. */
+static bool await_ready(int changes)
+{
+    struct pollfd look = {.fd = changes, .events = POLLIN};
+    char byte;
+    return poll(&look, 1, READY_PATIENCE_MS) > 0 && read(changes, &byte, 1) == 1;
+}
+
+void keeper_pty_end(struct keeper_pty *pty)
+{
+    if (pty->watcher > 0) {
+        (void)!kill(pty->watcher, SIGTERM);
+        while (waitpid(pty->watcher, NULL, 0) < 0 && errno == EINTR)
+            continue;
+    }
+    if (pty->changes >= 0)
+        close(pty->changes);
+    pty->watcher = 0;
+    pty->changes = -1;
 }
 
 int keeper_pty_open(struct keeper_pty *pty, int *master)
@@ -57,9 +82,9 @@ int keeper_pty_open(struct keeper_pty *pty, int *master)
         }
         close(ends[1]);
         pty->changes = ends[0];
-        if (pty->watcher > 0)
+        if (pty->watcher > 0 && await_ready(ends[0]))
             return 0;
-        close(ends[0]);
+        keeper_pty_end(pty);
     }
     int saved = errno;
     close(pty->slave);
@@ -67,16 +92,4 @@ int keeper_pty_open(struct keeper_pty *pty, int *master)
     pty->slave = -1;
     errno = saved;
     return -1;
-}
-
-void keeper_pty_end(struct keeper_pty *pty)
-{
-    if (pty->watcher <= 0)
-        return;
-    (void)!kill(pty->watcher, SIGTERM);
-    while (waitpid(pty->watcher, NULL, 0) < 0 && errno == EINTR)
-        continue;
-    close(pty->changes);
-    pty->watcher = 0;
-    pty->changes = -1;
 }

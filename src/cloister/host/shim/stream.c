@@ -29,6 +29,8 @@ struct stream {
     uint32_t owed;    /* bytes written, for which it gets credit again */
     uint8_t *held;    /* what the descriptor did not take */
     size_t held_start, held_end;
+    uint64_t sent, written;           /* bytes of its life */
+    uint64_t sent_mark, written_mark; /* what they are when all is out that was there at the end of its command */
     bool sent_end, got_end;
     bool shut; /* the descriptor knows that no more comes */
     bool deaf; /* the descriptor takes no more; the rest is thrown away */
@@ -72,16 +74,25 @@ static void moved(void)
         loop_soon(stream_moved);
 }
 
+void stream_mark(uint32_t number)
+{
+    struct stream *stream = *place_of(number);
+    if (!stream)
+        return;
+    stream->sent_mark = stream->sent + STREAM_WINDOW; /* no pipe or pty here holds more */
+    stream->written_mark = stream->written + (stream->held_end - stream->held_start);
+}
+
 bool stream_written(uint32_t number)
 {
     const struct stream *stream = *place_of(number);
-    return !stream || stream->held_start == stream->held_end;
+    return !stream || stream->held_start == stream->held_end || stream->written >= stream->written_mark;
 }
 
 bool stream_drained(uint32_t number)
 {
     const struct stream *stream = *place_of(number);
-    return !stream || stream->sent_end || !carrier_readable(&stream->carrier);
+    return !stream || stream->sent_end || stream->sent >= stream->sent_mark || !carrier_readable(&stream->carrier);
 }
 
 static void release(struct stream *stream, bool abrupt)
@@ -158,6 +169,7 @@ void stream_renew(bool (*keep)(uint32_t number))
 /* Give credit for what was written. */
 static void grant(struct stream *stream, size_t written)
 {
+    stream->written += written;
     stream->owed += (uint32_t)written;
     if (stream->got_end || (stream->owed < GRANT_FROM && stream->granted > GRANT_FROM))
         return;
@@ -223,6 +235,7 @@ static bool read_on(struct stream *stream)
         moved();
         if (got > 0) {
             stream->credit -= (uint32_t)got;
+            stream->sent += (uint64_t)got;
             continue;
         }
         /* EIO: a pty whose other side is closed. Its user has left, or its programs have. */

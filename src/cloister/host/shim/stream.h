@@ -46,7 +46,11 @@ void stream_renew(bool (*keep)(uint32_t number));
 bool stream_exists(uint32_t number);
 size_t stream_count(void);
 
-/* Whether everything that arrived for it was written, and whether everything that could be read was sent. */
+/*
+ * The command behind it has ended. From then on: whether all that had arrived was written, and whether all that could be
+ * read was sent. Others may go on writing without end, which must not hold up the news.
+ */
+void stream_mark(uint32_t number);
 bool stream_written(uint32_t number);
 bool stream_drained(uint32_t number);
 
