@@ -26,7 +26,10 @@ NATIVE = Path("src/cloister/host/native")
 BPF = Path("src/cloister/audit/bpf")
 FLAGS = [
     "-std=gnu11",
-    "-O2",
+    "-Os",  # every run maps it: small before quick
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-Wl,--gc-sections",
     "-static-pie",
     "-fPIE",
     "-s",

@@ -207,3 +207,20 @@ def test_json_and_dry_run_speak_of_the_machine(image: Installs, home: Path, work
     assert (plan["isolation"], launch["vm"]["image"]) == ("microvm", "test")
     assert (secret.returncode, work.returncode, check.returncode) == (1, 0, 0), check.stdout + check.stderr
     assert not user.records()
+
+
+def test_what_runs_in_a_guest_is_on_record(image: Installs, home: Path, workspace: Path) -> None:
+    """With `[audit] fallback` programs that a guest launches are in the log; `vm stats` has what the guest says."""
+    user = GuestUser(home, image, '[audit]\nfallback = "seccomp"\n')
+    run = user.begin("env /bin/echo 'one two'; exec sleep 600", cwd=workspace)
+    told = json.loads(user.run("vm", "stats", run, "--json", cwd=workspace, timeout_s=BOOT_S).stdout)
+    words = [event["process"]["cmd_line"] for event in user.audited("process.executed") if event["tier"] == "seccomp"]
+    user.run("stop", run, cwd=workspace, timeout_s=BOOT_S)
+    user.close()
+
+    assert ["/bin/echo", "one two"] in words
+    (figures,) = [one["guest"] for one in told if one["run"] == run]
+    assert 128 << 20 < figures["memory_total"] < 256 << 20
+    assert 0 < figures["memory_available"] < figures["memory_total"]
+    assert figures["processes"] > 2
+    assert figures["workspace_total"] > figures["workspace_free"] > 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 
 import msgspec
 
-from cloister.cli import output, vm
+from cloister.cli import output, records, vm
 from cloister.cli.arguments import Parser
 from cloister.cli.vm_start import mebibytes
-from cloister.errors import UsageError
+from cloister.errors import CloisterError, UsageError
 from cloister.plan.vm import VmLaunch
 from cloister.policy.units import parse_size
 from cloister.runs import vm_control
@@ -51,7 +52,9 @@ def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     shown.add_argument("--json", action="store_true", help=f"print JSON with the keys {_keys(Listed)}")
     stats = actions.add_parser("stats", help="show what machines take of the host")
     stats.add_argument("machine", metavar="MACHINE", nargs="*", help="runs or agents; all living ones when none")
-    stats.add_argument("--json", action="store_true", help=f"print JSON with the keys run, {_keys(vm_control.Usage)}")
+    stats.add_argument(
+        "--json", action="store_true", help=f"print JSON with the keys run, {_keys(vm_control.Usage)}, guest"
+    )
     balloon = actions.add_parser("balloon", help="say how much of its memory a guest may use")
     balloon.add_argument("machine", metavar="MACHINE", help="a run or an agent")
     balloon.add_argument("size", metavar="SIZE", help="such as 256M; a number alone counts MiB")
@@ -124,20 +127,29 @@ def _stats(options: argparse.Namespace) -> None:
         chosen = [vm.machine(word) for word in options.machine]
     else:
         chosen = [(row.id, machine) for row, machine in vm.rows(everything=False) if row.status == "running"]
-    found = [(run, vm_control.usage(machine)) for run, machine in chosen]
+    found = [(run, vm_control.usage(machine), _inside(run)) for run, machine in chosen]
     if options.json:
-        output.print_json([{"run": run, **msgspec.structs.asdict(one)} for run, one in found])
+        output.print_json([{"run": run, **msgspec.structs.asdict(one), "guest": said} for run, one, said in found])
     elif not found:
         print("no living machines")
     else:
-        heads = ["RUN", "PID", "GUEST", "MAY USE", "RESIDENT", "SHARE (PSS)", "CPU"]
-        print(output.table(heads, [_figures(run, one) for run, one in found]))
+        heads = ["RUN", "PID", "GUEST", "MAY USE", "IN USE INSIDE", "PROCESSES", "RESIDENT", "SHARE (PSS)", "CPU"]
+        print(output.table(heads, [_figures(run, one, said) for run, one, said in found]))
 
 
-def _figures(run: str, one: vm_control.Usage) -> list[str]:
+def _inside(run: str) -> dict[str, int]:
+    """Return what the guest says of itself: not to be relied upon, and nothing where it does not answer."""
+    with contextlib.suppress(CloisterError):
+        return msgspec.convert(records.control({"verb": "vm-figures", "run": run}).get("figures"), dict[str, int])
+    return {}
+
+
+def _figures(run: str, one: vm_control.Usage, said: dict[str, int]) -> list[str]:
+    used = said.get("memory_total", 0) - said.get("memory_available", 0)
     balloon = "-" if one.balloon_mib is None else f"{one.balloon_mib} MiB"
     return [
-        run, str(one.pid or "-"), f"{one.memory_mib} MiB", balloon, output.size(one.resident_bytes),
+        run, str(one.pid or "-"), f"{one.memory_mib} MiB", balloon, output.size(used) if said else "-",
+        str(said.get("processes", "-")), output.size(one.resident_bytes),
         output.size(one.proportional_bytes), f"{one.cpu_s:.1f} s",
     ]  # fmt: skip
 

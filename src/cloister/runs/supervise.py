@@ -260,12 +260,7 @@ class Supervisor(Supervision):
             return
         super().execute({**fields, "run": name}, words, environment, link, descriptors, on_close)
 
-    async def snapshot(self, fields: dict[str, str]) -> dict[str, Any]:
-        """Keep the disks of a living run's machine under a name.
-
-        Raises:
-            CloisterError: there is no such run, it has no machine, or its disks could not be copied.
-        """
+    def _machine(self, fields: dict[str, str]) -> tuple[ActiveRun, Guest]:
         run = self._runs[self._living(fields.get("run", ""))]
         if run.guest is None:
             raise UsageError("vm-not", f"the run {run.plan.run} has no virtual machine", remedy="cloister vm list")
@@ -273,7 +268,25 @@ class Supervisor(Supervision):
             raise RetryError(
                 "run-starting", "the run is starting or ending", where=run.plan.run, remedy="the same again"
             )
-        kept = await self._loop.run_in_executor(None, run.guest.snapshot, fields.get("name", ""))
+        return run, run.guest
+
+    async def figures(self, fields: dict[str, str]) -> dict[str, Any]:
+        """Return what the guest of a living run says of itself.
+
+        Raises:
+            CloisterError: there is no such run, it has no machine, or that does not answer.
+        """
+        run, guest = self._machine(fields)
+        return {"run": run.plan.run, "figures": await guest.figures(run)}
+
+    async def snapshot(self, fields: dict[str, str]) -> dict[str, Any]:
+        """Keep the disks of a living run's machine under a name.
+
+        Raises:
+            CloisterError: there is no such run, it has no machine, or its disks could not be copied.
+        """
+        run, guest = self._machine(fields)
+        kept = await self._loop.run_in_executor(None, guest.snapshot, fields.get("name", ""))
         run.write_event("snapshot", {"name": kept.name, "paused_s": kept.paused_s})
         return {"run": run.plan.run, "name": kept.name, "paused_s": kept.paused_s}
 

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cloister.errors import CloisterError, StepError, UsageError
+from cloister.errors import CloisterError, RetryError, StepError, UsageError
 from cloister.host import limits, vm_console, vm_snapshot
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.sandbox_pid import find_sandbox_pid
@@ -39,6 +39,7 @@ _JAIL_S = 20.0
 _POLL_S = 0.005
 _HELLO = ("kernel", "agent", "verity")
 _LONGEST = 128
+_FIGURES_S = 5.0
 _MOST_WORDS, _MOST_LOGGED = 32, 10_000
 """Of one frame, and events of one guest: the keeper bounds them as well."""
 
@@ -60,6 +61,7 @@ class Guest:
         self._network: GuestNetwork | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._logged = 0
+        self._asked: asyncio.Future[dict[str, int]] | None = None
 
     # --- before it starts ------------------------------------------------------------------
 
@@ -180,10 +182,27 @@ class Guest:
             case "H":
                 self._template.came_up()
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
+            case "T" if self._asked and not self._asked.done():
+                self._asked.set_result({name: int(value) for name, value in words.items() if _is_figure(name, value)})
             case "L" if self._logged < _MOST_LOGGED:
                 self._logged += 1
                 # Its keys are the guest's too: none of them may stand for one of ours.
                 run.write_event("guest", {f"guest_{name[:_LONGEST]}": value for name, value in words.items()})
+
+    async def figures(self, run: ActiveRun) -> dict[str, int]:
+        """Return what the guest says of itself: bytes, seconds, counts by name. It may say anything.
+
+        Raises:
+            RetryError: it did not answer in time.
+        """
+        if self._asked is None or self._asked.done():
+            self._asked = self._loop.create_future()
+            run.inner.send("T")
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._asked), _FIGURES_S)
+        except TimeoutError:
+            message = f"the guest gave no figures within {_FIGURES_S:g} s"
+            raise RetryError("guest-silent", message, where=run.plan.run, remedy="the same again") from None
 
     def snapshot(self, name: str) -> Snapshot:
         """Hold the machine still and copy its disks. Blocks, and takes as long as reading them does.
@@ -259,3 +278,7 @@ def _listen(port: int) -> socket.socket:
             remedy="end what listens there, or take it out of microvm.ports",
         ) from error  # fmt: skip
     return listener
+
+
+def _is_figure(name: str, value: str) -> bool:
+    return len(name) <= _LONGEST and value.isascii() and value.isdigit() and len(value) <= 18  # noqa: PLR2004  # 64 bits

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 
@@ -70,8 +71,9 @@ class Requests(Intake):
             self._incoming.pop(connection)
             self._begin(self._start(verb, connection, incoming, environment))
             return
-        if verb == "vm-snapshot":
-            self._begin(self._snapshot(connection, incoming))
+        later = {"vm-snapshot": self._supervisor.snapshot, "vm-figures": self._supervisor.figures}.get(verb)
+        if later:
+            self._begin(self._answer_later(connection, later(incoming.fields)))
             return
         answer = self._supervisor.control(verb, incoming.fields)
         connection.send("J", msgspec.json.encode(answer))
@@ -95,9 +97,9 @@ class Requests(Intake):
         finally:
             incoming.close()
 
-    async def _snapshot(self, connection: Connection, incoming: Incoming) -> None:
+    async def _answer_later(self, connection: Connection, asked: Awaitable[dict[str, Any]]) -> None:
         try:
-            answer = await self._supervisor.snapshot(incoming.fields)
+            answer = await asked
             connection.send("J", msgspec.json.encode(answer))
             connection.close()
         except CloisterError as error:

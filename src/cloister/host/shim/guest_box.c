@@ -171,11 +171,13 @@ static void disk(struct writer *list, uint32_t *count, const char *name, const c
 /* MemAvailable: sysinfo(2) does not count what the page cache would give back. */
 static unsigned long long memory_available(void)
 {
+    static const char name[] = "MemAvailable:";
     char line[128];
     unsigned long long kib = 0;
     FILE *file = fopen("/proc/meminfo", "re");
-    while (file && fgets(line, sizeof line, file) && sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
-        continue;
+    while (file && kib == 0 && fgets(line, sizeof line, file))
+        if (strncmp(line, name, sizeof name - 1) == 0)
+            kib = strtoull(line + sizeof name - 1, NULL, 10);
     if (file)
         fclose(file);
     return kib * 1024;

@@ -13,6 +13,7 @@
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <net/route.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,14 +152,32 @@ static int set_address(int fd, const char *text)
     return ioctl(fd, SIOCSIFNETMASK, &request);
 }
 
+static int hex_digit(char digit)
+{
+    if (digit >= '0' && digit <= '9')
+        return digit - '0';
+    digit |= 'a' ^ 'A';
+    return digit >= 'a' && digit <= 'f' ? digit - 'a' + 10 : -1;
+}
+
+/* `02:00:00:00:00:01`: six times two digits, and nothing else. */
+static bool parse_mac(const char *text, unsigned char bytes[6])
+{
+    for (int i = 0; i < 6; i++, text += 3) {
+        int high = hex_digit(text[0]), low = high < 0 ? -1 : hex_digit(text[1]);
+        if (low < 0 || text[2] != (i < 5 ? ':' : 0))
+            return false;
+        bytes[i] = (unsigned char)(high << 4 | low);
+    }
+    return true;
+}
+
 static int set_mac(int fd, const char *text)
 {
     struct ifreq request = {.ifr_name = "eth0"};
     unsigned char bytes[6];
-    char end = 0;
     errno = EINVAL;
-    if (sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx%c", bytes, bytes + 1, bytes + 2, bytes + 3, bytes + 4,
-            bytes + 5, &end) != 6)
+    if (!parse_mac(text, bytes))
         return -1;
     request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
     memcpy(request.ifr_hwaddr.sa_data, bytes, sizeof bytes);

@@ -153,11 +153,8 @@ static uint32_t parent_of(uint32_t pid)
     if (file >= 0)
         close(file);
     text[length > 0 ? length : 0] = 0;
-    const char *behind = strrchr(text, ')');
-    unsigned parent = 0;
-    if (behind && sscanf(behind, ") %*c %u", &parent) != 1)
-        parent = 0;
-    return parent;
+    const char *behind = strrchr(text, ')'); /* then a blank, the state, a blank, the parent */
+    return behind && strlen(behind) > 4 ? (uint32_t)strtoul(behind + 4, NULL, 10) : 0;
 }
 
 /* The arguments of execve(2): a vector of addresses. What exceeds our bounds is left out. */
