@@ -203,7 +203,7 @@ def maker(root: Path, mode: str = "good", seconds: float = 0.0, settle: float = 
 def test_a_maker_that_is_killed_leaves_nothing_that_counts(
     root: Path, mode: str, seconds: float, settle: float
 ) -> None:
-    """A maker killed while its guest boots, settles or is written down leaves no template and no disk."""
+    """A maker killed while its guest boots, settles or is written down leaves no template, no disk and no monitor."""
     process = maker(root, mode, seconds, settle)
     deadline = time.monotonic() + 30
     while not list(root.glob(f"{vm_template.MAKING}*")) and time.monotonic() < deadline:
@@ -212,23 +212,28 @@ def test_a_maker_that_is_killed_leaves_nothing_that_counts(
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 10
+    while (living := orphans(mode, seconds)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not living
     left = list(root.glob(f"{vm_template.MAKING}*/*"))
     assert not [path for path in left if path.name.startswith("disk")]
     assert vm_template.find(str(root), SHAPE) is None
     assert make(root)
     assert [path.name for path in root.iterdir()] == [SHAPE.key()]
-    end_orphans(mode, seconds)
 
 
-def end_orphans(mode: str, seconds: float) -> None:
-    """End the fake monitor, which has no jail around it that dies with its maker, as the real one has."""
+def orphans(mode: str, seconds: float) -> list[int]:
+    """Return fake monitors that live; no jail around them dies with their maker, as around the real one."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
         if words[1:4] == [fake_monitor.__file__.encode(), mode.encode(), str(seconds).encode()]:
-            os.kill(int(entry.parent.name), signal.SIGKILL)
+            found.append(int(entry.parent.name))
+    return found
 
 
 def test_two_makers_do_not_get_in_each_others_way(root: Path) -> None:

@@ -31,6 +31,7 @@ PLACEHOLDER_BYTES = 1 << 40
 _MIB = 1 << 20
 _LAST_WORDS = 8192
 _ABOVE = 100
+_SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim", "cloister-shim")
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,7 +194,10 @@ def _guest(directory: str, shape: Shape, machine: Machine) -> Iterator[_Guest]:
 
 
 def spawn(argv: Sequence[str], files: Mapping[int, int], printed: int) -> int:
-    """Start a program with exactly these descriptors; what it says itself goes where its guest prints."""
+    """Start a program with exactly these descriptors; what it says itself goes where its guest prints.
+
+    It is killed when we die, from its first instruction on: bubblewrap sees to that a little later.
+    """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     moved = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for number, descriptor in files.items()}
     said = fcntl.fcntl(printed, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
@@ -201,7 +205,8 @@ def spawn(argv: Sequence[str], files: Mapping[int, int], printed: int) -> int:
     actions += [(os.POSIX_SPAWN_DUP2, said, number) for number in (1, 2)]
     actions += [(os.POSIX_SPAWN_DUP2, descriptor, number) for number, descriptor in moved.items()]
     try:
-        return os.posix_spawn(argv[0], list(argv), {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True)
+        words = [_SHIM, "tied", str(os.getpid()), *argv]
+        return os.posix_spawn(_SHIM, words, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True)
     finally:
         for descriptor in (null, said, *moved.values()):
             os.close(descriptor)

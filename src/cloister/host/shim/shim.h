@@ -19,6 +19,9 @@ int keeper_main(int count, char **options);
 /* Run a service: options, `--` and its command; returns its status. */
 int service_main(int count, char **options);
 
+/* Become a program that dies with the process `parent`, which must be ours. Returns only when that fails. */
+int tied_main(const char *parent, char **argv);
+
 /* Keep a run's network namespace and its pasta; the channel is standard input. */
 int network_main(void);
 
