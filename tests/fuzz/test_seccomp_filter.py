@@ -34,7 +34,7 @@ LOOKED_AT = sorted({rule.syscall for group in TABLE.groups for rule in group.rul
 numbers = st.sampled_from(NUMBERS) | st.integers(0, 600) | st.integers(0, 2**32 - 1)
 words = st.sampled_from(CONSTANTS) | st.integers(0, 2**32 - 1)
 arguments = st.builds(lambda low, high: high << 32 | low, words, st.just(0) | st.integers(0, 2**32 - 1))
-lifts = st.fixed_dictionaries({"nested": st.booleans(), "ptrace": st.booleans(), "netlink": st.booleans()})
+lifts = st.fixed_dictionaries({lift: st.booleans() for lift in ("nested", "ptrace", "netlink", "listeners")})
 
 
 def meaning(arch, number, args, lifted):
@@ -74,7 +74,7 @@ def test_foreign_architecture_is_refused(arch, number, audit, args, lifted):
 def test_every_number_without_arguments(arch):
     """All 1,024 lowest numbers, exhaustively, in the strictest and the loosest profile."""
     for on in (False, True):
-        lifted = {"nested": on, "ptrace": on, "netlink": on}
+        lifted = {"nested": on, "ptrace": on, "netlink": on, "listeners": on}
         program = seccomp.assemble(arch, **lifted)
         for number in range(1024):
             value, _ = cbpf.run(program, number, TABLE.machines[arch].audit, [0] * 6)
@@ -85,7 +85,7 @@ def test_every_number_without_arguments(arch):
 @pytest.mark.parametrize("on", [False, True])
 def test_every_edge_of_every_argument_rule(syscall, on):
     """For calls decided by argument, all combinations of the values near each condition, high bits set or not."""
-    lifted = {"nested": on, "ptrace": on, "netlink": not on}
+    lifted = {"nested": on, "ptrace": on, "netlink": not on, "listeners": on}
     program, machine = seccomp.assemble("x86_64", **lifted), TABLE.machines["x86_64"]
     conditions = [c for g in TABLE.groups for r in g.rules if r.syscall == syscall for c in r.when]
     edges = {}
