@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from conftest import GuestImage
 from support.cloister import User
+from support.guest_user import Installs
 
 POLICY = """\
 schema = 1
@@ -39,7 +39,7 @@ TIMEOUT_S = 90
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory, image: GuestImage) -> Iterator[User]:
+def user(tmp_path_factory: pytest.TempPathFactory, image: Installs) -> Iterator[User]:
     """A user with a template."""
     found = User(tmp_path_factory.mktemp("home"), POLICY)
     image.install(found.home)
