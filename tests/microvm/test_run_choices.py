@@ -214,10 +214,10 @@ def test_what_runs_in_a_guest_is_on_record(image: Installs, home: Path, workspac
     user = GuestUser(home, image, '[audit]\nfallback = "seccomp"\n')
     run = user.begin("env /bin/echo 'one two'; exec sleep 600", cwd=workspace)
     told = json.loads(user.run("vm", "stats", run, "--json", cwd=workspace, timeout_s=BOOT_S).stdout)
-    words = [event["process"]["cmd_line"] for event in user.audited("process.executed") if event["tier"] == "seccomp"]
     user.run("stop", run, cwd=workspace, timeout_s=BOOT_S)
-    user.close()
+    user.close()  # the log is whole now
 
+    words = [event["process"]["cmd_line"] for event in user.audited("process.executed") if event["tier"] == "seccomp"]
     assert ["/bin/echo", "one two"] in words
     (figures,) = [one["guest"] for one in told if one["run"] == run]
     assert 128 << 20 < figures["memory_total"] < 256 << 20
