@@ -87,7 +87,12 @@ class SensorRig:
         self.cgroups: list[str] = []
         self._lines: list[dict[str, Any]] = []
         self._read: dict[str, int] = {}
-        self.open_keeper()
+        try:
+            self.open_keeper()
+        except BaseException:  # nobody closes what was never made: a sensor that serves nothing would stay for ever
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def begin(self) -> None:
         """Start a sensor, with what the one before had kept."""
