@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import egress, memory, peers, scale, starts, world
 from benchmarks.llm import part, programs, tokens
 from benchmarks.microvm import part as guests
-from benchmarks.report import Grid, Part, Section, markdown
+from benchmarks.report import Grid, Host, Part, Section, markdown
 from benchmarks.store import as_json, merged
 
 ROUNDS = 40
@@ -57,6 +57,14 @@ def main() -> int:
     for process in memory.mine():
         print(f"left behind: {memory.command_of(process)}", file=sys.stderr)
     return failed
+
+
+def keep(folder: Path, host: Host, part: Part) -> None:
+    """Put a part that is measured by itself into the results of a folder, beside what others have measured."""
+    earlier = folder / "results.json"
+    host, parts = merged(earlier.read_text() if earlier.exists() else "", host, [part], PAGE)
+    (folder / "results.md").write_text(markdown(host, parts))
+    earlier.write_text(as_json(host, parts))
 
 
 def measure(wanted: list[str], rounds: int) -> tuple[list[Part], int]:

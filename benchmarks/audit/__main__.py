@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import world
-from benchmarks.__main__ import PAGE
+from benchmarks.__main__ import keep
 from benchmarks.audit import kernel
 from benchmarks.report import Part, markdown
-from benchmarks.store import as_json, merged
 
 from cloister.host import kernel_watches
 
@@ -38,10 +37,7 @@ def main() -> int:
     part = measure(options.rounds or (QUICK if options.quick else ROUNDS))
     host = world.host({"strace": ["strace", "--version"], "bpftrace": ["bpftrace", "--version"]})
     if not options.quick:
-        earlier = options.output / "results.json"
-        merged_host, parts = merged(earlier.read_text() if earlier.exists() else "", host, [part], PAGE)
-        (options.output / "results.md").write_text(markdown(merged_host, parts))
-        earlier.write_text(as_json(merged_host, parts))
+        keep(options.output, host, part)
     print(markdown(host, [part]))
     return 0
 

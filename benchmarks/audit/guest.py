@@ -22,9 +22,8 @@ from pathlib import Path
 import cffi
 import msgspec
 from benchmarks import world
-from benchmarks.__main__ import PAGE
+from benchmarks.__main__ import keep
 from benchmarks.report import Grid, Line, Part, Target, markdown
-from benchmarks.store import as_json, merged
 from tests.vm import small
 
 import cloister
@@ -68,10 +67,7 @@ def main() -> None:
         part = measure(options.kernel, Path(name))
     host = world.host({})
     if options.output:
-        earlier = options.output / "results.json"
-        merged_host, parts = merged(earlier.read_text() if earlier.exists() else "", host, [part], PAGE)
-        (options.output / "results.md").write_text(markdown(merged_host, parts))
-        earlier.write_text(as_json(merged_host, parts))
+        keep(options.output, host, part)
     print(markdown(host, [part]))
 
 

@@ -20,9 +20,8 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks import world
-from benchmarks.__main__ import PAGE
+from benchmarks.__main__ import keep
 from benchmarks.report import Grid, Line, Part, Target, markdown
-from benchmarks.store import as_json, merged
 from tests.support.audit_log import START_NS, Writer, busy_day, pack_segment, run_ids
 
 from cloister.audit.question import Question, resolve
@@ -58,10 +57,7 @@ def main() -> None:
             shutil.rmtree(directory)
     host = world.host({})
     if options.output:
-        earlier = options.output / "results.json"
-        merged_host, parts = merged(earlier.read_text() if earlier.exists() else "", host, [part], PAGE)
-        (options.output / "results.md").write_text(markdown(merged_host, parts))
-        earlier.write_text(as_json(merged_host, parts))
+        keep(options.output, host, part)
     print(markdown(host, [part]))
 
 
