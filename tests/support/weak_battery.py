@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloister.isolation.inner import BOX
 from cloister.prove import inside
 from cloister.prove.canaries import Canaries
 from cloister.prove.case import load
 from cloister.prove.runner import Battery, Result
 from cloister.prove.session import MODULES, PYTHON, Session
-from support.guest_link import HOME, GuestLink, encode_u32
+from support.guest_link import GuestLink, encode_u32
 
-PROGRAM = f"{HOME}/prove.py"
+PROGRAM = f"{BOX}/prove.py"
 
 
 def carried() -> dict[str, bytes]:

@@ -67,10 +67,17 @@ _OVERLAY = """{
 _ROOT = """    if (setsid() < 0 || setgroups(0, NULL) < 0 || setresgid(fields.gid, fields.gid, fields.gid) < 0 ||
         setresuid(fields.uid, fields.uid, fields.uid) < 0 || drop_capabilities() < 0 ||"""
 
+_UNLOCK = """
+    int setting = open("/proc/sys/kernel/dmesg_restrict", O_WRONLY);
+    (void)!write(setting, "0", 1);
+    close(setting);
+"""
+
 LOCKS: dict[str, tuple[Change, ...]] = {
     "modules": (_row("modules_disabled"),),
     "kexec": (_row("kexec_load_disabled"),),
-    "messages": (_row("dmesg_restrict"),),
+    # Debian's kernel begins with this one set: it has to be taken back.
+    "messages": (Change("guest_init.c", '{"kernel/dmesg_restrict", "1"}', '{"kernel/dmesg_restrict", "0"}'),),
     "devices": (
         Change("guest_run.c", "#include <errno.h>", "#include <dirent.h>\n#include <errno.h>"),
         Change("guest_run.c", "\n    if (chown(GUEST_BOX, 0, fields.gid) < 0)", _DEVICES),
@@ -91,11 +98,12 @@ LOCKS: dict[str, tuple[Change, ...]] = {
 """What each leaves out: one lock, with the self-probe's look at it where there is one."""
 
 OPEN: tuple[Change, ...] = (
-    Change("guest_init.c", "    lock_kernel();\n", ""),
+    Change("guest_init.c", "    lock_kernel();\n", _UNLOCK),
     *LOCKS["devices"],
     *LOCKS["root"],
     *LOCKS["tree"],
     *LOCKS["families"][:2],
+    Change("guest_root.c", '"sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, NULL)', '"sysfs", 0, NULL)'),
     Change("guest_root.c", '{"/sys", 0555, "sysfs", QUIET | MS_RDONLY, NULL}', '{"/sys", 0555, "sysfs", QUIET, NULL}'),
     Change(
         "guest_run.c", "        if (prctl(PR_CAPBSET_DROP, i, 0, 0, 0) < 0 && errno != EINVAL)\n", "        if (0)\n"

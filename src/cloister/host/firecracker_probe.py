@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections.abc import Callable
 
 import msgspec
 
@@ -20,6 +21,12 @@ _VERSION_S = 10.0
 BOUND_S = 30.0
 """Generous: it is asked where the policy names Firecracker, and the answer is kept."""
 _MAX_VERSION = 80
+WORDS = f"trying whether Firecracker boots a guest here: at most {BOUND_S:g} s, once after each start of this host"
+
+
+def _quietly(words: str) -> None:
+    """Tell nobody."""
+    del words
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +40,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Why not."""
 
 
-def probe(program: str, kernel: str, initramfs: str, kept: str) -> Verdict:
+def probe(program: str, kernel: str, initramfs: str, kept: str, trying: Callable[[str], None] = _quietly) -> Verdict:
     """Return whether it boots, from `kept` where this program and this image were tried since the host's start.
 
     Args:
@@ -41,11 +48,13 @@ def probe(program: str, kernel: str, initramfs: str, kept: str) -> Verdict:
         kernel: of an image.
         initramfs: of the same image.
         kept: a file in the user's runtime directory.
+        trying: told in words what is about to be tried; what it raises is passed on.
     """
     identities = (*map(kept_answer.identity, (program, kernel, initramfs)),)
     about = (vm_probe.boot_id(), *(word for one in identities for word in one))
     if found := kept_answer.recall(kept, about, Verdict):
         return found
+    trying(WORDS)
     verdict = try_boot(program, kernel, initramfs)
     kept_answer.keep(kept, about, verdict)
     return verdict
@@ -53,7 +62,7 @@ def probe(program: str, kernel: str, initramfs: str, kept: str) -> Verdict:
 
 def try_boot(program: str, kernel: str, initramfs: str, *, bound_s: float = BOUND_S) -> Verdict:
     """Boot the guest, and return what came of it."""
-    version = _ask_version(program)
+    version = ask_version(program)
     if not version:
         return Verdict(version="", why="it does not say its version")
     settings = {
@@ -69,7 +78,8 @@ def try_boot(program: str, kernel: str, initramfs: str, *, bound_s: float = BOUN
     return Verdict(version=version, seconds=heard.seconds, why=heard.why)
 
 
-def _ask_version(program: str) -> str:
+def ask_version(program: str) -> str:
+    """Return what the program says of its version; empty where it says nothing."""
     try:
         said = subprocess.run(
             (program, "--version"), stdin=subprocess.DEVNULL, capture_output=True, timeout=_VERSION_S, check=True

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -51,6 +51,9 @@ from cloister.runs.signing_model import Situation as SigningSituation
 from cloister.runs.signing_model import Sources
 from cloister.runs.store import new_id
 from cloister.runs.workspaces import Workspaces, expand, project_id, real_path
+
+if TYPE_CHECKING:
+    from cloister.runs.compile_vm import VmFacts
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
 
@@ -147,8 +150,12 @@ class Kitchen:
         layout = self._workspaces.lay_out(agent, resolved.name, request.directory, project, admitted)
         return Looked(project, resolved, agent, layout)
 
-    def prepare(self, request: RunRequest, run: str = "", looked: Looked | None = None) -> Prepared:
+    def prepare(
+        self, request: RunRequest, run: str = "", looked: Looked | None = None, machine: VmFacts | None = None
+    ) -> Prepared:
         """Return everything a start needs; `looked` is what `look` has said of the request.
+
+        `machine` is what can run a guest here, where that was found out before (`vm_tried.py`).
 
         Raises:
             CloisterError: in all its kinds, before anything was changed.
@@ -180,7 +187,7 @@ class Kitchen:
         if guest:
             from cloister.runs.prepare_vm import compile_plan
 
-            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request)
+            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request, machine)
         else:
             plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         self._refuse_visible(plan)

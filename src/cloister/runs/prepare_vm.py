@@ -20,13 +20,13 @@ from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
 from cloister.runs.home_files import HomeFiles
-from cloister.runs.vm_accelerator import Guest
+from cloister.runs.vm_accelerator import Guest, Trying, quietly
 from cloister.runs.vm_accelerator import accelerator as accelerated
 from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
-    from cloister.runs.prepare import Kitchen, Looked
+    from cloister.runs.prepare import Kitchen
     from cloister.runs.request import RunRequest
 
 QEMU = ("/usr/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm", "/run/current-system/sw/bin/qemu-system-x86_64")
@@ -35,15 +35,15 @@ _FILE = "file:"
 
 def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
-    found: HomeFiles, request: RunRequest,
+    found: HomeFiles, request: RunRequest, machine: VmFacts | None = None,
 ) -> Plan:  # fmt: skip
-    """Return the plan of a run in a microVM.
+    """Return the plan of a run in a microVM; without `machine` it is looked for, which may boot a guest.
 
     Raises:
         CloisterError: the image is not there or not trusted, no monitor runs here, or the policy asks for too much.
     """
-    machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
-    machine = msgspec.structs.replace(machine, model=request.model, snapshot=request.snapshot)
+    machine = machine or machine_facts(kitchen, agent, resolved, facts.layout.root)
+    machine = msgspec.structs.replace(machine, secrets=found.secrets, model=request.model, snapshot=request.snapshot)
     machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
@@ -51,9 +51,16 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
 
 
 def machine_facts(
-    kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, found: HomeFiles, workspace: str = ""
+    kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, workspace: str = "", trying: Trying = quietly
 ) -> VmFacts:
-    """Look for the image, a monitor and an accelerator.
+    """Look for the image, a monitor and an accelerator. Where no answer is kept it takes its time: it boots a guest.
+
+    Args:
+        kitchen: whose images these are.
+        agent: what is asked for.
+        resolved: the same with its preset and policy.
+        workspace: where no monitor may come from.
+        trying: told before a boot what is tried; what it raises is passed on.
 
     Raises:
         CloisterError: one of them is not there, or not to be trusted.
@@ -69,13 +76,13 @@ def machine_facts(
     runtime = kitchen.paths.runtime
     choice = vm_monitor.choose(
         vm_monitor.Wanted(agent.microvm.monitor, agent.microvm.network),
-        kvm=lambda: not installed_qemu() or accelerated(find_qemu(), guest, runtime).accelerator == "kvm",
+        kvm=lambda: not installed_qemu() or accelerated(find_qemu(), guest, runtime, trying).accelerator == "kvm",
         program=vm_monitor.find(os.environ.get("PATH", ""), owner=os.geteuid(), forbidden=(workspace,)),
-        attempt=lambda program: vm_monitor.attempt(program, image.directory, runtime),
+        attempt=lambda program: vm_monitor.attempt(program, image.directory, runtime, trying),
     )
     accelerator: Accelerator = "kvm"  # Firecracker has no other
     if choice.monitor == "qemu":
-        accelerator = accelerated(find_qemu(), guest, runtime).accelerator
+        accelerator = accelerated(find_qemu(), guest, runtime, trying).accelerator
     return VmFacts(
         manifest=image.manifest,
         directory=image.directory,
@@ -84,18 +91,7 @@ def machine_facts(
         accelerator=accelerator,
         clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),
-        secrets=found.secrets,
     )
-
-
-def try_machine(kitchen: Kitchen, looked: Looked) -> None:
-    """Find out what can run a guest here, so that `compile_plan` has the answers at hand. Takes its time: boots.
-
-    Raises:
-        CloisterError: as `machine_facts`.
-    """
-    nothing = HomeFiles((), (), (), "", "", ())
-    machine_facts(kitchen, looked.agent, looked.resolved, nothing, looked.layout.root)
 
 
 def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:

@@ -10,6 +10,11 @@ import shlex
 
 INSTALL_BWRAP = "sudo apt-get install bubblewrap"
 INSTALL_QEMU = "sudo apt-get install qemu-system-x86"
+INSTALL_FIRECRACKER = (
+    "only if you want it: its program from https://github.com/firecracker-microvm/firecracker/releases, by "
+    "sudo install -m 755 firecracker-* /usr/local/bin/firecracker"
+)
+OWN_FIRECRACKER = "sudo install -m 755 firecracker /usr/local/bin/firecracker"
 INSTALL_DISK_TOOLS = "sudo apt-get install e2fsprogs util-linux"
 INSTALL_IMAGE_TOOLS = "sudo apt-get install mmdebstrap erofs-utils"
 FIRST_IMAGE = "cloister image build minimal"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from cloister.runs.unit_client import UnitRuns
     from cloister.runs.unit_run import UnitRun
     from cloister.runs.vm_run import Guest
+    from cloister.runs.vm_tried import Tried
 
 NFT_LOAD = ("-f", "/dev/fd/5")
 """5 is the third descriptor of the frame (`plan.steps.Launch`)."""
@@ -56,6 +57,7 @@ class Supervisor(Supervision):
         super().__init__(loop, Kitchen(paths, owner), connect)
         self._protections = Protections(loop, self._touched)
         self._units: UnitRuns | None = None
+        self._tried: Tried | None = None
         self._filters: dict[str, bytes] = {}
 
     @property
@@ -90,13 +92,16 @@ class Supervisor(Supervision):
             self._audit.refused(request.agent, self._kitchen.owner.name, error)
             raise
 
-    async def _prepare(self, request: RunRequest, looked: Looked) -> Prepared:
+    async def _prepare(self, request: RunRequest, looked: Looked, stderr: int) -> Prepared:
         """Prepare the run; what has to be tried by booting a guest is tried beside the loop, which carries others."""
+        machine = None
         if looked.agent.isolation == "microvm":
-            from cloister.runs.prepare_vm import try_machine
+            if self._tried is None:
+                from cloister.runs.vm_tried import Tried
 
-            await self._loop.run_in_executor(None, try_machine, self._kitchen, looked)
-        return self._kitchen.prepare(request, request.run, looked)
+                self._tried = Tried(self._loop, self._kitchen)
+            machine = await self._tried.machine(looked, stderr)
+        return self._kitchen.prepare(request, request.run, looked, machine)
 
     async def _start(
         self, request: RunRequest, link: Any, stdio: tuple[int, ...], on_close: Callable[[Any], None]
@@ -108,7 +113,7 @@ class Supervisor(Supervision):
             await self._system_units().start(request, looked, link, stdio)
             return
         self._audit.admit()
-        prepared = await self._prepare(request, looked)
+        prepared = await self._prepare(request, looked, stdio[2])
         upstream = upstream_proxy(prepared.agent.egress.upstream_proxy, os.environ)
         await self._confirm(prepared, request, link, on_close)
         plan, started = prepared.plan, time.time()

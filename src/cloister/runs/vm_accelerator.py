@@ -5,6 +5,7 @@ The answer of a boot is kept until the host's next one, for exactly this monitor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -12,6 +13,18 @@ import msgspec
 from cloister.host import kept_answer, vm_probe
 from cloister.isolation.qemu import clock_khz, probe_argv
 from cloister.plan.vm import Accelerator
+
+Trying = Callable[[str], None]
+"""Told in words what is about to be tried by booting a guest, where no answer is kept; what it raises is passed on."""
+WORDS = (
+    f"trying whether KVM boots a guest here: at most {vm_probe.BOUND_S:g} s, once after each start of this host, "
+    "for each image"
+)
+
+
+def quietly(words: str) -> None:
+    """Tell nobody."""
+    del words
 
 
 class Guest(NamedTuple):
@@ -32,13 +45,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the boot took that showed it; 0 where none was needed."""
 
 
-def accelerator(program: str, guest: Guest, runtime: str) -> Verdict:
+def accelerator(program: str, guest: Guest, runtime: str, trying: Trying = quietly) -> Verdict:
     """Return the accelerator for runs on this host.
 
     Args:
         program: path of QEMU.
         guest: what to boot where KVM is worth a try; its bytes are those of an image, and it gets nothing else.
         runtime: the user's own directory, gone after a reboot, where the answer is kept.
+        trying: called before a boot.
     """
     why = vm_probe.why_not_kvm()
     if why:
@@ -47,6 +61,7 @@ def accelerator(program: str, guest: Guest, runtime: str) -> Verdict:
     path = f"{runtime}/accelerator.json"
     if kept := kept_answer.recall(path, about, Verdict):
         return kept
+    trying(WORDS)
     heard = vm_probe.hear(probe_argv(program, "kvm", guest.kernel, guest.initramfs, clock=0))
     if heard.seconds:
         verdict = Verdict(accelerator="kvm", seconds=heard.seconds)

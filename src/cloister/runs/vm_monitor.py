@@ -16,6 +16,7 @@ from cloister.host.firecracker_probe import Verdict, probe
 from cloister.host.programs import trusted
 from cloister.isolation.firecracker_api import parse_version
 from cloister.plan.vm import Monitor
+from cloister.runs.vm_accelerator import Trying, quietly
 
 NAME = "firecracker"
 _PLACES = ("/usr/local/bin", "/usr/bin", "/opt/firecracker", "/run/current-system/sw/bin")
@@ -74,21 +75,28 @@ def find(search: str, *, owner: int, forbidden: tuple[str, ...] = ()) -> str:
         owner: the user's uid.
         forbidden: directories that an agent can write.
     """
+    return next((path for path, counts in _installed(search, owner, forbidden) if counts), "")
+
+
+def passed_over(search: str, *, owner: int) -> str:
+    """Return the first Firecracker that does not count, since others could have put it there; else nothing."""
+    return next((path for path, counts in _installed(search, owner, ()) if not counts), "")
+
+
+def _installed(search: str, owner: int, forbidden: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+    """Yield each that is there, by its real path, and whether it counts."""
     for directory in (*_PLACES, *search.split(":")):
         program = Path(directory, NAME)
         if not directory.startswith("/") or not program.is_file() or not os.access(program, os.X_OK):
             continue
         real, place = program.resolve(), Path(directory).resolve()
         ways = {real, *real.parents, place, *place.parents}
-        if any(str(way) in forbidden for way in ways) or not all(trusted(way, owner) for way in ways):
-            continue
-        return str(real)
-    return ""
+        yield str(real), not any(str(way) in forbidden for way in ways) and all(trusted(way, owner) for way in ways)
 
 
-def attempt(program: str, image: str, runtime: str) -> Verdict:
+def attempt(program: str, image: str, runtime: str, trying: Trying = quietly) -> Verdict:
     """Return whether it boots the kernel of an image here; tried once after each start of the host."""
-    return probe(program, f"{image}/vmlinux", f"{image}/initramfs.cpio", f"{runtime}/firecracker.json")
+    return probe(program, f"{image}/vmlinux", f"{image}/initramfs.cpio", f"{runtime}/firecracker.json", trying)
 
 
 def _against(wanted: Wanted, program: str, attempt: Try) -> Iterator[UnsupportedError]:

@@ -16,7 +16,6 @@ from cloister.plan.vm_template import Template
 from cloister.policy.model import Images
 from cloister.runs import vm_warm
 from cloister.runs.compile_vm import image_of
-from cloister.runs.home_files import HomeFiles
 from cloister.runs.paths import Paths
 from cloister.runs.prepare import Kitchen
 from cloister.runs.prepare_vm import machine_facts, template_wanted
@@ -55,7 +54,7 @@ def warm_up(  # noqa: PLR0913  # called by name, in one place
         resolved = kitchen.policies.resolve(agent)
         asked = RunRequest(agent=agent, machine="1", memory=memory, cpus=cpus)
         wishes = narrowed(resolved.agent, asked)
-        machine = machine_facts(kitchen, wishes, resolved, HomeFiles((), (), (), "", "", ()), paths.home)
+        machine = machine_facts(kitchen, wishes, resolved, paths.home, say)
         wanted = template_wanted(wishes, machine)
         if wanted is None:
             raise UsageError(

@@ -18,7 +18,8 @@ IF_POLICY = ("microvm",)
 FAMILY = 40  # AF_VSOCK
 PLACES = ("/dev", "/run/cloister/private/dev")
 """Where programs look, and where the first process keeps its own."""
-KNOWN = ("vport0p1", "vport1p1", "vhost-vsock", "vsock", "ttyS0", "ttyS1")
+KNOWN = (*(f"vport{number}p1" for number in range(8)), "vhost-vsock", "vsock", "ttyS0", "ttyS1")
+"""Guessed where a directory cannot be read: a port is numbered by its device's place in the machine."""
 
 
 def attack(box: Box) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-from cloister.prove.inside.support import Box, read, write
+from cloister.prove.inside.support import Box, read
 
 ID = "vm-kernel-locked"
 TITLE = "Change the guest's kernel: modules, another kernel, its settings, its magic keys"
@@ -30,7 +30,7 @@ def attack(box: Box) -> None:
             box.stopped(f"{name}: this kernel cannot do it at all")
             continue
         box.must(read(path).strip() not in ("", "0"), f"{name} is set")
-        box.refused(f"write {name}", "EROFS EACCES EPERM", write, path, "0")
+        box.refused(path, "EROFS EACCES EPERM", os.open, path, os.O_WRONLY)
     for path in SETTINGS:
         # Opened and no more: the right is asked for here, and what is written there could end the guest.
         box.refused(path, "EROFS EACCES EPERM ENOENT", os.open, path, os.O_WRONLY)
