@@ -96,6 +96,8 @@ class Looked(NamedTuple):
     agent: Agent
     """Narrowed by the project's file, with the variables named on the command line."""
     layout: WorkspaceLayout
+    machine: VmFacts | None = None
+    """What can run a guest here, where that was found out before (`vm_tried.py`)."""
 
 
 class Kitchen:
@@ -150,18 +152,15 @@ class Kitchen:
         layout = self._workspaces.lay_out(agent, resolved.name, request.directory, project, admitted)
         return Looked(project, resolved, agent, layout)
 
-    def prepare(
-        self, request: RunRequest, run: str = "", looked: Looked | None = None, machine: VmFacts | None = None
-    ) -> Prepared:
+    def prepare(self, request: RunRequest, run: str = "", looked: Looked | None = None) -> Prepared:
         """Return everything a start needs; `looked` is what `look` has said of the request.
-
-        `machine` is what can run a guest here, where that was found out before (`vm_tried.py`).
 
         Raises:
             CloisterError: in all its kinds, before anything was changed.
         """
         paths = self.paths
-        project, resolved, agent, layout = looked or self.look(request)
+        looked = looked or self.look(request)
+        project, resolved, agent, layout, machine = looked
         root, guest = layout.root, agent.isolation == "microvm"
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
@@ -175,7 +174,7 @@ class Kitchen:
         run = run or new_id(time.time())
         wanted = agent.egress.mode == "internet" and not guest
         direct = internet(ruleset, guard, self.host(), nameservers()) if wanted else None
-        found = self.home_files(looked or Looked(project, resolved, agent, layout))
+        found = self.home_files(looked)
         files = self._file_variables(agent, resolved, root, found)
         facts = self._facts_for(run, request, resolved, agent, layout, program, found, direct)
         facts = with_files(facts, files)

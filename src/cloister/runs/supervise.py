@@ -94,14 +94,13 @@ class Supervisor(Supervision):
 
     async def _prepare(self, request: RunRequest, looked: Looked, stderr: int) -> Prepared:
         """Prepare the run; what has to be tried by booting a guest is tried beside the loop, which carries others."""
-        machine = None
         if looked.agent.isolation == "microvm":
             if self._tried is None:
                 from cloister.runs.vm_tried import Tried
 
                 self._tried = Tried(self._loop, self._kitchen)
-            machine = await self._tried.machine(looked, stderr)
-        return self._kitchen.prepare(request, request.run, looked, machine)
+            looked = looked._replace(machine=await self._tried.machine(looked, stderr))
+        return self._kitchen.prepare(request, request.run, looked)
 
     async def _start(
         self, request: RunRequest, link: Any, stdio: tuple[int, ...], on_close: Callable[[Any], None]
