@@ -158,7 +158,6 @@ class Kitchen:
         Raises:
             CloisterError: in all its kinds, before anything was changed.
         """
-        paths = self.paths
         looked = looked or self.look(request)
         project, resolved, agent, layout, machine = looked
         root, guest = layout.root, agent.isolation == "microvm"
@@ -169,7 +168,7 @@ class Kitchen:
         search = request.environment.get("PATH", os.defpath)
         program = None
         if not guest and _outside(command[0], root):  # a guest's programs are those of its image
-            program = find_program(command[0], search, home=paths.home, forbidden=(root,))
+            program = find_program(command[0], search, home=self.paths.home, forbidden=(root,))
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
         run = run or new_id(time.time())
         wanted = agent.egress.mode == "internet" and not guest
