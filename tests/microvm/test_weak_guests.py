@@ -80,14 +80,6 @@ def outcomes(results: dict[str, Result]) -> dict[str, str]:
     return {name: result.outcome for name, result in results.items()}
 
 
-def test_where_nothing_holds_each_attack_on_a_guest_gets_through(weakened: Weakened) -> None:
-    """With an agent that is root in a guest without locks each of these cases says *allowed*, none passes."""
-    results = weakened.attacked("open", OPEN)
-
-    assert {name: result.detail for name, result in results.items() if result.outcome != "allowed"} == {}
-    assert len(results) >= 4
-
-
 @pytest.mark.slow
 def test_no_attempt_of_a_case_is_one_that_always_fails(weakened: Weakened) -> None:
     """What an honest guest stops gets through where nothing holds, attempt by attempt, but for what no machine has."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from shim_build import SOURCES
 
-FLAGS = ("-std=gnu11", "-O1", "-fPIE", "-w")
+FLAGS = ("-std=gnu11", "-O0", "-fPIE", "-w")
 
 
 class Change(NamedTuple):

@@ -164,6 +164,16 @@ static void on_inner_gone(void)
     never_ran(failure, sizeof failure);
 }
 
+/*
+ * It took no more. One that has gone has said before what became of the agent: that is still to be read, and counts. An
+ * agent's end must not look like its inner half's because a signal came a moment too late.
+ */
+static void on_unsent(void)
+{
+    if (errno != EPIPE && errno != ECONNRESET)
+        on_inner_gone();
+}
+
 void guest_reap(void)
 {
     pid_t pid;
@@ -318,7 +328,7 @@ void guest_inner_order(uint8_t type, const struct reader *payload)
     if (!good)
         fail_order(id, EAGAIN);
     else if (channel_send_all(&self.channel, (char)type, payload->at, payload->left, theirs, pty ? 0 : 3) < 0)
-        on_inner_gone();
+        on_unsent();
     for (unsigned k = 0; k < 3; k++)
         if (theirs[k] >= 0)
             close(theirs[k]);
@@ -327,7 +337,7 @@ void guest_inner_order(uint8_t type, const struct reader *payload)
 void guest_inner_signal(const struct reader *payload)
 {
     if (self.channel.fd > 0 && !self.over && channel_send(&self.channel, 'S', payload->at, payload->left, -1) < 0)
-        on_inner_gone();
+        on_unsent();
 }
 
 /* Its user has left: the last descriptor goes, and who is still there gets SIGHUP from the kernel. */
@@ -386,5 +396,5 @@ void guest_terminal_ready(struct reader *payload)
                     STREAM_SENDS | STREAM_RECEIVES | STREAM_IS_TERMINAL, NULL) < 0)
         guest_give_up("relay a terminal");
     if (channel_send(&self.channel, 'M', id, sizeof id, -1) < 0)
-        on_inner_gone();
+        on_unsent();
 }
