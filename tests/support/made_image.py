@@ -50,7 +50,7 @@ def root_image() -> tuple[bytes, Verity]:
 
 
 def make(
-    folder: Path, signers: tuple[Signer, ...], *, name: str = "made", version: int = 1
+    folder: Path, signers: tuple[Signer, ...], *, name: str = "made", version: int = 1, protocol: int = 1
 ) -> tuple[ImageStore, Manifest]:
     """Put an image into the store in a folder."""
     store = ImageStore(str(folder))
@@ -63,7 +63,7 @@ def make(
     )
     manifest = Manifest(
         name=name, version=version, arch=os.uname().machine, created=1, kernel=_part(kernel), kernel_release="6.1",
-        initramfs=_part(initramfs), root=table, cmdline="{verity} {clock}", protocol=1, recipe="0" * 64,
+        initramfs=_part(initramfs), root=table, cmdline="{verity} {clock}", protocol=protocol, recipe="0" * 64,
         packages=lock.digest(),
     )  # fmt: skip
     with store.making() as work:
