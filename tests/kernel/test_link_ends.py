@@ -234,7 +234,7 @@ def test_a_terminal_shows_all_before_the_end_of_the_keeper(keeper: Keeper) -> No
 
 
 def test_an_end_that_was_told_outlives_a_signal_that_came_too_late(keeper: Keeper) -> None:
-    """The agent ends by one signal, the next finds nobody: what the inner half had said before counts, 143 and not 137."""
+    """The agent ends by one signal, the next finds nobody: what the inner half had said before counts: 143, not 137."""
     asleep(keeper)
     keeper.channel.send("Q")
     keeper.until("Q")  # from now on nobody reads what the inner half says
