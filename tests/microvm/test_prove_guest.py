@@ -58,6 +58,7 @@ def not_denied(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: f"{case['outcome']}: {case['detail']}" for name, case in found.items() if case["outcome"] != "denied"}
 
 
+@pytest.mark.timeout(420)
 def test_attacks_on_the_guest_itself(user: User, workspace: Path) -> None:
     """Root, disks, kernel and channel of a guest withstand its agent, and so does what others attack elsewhere."""
     found = proved(user, workspace, (*OF_GUESTS, *SAMPLE), 400)
@@ -68,6 +69,7 @@ def test_attacks_on_the_guest_itself(user: User, workspace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_battery_in_a_guest(user: User, workspace: Path) -> None:
     """Every case is denied, but for those whose thing the policy does not have."""
     found = proved(user, workspace, (), 1700)
