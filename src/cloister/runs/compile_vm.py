@@ -46,6 +46,7 @@ from cloister.runs import identity_files, limits
 from cloister.runs.compile import PROJECT_RECORD, Facts, project_record
 from cloister.runs.compile_parts import (
     Files,
+    Said,
     box_steps,
     boxed_settings,
     command_argv,
@@ -55,10 +56,10 @@ from cloister.runs.compile_parts import (
     is_overlay,
     notices,
     opt_outs,
+    plan_of,
     refuse_homeless_settings,
     seccomp_profile,
 )
-from cloister.runs.credentials_plan import planned
 from cloister.runs.unenforced import refuse_unenforced_vm
 from cloister.runs.vm_shape import warm_machine
 
@@ -132,23 +133,18 @@ def compile_vm(  # noqa: PLR0913  # as `compile_run`, and the machine
     limited = _limited(agent, facts, machine)
     launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), files, facts, machine)
     launch = msgspec.structs.replace(launch, runtime_s=limited.runtime_s)
-    return Plan(
-        run=facts.run,
-        agent=facts.agent_name,
-        preset=agent.preset,
-        isolation=agent.isolation,
-        workspace=facts.layout.root,
-        policy_digest=facts.policy_digest,
-        profile=facts.profile,
-        project=facts.project,
-        steps=(*_preparations(agent, preset, facts, files, launch, limited, machine), launch),
-        asked=command,
-        egress=egress,
-        credentials=planned(agent),
-        models=facts.model_words,
+    said = Said(
         limits=tuple(_limit_words(agent, machine, limited)),
         opt_outs=opt_outs(agent, facts, direct=False),
         notices=(*_notices(agent, facts), *machine.notices, *notices(agent, facts, direct=False)),
+    )
+    return plan_of(
+        agent,
+        facts,
+        command,
+        egress,
+        (*_preparations(agent, preset, facts, files, launch, limited, machine), launch),
+        said,
     )
 
 
