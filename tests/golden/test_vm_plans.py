@@ -10,7 +10,7 @@ import pytest
 from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest, Part, Verity
 from cloister.plan import render
-from cloister.plan.steps import Plan
+from cloister.plan.steps import Limit, Plan
 from cloister.plan.vm import FIRST_FILE
 from cloister.plan.workspace import Mount, WorkspaceLayout
 from cloister.policy.document import read
@@ -133,6 +133,37 @@ def test_what_a_guest_cannot_keep_is_refused(table: str, reference: str) -> None
 
     assert caught.value.reference == reference
     assert _of_table("").isolation == "microvm"
+
+
+def test_the_monitor_is_held_wherever_that_can_be() -> None:
+    """Whatever the policy says of memory: in a cgroup where this host gives one. Else it is not said to be in one.
+
+    Who insists on a cgroup (`limits.enforce`) starts nothing without.
+    """
+    given = Means("cgroup", ("cpu", "memory", "pids"), "/sys/fs/cgroup/mine")
+    steps = {
+        name: [step for step in plan.steps if isinstance(step, Limit)]
+        for name, plan in (("scope", _of_table("")), ("given", _of({}, limit_means=given)),
+                           ("none", _of({}, limit_means=Means())))
+    }  # fmt: skip
+    held = "monitor 1536 MiB, 512 tasks: cgroup"
+
+    assert [step.values() for step in steps["scope"]] == [{"memory.max": str(1536 << 20), "pids.max": "512"}]
+    assert [step.describe().split(":")[0] for step in steps["given"]] == [
+        "limit in cgroup /sys/fs/cgroup/mine/cloister-0123456789ab"
+    ]
+    assert steps["none"] == []
+    assert f"{held} (systemd scope)" in _of_table("").limits
+    assert not any("monitor" in words for words in _of({}, limit_means=Means()).limits)
+    with pytest.raises(UnsupportedError, match="cgroup"):
+        _of({"enforce": '"cgroup"'}, limit_means=Means())
+
+
+def _of(limits: dict[str, str], **changes: object) -> Plan:
+    """Return a plan with these limits, on a host with these facts."""
+    table = "".join(f"{name} = {value}\n" for name, value in limits.items())
+    head = b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n[agents.agent.limits]\n'
+    return _plan(head + table.encode(), **changes)
 
 
 def test_the_smaller_of_two_memories_counts() -> None:

@@ -134,7 +134,7 @@ def compile_vm(  # noqa: PLR0913  # as `compile_run`, and the machine
     launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), files, facts, machine)
     launch = msgspec.structs.replace(launch, runtime_s=limited.runtime_s)
     said = Said(
-        limits=tuple(_limit_words(agent, machine, limited)),
+        limits=tuple(_limit_words(agent, limited)),
         opt_outs=opt_outs(agent, facts, direct=False),
         notices=(*_notices(agent, facts), *machine.notices, *notices(agent, facts, direct=False)),
     )
@@ -170,12 +170,13 @@ def memory_of(agent: Agent) -> int:
 
 
 def _limited(agent: Agent, facts: Facts, machine: VmFacts) -> limits.Limited:
-    """Return what holds the monitor: the guest's memory and what the monitor needs, its processors' share."""
+    """Return what holds the monitor: the guest's memory and what the monitor needs, its processors' share.
+
+    Whatever the policy says of memory: a guest has an end, and its monitor gets one where this host can give it.
+    """
     asked = agent.limits
-    bounded = bool(agent.microvm.memory or asked.memory_max or asked.cpu_quota)
-    held = "memory" in facts.limit_means.controllers and bounded
     memory = ""
-    if held or asked.enforce == "cgroup":
+    if "memory" in facts.limit_means.controllers or asked.enforce == "cgroup":
         memory = f"{(memory_of(agent) + _OVERHEAD[machine.accelerator]) // _MIB}M"
     tasks = _MONITOR_TASKS if memory and "pids" in facts.limit_means.controllers else None
     outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=tasks, open_files=None, disk_max="")
@@ -395,19 +396,20 @@ def _disk(agent: Agent) -> int:
     return min(asked, default=_DISK_BYTES)
 
 
-def _limit_words(agent: Agent, machine: VmFacts, limited: limits.Limited) -> Iterator[str]:
+def _limit_words(agent: Agent, limited: limits.Limited) -> Iterator[str]:
     """Say of each limit what keeps it."""
     asked, memory = agent.limits, memory_of(agent) // _MIB
     yield "core dumps: off (rlimit)"
-    around = (
-        "" if limited.cgroup is None else f", and of the monitor {memory + _OVERHEAD[machine.accelerator] // _MIB} MiB"
-    )
-    yield f"memory {memory} MiB: the guest's{around}"
+    yield f"memory {memory} MiB: the guest's"
+    held = limited.cgroup
+    if held and held.memory_bytes:
+        tasks = f", {held.tasks} tasks" if held.tasks else ""
+        yield f"monitor {held.memory_bytes // _MIB} MiB{tasks}: {limits.mechanism(held)}"
     yield f"processors {agent.microvm.cpus or 1}: the guest's"
     if asked.tasks_max is not None:
         yield f"tasks_max {asked.tasks_max}: rlimit in the guest, where nobody else has that uid (RLIMIT_NPROC)"
     if asked.cpu_quota:
-        yield f"cpu_quota {asked.cpu_quota}: cgroup of the monitor"
+        yield f"cpu_quota {asked.cpu_quota}: {limits.mechanism(held)}, of the monitor"
     if asked.open_files is not None:
         yield f"open_files {asked.open_files}: rlimit"
     yield f"disk {_disk(agent) // _MIB} MiB: size of the guest's disk, and of what is added in the workspace"
