@@ -100,7 +100,8 @@ class Keeper:
         filtered = memory(seccomp_without_userns())
         argv = [*_jail(place), "--"] if jail else []
         argv += [str(place.shim), "keeper", "--ctl", str(theirs.fileno()), "--box", str(place.box)]
-        argv += ["--console", str(self.console), "--console-bytes", "65536", "--socket", "egress.sock", *options]
+        argv += ["--console", str(self.console), "--console-bytes", "65536", "--patience", "120"]
+        argv += ["--socket", "egress.sock", *options]
         self.process = subprocess.Popen(
             [*argv, "--", *(monitor if monitor is not None else _machine(place, filtered))],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

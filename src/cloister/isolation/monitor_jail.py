@@ -18,6 +18,8 @@ FIRECRACKER = f"{CLOISTER_DIR}/firecracker"
 """Where Firecracker appears: it may lie anywhere on the host."""
 CONSOLE_BYTES = 256 << 10
 """Kept of what a guest prints; as much again of what it printed before."""
+PATIENCE_S = 120
+"""For a guest to say hello and report its walls: a busy host that emulates it needs a tenth of that."""
 _LOADER_CACHE = "/etc/ld.so.cache"
 
 
@@ -73,6 +75,7 @@ def _keeper(jail: Jail) -> list[str]:
     for descriptor, port in jail.published:
         argv += ["--publish", f"{descriptor}:{port}"]
     argv += ["--console", f"{VM}/console.log", "--console-bytes", str(CONSOLE_BYTES)]
+    argv += ["--patience", str(PATIENCE_S)]
     if jail.vsock:
         argv += ["--vsock", jail.vsock]
     return [*argv, "--", *jail.monitor]

@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 enum { EXIT_KILLED = 137, OUT_OF_THE_WAY = 64, TICK_MS = 50, BUSY_TICK_MS = 5 };
-enum { KILL_PATIENCE_MS = 2000, JOIN_PATIENCE_MS = 120000 };
+enum { KILL_PATIENCE_MS = 2000 };
 
 static struct keeper {
     struct keeper_options options;
@@ -122,7 +122,7 @@ static void on_tick(void)
         keeper_end(EXIT_KILLED);
     if (self.join_by_ms && now >= self.join_by_ms)
         keeper_fail("guest-silent", "the guest did not %s within %d s",
-                    keeper_guest_joined() ? "report its walls" : "say hello", JOIN_PATIENCE_MS / 1000);
+                    keeper_guest_joined() ? "report its walls" : "say hello", self.options.patience_s);
     if (self.join_by_ms || self.kill_at_ms || keeper_monitor_waiting() || keeper_box_waiting())
         loop_later(keeper_box_waiting() ? BUSY_TICK_MS : TICK_MS, on_tick);
 }
@@ -148,7 +148,7 @@ static void on_begin(struct frame *frame)
     for (int fd = 3; fd < OUT_OF_THE_WAY; fd++)
         if (self.inherited >> fd & 1)
             close(fd);
-    self.join_by_ms = sys_now_ms() + JOIN_PATIENCE_MS;
+    self.join_by_ms = sys_now_ms() + (int64_t)self.options.patience_s * 1000;
     on_tick();
 }
 

@@ -19,6 +19,7 @@ struct keeper_options {
     const char *box;
     const char *console;
     size_t console_bytes;
+    int patience_s;    /* for the guest's walls to be reported */
     const char *vsock; /* NULL: the monitor gets a socket */
     const char *sockets[KEEPER_SOCKETS_MAX];
     size_t socket_count;

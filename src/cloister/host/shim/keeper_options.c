@@ -45,6 +45,14 @@ static bool parse_bytes(size_t *bytes, const char *text)
     return end && !*end && !errno && value >= 4096 && value <= 1ULL << 30;
 }
 
+static bool parse_seconds(int *seconds, const char *text)
+{
+    char *end = NULL;
+    long value = *text >= '0' && *text <= '9' ? strtol(text, &end, 10) : 0;
+    *seconds = (int)value;
+    return end && !*end && value >= 1 && value <= 3600;
+}
+
 static bool parse(struct keeper_options *options, const char *name, const char *value)
 {
     if (strcmp(name, "--ctl") == 0)
@@ -55,6 +63,8 @@ static bool parse(struct keeper_options *options, const char *name, const char *
         return (options->console = value) != NULL;
     if (strcmp(name, "--console-bytes") == 0)
         return parse_bytes(&options->console_bytes, value);
+    if (strcmp(name, "--patience") == 0)
+        return parse_seconds(&options->patience_s, value);
     if (strcmp(name, "--vsock") == 0)
         return (options->vsock = value) != NULL;
     if (strcmp(name, "--socket") == 0)
@@ -76,5 +86,6 @@ bool keeper_options_parse(struct keeper_options *options, int count, char **argu
     if (at + 1 >= count)
         return false;
     options->monitor = arguments + at + 1;
-    return options->ctl >= 0 && options->box && options->console && options->console_bytes > 0;
+    return options->ctl >= 0 && options->box && options->console && options->console_bytes > 0 &&
+           options->patience_s > 0;
 }

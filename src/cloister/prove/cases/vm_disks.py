@@ -13,13 +13,15 @@ SHAPE = "any"
 IF_POLICY = ("microvm",)
 
 DEVICES = ("vda", "vdb", "vdc", "dm-0", "mapper/root", "mapper/control", "hwrng", "ttyS0", "console", "port", "kmem")
+PLACES = ("/dev", "/run/cloister/private/dev")
+"""Where programs look, and where the guest's first process keeps its own."""
 
 
 def attack(box: Box) -> None:
     """By name, by whatever else is in /dev, and by a node of one's own."""
-    for name in DEVICES:
+    for path in (f"{place}/{name}" for place in PLACES for name in DEVICES):
         for flags in (os.O_RDONLY, os.O_WRONLY):
-            box.refused(f"/dev/{name}", "ENOENT EACCES EPERM ENXIO", os.open, f"/dev/{name}", flags)
+            box.refused(path, "ENOENT EACCES EPERM", os.open, path, flags | os.O_NONBLOCK | os.O_NOCTTY)
     known = {
         "null",
         "zero",
