@@ -57,7 +57,17 @@ def test_nothing_comes_by_default() -> None:
 def test_a_tap_is_a_descriptor_and_has_the_runs_address() -> None:
     """With a bridge the card has the address that the packet filter knows, and QEMU opens no device."""
     argv = " ".join(qemu_argv(machine(tap_fd=12, mac="02:00:00:00:00:07")))
-    assert "-netdev tap,id=net,fd=12 -device virtio-net-device,netdev=net,mac=02:00:00:00:00:07" in argv
+    assert "-netdev tap,id=net,fd=12 -device virtio-net-device,netdev=net,mac=02:00:00:00:00:07," in argv
+    for feature in ("csum", "gso", "guest_tso4", "mrg_rxbuf", "ctrl_vq"):
+        assert f",{feature}=off" in argv, "no feature that is not needed is offered to a guest"
+
+
+def test_a_templates_card_is_that_of_a_tap_and_leads_nowhere() -> None:
+    """What becomes a template has the card that its runs will have, on a wire of its own with nobody at the end."""
+    made = qemu_argv(machine(memory_fd=30, shared=True, mac="52:54:00:00:00:00"))
+    taken = qemu_argv(machine(memory_fd=30, shared=True, mac="52:54:00:00:00:00", tap_fd=12))
+    assert "hubport,id=net,hubid=0" in made
+    assert [word for word in taken if word not in made] == ["tap,id=net,fd=12"]
 
 
 @pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max")])
