@@ -178,12 +178,11 @@ def test_a_warm_start_keeps_to_everything_that_a_cold_one_does() -> None:
     assert [word for word in plans[1].argv if word not in plans[0].argv] == [
         f"{behind + 1}:18789", "microvm,auto-kernel-cmdline=off,memory-backend=memory",
         "memory-backend-file,id=memory,size=512M,mem-path=/proc/self/fd/10,share=off",
-        "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=off", "socket,id=orders,fd=12", "-mon",
+        "socket,id=orders,fd=12", "-mon",
         "chardev=orders,mode=control", "-incoming", "defer", f"tap,id=net,fd={behind}",
     ]  # fmt: skip
     assert [word for word in plans[0].argv if word not in plans[1].argv] == [
-        f"{behind - 2}:18789", "microvm,auto-kernel-cmdline=off",
-        "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on", f"tap,id=net,fd={behind - 3}",
+        f"{behind - 2}:18789", "microvm,auto-kernel-cmdline=off", f"tap,id=net,fd={behind - 3}",
     ]  # fmt: skip
     assert (cold_vm.fields, cold_vm.inner) == (warm_vm.fields, warm_vm.inner)
 

@@ -25,6 +25,12 @@ _KIND = "microvm,auto-kernel-cmdline=off"
 """The kernel gets our words and no others."""
 _BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 _PROBE_MIB = 128
+_BALLOON = "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on,page-poison=off"
+"""Free pages go back to the host, and come back with any content: a guest that wants them empty reports none.
+
+Of memory that machines share the part that this one has written goes back: see `discards.py`."""
+_ONLY_DATA = "discard=off,write-zeroes=off"
+"""Disks are read and written. No request of theirs makes QEMU punch a hole: that call is for memory (`discards.py`)."""
 _NO_FEATURES = (
     "csum", "guest_csum", "gso", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo", "host_tso4", "host_tso6",
     "host_ecn", "host_ufo", "mrg_rxbuf", "status", "guest_announce", "ctrl_vq", "ctrl_rx", "ctrl_rx_extra",
@@ -99,7 +105,7 @@ def qemu_argv(machine: Machine) -> tuple[str, ...]:
     # `append`: a pipe cannot be truncated, which is what opening it would otherwise do.
     argv += ["-add-fd", f"fd={CONSOLE_FD},set={_CONSOLE_SET}", "-serial", "chardev:console"]
     argv += ["-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_SET},append=on"]
-    argv += ["-device", "virtio-rng-device", "-device", _balloon(machine)]
+    argv += ["-device", "virtio-rng-device", "-device", _BALLOON]
     argv += _control(machine)
     if machine.mac:
         argv += _card(machine)
@@ -137,12 +143,6 @@ def _memory(machine: Machine) -> list[str]:
     return ["-M", f"{_KIND},memory-backend=memory", "-m", size, "-object", f"{backend},share={share}"]
 
 
-def _balloon(machine: Machine) -> str:
-    """Free pages go back to the host; not those of a file, which QEMU would punch holes into."""
-    reporting = "on" if machine.memory_fd is None else "off"
-    return f"virtio-balloon-device,deflate-on-oom=on,free-page-reporting={reporting}"
-
-
 def _disk(index: int, role: str, descriptor: int, rate: int) -> list[str]:
     # auto-read-only would first try to open for reading, for which an fdset with one writable descriptor has nothing.
     only = f"read-only={'on' if role == 'root' else 'off'},auto-read-only=off"
@@ -150,10 +150,10 @@ def _disk(index: int, role: str, descriptor: int, rate: int) -> list[str]:
     argv = ["-add-fd", f"fd={descriptor},set={index}", "-blockdev", file]
     argv += ["-blockdev", f"driver=raw,node-name={role},file={role}-file,{only}"]
     if not rate:
-        return [*argv, "-device", f"virtio-blk-device,drive={role}"]
+        return [*argv, "-device", f"virtio-blk-device,drive={role},{_ONLY_DATA}"]
     argv += ["-object", f"throttle-group,id={role}-rate,x-bps-total={rate}"]
     argv += ["-blockdev", f"driver=throttle,node-name={role}-slowed,throttle-group={role}-rate,file={role},{only}"]
-    return [*argv, "-device", f"virtio-blk-device,drive={role}-slowed"]
+    return [*argv, "-device", f"virtio-blk-device,drive={role}-slowed,{_ONLY_DATA}"]
 
 
 def _card(machine: Machine) -> list[str]:
