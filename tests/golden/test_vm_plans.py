@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloister.errors import UnsupportedError
@@ -58,14 +59,15 @@ def _facts(**changes: object) -> Facts:
     return Facts(**(values | changes))  # type: ignore[arg-type]
 
 
-def _plan(text: bytes, **changes: object) -> Plan:
+def _plan(text: bytes, *, machine: VmFacts = MACHINE, **changes: object) -> Plan:
     resolved = resolve(read(text, "cloister.toml"), "agent", presets=builtin_presets())
     allow = tuple(str(entry) for entry in resolved.agent.egress.allow)
-    return compile_vm(resolved.agent, resolved.preset, resolved.agent.command, allow, _facts(**changes), MACHINE)
+    return compile_vm(resolved.agent, resolved.preset, resolved.agent.command, allow, _facts(**changes), machine)
 
 
-def _of_table(table: str) -> Plan:
-    return _plan(b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n' + table.encode())
+def _of_table(table: str, machine: VmFacts = MACHINE) -> Plan:
+    text = b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n'
+    return _plan(text + table.encode(), machine=machine)
 
 
 def _compiled(name: str) -> str:
@@ -186,6 +188,34 @@ def test_ports_follow_the_files_in_the_jail() -> None:
 
     assert [argv[at + 1] for at, word in enumerate(argv) if word == "--publish"] == [
         f"{behind}:18789", f"{behind + 1}:18790"]  # fmt: skip
+
+
+def test_a_warm_start_keeps_to_everything_that_a_cold_one_does() -> None:
+    """From a template the monitor's argv says what it says without: only memory and its loading are added.
+
+    So are its jail and what the guest is told; a tap lies behind the template's files, and ports behind the tap.
+    """
+    table = (
+        '[agents.agent.microvm]\nmemory = "512M"\ncpus = 2\ndisk_rate = "1M"\nnetwork = "bridge"\nports = [18789]\n'
+        '[agents.agent.limits]\ntasks_max = 99\ndisk_max = "1G"\n'
+    )
+    warm = msgspec.structs.replace(MACHINE, template=("/templates/key", "0" * 64))
+    plans = [_of_table(table, machine).launch for machine in (MACHINE, warm)]
+    cold_vm, warm_vm = plans[0].vm, plans[1].vm
+    assert cold_vm is not None
+    assert warm_vm is not None
+    behind = FIRST_FILE + len(warm_vm.files)
+
+    assert [word for word in plans[1].argv if word not in plans[0].argv] == [
+        f"{behind + 1}:18789", "microvm,auto-kernel-cmdline=off,memory-backend=memory",
+        "memory-backend-file,id=memory,size=512M,mem-path=/proc/self/fd/10,share=off",
+        "socket,id=orders,fd=12", "-mon",
+        "chardev=orders,mode=control", "-incoming", "defer", f"tap,id=net,fd={behind}",
+    ]  # fmt: skip
+    assert [word for word in plans[0].argv if word not in plans[1].argv] == [
+        f"{behind - 2}:18789", "microvm,auto-kernel-cmdline=off", f"tap,id=net,fd={behind - 3}",
+    ]  # fmt: skip
+    assert (cold_vm.fields, cold_vm.inner) == (warm_vm.fields, warm_vm.inner)
 
 
 @pytest.mark.parametrize(("preset", "image"), [("claude", "claude"), ("pi", "pi"), ("shell", "dev"), ("", "dev")])

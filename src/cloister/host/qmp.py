@@ -178,10 +178,14 @@ def preload(commands: Sequence[tuple[str, dict[str, Any]]]) -> tuple[int, int]:
 
 
 def restore_orders(state: int, *, shared: bool) -> tuple[int, int]:
-    """Return `preload` with what loads a machine's state, from the descriptor `state` of the monitor, and starts it."""
+    """Return `preload` with what loads a machine's state, from the descriptor `state` of the monitor, and starts it.
+
+    The machine has not moved anywhere, so the monitor shall not say on its behalf where its card is now (RARP).
+    """
     return preload(
         [
             ("migrate-set-capabilities", {"capabilities": [{**_SHARED, "state": shared}]}),
+            ("migrate-set-parameters", {"announce-rounds": 0}),
             ("migrate-incoming", {"uri": f"fd:{state}"}),
         ]
     )

@@ -331,13 +331,18 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
 
 def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, ...]:
     connected = vm.network == "bridge"
+    mac = guest_mac(uid, run) if connected else ""
+    tap_fd = FIRST_FILE + len(vm.files) if connected else None
     if vm.monitor == "firecracker":
         firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
         return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
     named: dict[str, int] = {file.role: FIRST_FILE + index for index, file in enumerate(vm.files)}
     qmp = f"{monitor_jail.VM}/qmp.sock"
     if vm.template:
-        warm = warm_machine(vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, qmp=qmp)
+        warm = warm_machine(
+            vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, qmp=qmp,
+            disk_rate=vm.disk_rate, mac=mac, tap_fd=tap_fd,
+        )  # fmt: skip
         return qemu.qemu_argv(warm)
     return qemu.qemu_argv(
         qemu.Machine(
@@ -349,8 +354,8 @@ def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, .
             cmdline=vm.cmdline,
             disk_rate=vm.disk_rate,
             qmp=qmp,
-            tap_fd=FIRST_FILE + len(vm.files) if connected else None,
-            mac=guest_mac(uid, run) if connected else "",
+            tap_fd=tap_fd,
+            mac=mac,
         )
     )
 

@@ -105,17 +105,13 @@ def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | 
 
 
 def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
-    """Return what a template would have to be; None for a guest that boots each time.
-
-    One with a card on the bridge does: its template would need a tap just like it. With KVM a boot is short, and nobody
-    has tried a template with it.
-    """
+    """Return what a template would have to be; None for a guest that boots each time."""
     if not vm_warm.fit(agent.microvm, machine.monitor, machine.accelerator):
         return None
     manifest = machine.manifest
     return vm_warm.Wanted(
         manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
-        machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
+        machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1, agent.microvm.network == "bridge",
     )  # fmt: skip
 
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 NFT_LOAD = ("-f", "/dev/fd/5")
 """5 is the third descriptor of the frame (`plan.steps.Launch`)."""
+_SHARING = "shared-memory"
+"""The filter of a monitor that shares its guest's memory with others."""
 NFT_REPORT = ("-j", "list", "table", "inet", nft.TABLE)
 
 
@@ -220,7 +222,8 @@ class Supervisor(Supervision):
             + encode_list([os.fsencode(part) for one in launch.holds for part in (one.mode, one.source, one.target)])
         )
         # The agent's own filter is loaded in the guest; the monitor's is the one that no policy has made wider.
-        files = [_memory_file("seccomp", self._filter("" if launch.vm else launch.seccomp))]
+        profile = launch.seccomp if not launch.vm else _SHARING if launch.vm.template else ""
+        files = [_memory_file("seccomp", self._filter(profile))]
         files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
         machine = run.guest.descriptors if run.guest else ()
         run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:], *machine))
@@ -240,6 +243,10 @@ class Supervisor(Supervision):
                 netlink="netlink" in words,
                 listeners="listeners" in words,
             )
+            if profile == _SHARING:
+                from cloister.isolation.discards import pretended
+
+                self._filters[profile] = pretended(platform.machine(), self._filters[profile])
         return self._filters[profile]
 
     # --- further commands, control ------------------------------------------------------------

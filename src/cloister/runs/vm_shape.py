@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from cloister.isolation import qemu
+from cloister.plan.bridge import NOBODYS_MAC
 from cloister.plan.vm import FIRST_FILE, Accelerator
 from cloister.plan.vm_template import Shape
 
@@ -21,9 +22,12 @@ def numbers(count: int = len(ROLES)) -> dict[str, int]:
 
 def warm_machine(  # noqa: PLR0913  # what decides a machine
     program: str, accelerator: Accelerator, cmdline: str, *, memory_mib: int, cpus: int, making: bool = False,
-    qmp: str = "",
+    qmp: str = "", disk_rate: int = 0, mac: str = "", tap_fd: int | None = None,
 ) -> qemu.Machine:  # fmt: skip
-    """Return the machine that starts from a template, or the one that becomes one (`making`)."""
+    """Return the machine that starts from a template, or the one that becomes one (`making`).
+
+    What its disks may move in a second, whose its card is and where that leads are no part of a template.
+    """
     named = numbers()
     return qemu.Machine(
         program=program,
@@ -33,6 +37,9 @@ def warm_machine(  # noqa: PLR0913  # what decides a machine
         files={role: named[role] for role in ROLES[:COLD]},
         cmdline=cmdline,
         qmp=qmp,
+        disk_rate=disk_rate,
+        mac=mac,
+        tap_fd=tap_fd,
         memory_fd=named["memory"],
         shared=making,
         orders_fd=named["orders"],
@@ -59,12 +66,13 @@ def shape_of(image: tuple[str, int, str], machine: qemu.Machine, *, program: str
         host=hashlib.sha256(host.encode()).hexdigest(),
         memory_mib=machine.memory_mib,
         cpus=machine.cpus,
+        card=bool(machine.mac),
         machine=hashlib.sha256("\0".join(argv).encode()).hexdigest(),
     )
 
 
 def _standard(machine: qemu.Machine) -> qemu.Machine:
-    """Return the machine without what says only how it is started, or where its control socket lies."""
+    """Return the machine without what may differ between two runs, or says only how it is started."""
     return qemu.Machine(
         program=machine.program,
         accelerator=machine.accelerator,
@@ -73,4 +81,5 @@ def _standard(machine: qemu.Machine) -> qemu.Machine:
         files=machine.files,
         cmdline=machine.cmdline,
         memory_fd=machine.memory_fd,
+        mac=NOBODYS_MAC if machine.mac else "",
     )
