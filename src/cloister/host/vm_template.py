@@ -240,40 +240,12 @@ def _verified(directory: str, digest: str) -> Held:
     copies: list[int] = []
     try:
         for name, right, size in parts:
-            copies.append(_sealed(f"{directory}/{name}", right, size))
+            copies.append(vm_memory.sealed(f"{directory}/{name}", right, size))
     except OSError as error:
         for descriptor in copies:
             os.close(descriptor)
         raise _changed(directory, error.strerror or str(error)) from None
     return Held(template, copies[0], copies[1])
-
-
-def _sealed(path: str, digest: str, size: int) -> int:
-    """Return a sealed copy of a file, whose digest is that of the copy.
-
-    Raises:
-        OSError: it cannot be read, or has another content.
-    """
-    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(source).st_size != size:
-            raise OSError(0, "a file has another size")
-        target = vm_memory.new(os.path.basename(path), size)
-        try:
-            found, _ = vm_memory.copy(source, target, size)
-            _same(found, digest)
-            vm_memory.seal(target)
-        except OSError:
-            os.close(target)
-            raise
-    finally:
-        os.close(source)
-    return target
-
-
-def _same(found: str, digest: str) -> None:
-    if found != digest:
-        raise OSError(0, "a file has another content")
 
 
 def _changed(directory: str, why: str) -> StepError:

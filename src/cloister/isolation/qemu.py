@@ -59,6 +59,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Where the card leads; None where it leads nowhere: in a machine that becomes a template."""
     memory_fd: int | None = None
     """A file that is the guest's memory: of a template while it is made, and of what starts from it."""
+    named_memory: bool = False
+    """Its memory has the name that those of templates have, and is no file: it comes with the state."""
     shared: bool = False
     """Writes go into `memory_fd`: a template is being made. Else they stay in the process."""
     orders_fd: int | None = None
@@ -136,6 +138,9 @@ def _processor(accelerator: Accelerator, cpus: int) -> list[str]:
 
 def _memory(machine: Machine) -> list[str]:
     size = f"{machine.memory_mib}M"
+    if machine.named_memory:
+        backend = f"memory-backend-ram,id=memory,size={size}"
+        return ["-M", f"{_KIND},memory-backend=memory", "-m", size, "-object", backend]
     if machine.memory_fd is None:
         return ["-M", _KIND, "-m", size]
     backend = f"memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{machine.memory_fd}"

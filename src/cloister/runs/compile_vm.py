@@ -40,6 +40,7 @@ from cloister.plan.vm import (
     VmFile,
     VmLaunch,
 )
+from cloister.plan.vm_snapshot import MEMORY, Snapshot
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_size
 from cloister.runs import identity_files, limits
@@ -61,7 +62,7 @@ from cloister.runs.compile_parts import (
     seccomp_profile,
 )
 from cloister.runs.unenforced import refuse_unenforced_vm
-from cloister.runs.vm_shape import warm_machine
+from cloister.runs.vm_shape import living_machine, warm_machine
 
 FILTER = "seccomp.bpf"
 GUEST_UID = 1000
@@ -99,6 +100,9 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The one model that the run may use, where its caller has narrowed that."""
     snapshot: str = ""
     """The snapshot whose disks it gets, by name."""
+    kept: Snapshot | None = None
+    """The record of that, where its processes go on from its memory, and where its files lie."""
+    kept_in: str = ""
     notices: tuple[str, ...] = ()
 
     @property
@@ -228,6 +232,7 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         cmdline=machine.cmdline,
         model=machine.model,
         snapshot=machine.snapshot,
+        resumes=machine.kept.digest() if machine.kept else "",
         template=machine.template[1] if machine.template else "",
     )
 
@@ -249,6 +254,8 @@ def _files(facts: Facts, machine: VmFacts) -> tuple[VmFile, ...]:
 
 
 def _template_files(machine: VmFacts) -> tuple[VmFile, ...]:
+    if machine.kept:
+        return (VmFile(role="state", path=f"{machine.kept_in}/{MEMORY}"), VmFile(role="orders", path=""))
     if not machine.template:
         return ()
     directory = machine.template[0]
@@ -323,6 +330,7 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         kvm=machine.accelerator == "kvm",
         sockets=sockets_of(facts),
         published=tuple((behind + index, port) for index, port in enumerate(agent.microvm.ports)),
+        adopt=machine.kept.memory.commands if machine.kept and machine.kept.memory else None,
         vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
         firecracker=machine.program if vm.monitor == "firecracker" else "",
         monitor=_monitor(machine, vm, facts.uid, facts.run),
@@ -338,6 +346,12 @@ def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, .
         return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
     named: dict[str, int] = {file.role: FIRST_FILE + index for index, file in enumerate(vm.files)}
     qmp = f"{monitor_jail.VM}/qmp.sock"
+    if machine.kept and machine.kept.memory:
+        living = living_machine(
+            vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus,
+            named=machine.kept.memory.named, disk_rate=vm.disk_rate, qmp=qmp,
+        )  # fmt: skip
+        return qemu.qemu_argv(living)
     if vm.template:
         warm = warm_machine(
             vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, qmp=qmp,

@@ -26,6 +26,7 @@ from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
+    from cloister.plan.vm_snapshot import Snapshot
     from cloister.runs.prepare import Kitchen, Looked
     from cloister.runs.request import RunRequest
 
@@ -35,7 +36,7 @@ _FILE = "file:"
 
 def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
-    found: HomeFiles, request: RunRequest,
+    found: HomeFiles, request: RunRequest, kept: Snapshot | None = None,
 ) -> Plan:  # fmt: skip
     """Return the plan of a run in a microVM.
 
@@ -44,9 +45,17 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     """
     machine = machine_facts(kitchen, agent, resolved, found, facts.layout.root)
     machine = msgspec.structs.replace(machine, model=request.model, snapshot=request.snapshot)
-    machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
+    if kept:
+        place = f"{kitchen.paths.snapshots}/{kept.name}"
+        machine = msgspec.structs.replace(machine, kept=kept, kept_in=place)
+    else:
+        machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
+    if kept:
+        from cloister.runs.vm_snapshots import refuse_other
+
+        refuse_other(kept, plan, agent)
     return plan
 
 

@@ -206,7 +206,7 @@ class Supervisor(Supervision):
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
         launch = run.plan.launch
-        run.go = self._go(run, prepared)
+        run.go = (run.guest.order(run) if run.guest else b"") or self._go(run, prepared)
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         flags |= FLAG_PATIENT if launch.vm else 0
@@ -287,15 +287,18 @@ class Supervisor(Supervision):
         return {"run": run.plan.run, "figures": await guest.figures(run)}
 
     async def snapshot(self, fields: dict[str, str]) -> dict[str, Any]:
-        """Keep the disks of a living run's machine under a name.
+        """Keep a living run's machine under a name: its disks, and its memory unless only those are asked for.
 
         Raises:
-            CloisterError: there is no such run, it has no machine, or its disks could not be copied.
+            CloisterError: there is no such run, it has no machine, or that could not be kept.
         """
         run, guest = self._machine(fields)
-        kept = await self._loop.run_in_executor(None, guest.snapshot, fields.get("name", ""))
-        run.write_event("snapshot", {"name": kept.name, "paused_s": kept.paused_s})
-        return {"run": run.plan.run, "name": kept.name, "paused_s": kept.paused_s}
+        why = "" if fields.get("disks") else guest.memoryless(run)
+        memory = not (why or fields.get("disks"))
+        placeholders = self._provisions.placeholders(run)
+        kept = await guest.snapshot(run, fields.get("name", ""), placeholders, memory=memory)
+        run.write_event("snapshot", {"name": kept.name, "paused_s": kept.paused_s, "memory": memory})
+        return {"run": run.plan.run, "name": kept.name, "paused_s": kept.paused_s, "memory": memory, "why": why}
 
     def _names(self) -> Iterable[str]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         return (*self._runs, *(self._units.names() if self._units else ()))

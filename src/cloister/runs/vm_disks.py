@@ -16,6 +16,7 @@ from cloister.host.vm_disks import HeldDisk, hold_var_disk
 from cloister.host.vm_hand_back import drop
 from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.vm import DIRECTORY, VmFile, VmLaunch
+from cloister.runs.vm_living import planned_record
 from cloister.runs.vm_snapshots import refuse_strange
 from cloister.runs.vm_workspace import end
 
@@ -68,7 +69,7 @@ class GuestDisks:
 
     def _restored(self) -> list[int]:
         """Make the disks from a snapshot's: both are this run's own, and the agent's `/var` stays as it is."""
-        record = vm_snapshot.read(self._paths.snapshots, self._vm.snapshot)
+        record = planned_record(self._paths.snapshots, self._vm)
         refuse_strange(record, self._plan, self._vm)
         image = self._file("workspace").path
         var = f"{os.path.dirname(image)}/var.img"

@@ -1,4 +1,4 @@
-"""What a template of guests must be made for: the machine of a run, without what differs between two runs. Pure."""
+"""What templates and kept memory must be of: the machine of a run, without what differs between two runs. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from cloister.plan.vm_template import Shape
 
 ROLES = ("kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders")
 """Of the descriptors of a machine that starts from a template, in order; those of any machine come first."""
+LIVING = ("kernel", "initramfs", "root", "var", "workspace", "state", "orders")
+"""Those of a machine that goes on from a snapshot's memory."""
 COLD = 5
 """How many of them a machine has that boots."""
 
@@ -44,6 +46,38 @@ def warm_machine(  # noqa: PLR0913  # what decides a machine
         shared=making,
         orders_fd=named["orders"],
         incoming=not making,
+    )
+
+
+def living_machine(  # noqa: PLR0913  # what decides a machine
+    program: str, accelerator: Accelerator, cmdline: str, *, memory_mib: int, cpus: int, named: bool,
+    disk_rate: int = 0, qmp: str = "",
+) -> qemu.Machine:  # fmt: skip
+    """Return the machine whose processes go on from a snapshot's memory.
+
+    Args:
+        program: path of the monitor.
+        accelerator: that of the machine which was kept, as is all of what follows.
+        cmdline: of the guest's kernel.
+        memory_mib: its memory.
+        cpus: its processors.
+        named: it had started from a template.
+        disk_rate: as the policy is now.
+        qmp: path of the control socket.
+    """
+    named_files = {role: FIRST_FILE + index for index, role in enumerate(LIVING)}
+    return qemu.Machine(
+        program=program,
+        accelerator=accelerator,
+        memory_mib=memory_mib,
+        cpus=cpus,
+        files={role: named_files[role] for role in ROLES[:COLD]},
+        cmdline=cmdline,
+        disk_rate=disk_rate,
+        qmp=qmp,
+        named_memory=named,
+        orders_fd=named_files["orders"],
+        incoming=True,
     )
 
 
@@ -82,4 +116,5 @@ def _standard(machine: qemu.Machine) -> qemu.Machine:
         cmdline=machine.cmdline,
         memory_fd=machine.memory_fd,
         mac=NOBODYS_MAC if machine.mac else "",
+        named_memory=machine.named_memory,
     )

@@ -61,8 +61,7 @@ class Wanted(NamedTuple):
         Raises:
             OSError: the monitor is not there.
         """
-        info = os.stat(self.program)
-        program = f"{self.program} {info.st_ino} {info.st_size} {info.st_mtime_ns}"
+        program = program_words(self.program)
         return shape_of((self.image, self.version, self.manifest), self.machine(), program=program, host=host_words())
 
 
@@ -182,6 +181,16 @@ class Background:
             self._told(error.message if isinstance(error, CloisterError) else str(error))
         finally:
             self._busy.release()
+
+
+def program_words(path: str) -> str:
+    """Return who a monitor is: its path, its size and its times.
+
+    Raises:
+        OSError: it is not there.
+    """
+    info = os.stat(path)
+    return f"{path} {info.st_ino} {info.st_size} {info.st_mtime_ns}"
 
 
 @functools.cache
