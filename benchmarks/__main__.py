@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import egress, memory, peers, scale, starts, world
 from benchmarks.llm import part, programs, tokens
+from benchmarks.microvm import images
 from benchmarks.microvm import part as guests
 from benchmarks.report import Grid, Host, Part, Section, markdown
 from benchmarks.store import as_json, merged
@@ -25,7 +26,7 @@ ROUNDS = 40
 BUDGET_S = 270.0
 MODEL_CALLS = ("llm", "tls", "tokens")
 """Measured when they are named; `llm` stands for all three."""
-APART = (*MODEL_CALLS, "microvm")
+APART = (*MODEL_CALLS, "microvm", "images")
 """Not measured unless they are named."""
 ORDER = ("cold", "warm", "memory", "egress", "scale", *APART)
 PAGE = (*ORDER, "units", "filter", "audit", "guest", "questions")
@@ -81,6 +82,7 @@ def measure(wanted: list[str], rounds: int) -> tuple[list[Part], int]:
         "tls": part.tls,
         "tokens": tokens.tokens,
         "microvm": guests.microvm,
+        "images": images.images,
     }
     chosen = set(wanted or ORDER) - (set() if wanted else set(APART))
     chosen |= set(MODEL_CALLS) if "llm" in chosen else set()

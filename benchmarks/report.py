@@ -11,7 +11,7 @@ PREFACE = """\
 Made by `make bench` (five minutes at most) and `make bench ARGS=llm` (fifteen), as an ordinary user, traffic on
 loopback and between namespaces only; by `make bench ARGS=units` (ten), as root, in machines of its own; and by
 `make bench ARGS=audit` (four; `ARGS="audit guest"` three, `ARGS="audit query"` ten), as root; by
-`make bench ARGS=microvm` (ten), as an ordinary user. Run them to make it
+`make bench ARGS=microvm` (ten) and `make bench ARGS=images` (three), as an ordinary user. Run them to make it
 again. What was not measured again is kept, with its date.
 The rows of a table were measured in turn, round by round, so compare ratios and not absolute numbers: the machine was
 shared with other work. The minimum is the cost of the thing itself, the median what a person meets; `min x` and

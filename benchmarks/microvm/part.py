@@ -19,10 +19,11 @@ from benchmarks.microvm.guests import AGENT, Alive, Guests, monitor_version
 from benchmarks.report import Grid, Line, Section, Target
 from benchmarks.world import World
 
-from cloister.host.e2fs import Tools, find_tools
+from cloister.host.e2fs import Tools
 from cloister.host.vm_hand_back import hand_back
 from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.workspace import WorkspaceLayout
+from cloister.runs.disk_tools import disk_tools
 
 ROUNDS = 4
 PROGRAM_ROUNDS = 3
@@ -191,7 +192,7 @@ def verified(guests: Guests) -> Grid:
 
 def disks(world: World) -> Grid:
     """Filling a workspace disk and handing it back, against tar."""
-    tools = find_tools("/usr/bin/bwrap")
+    tools = disk_tools("/usr/bin/bwrap")
     lines = [_tree(world.home, tools, count) for count in (1_000, 100_000)]
     return Grid(
         "The workspace's disk", ("fill, s", "tar -c, s", "hand back, nothing changed, s", "tar -x, s"), lines,

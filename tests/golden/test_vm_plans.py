@@ -5,12 +5,13 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest, Part, Verity
 from cloister.plan import render
-from cloister.plan.steps import Plan
+from cloister.plan.steps import Limit, Plan
 from cloister.plan.vm import FIRST_FILE
 from cloister.plan.workspace import Mount, WorkspaceLayout
 from cloister.policy.document import read
@@ -58,14 +59,15 @@ def _facts(**changes: object) -> Facts:
     return Facts(**(values | changes))  # type: ignore[arg-type]
 
 
-def _plan(text: bytes, **changes: object) -> Plan:
+def _plan(text: bytes, *, machine: VmFacts = MACHINE, **changes: object) -> Plan:
     resolved = resolve(read(text, "cloister.toml"), "agent", presets=builtin_presets())
     allow = tuple(str(entry) for entry in resolved.agent.egress.allow)
-    return compile_vm(resolved.agent, resolved.preset, resolved.agent.command, allow, _facts(**changes), MACHINE)
+    return compile_vm(resolved.agent, resolved.preset, resolved.agent.command, allow, _facts(**changes), machine)
 
 
-def _of_table(table: str) -> Plan:
-    return _plan(b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n' + table.encode())
+def _of_table(table: str, machine: VmFacts = MACHINE) -> Plan:
+    text = b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n'
+    return _plan(text + table.encode(), machine=machine)
 
 
 def _compiled(name: str) -> str:
@@ -135,6 +137,37 @@ def test_what_a_guest_cannot_keep_is_refused(table: str, reference: str) -> None
     assert _of_table("").isolation == "microvm"
 
 
+def test_the_monitor_is_held_wherever_that_can_be() -> None:
+    """Whatever the policy says of memory: in a cgroup where this host gives one. Else it is not said to be in one.
+
+    Who insists on a cgroup (`limits.enforce`) starts nothing without.
+    """
+    given = Means("cgroup", ("cpu", "memory", "pids"), "/sys/fs/cgroup/mine")
+    steps = {
+        name: [step for step in plan.steps if isinstance(step, Limit)]
+        for name, plan in (("scope", _of_table("")), ("given", _of({}, limit_means=given)),
+                           ("none", _of({}, limit_means=Means())))
+    }  # fmt: skip
+    held = "monitor 1536 MiB, 512 tasks: cgroup"
+
+    assert [step.values() for step in steps["scope"]] == [{"memory.max": str(1536 << 20), "pids.max": "512"}]
+    assert [step.describe().split(":")[0] for step in steps["given"]] == [
+        "limit in cgroup /sys/fs/cgroup/mine/cloister-0123456789ab"
+    ]
+    assert steps["none"] == []
+    assert f"{held} (systemd scope)" in _of_table("").limits
+    assert not any("monitor" in words for words in _of({}, limit_means=Means()).limits)
+    with pytest.raises(UnsupportedError, match="cgroup"):
+        _of({"enforce": '"cgroup"'}, limit_means=Means())
+
+
+def _of(limits: dict[str, str], **changes: object) -> Plan:
+    """Return a plan with these limits, on a host with these facts."""
+    table = "".join(f"{name} = {value}\n" for name, value in limits.items())
+    head = b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n[agents.agent.limits]\n'
+    return _plan(head + table.encode(), **changes)
+
+
 def test_the_smaller_of_two_memories_counts() -> None:
     """A policy's `memory_max` bounds the guest, whatever its own table says; the monitor's cgroup is larger."""
     plan = _of_table('[agents.agent.limits]\nmemory_max = "512M"\n[agents.agent.microvm]\nmemory = "2G"')
@@ -155,6 +188,34 @@ def test_ports_follow_the_files_in_the_jail() -> None:
 
     assert [argv[at + 1] for at, word in enumerate(argv) if word == "--publish"] == [
         f"{behind}:18789", f"{behind + 1}:18790"]  # fmt: skip
+
+
+def test_a_warm_start_keeps_to_everything_that_a_cold_one_does() -> None:
+    """From a template the monitor's argv says what it says without: only memory and its loading are added.
+
+    So are its jail and what the guest is told; a tap lies behind the template's files, and ports behind the tap.
+    """
+    table = (
+        '[agents.agent.microvm]\nmemory = "512M"\ncpus = 2\ndisk_rate = "1M"\nnetwork = "bridge"\nports = [18789]\n'
+        '[agents.agent.limits]\ntasks_max = 99\ndisk_max = "1G"\n'
+    )
+    warm = msgspec.structs.replace(MACHINE, template=("/templates/key", "0" * 64))
+    plans = [_of_table(table, machine).launch for machine in (MACHINE, warm)]
+    cold_vm, warm_vm = plans[0].vm, plans[1].vm
+    assert cold_vm is not None
+    assert warm_vm is not None
+    behind = FIRST_FILE + len(warm_vm.files)
+
+    assert [word for word in plans[1].argv if word not in plans[0].argv] == [
+        f"{behind + 1}:18789", "microvm,auto-kernel-cmdline=off,memory-backend=memory",
+        "memory-backend-file,id=memory,size=512M,mem-path=/proc/self/fd/10,share=off",
+        "socket,id=orders,fd=12", "-mon",
+        "chardev=orders,mode=control", "-incoming", "defer", f"tap,id=net,fd={behind}",
+    ]  # fmt: skip
+    assert [word for word in plans[0].argv if word not in plans[1].argv] == [
+        f"{behind - 2}:18789", "microvm,auto-kernel-cmdline=off", f"tap,id=net,fd={behind - 3}",
+    ]  # fmt: skip
+    assert (cold_vm.fields, cold_vm.inner) == (warm_vm.fields, warm_vm.inner)
 
 
 @pytest.mark.parametrize(("preset", "image"), [("claude", "claude"), ("pi", "pi"), ("shell", "dev"), ("", "dev")])

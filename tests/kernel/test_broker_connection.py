@@ -40,6 +40,27 @@ def _last_words(*, send: bool) -> list[str]:
     return heard
 
 
+def test_what_has_come_is_heard_when_somebody_asks() -> None:
+    """Before the loop gets to it, in order, and the end too; asking again, or of a closed end, does nothing."""
+    heard: list[str] = []
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection = Connection(loop, ours, lambda _, frame: heard.append(frame.kind), lambda _: heard.append("closed"))
+        connection.hear()
+        theirs.sendall(encode("P", b"") + encode("E", b"\0\0\0\0\x09"))
+        connection.hear()
+        assert heard == ["P", "E"]
+        theirs.close()
+        connection.hear()
+        connection.hear()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(scene())
+    assert heard == ["P", "E", "closed"]
+
+
 @pytest.mark.parametrize("send", [False, True])
 def test_last_words_are_heard_before_the_end(*, send: bool) -> None:
     """A frame that came before the other end went is delivered, also when a send finds out first that it went."""

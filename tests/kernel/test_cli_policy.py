@@ -75,6 +75,20 @@ def test_what_check_warns_of_is_refused_at_the_start(user: User, workspace: Path
     user.close()
 
 
+def test_check_knows_what_a_guest_can_keep(user: User, workspace: Path) -> None:
+    """An agent for a microVM is no mistake; what no guest can keep is told with its line, before anybody starts it."""
+    user.write_policy(f'{BASE}\nisolation = "microvm"\n')
+    good = (user.run("check", cwd=workspace), json.loads(user.run("agents", "--json", cwd=workspace).stdout))
+    user.write_policy(f'{BASE}\nisolation = "microvm"\n[agents.shell.egress]\nmode = "internet"\n')
+    warned = json.loads(user.run("check", "--json", cwd=workspace).stdout)["warnings"]
+    agents = json.loads(user.run("agents", "--json", cwd=workspace).stdout)
+
+    assert (good[0].returncode, good[0].stderr, good[1][0]["unenforced"]) == (0, "", [])
+    assert len(warned) == 1
+    assert (".agents.shell.egress.mode" in warned[0]["where"], "will not start" in warned[0]["message"]) == (True, True)
+    assert agents[0]["unenforced"] == ["egress.mode"]
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o602])
 def test_check_refuses_a_policy_others_can_write(user: User, workspace: Path, mode: int) -> None:
     """The user's own file must be out of others' reach, as for a start; 0600 is right."""

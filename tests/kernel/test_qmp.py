@@ -116,7 +116,8 @@ def test_preloaded_orders_are_all_there(pair: tuple[socket.socket, socket.socket
     """A monitor that starts finds its orders without anybody waiting for it, each on a line, in order."""
     theirs, ours = qmp.restore_orders(11, shared=True)
     lines = os.read(theirs, 65536).decode().splitlines()
-    assert ["qmp_capabilities" in lines[0], "x-ignore-shared" in lines[1], '"fd:11"' in lines[2]] == [True] * 3
-    assert len(lines) == 3
+    assert ["qmp_capabilities" in lines[0], "x-ignore-shared" in lines[1], '"fd:11"' in lines[3]] == [True] * 3
+    assert '"announce-rounds": 0' in lines[2], "a machine with a card would speak before its guest does"
+    assert len(lines) == 4
     os.close(theirs)
     os.close(ours)

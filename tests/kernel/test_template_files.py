@@ -261,6 +261,36 @@ def test_older_ones_of_the_same_purpose_go(root: Path) -> None:
     assert {found.shape.key() for _, found in vm_template.every(str(root)) if found} == {bigger.key(), newer.key()}
 
 
+def test_one_with_a_card_and_one_without_stay_side_by_side(root: Path) -> None:
+    """An agent on the bridge and one without a card do not throw each other's template away."""
+    card = msgspec.structs.replace(SHAPE, card=True, machine="5" * 64)
+    for shape in (SHAPE, card, SHAPE, card):
+        make(root, shape=shape)
+    assert vm_template.find(str(root), SHAPE)
+    assert vm_template.find(str(root), card)
+
+
+@pytest.mark.parametrize(("bound", "least", "stays"), [("_KEEP", 3, 3), ("_KEEP_BYTES", 1, 1), ("_KEEP_BYTES", 9, 6)])
+def test_templates_do_not_pile_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch, bound: str, least: int, stays: int
+) -> None:
+    """Beyond a number, or beyond what they may take of the disk, those go that were started from the longest ago.
+
+    Each size of memory that a policy ever had has one. The one used last stays, also alone above the bound.
+    """
+    shapes = [msgspec.structs.replace(SHAPE, memory_mib=64 + number) for number in range(6)]
+    for age, shape in enumerate(shapes):
+        make(root, shape=shape)
+        os.utime(root / shape.key(), (1_000_000 - age, 1_000_000 - age))
+    one = vm_template.stored(str(root / SHAPE.key()))
+    assert one > 0
+    monkeypatch.setattr(vm_template, bound, least if bound == "_KEEP" else least * one)
+    gone = vm_template.tidy(str(root))
+    assert [os.path.basename(path) for path in gone] == [shape.key() for shape in shapes[stays:]]
+    assert [vm_template.find(str(root), shape) is not None for shape in shapes] == [n < stays for n in range(6)]
+    assert vm_template.tidy(str(root)) == []
+
+
 def test_the_copies_digest_is_that_of_the_content(tmp_path: Path) -> None:
     """Holes and written zeroes count the same; one byte elsewhere does not."""
 

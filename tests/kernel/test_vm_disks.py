@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from cloister.host.vm_disks import HeldDisk, hold_var_disk, superblock
 pytestmark = pytest.mark.kernel
 
 SIZE = 64 << 20
+ALLOW_ALL = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
 
 
 @pytest.fixture
@@ -154,14 +157,14 @@ def test_a_tool_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(DiskToolError, match="resize2fs"):
         e2fs.grow(rig.tools(), str(image))
     with pytest.raises(UnsupportedError) as missing:
-        e2fs.find_tools("/usr/bin/bwrap", "") if not Path("/usr/sbin/mke2fs").exists() else _none()
+        _none()
     assert "e2fsprogs" in missing.value.remedy
 
 
 def _none() -> Tools:
     original, e2fs.programs.SYSTEM_DIRECTORIES = e2fs.programs.SYSTEM_DIRECTORIES, ()
     try:
-        return e2fs.find_tools("/usr/bin/bwrap")
+        return e2fs.find_tools("/usr/bin/bwrap", ALLOW_ALL)
     finally:
         e2fs.programs.SYSTEM_DIRECTORIES = original
 
@@ -171,18 +174,96 @@ def test_a_tool_that_talks_or_hangs_is_ended(tmp_path: Path, monkeypatch: pytest
     image = tmp_path / "x.img"
     image.touch()
     monkeypatch.setattr(e2fs, "TIMEOUT_S", 1)
-    code, said = e2fs.run(rig.tools(), str(image), ["/bin/sh", "-c", "yes loud"])
+    code, said = e2fs.run(rig.tools(), str(image), ["/usr/bin/yes", "loud"])
     assert code == -1
     assert "longer" in said
-    code, _ = e2fs.run(rig.tools(), str(image), ["/bin/sh", "-c", "exec >/dev/null 2>&1; sleep 30"])
+    code, _ = e2fs.run(rig.tools(), str(image), ["/bin/sh", "-c", "exec >/disk.img 2>&1; exec sleep 30"])
     assert code != 0
+
+
+# Runs in the jail: tries what no program that works on one file needs; prints what was not refused.
+ATTACK = """
+import ctypes, errno, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+left = []
+def call(name, number, *words):
+    ctypes.set_errno(0)
+    if libc.syscall(*[ctypes.c_ulong(word) for word in (number, *words, 0, 0, 0, 0, 0)[:7]]) != -1 or \
+            ctypes.get_errno() != errno.ENOSYS:
+        left.append(name)
+CALLS = {}
+for name, (number, *words) in CALLS.items():
+    call(name, number, *words)
+for family in range(1, 46):
+    for kind in (1, 2, 3, 5):
+        try:
+            socket.socket(family, kind).close()
+            left.append(f"socket {family} {kind}")
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                left.append(f"socket {family} {kind}")
+try:
+    if os.fork() == 0:
+        os._exit(0)
+    left.append("fork")
+except OSError as error:
+    pass
+print("left:", *left)
+"""
+REFUSED = {
+    "socketpair": (53, 199, 1, 1), "connect": (42, 203), "bind": (49, 200), "ptrace": (101, 117), "mount": (165, 40),
+    "umount2": (166, 39), "unshare": (272, 97, 0x10000000), "setns": (308, 268), "clone3": (435, 435),
+    "clone for a process": (56, 220, 17), "clone for a namespace": (56, 220, 0x10000011), "vfork": (58, -1),
+    "pivot_root": (155, 41), "chroot": (161, 51), "keyctl": (250, 219), "add_key": (248, 217), "bpf": (321, 280),
+    "io_uring_setup": (425, 425, 8), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "ioctl": (16, 29),
+    "kill": (62, 129, 1), "tgkill": (234, 131), "pidfd_open": (434, 434, 1), "process_vm_readv": (310, 270),
+    "open_by_handle_at": (304, 265), "memfd_create": (319, 279), "seccomp": (317, 277), "personality": (135, 92),
+    "prctl": (157, 167, 4, 1), "execveat": (322, 281), "mknodat": (259, 33), "init_module": (175, 105),
+    "splice": (275, 76), "inotify_init1": (294, 26), "fanotify_init": (300, 262), "setuid": (105, 146),
+    "fchmodat": (268, 53), "rename": (82, -1), "unlinkat": (263, 35), "shmget": (29, 194), "msgget": (68, 186),
+    "landlock_create_ruleset": (444, 444), "prlimit64 of another": (302, 261, 1), "setxattr": (188, 5),
+}  # fmt: skip
+
+
+def test_nothing_but_file_work_can_be_asked_of_the_kernel_in_the_jail(tmp_path: Path) -> None:
+    """A takeover of e2fsck finds no socket of any family, process, namespace, mount, key, ring, trace or signal."""
+    image = tmp_path / "x.img"
+    image.touch()
+    column = 0 if platform.machine() == "x86_64" else 1
+    calls = {name: (both[column], *both[2:]) for name, both in REFUSED.items() if both[column] >= 0}
+    script = ATTACK.replace("CALLS = {}", f"CALLS = {calls!r}")
+    code, said = e2fs.run(rig.tools(), str(image), ["/usr/bin/python3", "-I", "-S", "-c", script])
+    assert (code, said) == (0, "left:")
+
+
+def test_it_is_the_filter_that_refuses(tmp_path: Path) -> None:
+    """The same attack in a jail whose filter lets everything pass finds a lot: the test above can fail."""
+    image = tmp_path / "x.img"
+    image.touch()
+    open_wide = rig.tools()
+    wide = Tools(**{name: getattr(open_wide, name) for name in Tools.__struct_fields__} | {"filter": ALLOW_ALL})
+    code, said = e2fs.run(wide, str(image), ["/usr/bin/python3", "-I", "-S", "-c", ATTACK])
+    assert code == 0
+    assert "socket 1 1" in said
+    assert "fork" in said
+
+
+def test_a_jail_without_a_filter_is_never_made(tmp_path: Path) -> None:
+    """An empty filter, or half an instruction, is refused before anything runs."""
+    image = tmp_path / "x.img"
+    image.touch()
+    found = {name: getattr(rig.tools(), name) for name in Tools.__struct_fields__}
+    for none in (b"", ALLOW_ALL[:4]):
+        with pytest.raises(DiskToolError, match="filter"):
+            e2fs.run(Tools(**found | {"filter": none}), str(image), ["/bin/true"])
 
 
 def test_holders_do_not_race(disk: Path) -> None:
     """Of many that start at once, exactly one holds the disk; the others have copies of their own."""
     program = (
-        "import sys; from cloister.host import e2fs, vm_disks as v;"
-        "d = v.hold_var_disk(e2fs.find_tools('/usr/bin/bwrap'), sys.argv[1], 64 << 20, spare=sys.argv[2]);"
+        "import sys; from cloister.host import vm_disks as v; from cloister.runs.disk_tools import disk_tools as t;"
+        "d = v.hold_var_disk(t('/usr/bin/bwrap'), sys.argv[1], 64 << 20, spare=sys.argv[2]);"
         "print(d.path, flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -309,8 +309,8 @@ def test_a_killed_hand_back_can_be_done_again(root: Path, disk: Path, upper: Pat
     with disk.open("r+b"):
         rig.debugfs(disk, *[f"sif /f{index} size {index + 1}" for index in range(60)])
     program = (
-        "import sys; from cloister.host import e2fs, vm_hand_back as v;"
-        "v.hand_back(e2fs.find_tools('/usr/bin/bwrap'), sys.argv[1], sys.argv[2])"
+        "import sys; from cloister.host import vm_hand_back as v; from cloister.runs.disk_tools import disk_tools as t;"
+        "v.hand_back(t('/usr/bin/bwrap'), sys.argv[1], sys.argv[2])"
     )
     for delay in (0.05, 0.12, 0.16, 0.2, 0.25):
         child = subprocess.Popen(

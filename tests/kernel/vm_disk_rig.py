@@ -8,12 +8,12 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from cloister.host import e2fs
 from cloister.host.e2fs import Tools
 from cloister.host.ext4 import tree
 from cloister.host.ext4.image import Image
 from cloister.host.vm_workspace import WorkspaceDisk, make_workspace_disk
 from cloister.plan.workspace import Mount, Node, Placeholder, WorkspaceLayout
+from cloister.runs.disk_tools import disk_tools
 
 ROOM = 32 << 20
 ENVIRONMENT = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
@@ -21,7 +21,7 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
 
 def tools() -> Tools:
     """The programs of this machine."""
-    return e2fs.find_tools("/usr/bin/bwrap")
+    return disk_tools("/usr/bin/bwrap")
 
 
 def layout(root: Path, *, mounts: Iterable[Mount] = (), placeholders: Iterable[Placeholder] = ()) -> WorkspaceLayout:

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from cloister.host import qmp
 from microvm.conftest import GuestImage
-from support.guest_user import GuestUser
+from support.guest_user import BOOT_S, GuestUser
 from support.homes import make_home, make_workspace
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -109,13 +110,50 @@ def connected(host: int, count: int) -> set[str]:
     return found
 
 
-def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected) -> None:
-    """From inside: eth0 leads to the run's own proxy, over the bridge as over the channel; not to the other's."""
+def refused(host: int) -> int:
+    """Return how many frames of guests the packet filter has refused."""
+    words = inside(host, "nft", "list", "counter", "bridge", "cloister_vm", "from_guests").split()
+    return int(words[words.index("packets") + 1])
+
+
+def card(user: Connected, run: str) -> str:
+    """Return the MAC that a run's monitor knows its guest by: that of the device's configuration space."""
+    (path,) = user.runtime.glob(f"**/runs/{run}/vm/qmp.sock")
+    monitor = qmp.connect(str(path))
+    try:
+        (found,) = monitor.call("query-rx-filter")
+        return str(found["main-mac"])
+    finally:
+        monitor.close()
+
+
+def make_template(user: Connected) -> None:
+    """Have the agent's runs start from a template, and make it."""
+    policy = user.home / ".config/cloister/cloister.toml"
+    policy.write_text(policy.read_text().replace("warm = false", "warm = true"))
+    done = user.run("vm", "warm", "shell", cwd=user.home, timeout_s=BOOT_S)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["boots", "template"])
+def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected, warm: bool) -> None:
+    """From inside: eth0 leads to the run's own proxy, over the bridge as over the channel; not to the other's.
+
+    So it is for guests that started from one template, which has a card without a wire and nobody's address: each has
+    the MAC and the address of its run, and neither a guest nor its monitor ever speaks under another.
+    """
+    if warm:
+        make_template(user)
     workspace, other_workspace = (make_workspace(user.home / f"src/{name}") for name in ("project", "other"))
     subprocess.run(["chown", "--recursive", f"{UID}:{UID}", user.home / "src"], check=True)
     run, other = user.begin(cwd=workspace), user.begin(cwd=other_workspace)
     there = taps(host)
     own, foreign = there[run], there[other]
+    plans = [json.loads((user.state / f"runs/{one}/plan.json").read_text()) for one in (run, other)]
+    assert [bool(plan["steps"][-1]["vm"]["template"]) for plan in plans] == [warm, warm]
+    assert [card(user, one) for one in (run, other)] == [own["mac"], foreign["mac"]]
+    assert own["address"] != foreign["address"]
+    assert refused(host) == 0, "neither guest has said anything that is not its own"
     targets = [
         [own["gateway"], own["port"]], ["127.0.0.1", 3128],
         [foreign["gateway"], foreign["port"]], [foreign["address"], 22], [own["gateway"], 22], ["192.0.2.1", 80],

@@ -26,8 +26,6 @@ from cloister.errors import CloisterError
 from cloister.host import tap_client
 from cloister.host.rtnetlink import Rtnetlink
 
-HEADER = bytes(10)
-"""struct virtio_net_hdr: no checksum to be made, no segments."""
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _SIOCSIFHWADDR = 0x400454CA, 0x400454CB, 0x400454CC, 0x8924
 _FLAGS = 0x0002 | 0x1000 | 0x4000
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
@@ -200,7 +198,7 @@ class Program:
         said = []
         for frame in frames:
             try:
-                os.write(self.guests[name].given.device, HEADER + bytes.fromhex(frame))
+                os.write(self.guests[name].given.device, bytes.fromhex(frame))
                 said.append("sent")
             except OSError as error:
                 said.append(os.strerror(error.errno or 0))
@@ -213,7 +211,7 @@ class Program:
         while (left := until - time.monotonic()) > 0:
             if select.select([device], [], [], left)[0]:
                 try:
-                    found.append(os.read(device, 1 << 17)[len(HEADER) :].hex())
+                    found.append(os.read(device, 1 << 17).hex())
                 except OSError as error:
                     return [*found, os.strerror(error.errno or 0)]
         return found

@@ -2,4 +2,4 @@
 
 import os
 
-collect_ignore = [] if os.environ.get("CLOISTER_TEST_GUEST") else ["guest"]
+collect_ignore = [] if os.environ.get("CLOISTER_TEST_MACHINE") else ["guest"]

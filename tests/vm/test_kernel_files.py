@@ -26,7 +26,7 @@ PACKAGES = (cffi, msgspec, cloister)
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """Return what the guest printed, by group of hooks; the first line of each says what was loaded."""
-    image = os.environ.get("CLOISTER_TEST_VM", "")
+    image = os.environ.get("CLOISTER_TEST_VM", "").partition(":")[0]
     if not image:
         pytest.skip("CLOISTER_TEST_VM is not set; `make test-all` sets it")
     scratch = tmp_path_factory.mktemp("small")

@@ -10,7 +10,7 @@ from cloister.cli import output, records
 from cloister.cli.arguments import Parser
 from cloister.policy.merge import ResolvedAgent
 from cloister.runs.policies import PolicyFiles
-from cloister.runs.unenforced import unenforced_keys
+from cloister.runs.unenforced import refusals
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     egress: str
     hosts: int
     unenforced: tuple[str, ...]
-    """Keys for which this version refuses to start it."""
+    """Keys for which it is not started."""
 
 
 def parser() -> Parser:
@@ -32,7 +32,7 @@ def parser() -> Parser:
     verb = Parser(
         "agents",
         "List the agents of the policy.",
-        prose="An agent that asks for more than this version can enforce is listed as refused, with the keys to blame.",
+        prose="An agent that asks for what its isolation cannot keep is listed as refused, with the keys to blame.",
         examples=(("cloister agents", "whom `cloister run` can start"),),
     )
     verb.add_argument("-q", "--quiet", action="store_true", help="print only names")
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 def _entry(resolved: ResolvedAgent) -> Entry:
     agent = resolved.agent
-    refused = unenforced_keys(agent) + (("isolation",) if agent.isolation != "namespace" else ())
+    refused = dict.fromkeys(error.where.strip(".") for error in refusals(agent))
     return Entry(
         name=resolved.name,
         preset=agent.preset,
@@ -72,13 +72,13 @@ def _entry(resolved: ResolvedAgent) -> Entry:
         workspace=agent.workspace.mode,
         egress=agent.egress.mode,
         hosts=len(agent.egress.allow),
-        unenforced=refused,
+        unenforced=tuple(refused),
     )
 
 
 def _row(entry: Entry) -> list[str]:
     command = " ".join(entry.command)
     if entry.unenforced:
-        command += f"  (refused: {', '.join(entry.unenforced)} not enforced yet)"
+        command += f"  (refused: {', '.join(entry.unenforced)}; see cloister check)"
     hosts = f"{entry.egress}, {entry.hosts} rule{'' if entry.hosts == 1 else 's'}"
     return [entry.name, entry.preset or "-", entry.isolation, entry.workspace, hosts, command]

@@ -42,8 +42,9 @@ def parser() -> Parser:
             'For agents with `isolation = "microvm"`. `cloister run` starts them as well; `vm start` leaves them '
             "running. MACHINE is the id of a run, the beginning of one, `last`, or the name of an agent of which one "
             "machine lives. A template is a guest that has booted and was told nothing yet: starts from it are fast; "
-            "one is made after the first start, or by `vm warm`. A snapshot keeps the disks of a living machine, and "
-            "not its memory: what is started from it finds the files, and has an id, keys and tokens of its own. "
+            "one is made after the first start, or by `vm warm`. A snapshot keeps a living machine with its memory: "
+            "the processes of what is restored from it go on where they stood, in a run with an id, keys and tokens "
+            "of its own. With `--disks`, or another command, it begins anew and finds the files. "
             "`stop`, `logs` and `exec` are the verbs of those names; `console` is `logs --console`."
         ),
         examples=(
@@ -51,8 +52,8 @@ def parser() -> Parser:
             ("cloister vm list", "what lives, and what it takes"),
             ("cloister vm exec claude -- git status", "another command in it"),
             ("cloister vm cp claude:/workspace/out.txt .", "a copy out of it"),
-            ("cloister vm snapshot claude before", "keep its disks"),
-            ("cloister vm restore before", "start another one with them"),
+            ("cloister vm snapshot claude before", "keep it as it is"),
+            ("cloister vm restore before", "another one, which goes on from there"),
             ("cloister vm fork claude -n 3", "three more, as it is now"),
         ),
     )

@@ -48,7 +48,10 @@ def put(binding: Binding, secret: bytes, request: Request, placeholder: Placehol
         case "query":
             return replace(request, path=query.put(request.path, binding.query, binding.value, secret))
         case "path":
-            return replace(request, path=segment.put(request.path, binding.value, placeholder.token, secret))
+            path = request.path
+            for token in (placeholder.token, *placeholder.former):
+                path = segment.put(path, binding.value, token, secret)
+            return replace(request, path=path)
         case "sigv4":
             return sigv4.sign(request, sigv4.parse_keys(secret))
         case "header" | "bearer" | "basic" | "git" | "npm" | "pip":

@@ -13,6 +13,7 @@ import re
 import secrets
 from binascii import unhexlify
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -24,6 +25,7 @@ _KEY_ID_CHARS = 16  # an access key id has 20 characters, "AKIA" first (IAM user
 _SECRET_KEY_CHARS = 40
 _HEAD = "cloister"
 _ESCAPED = 3
+NONE: Mapping[str, tuple[str, str]] = MappingProxyType({})
 _ESCAPES = re.compile(rb"%[0-9A-Fa-f]{2}(?:%[0-9A-Fa-f]{2})*")  # the first one apart: a literal to look for is fast
 
 
@@ -32,10 +34,12 @@ class Placeholder(NamedTuple):
 
     token: str
     key_id: str = ""
+    former: tuple[str, ...] = ()
+    """What stood for it in the run from whose memory this one goes on: tokens and key ids, as good as its own."""
 
     def stands_in(self, data: bytes) -> bool:
         """Say whether bytes hold it: plain, percent-encoded, or in the base64 of an Authorization field."""
-        wanted = [self.token.encode()] + ([self.key_id.encode()] if self.key_id else [])
+        wanted = [text.encode() for text in (self.token, self.key_id, *self.former) if text]
         readings = [data]
         if b"%" in data:
             readings.append(unquote_to_bytes(data))
@@ -48,18 +52,27 @@ class Placeholder(NamedTuple):
 class Placeholders:
     """All placeholders of one run."""
 
-    def __init__(self, kinds: Mapping[str, str], choose: Callable[[str], str] = secrets.choice) -> None:
+    def __init__(
+        self, kinds: Mapping[str, str], choose: Callable[[str], str] = secrets.choice,
+        former: Mapping[str, tuple[str, str]] = NONE,
+    ) -> None:  # fmt: skip
         """Make one for each credential.
 
         Args:
             kinds: the injection scheme by the credential's name.
             choose: picks one of the letters it is given; the operating system's randomness unless a test says other.
+            former: token and key id by credential, of the run whose processes go on in this one. One whose credential
+                is none of this run's is known all the same: it shall be refused, and must not leave.
         """
         self._mark = _random(_MARK, choose)
         self._key_mark = _random(_KEY_ID_CHARS - 4, choose).upper()
-        self._made = {name: self._make(name, scheme, choose) for name, scheme in kinds.items()}
+        known = {**dict.fromkeys(former, "header"), **kinds}
+        self._made = {name: self._make(name, scheme, choose) for name, scheme in known.items()}
         pairs = any(one.key_id for one in self._made.values())
         marks = [self._mark, *([self._key_mark] if pairs else [])] if self._made else []
+        for name, texts in former.items():
+            self._made[name] = self._made[name]._replace(former=tuple(filter(None, texts)))
+            marks += [mark for mark in map(_mark_of, texts) if mark and mark not in marks]
         self._needles = tuple(needle for mark in marks for needle in _spelled(mark))
         self._own = {name: _own_needles(one) for name, one in self._made.items()}
         # Every character may be percent-encoded: three bytes for one.
@@ -121,8 +134,19 @@ def _readings(data: bytes) -> tuple[bytes, ...]:
 
 def _own_needles(one: Placeholder) -> tuple[bytes, ...]:
     """Return what only this placeholder holds: the random end of its token, and its key id without what all have."""
-    texts = (one.token[-_OWN:], one.key_id.removeprefix(_KEY_ID))
+    texts = (_own_of(text) for text in (one.token, one.key_id, *one.former))
     return tuple(needle for text in texts if text for needle in _spelled(text))
+
+
+def _own_of(text: str) -> str:
+    return text.removeprefix(_KEY_ID) if text.startswith(_KEY_ID) else text[-_OWN:]
+
+
+def _mark_of(text: str) -> str:
+    """Return what all tokens, or all key ids, of a former run have in common."""
+    if text.startswith(_KEY_ID):
+        return text[len(_KEY_ID) : _KEY_ID_CHARS]
+    return text[-_OWN - _MARK : -_OWN]
 
 
 def _spelled(text: str) -> tuple[bytes, ...]:

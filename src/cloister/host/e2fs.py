@@ -1,7 +1,8 @@
 """The programs of e2fsprogs, each in a jail that has one image and nothing else: no network, no home, no devices.
 
 An image may have been written by a hostile guest, so whatever parses it with C code does so where a takeover is worth
-nothing. The host's kernel never mounts one. What an image holds is not looked at here; see `host/ext4`.
+nothing: nothing is there, and the system calls that are left are those of one process that works on a file. The host's
+kernel never mounts an image. What one holds is not looked at here; see `host/ext4`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import os
 import selectors
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from cloister.errors import UnsupportedError
 from cloister.host import programs
@@ -32,7 +33,7 @@ _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "MKE2FS_
 
 
 class Tools(Value, frozen=True):
-    """Absolute paths of what makes the jail and works in it."""
+    """Absolute paths of what makes the jail and works in it, and the jail's filter of system calls."""
 
     bubblewrap: str
     prlimit: str
@@ -40,6 +41,8 @@ class Tools(Value, frozen=True):
     debugfs: str
     e2fsck: str
     resize2fs: str
+    filter: bytes
+    """An array of struct sock_filter, as bubblewrap takes it: a jail without one is never made."""
 
 
 class DiskToolError(UnsupportedError):
@@ -50,8 +53,8 @@ class DiskToolError(UnsupportedError):
         super().__init__("vm-disk-tool", f"{what} failed: {why or 'it said nothing'}", where=where)
 
 
-def find_tools(bubblewrap: str, search: str = "") -> Tools:
-    """Return the programs, which only the system's owner can have put there.
+def find_tools(bubblewrap: str, narrow: bytes, search: str = "") -> Tools:
+    """Return the programs, which only the system's owner can have put there; `narrow` is the filter of their jail.
 
     Raises:
         UnsupportedError: one is missing; says what to install.
@@ -63,7 +66,7 @@ def find_tools(bubblewrap: str, search: str = "") -> Tools:
             "vm-disk-tools", f"disks of virtual machines need {', '.join(missing)}",
             remedy="sudo apt-get install e2fsprogs util-linux",
         )  # fmt: skip
-    return Tools(bubblewrap=bubblewrap, **found)
+    return Tools(bubblewrap=bubblewrap, filter=narrow, **found)
 
 
 def make(tools: Tools, path: str, *, inodes: int, owner: tuple[int, int], growing: bool) -> None:
@@ -127,9 +130,9 @@ def grow(tools: Tools, path: str) -> None:
 def run(tools: Tools, path: str, words: Sequence[str]) -> tuple[int, str]:
     """Run a program in the jail of the image `path`; return its exit code (negative: killed) and its last words."""
     limits = [tools.prlimit, f"--as={MEMORY_BYTES}", "--core=0", "--nofile=64", "--"]
-    with open("/dev/null", "rb") as nothing, subprocess.Popen(
-        [*_jail(tools, path, nothing.fileno()), *limits, *words],
-        env=_ENVIRONMENT, cwd="/", pass_fds=(nothing.fileno(),),
+    with open("/dev/null", "rb") as nothing, _filter(tools) as narrow, subprocess.Popen(
+        [*_jail(tools, path, nothing.fileno(), narrow), *limits, *words],
+        env=_ENVIRONMENT, cwd="/", pass_fds=(nothing.fileno(), narrow),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         try:
@@ -142,7 +145,25 @@ def run(tools: Tools, path: str, words: Sequence[str]) -> tuple[int, str]:
                 process.kill()
 
 
-def _jail(tools: Tools, path: str, nothing: int) -> list[str]:
+@contextmanager
+def _filter(tools: Tools) -> Iterator[int]:
+    """Yield a descriptor of the jail's filter.
+
+    Raises:
+        DiskToolError: there is none, and bubblewrap would take an empty one.
+    """
+    if not tools.filter or len(tools.filter) % 8:
+        raise DiskToolError("the jail", "it has no filter of system calls", tools.bubblewrap)
+    descriptor = os.memfd_create("narrow", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, tools.filter)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _jail(tools: Tools, path: str, nothing: int, narrow: int) -> list[str]:
     argv = [tools.bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for name in ("usr", "bin", "sbin", "lib", "lib64", "lib32", "nix/store"):
         if os.path.islink(f"/{name}"):
@@ -152,7 +173,7 @@ def _jail(tools: Tools, path: str, nothing: int) -> list[str]:
     if os.path.isfile("/etc/ld.so.cache"):
         argv += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     argv += ["--file", str(nothing), "/etc/mtab"]  # resize2fs asks what is mounted; in here nothing is
-    return [*argv, "--bind", path, DISK, "--chdir", "/", "--"]
+    return [*argv, "--bind", path, DISK, "--chdir", "/", "--seccomp", str(narrow), "--"]
 
 
 def _last_words(process: subprocess.Popen[bytes]) -> str:

@@ -21,6 +21,8 @@ MAX_EVENTS = 1000
 """Lines that are no answer, before one that is."""
 TIMEOUT_S = 10.0
 _POLL_S = 0.002
+_UNBOUNDED = 1 << 40
+"""Bytes a second: nobody else is on this line. QEMU's own bound would be 128 MiB."""
 _SHARED = {"capability": "x-ignore-shared", "state": True}
 
 
@@ -85,7 +87,7 @@ class Qmp:
         """Write the machine's state into an open file; afterwards it stands still (`cont` lets it go on).
 
         Args:
-            descriptor: a regular file, at the place where the state shall begin.
+            descriptor: a regular file, at the place where the state shall begin, or a pipe that somebody reads.
             shared: leave memory out that is shared with a file: that file has it already.
             timeout_s: for all of it.
 
@@ -93,6 +95,7 @@ class Qmp:
             QmpError: the monitor failed.
         """
         self.call("migrate-set-capabilities", capabilities=[{**_SHARED, "state": shared}])
+        self.call("migrate-set-parameters", **{"max-bandwidth": _UNBOUNDED})
         self.call("getfd", descriptor=descriptor, fdname="state")
         self.call("migrate", uri="fd:state")
         deadline = time.monotonic() + timeout_s
@@ -178,10 +181,14 @@ def preload(commands: Sequence[tuple[str, dict[str, Any]]]) -> tuple[int, int]:
 
 
 def restore_orders(state: int, *, shared: bool) -> tuple[int, int]:
-    """Return `preload` with what loads a machine's state, from the descriptor `state` of the monitor, and starts it."""
+    """Return `preload` with what loads a machine's state, from the descriptor `state` of the monitor, and starts it.
+
+    The machine has not moved anywhere, so the monitor shall not say on its behalf where its card is now (RARP).
+    """
     return preload(
         [
             ("migrate-set-capabilities", {"capabilities": [{**_SHARED, "state": shared}]}),
+            ("migrate-set-parameters", {"announce-rounds": 0}),
             ("migrate-incoming", {"uri": f"fd:{state}"}),
         ]
     )

@@ -32,7 +32,7 @@ class Given(NamedTuple):
 
     tap: Tap
     device: int
-    """For the monitor: a tap with IFF_VNET_HDR (tun(4))."""
+    """For the monitor: a tap of plain frames, without a header of virtio's (tun(4))."""
     listener: socket.socket
     """Where connections of the guest come in."""
 

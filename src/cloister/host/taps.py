@@ -38,7 +38,7 @@ from cloister.plan.bridge import (
 
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETOWNER = 0x400454CA, 0x400454CC
-_TAP, _NO_PI, _VNET_HDR, _PERSIST = 0x0002, 0x1000, 0x4000, 0x0800
+_TAP, _NO_PI, _PERSIST = 0x0002, 0x1000, 0x0800
 _IFREQ = struct.Struct("16sH22x")
 _MAC_RANDOM = 4
 
@@ -192,13 +192,14 @@ def _made(kernel: Rtnetlink, tap: Tap) -> Link:
 
 
 def _open(tap: Tap) -> int:
+    """Return a tap of plain frames: without IFF_VNET_HDR no guest can hand its host's kernel half-made segments."""
     try:
         descriptor = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         message = f"taps cannot be made: {error.strerror}"
         raise UnsupportedError("no-tun", message, where=_TUN, remedy="sudo modprobe tun") from error
     try:
-        fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(tap.name.encode(), _TAP | _NO_PI | _VNET_HDR))
+        fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(tap.name.encode(), _TAP | _NO_PI))
         fcntl.ioctl(descriptor, _TUNSETOWNER, tap.uid)
     except BaseException:
         os.close(descriptor)

@@ -44,6 +44,30 @@ def seal(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
 
+def sealed(path: str, digest: str, size: int) -> int:
+    """Return a sealed copy of a file, whose digest is that of the copy.
+
+    Raises:
+        OSError: it cannot be read, or has another content.
+    """
+    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(source).st_size != size:
+            raise OSError(0, "a file has another size")
+        target = new(os.path.basename(path), size)
+        try:
+            found, _ = copy(source, target, size)
+            if found != digest:
+                raise OSError(0, "a file has another content")  # noqa: TRY301  # its copy goes as well
+            seal(target)
+        except OSError:
+            os.close(target)
+            raise
+    finally:
+        os.close(source)
+    return target
+
+
 def copy(source: int, target: int, size: int) -> tuple[str, int]:
     """Copy what is not empty, page by page; return the digest, and how many bytes that was.
 

@@ -1,7 +1,8 @@
-"""Snapshots of a machine's disks: copied while it stands still, hashed when it goes on, verified while they are used.
+"""Snapshots of a machine: copied while it stands still, hashed when it goes on, verified while they are used.
 
     snapshots/NAME/record.json       what it is and the digests of the others; 0400, as they are
     snapshots/NAME/FILE              a copy of each disk, sparse
+    snapshots/NAME/memory            the state of the machine, where that was kept
     snapshots/.making-NAME/          one that is being made; locked by who makes it, else a leftover
 
 No copy shares its bytes with a disk that is written, but where the file system copies them on a change (FICLONE).
@@ -17,14 +18,16 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import msgspec
 
 from cloister.errors import RetryError, StepError, UsageError
 from cloister.host import private_files, vm_memory
 from cloister.host.sparse import copy_data
-from cloister.plan.vm_snapshot import NAME, RECORD, Disk, Snapshot
+from cloister.plan.vm_snapshot import MEMORY, NAME, RECORD, Disk, Snapshot
 
+M = TypeVar("M")
 MAKING = ".making-"
 _MAX_RECORD = 1 << 20
 _FICLONE = 0x40049409  # linux/fs.h
@@ -47,16 +50,17 @@ def check_name(name: str) -> None:
 
 def take(
     root: str, name: str, files: Mapping[str, str], describe: Callable[[tuple[Disk, ...], float], Snapshot],
-    held: Callable[[], contextlib.AbstractContextManager[object]],
+    held: Callable[[], contextlib.AbstractContextManager[M]], memory: Callable[[M, str], None] | None = None,
 ) -> Snapshot:  # fmt: skip
-    """Copy disks while the machine is held still.
+    """Copy disks, and the memory, while the machine is held still.
 
     Args:
         root: the directory of snapshots; made where it is missing.
         name: its name.
         files: the disks' paths, by the name of the copy.
         describe: makes the record, from the copies' digests and how long the machine stood still.
-        held: a context in which the machine stands still.
+        held: a context in which the machine stands still, and what can be asked for its memory.
+        memory: writes that into a new file; None keeps the disks only.
 
     Raises:
         UsageError: there is one of this name.
@@ -70,12 +74,14 @@ def take(
     directory = f"{root}/{MAKING}{name}"
     with _lock(directory):
         try:
-            with held():
+            with held() as machine:
                 began = time.monotonic()
+                if memory:
+                    memory(machine, f"{directory}/{MEMORY}")
                 for copy, path in files.items():
                     _copy(path, f"{directory}/{copy}")
                 paused = time.monotonic() - began
-            disks = tuple(_hashed(directory, copy) for copy in files)
+            disks = tuple(_hashed(directory, copy) for copy in (*files, *([MEMORY] if memory else [])))
             record = describe(disks, round(paused, 4))
             _write(f"{directory}/{RECORD}", msgspec.json.encode(record, order="sorted"))
             os.rename(directory, f"{root}/{name}")
@@ -122,6 +128,8 @@ def restore(root: str, record: Snapshot, targets: Mapping[str, str]) -> None:
     written: list[str] = []
     try:
         for disk in record.disks:
+            if disk.name == MEMORY:
+                continue
             target = targets[disk.name]
             written.append(target)
             _verified(f"{root}/{record.name}/{disk.name}", target, disk)
@@ -129,11 +137,31 @@ def restore(root: str, record: Snapshot, targets: Mapping[str, str]) -> None:
         for path in written:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        why = error.strerror if isinstance(error, OSError) else f"no place for {error}"
-        raise StepError(
-            "snapshot-changed", f"the snapshot {record.name} cannot be used: {why}", where=f"{root}/{record.name}",
-            remedy=f"cloister vm rm {record.name}",
-        ) from None  # fmt: skip
+        raise _changed(
+            root, record, error.strerror if isinstance(error, OSError) else f"no place for {error}"
+        ) from None
+
+
+def state(root: str, record: Snapshot) -> int:
+    """Return a sealed copy of the state of a snapshot's machine, at its beginning; the caller closes it.
+
+    Raises:
+        StepError: `snapshot-changed`: it is not what it was.
+    """
+    try:
+        kept = next(file for file in record.disks if file.name == MEMORY)
+        copied = vm_memory.sealed(f"{root}/{record.name}/{MEMORY}", kept.digest, kept.size)
+    except (OSError, StopIteration) as error:
+        raise _changed(root, record, error.strerror if isinstance(error, OSError) else "it has no memory") from None
+    os.lseek(copied, 0, os.SEEK_SET)
+    return copied
+
+
+def _changed(root: str, record: Snapshot, why: str | None) -> StepError:
+    return StepError(
+        "snapshot-changed", f"the snapshot {record.name} cannot be used: {why}", where=f"{root}/{record.name}",
+        remedy=f"cloister vm rm {record.name}",
+    )  # fmt: skip
 
 
 def remove(root: str, name: str) -> None:

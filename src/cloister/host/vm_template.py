@@ -29,6 +29,8 @@ MAKING = ".making-"
 _MAX_RECORD = 1 << 20
 _KEEP = 8
 """Templates of one user: each is some 100 MB."""
+_KEEP_BYTES = 2 << 30
+"""What they may take of the disk together."""
 
 
 class Held:
@@ -135,7 +137,10 @@ def every(root: str) -> Iterator[tuple[str, Template | None]]:
 
 
 def tidy(root: str, *, newer: Shape | None = None) -> list[str]:
-    """Remove leftovers of makers that died, unusable templates, and the oldest beyond eight; return what went.
+    """Remove leftovers of makers that died, unusable templates, and those too many; return what went.
+
+    Too many are those beyond eight, or beyond 2 GiB on the disk: who was not started from the longest goes first, and
+    the one that was used last stays, however large it is.
 
     Args:
         root: the directory of templates.
@@ -149,10 +154,27 @@ def tidy(root: str, *, newer: Shape | None = None) -> list[str]:
             gone.append(path)
         else:
             usable.append((_used(path), path))
-    gone += [path for _, path in sorted(usable)[:-_KEEP]]
+    gone += _beyond([path for _, path in sorted(usable, reverse=True)])
     for path in gone:
         remove(path)
     return gone
+
+
+def _beyond(paths: list[str]) -> Iterator[str]:
+    """Yield what is too much of templates that are named from the one used last to the one used first."""
+    total = 0
+    for count, path in enumerate(paths):
+        total += stored(path)
+        if count and (count >= _KEEP or total > _KEEP_BYTES):
+            yield path
+
+
+def stored(directory: str) -> int:
+    """Return what a template or snapshot takes of the disk, in bytes."""
+    try:
+        return sum(os.lstat(f"{directory}/{name}").st_blocks * 512 for name in os.listdir(directory))
+    except OSError:
+        return 0
 
 
 def remove(directory: str) -> None:
@@ -179,8 +201,8 @@ def _used(path: str) -> float:
 
 
 def _same_purpose(one: Shape, other: Shape) -> bool:
-    def purpose(shape: Shape) -> tuple[str, str, int, int]:
-        return shape.image, shape.accelerator, shape.memory_mib, shape.cpus
+    def purpose(shape: Shape) -> tuple[str, str, int, int, bool]:
+        return shape.image, shape.accelerator, shape.memory_mib, shape.cpus, shape.card
 
     return purpose(one) == purpose(other)
 
@@ -218,40 +240,12 @@ def _verified(directory: str, digest: str) -> Held:
     copies: list[int] = []
     try:
         for name, right, size in parts:
-            copies.append(_sealed(f"{directory}/{name}", right, size))
+            copies.append(vm_memory.sealed(f"{directory}/{name}", right, size))
     except OSError as error:
         for descriptor in copies:
             os.close(descriptor)
         raise _changed(directory, error.strerror or str(error)) from None
     return Held(template, copies[0], copies[1])
-
-
-def _sealed(path: str, digest: str, size: int) -> int:
-    """Return a sealed copy of a file, whose digest is that of the copy.
-
-    Raises:
-        OSError: it cannot be read, or has another content.
-    """
-    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(source).st_size != size:
-            raise OSError(0, "a file has another size")
-        target = vm_memory.new(os.path.basename(path), size)
-        try:
-            found, _ = vm_memory.copy(source, target, size)
-            _same(found, digest)
-            vm_memory.seal(target)
-        except OSError:
-            os.close(target)
-            raise
-    finally:
-        os.close(source)
-    return target
-
-
-def _same(found: str, digest: str) -> None:
-    if found != digest:
-        raise OSError(0, "a file has another content")
 
 
 def _changed(directory: str, why: str) -> StepError:

@@ -8,6 +8,7 @@ Sources: systemd.exec(5), systemd.socket(5), systemd.service(5).
 
 from __future__ import annotations
 
+from cloister.isolation.daemon_units import CONFINED
 from cloister.isolation.unit_files import AUDITD, UNITS, DaemonFacts, word
 from cloister.plan.system_diff import HEAD, Wanted
 from cloister.plan.unit import AGENTS, AUDIT_KEYS, AUDIT_LOG, AUDIT_SOCKET, AUDIT_USER, PROXY_STATE
@@ -15,40 +16,15 @@ from cloister.policy.model import Audit
 
 SOCKET, SERVICE = f"{UNITS}/{AUDITD}.socket", f"{UNITS}/{AUDITD}.service"
 _HARDENING = f"""\
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=yes
+{CONFINED}CapabilityBoundingSet=
 InaccessiblePaths=-{AGENTS} -{PROXY_STATE}
-PrivateTmp=yes
-PrivateDevices=yes
 PrivateNetwork=yes
-DevicePolicy=closed
-PrivateIPC=yes
-ProtectProc=invisible
 ProcSubset=all
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectClock=yes
-ProtectHostname=yes
-RestrictNamespaces=yes
 RestrictAddressFamilies=AF_UNIX
 IPAddressDeny=any
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
 RemoveIPC=yes
-Delegate=no
-LimitCORE=0
 LimitNOFILE=4096
 TasksMax=64
 MemoryMax=512M

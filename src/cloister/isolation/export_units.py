@@ -9,6 +9,7 @@ Sources: systemd.exec(5), systemd.service(5), systemd.unit(5) for `%d`.
 
 from __future__ import annotations
 
+from cloister.isolation.daemon_units import CONFINED
 from cloister.isolation.unit_files import AUDITD, UNITS, DaemonFacts, word
 from cloister.plan.system_diff import HEAD, Wanted
 from cloister.plan.unit import AGENTS, AUDIT_KEYS, AUDIT_LOG, AUDIT_USER, EXPORT_STATE, EXPORT_USER, PROXY_STATE
@@ -18,38 +19,13 @@ EXPORT = "cloister-audit-export"
 SERVICE = f"{UNITS}/{EXPORT}.service"
 _FILES = ("ca", "certificate")
 _HARDENING = f"""\
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=yes
+{CONFINED}CapabilityBoundingSet=
 InaccessiblePaths=-{AGENTS} -{PROXY_STATE} -{AUDIT_KEYS}
-PrivateTmp=yes
-PrivateDevices=yes
-DevicePolicy=closed
-PrivateIPC=yes
-ProtectProc=invisible
 ProcSubset=pid
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectClock=yes
-ProtectHostname=yes
-RestrictNamespaces=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
 RemoveIPC=yes
-Delegate=no
-LimitCORE=0
 TasksMax=16
 MemoryMax=256M
 """

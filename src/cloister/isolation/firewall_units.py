@@ -7,6 +7,7 @@ share the host's network are bound to: `BOUND` are the properties they need. Ins
 
 from __future__ import annotations
 
+from cloister.isolation.daemon_units import CONFINED
 from cloister.plan.firewall import FILE, FIREWALL_UNIT, WATCHDOG_UNIT
 from cloister.plan.unit import RUNTIME, STATE
 
@@ -14,35 +15,12 @@ BOUND: tuple[tuple[str, str], ...] = (("BindsTo", WATCHDOG_UNIT), ("After", WATC
 """Properties of every unit that shares the host's network: it starts after the watchdog has found the filter whole,
 and ends with the watchdog (systemd.unit(5))."""
 
-HARDENED = """\
-NoNewPrivileges=yes
-CapabilityBoundingSet=CAP_NET_ADMIN
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
-PrivateIPC=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
+HARDENED = f"""\
+{CONFINED}CapabilityBoundingSet=CAP_NET_ADMIN
 UMask=0077
-SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
 IPAddressDeny=any
-LimitCORE=0
 """
 
 

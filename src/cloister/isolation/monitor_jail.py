@@ -42,6 +42,8 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     """Listening descriptors, each with the port of the guest that it stands for."""
     vsock: str = ""
     """Firecracker's socket for the channel, as seen in the jail; empty where the channel is a descriptor."""
+    adopt: int | None = None
+    """The highest number of a command of the run that this one goes on from; None: its guest begins."""
     firecracker: str = ""
     """Its path on the host; empty where the monitor is QEMU, which lies below `/usr`."""
     monitor: tuple[str, ...]
@@ -78,4 +80,6 @@ def _keeper(jail: Jail) -> list[str]:
     argv += ["--patience", str(PATIENCE_S)]
     if jail.vsock:
         argv += ["--vsock", jail.vsock]
+    if jail.adopt is not None:
+        argv += ["--adopt", str(jail.adopt)]
     return [*argv, "--", *jail.monitor]

@@ -1,7 +1,7 @@
 """QEMU's argv for a guest: the `microvm` machine, disks and channels by descriptor, and nothing that was not asked for.
 
 Options are those of qemu-system-x86_64(1), version 7.2 or newer. What is not named does not exist in the machine: no
-default devices, no user's configuration, no network card unless there is a tap, no monitor but the run's own. QEMU's
+default devices, no user's configuration, no network card unless it has a MAC, no monitor but the run's own. QEMU's
 seccomp filter denies what it needs only while it starts. Pure. What it is not: the jail around it
 (`isolation/monitor_jail.py`).
 """
@@ -25,6 +25,18 @@ _KIND = "microvm,auto-kernel-cmdline=off"
 """The kernel gets our words and no others."""
 _BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 _PROBE_MIB = 128
+_BALLOON = "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on,page-poison=off"
+"""Free pages go back to the host, and come back with any content: a guest that wants them empty reports none.
+
+Of memory that machines share the part that this one has written goes back: see `discards.py`."""
+_ONLY_DATA = "discard=off,write-zeroes=off"
+"""Disks are read and written. No request of theirs makes QEMU punch a hole: that call is for memory (`discards.py`)."""
+_NO_FEATURES = (
+    "csum", "guest_csum", "gso", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo", "host_tso4", "host_tso6",
+    "host_ecn", "host_ufo", "mrg_rxbuf", "status", "guest_announce", "ctrl_vq", "ctrl_rx", "ctrl_rx_extra",
+    "ctrl_vlan", "ctrl_mac_addr", "ctrl_guest_offloads",
+)  # fmt: skip
+"""Of virtio-net, by the names of QEMU 7.2. Newer ones are for taps with a virtio header, which ours are not."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,10 +53,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the control socket, as seen in the jail; empty for none."""
     disk_rate: int = 0
     """Bytes that each disk may move in a second; 0: as many as it can."""
-    tap_fd: int | None = None
     mac: str = ""
+    """Of its card; empty for a machine without one."""
+    tap_fd: int | None = None
+    """Where the card leads; None where it leads nowhere: in a machine that becomes a template."""
     memory_fd: int | None = None
     """A file that is the guest's memory: of a template while it is made, and of what starts from it."""
+    named_memory: bool = False
+    """Its memory has the name that those of templates have, and is no file: it comes with the state."""
     shared: bool = False
     """Writes go into `memory_fd`: a template is being made. Else they stay in the process."""
     orders_fd: int | None = None
@@ -91,11 +107,10 @@ def qemu_argv(machine: Machine) -> tuple[str, ...]:
     # `append`: a pipe cannot be truncated, which is what opening it would otherwise do.
     argv += ["-add-fd", f"fd={CONSOLE_FD},set={_CONSOLE_SET}", "-serial", "chardev:console"]
     argv += ["-chardev", f"file,id=console,path=/dev/fdset/{_CONSOLE_SET},append=on"]
-    argv += ["-device", "virtio-rng-device", "-device", _balloon(machine)]
+    argv += ["-device", "virtio-rng-device", "-device", _BALLOON]
     argv += _control(machine)
-    if machine.tap_fd is not None:
-        argv += ["-netdev", f"tap,id=net,fd={machine.tap_fd}"]
-        argv += ["-device", f"virtio-net-device,netdev=net,mac={machine.mac}"]
+    if machine.mac:
+        argv += _card(machine)
     return (*argv, "-sandbox", SANDBOX)
 
 
@@ -123,17 +138,14 @@ def _processor(accelerator: Accelerator, cpus: int) -> list[str]:
 
 def _memory(machine: Machine) -> list[str]:
     size = f"{machine.memory_mib}M"
+    if machine.named_memory:
+        backend = f"memory-backend-ram,id=memory,size={size}"
+        return ["-M", f"{_KIND},memory-backend=memory", "-m", size, "-object", backend]
     if machine.memory_fd is None:
         return ["-M", _KIND, "-m", size]
     backend = f"memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{machine.memory_fd}"
     share = "on" if machine.shared else "off"
     return ["-M", f"{_KIND},memory-backend=memory", "-m", size, "-object", f"{backend},share={share}"]
-
-
-def _balloon(machine: Machine) -> str:
-    """Free pages go back to the host; not those of a file, which QEMU would punch holes into."""
-    reporting = "on" if machine.memory_fd is None else "off"
-    return f"virtio-balloon-device,deflate-on-oom=on,free-page-reporting={reporting}"
 
 
 def _disk(index: int, role: str, descriptor: int, rate: int) -> list[str]:
@@ -143,10 +155,21 @@ def _disk(index: int, role: str, descriptor: int, rate: int) -> list[str]:
     argv = ["-add-fd", f"fd={descriptor},set={index}", "-blockdev", file]
     argv += ["-blockdev", f"driver=raw,node-name={role},file={role}-file,{only}"]
     if not rate:
-        return [*argv, "-device", f"virtio-blk-device,drive={role}"]
+        return [*argv, "-device", f"virtio-blk-device,drive={role},{_ONLY_DATA}"]
     argv += ["-object", f"throttle-group,id={role}-rate,x-bps-total={rate}"]
     argv += ["-blockdev", f"driver=throttle,node-name={role}-slowed,throttle-group={role}-rate,file={role},{only}"]
-    return [*argv, "-device", f"virtio-blk-device,drive={role}-slowed"]
+    return [*argv, "-device", f"virtio-blk-device,drive={role}-slowed,{_ONLY_DATA}"]
+
+
+def _card(machine: Machine) -> list[str]:
+    """Return a card that moves plain frames and can do nothing else: the same one on a tap and on a hub of its own.
+
+    What a template's guest was offered at its boot is so what there is on a tap. There is no queue of control
+    commands: the guest sets its address in the device's configuration space, and the device hears every frame.
+    """
+    wire = "hubport,id=net,hubid=0" if machine.tap_fd is None else f"tap,id=net,fd={machine.tap_fd}"
+    without = ",".join(f"{feature}=off" for feature in _NO_FEATURES)
+    return ["-netdev", wire, "-device", f"virtio-net-device,netdev=net,mac={machine.mac},{without}"]
 
 
 def _control(machine: Machine) -> list[str]:

@@ -78,11 +78,7 @@ def assemble(
     """
     data = table()
     active = active_groups(data, nested=nested, ptrace=ptrace, netlink=netlink, listeners=listeners)
-    tree = _filter(_machine(data, arch), data, active)
-    instructions = _emit(tree)
-    if len(instructions) > MAX_INSTRUCTIONS:
-        raise ValueError(f"the filter has {len(instructions)} instructions; the kernel takes {MAX_INSTRUCTIONS}")
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions)
+    return encode(_filter(machine_of(data, arch), data, active))
 
 
 def describe(arch: str, *, nested: bool = False, ptrace: bool = False, netlink: bool = True) -> list[str]:
@@ -92,7 +88,7 @@ def describe(arch: str, *, nested: bool = False, ptrace: bool = False, netlink: 
         UnsupportedError: `seccomp-arch`, there is no table for this architecture.
     """
     data = table()
-    machine = _machine(data, arch)
+    machine = machine_of(data, arch)
     active = active_groups(data, nested=nested, ptrace=ptrace, netlink=netlink)
     lines = [f"seccomp for {arch}: refuses with an error number, never kills; foreign ABIs and unknown numbers too"]
     for group in data.groups:
@@ -115,7 +111,12 @@ def active_groups(
     return tuple(group for group in data.groups if group.lift not in lifted)
 
 
-def _machine(data: Table, arch: str) -> Machine:
+def machine_of(data: Table, arch: str) -> Machine:
+    """Return what is known of an architecture.
+
+    Raises:
+        UnsupportedError: `seccomp-arch`, nothing is.
+    """
     machine = data.machines.get(arch)
     if machine is None:
         raise UnsupportedError(
@@ -137,15 +138,28 @@ def _filter(machine: Machine, data: Table, groups: Sequence[Group]) -> Node:
     segments: list[tuple[int, Node]] = [(0, unknown)]
     for low, high in machine.known:
         for number in range(low, high + 1):
-            _append(segments, number, leaves.get(number, Return(ALLOW)))
-        _append(segments, high + 1, unknown)
+            append(segments, number, leaves.get(number, Return(ALLOW)))
+        append(segments, high + 1, unknown)
     if machine.x32_bit:
-        _append(segments, machine.x32_bit, refuse)
+        append(segments, machine.x32_bit, refuse)
+    return for_machine(machine, segments, refuse)
+
+
+def for_machine(machine: Machine, segments: Sequence[tuple[int, Node]], foreign: Node) -> Node:
+    """Return the tree that looks at the architecture, then for the segment of a call's number; `foreign` for others."""
     search = Load(OFFSET_NUMBER, FULL_MASK, _search(segments))
-    return Load(OFFSET_ARCH, FULL_MASK, Test(JUMP_EQUAL, (machine.audit,), search, refuse))
+    return Load(OFFSET_ARCH, FULL_MASK, Test(JUMP_EQUAL, (machine.audit,), search, foreign))
 
 
-def _append(segments: list[tuple[int, Node]], start: int, node: Node) -> None:
+def encode(tree: Node) -> bytes:
+    """Return a tree as the kernel takes it: an array of struct sock_filter, little endian."""
+    instructions = _emit(tree)
+    if len(instructions) > MAX_INSTRUCTIONS:
+        raise ValueError(f"the filter has {len(instructions)} instructions; the kernel takes {MAX_INSTRUCTIONS}")
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions)
+
+
+def append(segments: list[tuple[int, Node]], start: int, node: Node) -> None:
     """Begin a new segment at `start`, unless it would only repeat the last one."""
     if segments[-1][0] == start:
         segments.pop()
@@ -168,14 +182,15 @@ def _leaves(machine: Machine, data: Table, groups: Sequence[Group]) -> dict[int,
         number = machine.numbers.get(rule.syscall)
         if number is not None:
             refuse = Return(ERRNO | data.errnos[rule.errno])
-            leaves[number] = _when(rule.when, refuse, leaves.get(number, Return(ALLOW)))
+            leaves[number] = when(rule.when, refuse, leaves.get(number, Return(ALLOW)))
     return leaves
 
 
-def _when(conditions: Sequence[Condition], yes: Node, no: Node) -> Node:
+def when(conditions: Sequence[Condition], yes: Node, no: Node) -> Node:
+    """Return the tree that goes to `yes` when all conditions hold."""
     if not conditions:
         return yes
-    first, inner = conditions[0], _when(conditions[1:], yes, no)
+    first, inner = conditions[0], when(conditions[1:], yes, no)
     hit, miss = (no, inner) if first.negated else (inner, no)
     return Load(OFFSET_ARGS + 8 * first.arg, first.mask, Test(JUMP_EQUAL, first.values, hit, miss))
 

@@ -8,6 +8,7 @@ error of the table and never a hole in the filter. Not here: anything about BPF 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Literal
@@ -68,16 +69,20 @@ class Table(Row, frozen=True, kw_only=True):
     allowed: dict[str, str]
 
 
-class _RawCondition(Row, frozen=True, kw_only=True, rename={"in_": "in"}):
+class RawCondition(Row, frozen=True, kw_only=True, rename={"in_": "in"}):
+    """A condition as it is written, with names of constants."""
+
     arg: int
     mask: tuple[str, ...] = ()
     in_: tuple[str | int, ...] = ()
     not_in: tuple[str | int, ...] = ()
 
 
-class _RawRule(Row, frozen=True, kw_only=True):
+class RawRule(Row, frozen=True, kw_only=True):
+    """A rule as it is written."""
+
     syscall: str
-    when: tuple[_RawCondition, ...]
+    when: tuple[RawCondition, ...]
     errno: str = "EPERM"
 
 
@@ -87,7 +92,7 @@ class _RawGroup(Row, frozen=True, kw_only=True):
     errno: str = "EPERM"
     lift: Lift = ""
     syscalls: tuple[str, ...] = ()
-    rules: tuple[_RawRule, ...] = ()
+    rules: tuple[RawRule, ...] = ()
 
 
 class _RawArch(Row, frozen=True, kw_only=True):
@@ -143,7 +148,7 @@ def _machine(arch: _RawArch, numbers: dict[str, tuple[int, int]]) -> Machine:
 def _group(group: _RawGroup, raw: _RawTable) -> Group:
     always = tuple(Rule(syscall=name, errno=group.errno) for name in group.syscalls)
     looking = tuple(
-        Rule(syscall=rule.syscall, errno=rule.errno, when=tuple(_condition(each, raw) for each in rule.when))
+        Rule(syscall=rule.syscall, errno=rule.errno, when=tuple(condition(each, raw.constants) for each in rule.when))
         for rule in group.rules
     )
     if not always and not looking:
@@ -151,17 +156,23 @@ def _group(group: _RawGroup, raw: _RawTable) -> Group:
     return Group(name=group.name, reason=group.reason, lift=group.lift, rules=always + looking)
 
 
-def _condition(condition: _RawCondition, raw: _RawTable) -> Condition:
+def condition(raw: RawCondition, constants: Mapping[str, int]) -> Condition:
+    """Return a condition with the numbers that its names stand for.
+
+    Raises:
+        ValueError: a name is unknown, or it is no condition.
+    """
+
     def value(name: str | int) -> int:
-        number = raw.constants.get(name) if isinstance(name, str) else name
+        number = constants.get(name) if isinstance(name, str) else name
         if number is None or not 0 <= number <= FULL_MASK:
             raise ValueError(f"{name} is not a constant of 32 bits")
         return number
 
-    if bool(condition.in_) == bool(condition.not_in) or condition.arg not in range(6):
+    if bool(raw.in_) == bool(raw.not_in) or raw.arg not in range(6):
         raise ValueError("a condition has one argument of 0 to 5, and either `in` or `not_in`")
     mask = 0
-    for name in condition.mask:
+    for name in raw.mask:
         mask |= value(name)
-    values = tuple(sorted({value(name) for name in condition.in_ or condition.not_in}))
-    return Condition(arg=condition.arg, mask=mask or FULL_MASK, values=values, negated=bool(condition.not_in))
+    values = tuple(sorted({value(name) for name in raw.in_ or raw.not_in}))
+    return Condition(arg=raw.arg, mask=mask or FULL_MASK, values=values, negated=bool(raw.not_in))

@@ -8,6 +8,7 @@ Sources: systemd.exec(5), capabilities(7), bpf(2).
 
 from __future__ import annotations
 
+from cloister.isolation.daemon_units import CONFINED
 from cloister.isolation.unit_files import UNITS, DaemonFacts, word
 from cloister.plan.system_diff import HEAD, Wanted
 from cloister.plan.unit import AUDIT_USER, RUNTIME
@@ -24,37 +25,12 @@ CAPABILITIES: tuple[tuple[str, str], ...] = (
 """Everything else of root is taken away from the sensor; tests take each of these away as well, and look what fails."""
 _NAMES = " ".join(name for name, _ in CAPABILITIES)
 _HARDENING = f"""\
-NoNewPrivileges=yes
-CapabilityBoundingSet={_NAMES}
-AmbientCapabilities=
-ProtectSystem=strict
+{CONFINED}CapabilityBoundingSet={_NAMES}
 ReadWritePaths={RUNTIME}
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
 PrivateNetwork=yes
-DevicePolicy=closed
-PrivateIPC=yes
-ProtectProc=invisible
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectClock=yes
-ProtectHostname=yes
-RestrictNamespaces=yes
 RestrictAddressFamilies=AF_UNIX
 IPAddressDeny=any
 SystemCallFilter=@system-service bpf perf_event_open
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-Delegate=no
-LimitCORE=0
 LimitMEMLOCK=infinity
 TasksMax=32
 """

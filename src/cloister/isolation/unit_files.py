@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from cloister.isolation.daemon_units import CONFINED, GIVEN_UP
 from cloister.plan.system_diff import HEAD, Directory, Link
 from cloister.plan.unit import (
     AGENTS,
@@ -57,63 +58,26 @@ SKELETON_DIRECTORIES: tuple[tuple[str, int], ...] = (
     ("root", 0o700), ("run", 0o755), ("run/cloister", 0o755), ("run/cloister/box", 0o755), ("sys", 0o555),
     ("tmp", 0o1777), ("usr", 0o755), ("var", 0o755), ("var/tmp", 0o1777),
 )  # fmt: skip
-_HOSTD_HARDENING = """\
-AmbientCapabilities=
-NoNewPrivileges=yes
-RestrictNamespaces=mnt user uts
+_HOSTD_HARDENING = f"""\
+{GIVEN_UP}RestrictNamespaces=mnt user uts
 RestrictAddressFamilies=AF_UNIX AF_NETLINK
 IPAddressDeny=any
 SystemCallFilter=@system-service @mount sethostname
 SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @resources @swap
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-DevicePolicy=closed
-ProtectClock=yes
-RestrictRealtime=yes
 # No ProtectHostname=: the host's name is taken out of units.
 # No RestrictSUIDSGID=: it answers ENOSYS to openat2(2), whose flags a filter cannot see.
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-Delegate=no
-LimitCORE=0
 TasksMax=1024
 MemoryMax=1G
 """
 _PROXYD_HARDENING = f"""\
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-ProtectSystem=strict
-ProtectHome=yes
+{CONFINED}CapabilityBoundingSet=
 InaccessiblePaths=-{AGENTS} -{SERVICES}
-PrivateTmp=yes
-PrivateDevices=yes
-DevicePolicy=closed
-PrivateIPC=yes
-ProtectProc=invisible
 ProcSubset=all
-ProtectControlGroups=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectClock=yes
-ProtectHostname=yes
-RestrictNamespaces=yes
 # It goes to the internet; the address guard of its own (egress) says where.
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-SystemCallArchitectures=native
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
 RemoveIPC=yes
-Delegate=no
-LimitCORE=0
 LimitNOFILE=65536
 """
 _WORD = re.compile(r"[A-Za-z0-9@_./+:=-]+")

@@ -35,6 +35,8 @@ ALTERNATIVES = (
     "192.168.177.0/24", "192.168.239.0/24",
 )  # fmt: skip
 """Where the bridge goes when its network is taken on this host, in this order."""
+NOBODYS_MAC = "52:54:00:00:00:00"
+"""Of the card of a guest that has no run yet: a template's. The packet filter knows no such guest."""
 PREFIX = 24
 _ROUTING = 8
 """Routes shorter than this are routing, not a network of neighbours: a VPN has such for half the internet."""

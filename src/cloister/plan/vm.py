@@ -88,6 +88,8 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The one model that it may use, where its caller has narrowed that."""
     snapshot: str = ""
     """The snapshot whose disks it gets; empty for the agent's own, and a new copy of the workspace."""
+    resumes: str = ""
+    """Digest of the record of the snapshot from whose memory its processes go on; empty: they begin."""
     template: str = ""
     """Digest of the record of the template that it starts from, warm; empty for a cold boot."""
 
@@ -95,5 +97,6 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Return one line for people."""
         how = f"{self.monitor} ({self.accelerator})"
         size = f"{self.memory_mib} MiB, {self.cpus} CPU{', from a template' if self.template else ''}"
+        size += ", going on from a snapshot's memory" if self.resumes else ""
         card = ", with a network device on the system's bridge" if self.network == "bridge" else ""
         return f"virtual machine of image {self.image} {self.version} by {how}: {size}{card}"

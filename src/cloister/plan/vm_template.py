@@ -33,6 +33,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Of the host's processor and kernel: what a guest has found out about them it believes for ever."""
     memory_mib: int
     cpus: int
+    card: bool = False
+    """It has a network card, for the bridge."""
     machine: Digest
     """Of the monitor's argv, without what differs between two runs."""
 
@@ -42,7 +44,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def describe(self) -> str:
         """Return one line for people."""
-        return f"{self.image} {self.version}, {self.memory_mib} MiB, {self.cpus} CPU, {self.accelerator}"
+        card = ", with a network card" if self.card else ""
+        return f"{self.image} {self.version}, {self.memory_mib} MiB, {self.cpus} CPU, {self.accelerator}{card}"
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

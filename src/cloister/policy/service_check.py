@@ -105,17 +105,20 @@ def check_services(policy: Policy, mistakes: Mistakes) -> None:
             noted.add((*gateway.path, "agent"), what, f"one of {known}" if known else "write [agents.NAME] first")
             continue
         if agent.isolation != "unit":
-            noted.add(
-                (*gateway.path, "agent"),
-                f"a service needs a system user of its own, and the agent has isolation = {agent.isolation!r}",
-                f'[agents.{gateway.settings.agent}] isolation = "unit"',
-            )
+            noted.add((*gateway.path, "agent"), *_not_a_unit(gateway.settings.agent, agent.isolation))
         _check_gateway(noted, gateway, agent, policy.providers)
     _check_ports(noted, policy, found)
     for joined, count in Counter(gateway.joined for gateway in found).items():
         if count > 1:
             at = next(gateway.path for gateway in found if gateway.joined == joined)
             noted.add(at, f"two gateways would both be called {joined}", "rename one of them")
+
+
+def _not_a_unit(name: str, isolation: str) -> tuple[str, str]:
+    remedy = f'[agents.{name}] isolation = "unit"'
+    if isolation == "microvm":
+        remedy += f"; a gateway in a guest is a run of yours, without [services]: cloister vm start {name}"
+    return f"a service needs a system user of its own, and the agent has isolation = {isolation!r}", remedy
 
 
 def _named(noted: Noted, path: Path, name: str) -> None:

@@ -92,6 +92,8 @@ class ActiveRun:
     """Why what happened in between is not in the audit log."""
     guest: Guest | None = None
     """The virtual machine it has, with `isolation = "microvm"`."""
+    findings: tuple[str, ...] = ()
+    """Of the self-probe of the run whose memory this one goes on from."""
     endless = False
     """A gateway's: where its events reach their bound, the newest are kept and not the oldest."""
 
@@ -135,7 +137,7 @@ class ActiveRun:
         self.warnings: tuple[str, ...] = ()
         self.notices = Notices(self._noticed)
         self.kernel = Watching()  # the kernel's audit of a sandbox; a unit's is hostd's to ask for
-        self._next_session = 1
+        self.next_session = 1
         self._answers: list[Callable[[str], None]] = []
         self.asking = asyncio.Lock()
         """Held while a question stands: the terminal has room for one."""
@@ -204,7 +206,8 @@ class ActiveRun:
         number = int.from_bytes(payload[:_U32], "little") if len(payload) >= _U32 else 0
         match frame.kind:
             case "P":
-                self.live.probed(tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64]))
+                told = tuple(item.decode("utf-8", "replace") for item in decode_list(payload)[0][:64])
+                self.live.probed((*self.findings, *told))
                 self._admit()
             case "R" if number == 0:
                 self.live.running()
@@ -214,7 +217,7 @@ class ActiveRun:
                 self._exited(number, payload[4])
             case "Z" if number == 0:
                 self.live.stopped()
-            case "D" | "H" | "L" | "T" if self.guest:
+            case "D" | "H" | "L" | "Q" | "T" if self.guest:
                 self.guest.told(self, frame)
 
     def ask(self, text: str, letters: str, default: str, answer: Callable[[str], None], *, nobody: str) -> None:
@@ -233,8 +236,8 @@ class ActiveRun:
 
         With a pty the client is told first that it will get one: it checks that it has a terminal.
         """
-        number = self._next_session
-        self._next_session += 1
+        number = self.next_session
+        self.next_session += 1
         self.sessions[number] = link
 
         def on_frame(_: Link, frame: Frame) -> None:

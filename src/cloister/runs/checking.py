@@ -29,7 +29,7 @@ from cloister.runs.model_keys import login_warnings
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import MAX_BYTES, PROJECT_FILE, PolicyFiles, read_trusted
 from cloister.runs.signing_review import unreachable
-from cloister.runs.unenforced import unenforced_keys
+from cloister.runs.unenforced import refusals
 
 Kind = Literal["user policy", "system policy", "policy", "project", "preset"]
 
@@ -134,16 +134,13 @@ class Checker:
             what = f"the agent {resolved.name!r} has limits for models, and no provider: it reaches none of them"
             where = resolved.source(("llm",))
             self._warn(Finding(message=what, where=where, remedy='add providers = ["NAME"], and [providers.NAME]'))
-        keys = list(unenforced_keys(resolved.agent))
-        if resolved.agent.isolation not in ("namespace", "unit"):
-            keys.append("isolation")
-        for key in keys:
-            what = f"nothing in this version enforces `{key}`"
-            if key == "isolation":
-                what = f"this version has no isolation {resolved.agent.isolation!r}"
-            what = f"the agent {resolved.name!r} will not start: {what}"
-            where = resolved.source(tuple(key.split(".")))
-            self._warn(Finding(message=what, where=where, remedy=f"remove `{key}` until it is there"))
+        for error in refusals(resolved.agent):
+            what = f"the agent {resolved.name!r} will not start: {error.message}"
+            self._warn(
+                Finding(
+                    message=what, where=resolved.source(tuple(error.where.strip(".").split("."))), remedy=error.remedy
+                )
+            )
 
     def _own_unit(self, resolved: ResolvedAgent) -> None:
         """Say of an agent of the user's own that only the system's policy can make it a system user."""

@@ -36,6 +36,7 @@ from cloister.runs.compile_parts import (
     CarriedPath,
     Files,
     PlacedFile,
+    Said,
     Start,
     box_steps,
     boxed_settings,
@@ -47,10 +48,10 @@ from cloister.runs.compile_parts import (
     is_overlay,
     notices,
     opt_outs,
+    plan_of,
     refuse_homeless_settings,
     seccomp_profile,
 )
-from cloister.runs.credentials_plan import planned
 from cloister.runs.internet import WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced
 
@@ -104,23 +105,18 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
     launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), box, facts, limited)
     identity = identity_files.tokens_step(agent.identity, f"{facts.run_runtime}/box", facts.user, facts.uid)
     launch = msgspec.structs.replace(launch, holds=holds)
-    return Plan(
-        run=facts.run,
-        agent=facts.agent_name,
-        preset=agent.preset,
-        isolation=agent.isolation,
-        workspace=facts.layout.root,
-        policy_digest=facts.policy_digest,
-        profile=facts.profile,
-        project=facts.project,
-        steps=(*_preparations(agent, preset, facts, files, launch, limited, identity), launch),
-        asked=command,
-        egress=egress,
-        credentials=planned(agent),
-        models=facts.model_words,
+    said = Said(
         limits=limited.words,
         opt_outs=opt_outs(agent, facts, direct=direct, is_root=facts.uid == 0),
         notices=(*limited.notices, *notices(agent, facts, direct=direct, network=network)),
+    )
+    return plan_of(
+        agent,
+        facts,
+        command,
+        egress,
+        (*_preparations(agent, preset, facts, files, launch, limited, identity), launch),
+        said,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -26,6 +26,7 @@ from cloister.plan.steps import (
     ListenAgent,
     MergeSettings,
     PlaceholderFile,
+    Plan,
     TrustBundle,
     WriteBytes,
     WriteFile,
@@ -118,6 +119,14 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Which calls the sandbox's first process tells of, where the kernel's own events are not to be had."""
 
 
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan tells its reader, beside its steps: fields of `Plan`."""
+
+    limits: tuple[str, ...]
+    opt_outs: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
 class Files(msgspec.Struct):
     """Generated files: those shown in the box directory, and those laid over a path of the home."""
 
@@ -125,6 +134,30 @@ class Files(msgspec.Struct):
     homed: list[tuple[str, str]]
     merged: list[MergeSettings] = []
     """Lists of model providers, under those of the home; `path` is a name in the box."""
+
+
+def plan_of(  # noqa: PLR0913  # the six parts of a plan
+    agent: Agent, start: Start, command: tuple[str, ...], egress: tuple[str, ...], steps: Iterable[AnyStep], said: Said
+) -> Plan:
+    """Return the plan of a run: what every backend writes in its head, around the steps that one of them has made."""
+    return Plan(
+        run=start.run,
+        agent=start.agent_name,
+        preset=agent.preset,
+        isolation=agent.isolation,
+        workspace=start.layout.root,
+        policy_digest=start.policy_digest,
+        profile=start.profile,
+        project=start.project,
+        steps=tuple(steps),
+        asked=command,
+        egress=egress,
+        credentials=planned(agent),
+        models=start.model_words,
+        limits=said.limits,
+        opt_outs=said.opt_outs,
+        notices=said.notices,
+    )
 
 
 def generated_files(agent: Agent, preset: Preset, start: Start, egress: tuple[str, ...]) -> Files:

@@ -23,6 +23,7 @@ from cloister.policy.units import parse_cpu, parse_duration, parse_size
 from cloister.runs import identity_files
 from cloister.runs.compile_parts import (
     Files,
+    Said,
     Start,
     box_steps,
     boxed_settings,
@@ -34,10 +35,10 @@ from cloister.runs.compile_parts import (
     is_overlay,
     notices,
     opt_outs,
+    plan_of,
     refuse_homeless_settings,
     seccomp_profile,
 )
-from cloister.runs.credentials_plan import planned
 from cloister.runs.internet import WORDS, Internet
 from cloister.runs.unenforced import refuse_unenforced_unit
 from cloister.runs.unit_internet import UnitInternet
@@ -111,23 +112,13 @@ def compile_unit(
     egress = (*egress, WORDS) if direct else egress
     files = _files(agent, preset, facts, egress)
     launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), files, facts)
-    return Plan(
-        run=facts.run,
-        agent=facts.agent_name,
-        preset=agent.preset,
-        isolation=agent.isolation,
-        workspace=facts.layout.root,
-        policy_digest=facts.policy_digest,
-        profile=facts.profile,
-        project=facts.project,
-        steps=(*_preparations(facts, files, launch, _identity(agent, facts)), launch),
-        asked=command,
-        egress=egress,
-        credentials=planned(agent),
-        models=facts.model_words,
+    said = Said(
         limits=tuple(_limit_words(agent)),
         opt_outs=opt_outs(agent, facts, direct=direct is not None),
         notices=(*_notices(agent, facts, direct), *_unit_notices(facts)),
+    )
+    return plan_of(
+        agent, facts, command, egress, (*_preparations(facts, files, launch, _identity(agent, facts)), launch), said
     )
 
 

@@ -40,12 +40,14 @@ from cloister.plan.vm import (
     VmFile,
     VmLaunch,
 )
+from cloister.plan.vm_snapshot import MEMORY, Snapshot
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_size
 from cloister.runs import identity_files, limits
 from cloister.runs.compile import PROJECT_RECORD, Facts, project_record
 from cloister.runs.compile_parts import (
     Files,
+    Said,
     box_steps,
     boxed_settings,
     command_argv,
@@ -55,12 +57,12 @@ from cloister.runs.compile_parts import (
     is_overlay,
     notices,
     opt_outs,
+    plan_of,
     refuse_homeless_settings,
     seccomp_profile,
 )
-from cloister.runs.credentials_plan import planned
 from cloister.runs.unenforced import refuse_unenforced_vm
-from cloister.runs.vm_shape import warm_machine
+from cloister.runs.vm_shape import living_machine, warm_machine
 
 FILTER = "seccomp.bpf"
 GUEST_UID = 1000
@@ -98,6 +100,9 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The one model that the run may use, where its caller has narrowed that."""
     snapshot: str = ""
     """The snapshot whose disks it gets, by name."""
+    kept: Snapshot | None = None
+    """The record of that, where its processes go on from its memory, and where its files lie."""
+    kept_in: str = ""
     notices: tuple[str, ...] = ()
 
     @property
@@ -132,23 +137,18 @@ def compile_vm(  # noqa: PLR0913  # as `compile_run`, and the machine
     limited = _limited(agent, facts, machine)
     launch = _launch(agent, preset, command_argv(command, agent, preset, files, facts), files, facts, machine)
     launch = msgspec.structs.replace(launch, runtime_s=limited.runtime_s)
-    return Plan(
-        run=facts.run,
-        agent=facts.agent_name,
-        preset=agent.preset,
-        isolation=agent.isolation,
-        workspace=facts.layout.root,
-        policy_digest=facts.policy_digest,
-        profile=facts.profile,
-        project=facts.project,
-        steps=(*_preparations(agent, preset, facts, files, launch, limited, machine), launch),
-        asked=command,
-        egress=egress,
-        credentials=planned(agent),
-        models=facts.model_words,
-        limits=tuple(_limit_words(agent, machine, limited)),
+    said = Said(
+        limits=tuple(_limit_words(agent, limited)),
         opt_outs=opt_outs(agent, facts, direct=False),
         notices=(*_notices(agent, facts), *machine.notices, *notices(agent, facts, direct=False)),
+    )
+    return plan_of(
+        agent,
+        facts,
+        command,
+        egress,
+        (*_preparations(agent, preset, facts, files, launch, limited, machine), launch),
+        said,
     )
 
 
@@ -174,12 +174,13 @@ def memory_of(agent: Agent) -> int:
 
 
 def _limited(agent: Agent, facts: Facts, machine: VmFacts) -> limits.Limited:
-    """Return what holds the monitor: the guest's memory and what the monitor needs, its processors' share."""
+    """Return what holds the monitor: the guest's memory and what the monitor needs, its processors' share.
+
+    Whatever the policy says of memory: a guest has an end, and its monitor gets one where this host can give it.
+    """
     asked = agent.limits
-    bounded = bool(agent.microvm.memory or asked.memory_max or asked.cpu_quota)
-    held = "memory" in facts.limit_means.controllers and bounded
     memory = ""
-    if held or asked.enforce == "cgroup":
+    if "memory" in facts.limit_means.controllers or asked.enforce == "cgroup":
         memory = f"{(memory_of(agent) + _OVERHEAD[machine.accelerator]) // _MIB}M"
     tasks = _MONITOR_TASKS if memory and "pids" in facts.limit_means.controllers else None
     outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=tasks, open_files=None, disk_max="")
@@ -231,6 +232,7 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         cmdline=machine.cmdline,
         model=machine.model,
         snapshot=machine.snapshot,
+        resumes=machine.kept.digest() if machine.kept else "",
         template=machine.template[1] if machine.template else "",
     )
 
@@ -252,6 +254,8 @@ def _files(facts: Facts, machine: VmFacts) -> tuple[VmFile, ...]:
 
 
 def _template_files(machine: VmFacts) -> tuple[VmFile, ...]:
+    if machine.kept:
+        return (VmFile(role="state", path=f"{machine.kept_in}/{MEMORY}"), VmFile(role="orders", path=""))
     if not machine.template:
         return ()
     directory = machine.template[0]
@@ -326,6 +330,7 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         kvm=machine.accelerator == "kvm",
         sockets=sockets_of(facts),
         published=tuple((behind + index, port) for index, port in enumerate(agent.microvm.ports)),
+        adopt=machine.kept.memory.commands if machine.kept and machine.kept.memory else None,
         vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
         firecracker=machine.program if vm.monitor == "firecracker" else "",
         monitor=_monitor(machine, vm, facts.uid, facts.run),
@@ -334,13 +339,24 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
 
 def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, ...]:
     connected = vm.network == "bridge"
+    mac = guest_mac(uid, run) if connected else ""
+    tap_fd = FIRST_FILE + len(vm.files) if connected else None
     if vm.monitor == "firecracker":
         firecracker.check(vm, firecracker.Machine(cmdline=vm.cmdline))
         return firecracker.monitor_argv(monitor_jail.FIRECRACKER, firecracker.Place(directory=monitor_jail.VM), run)
     named: dict[str, int] = {file.role: FIRST_FILE + index for index, file in enumerate(vm.files)}
     qmp = f"{monitor_jail.VM}/qmp.sock"
+    if machine.kept and machine.kept.memory:
+        living = living_machine(
+            vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus,
+            named=machine.kept.memory.named, disk_rate=vm.disk_rate, qmp=qmp,
+        )  # fmt: skip
+        return qemu.qemu_argv(living)
     if vm.template:
-        warm = warm_machine(vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, qmp=qmp)
+        warm = warm_machine(
+            vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, qmp=qmp,
+            disk_rate=vm.disk_rate, mac=mac, tap_fd=tap_fd,
+        )  # fmt: skip
         return qemu.qemu_argv(warm)
     return qemu.qemu_argv(
         qemu.Machine(
@@ -352,8 +368,8 @@ def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, .
             cmdline=vm.cmdline,
             disk_rate=vm.disk_rate,
             qmp=qmp,
-            tap_fd=FIRST_FILE + len(vm.files) if connected else None,
-            mac=guest_mac(uid, run) if connected else "",
+            tap_fd=tap_fd,
+            mac=mac,
         )
     )
 
@@ -399,19 +415,20 @@ def _disk(agent: Agent) -> int:
     return min(asked, default=_DISK_BYTES)
 
 
-def _limit_words(agent: Agent, machine: VmFacts, limited: limits.Limited) -> Iterator[str]:
+def _limit_words(agent: Agent, limited: limits.Limited) -> Iterator[str]:
     """Say of each limit what keeps it."""
     asked, memory = agent.limits, memory_of(agent) // _MIB
     yield "core dumps: off (rlimit)"
-    around = (
-        "" if limited.cgroup is None else f", and of the monitor {memory + _OVERHEAD[machine.accelerator] // _MIB} MiB"
-    )
-    yield f"memory {memory} MiB: the guest's{around}"
+    yield f"memory {memory} MiB: the guest's"
+    held = limited.cgroup
+    if held and held.memory_bytes:
+        tasks = f", {held.tasks} tasks" if held.tasks else ""
+        yield f"monitor {held.memory_bytes // _MIB} MiB{tasks}: {limits.mechanism(held)}"
     yield f"processors {agent.microvm.cpus or 1}: the guest's"
     if asked.tasks_max is not None:
         yield f"tasks_max {asked.tasks_max}: rlimit in the guest, where nobody else has that uid (RLIMIT_NPROC)"
     if asked.cpu_quota:
-        yield f"cpu_quota {asked.cpu_quota}: cgroup of the monitor"
+        yield f"cpu_quota {asked.cpu_quota}: {limits.mechanism(held)}, of the monitor"
     if asked.open_files is not None:
         yield f"open_files {asked.open_files}: rlimit"
     yield f"disk {_disk(agent) // _MIB} MiB: size of the guest's disk, and of what is added in the workspace"

@@ -14,7 +14,7 @@ import msgspec
 
 from cloister.credentials import inject, sigv4
 from cloister.credentials.bindings import Binding, InjectionError, Request, bind
-from cloister.credentials.placeholders import Placeholders
+from cloister.credentials.placeholders import NONE, Placeholders
 from cloister.egress.decision import Target, Verdict
 from cloister.egress.events import EgressEvent
 from cloister.egress.http1 import Headers
@@ -43,6 +43,7 @@ class RunCredentials:
         reader: SecretReader,
         trusted: Trusted | None,
         owned: frozenset[tuple[str, int, str]] = frozenset(),
+        former: Mapping[str, tuple[str, str]] = NONE,
     ) -> None:
         """Make placeholders; read no secret.
 
@@ -51,12 +52,13 @@ class RunCredentials:
             reader: of their references.
             trusted: there when anything is to be injected.
             owned: host, port and path of token endpoints of logins, where only the broker asks.
+            former: placeholders of the run whose processes go on in this one.
         """
         self._owned = owned
         self._reader = reader
         self._trusted = trusted
         kinds = {name: one.inject.scheme if one.inject else "header" for name, one in credentials.items() if one.secret}
-        self.placeholders = Placeholders(kinds)
+        self.placeholders = Placeholders(kinds, former=former)
         self.environment: dict[str, str] = {}
         """Variables of the agent, with placeholders in them."""
         for name in kinds:
@@ -126,7 +128,8 @@ class RunCredentials:
                 self._reader.refused(self._references[name])
         path = event.path
         for name in self.placeholders.names() if "cloister-" in path else ():
-            path = path.replace(self.placeholders[name].token, f"{{{name}}}")
+            for token in (self.placeholders[name].token, *self.placeholders[name].former):
+                path = path.replace(token, f"{{{name}}}")
         return event if path == event.path else msgspec.structs.replace(event, path=path)
 
     def summary(self) -> tuple[str, ...]:

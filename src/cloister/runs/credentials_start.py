@@ -58,7 +58,9 @@ class CredentialStarts:
         reader = SecretReader(around, self.providers, refusals={"login": self.logins.refused})
         agent = prepared.agent
         owned = token_places(agent, describer(self._paths.logins))
-        credentials = RunCredentials(agent.credentials, reader, trusted, owned)
+        memory = prepared.kept.memory if prepared.kept else None
+        former = memory.placeholders if memory else {}
+        credentials = RunCredentials(agent.credentials, reader, trusted, owned, former)
         await credentials.check()
         return credentials
 

@@ -66,6 +66,9 @@ class Nobody:
     def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Hear nothing."""
 
+    def hear(self) -> None:
+        """Have heard nothing."""
+
     def close(self) -> None:
         """Be gone already."""
 

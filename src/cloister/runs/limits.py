@@ -77,13 +77,13 @@ def compile_limits(limits: Limits, *, means: Means, run: str, is_root: bool) -> 
         rlimits=_rlimits(limits, memory, everything=step is None),
         disk_bytes=parse_size(limits.disk_max) if limits.disk_max else None,
         runtime_s=parse_duration(limits.runtime_max) if limits.runtime_max else None,
-        words=tuple(_words(limits, _name(step))),
+        words=tuple(_words(limits, mechanism(step))),
         notices=() if step or not wanted else (_NO_CGROUP,),
     )
 
 
-def _name(step: LimitCgroup | LimitScope | None) -> str:
-    """Return what the receipt calls the mechanism; empty for none."""
+def mechanism(step: LimitCgroup | LimitScope | None) -> str:
+    """Return what the receipt calls it; empty for none."""
     match step:
         case LimitScope():
             return "cgroup (systemd scope)"

@@ -21,6 +21,9 @@ class Link(Protocol):
     def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Queue a frame; copies of the descriptors travel."""
 
+    def hear(self) -> None:
+        """Take in, now, what the other end has said already."""
+
     def close(self) -> None:
         """Close when everything is sent."""
 

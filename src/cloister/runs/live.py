@@ -43,6 +43,9 @@ class Peer(Protocol):
     def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Queue one frame."""
 
+    def hear(self) -> None:
+        """Take in, now, what the other end has said already."""
+
     def close(self) -> None:
         """Close the channel."""
 
@@ -152,7 +155,11 @@ class LiveRun:
         self.inner.send("S", bytes([signal.SIGCONT]))
 
     def sandbox_ended(self) -> None:
-        """Bubblewrap was reaped: nothing lives in the sandbox any more."""
+        """Bubblewrap was reaped: nothing lives in the sandbox any more.
+
+        Its first process ended before it did. A busy loop may get to this word first: the agent's own end counts.
+        """
+        self.inner.hear()
         if self._outcome is None and self.status == "running":
             self._decide(_died())  # the word of its first process's end is on the way
         elif self._outcome is None:

@@ -75,6 +75,8 @@ class RunModels:
         token = next(iter(prepared.placeholders.values()))
         user = prepared.user or self._owner.name
         caller = self._calls.caller(run, agent, user, llm, prepared.policy, token=token)
+        if prepared.kept and prepared.kept.memory:
+            caller.former = prepared.kept.memory.model_key
         try:
             await self._calls.check_keys(llm)
         except BaseException:

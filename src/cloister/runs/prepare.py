@@ -29,6 +29,7 @@ from cloister.host.trust_roots import system_bundle
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
+from cloister.plan.vm_snapshot import Snapshot
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
@@ -85,6 +86,10 @@ class Prepared(msgspec.Struct, frozen=True):
     """Where the person's own agents are; for the launch only, never stored."""
     user: str = ""
     """Whose run it is, where that is not whoever the broker runs as."""
+    kept: Snapshot | None = None
+    """The snapshot from whose memory it goes on."""
+    extra_names: tuple[str, ...] = ()
+    """Variables that its caller has carried in by name."""
 
 
 class Looked(NamedTuple):
@@ -161,6 +166,7 @@ class Kitchen:
         looked = looked or self.look(request)
         project, resolved, agent, layout, machine = looked
         root, guest = layout.root, agent.isolation == "microvm"
+        kept: Snapshot | None = None
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
@@ -185,7 +191,8 @@ class Kitchen:
         if guest:
             from cloister.runs.prepare_vm import compile_plan
 
-            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request, machine)
+            kept = self._kept(request)
+            plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request, kept, machine)
         else:
             plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
         self._refuse_visible(plan)
@@ -200,8 +207,16 @@ class Kitchen:
         values |= placeholders
         return Prepared(
             plan, agent, ruleset, guard, values, carried, keys, self.host(), layout,
-            resolved.policy, placeholders, sources,
+            resolved.policy, placeholders, sources, kept=kept, extra_names=request.extra_names,
         )  # fmt: skip
+
+    def _kept(self, request: RunRequest) -> Snapshot | None:
+        """Return the record of the snapshot from whose memory a run goes on; nothing of it is imported before."""
+        if not request.resume:
+            return None
+        from cloister.runs.vm_snapshots import kept_record
+
+        return kept_record(self.paths, request)
 
     def _refuse_visible(self, plan: Plan) -> None:
         """Refuse a plan that would show one of its own secrets; one for a guest was looked at already."""

@@ -26,6 +26,7 @@ from cloister.runs.vm_image import find
 
 if TYPE_CHECKING:
     from cloister.egress.rules import Ruleset
+    from cloister.plan.vm_snapshot import Snapshot
     from cloister.runs.prepare import Kitchen
     from cloister.runs.request import RunRequest
 
@@ -35,7 +36,7 @@ _FILE = "file:"
 
 def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     kitchen: Kitchen, agent: Agent, resolved: ResolvedAgent, command: tuple[str, ...], ruleset: Ruleset, facts: Facts,
-    found: HomeFiles, request: RunRequest, machine: VmFacts | None = None,
+    found: HomeFiles, request: RunRequest, kept: Snapshot | None = None, machine: VmFacts | None = None,
 ) -> Plan:  # fmt: skip
     """Return the plan of a run in a microVM; without `machine` it is looked for, which may boot a guest.
 
@@ -44,9 +45,17 @@ def compile_plan(  # noqa: PLR0913  # what `prepare` has at hand
     """
     machine = machine or machine_facts(kitchen, agent, resolved, facts.layout.root)
     machine = msgspec.structs.replace(machine, secrets=found.secrets, model=request.model, snapshot=request.snapshot)
-    machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
+    if kept:
+        place = f"{kitchen.paths.snapshots}/{kept.name}"
+        machine = msgspec.structs.replace(machine, kept=kept, kept_in=place)
+    else:
+        machine = msgspec.structs.replace(machine, template=template_of(kitchen.paths.templates, agent, machine))
     plan = compile_vm(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts, machine)
     refuse_visible(plan, kitchen.paths.home)
+    if kept:
+        from cloister.runs.vm_snapshots import refuse_other
+
+        refuse_other(kept, plan, agent)
     return plan
 
 
@@ -101,17 +110,13 @@ def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | 
 
 
 def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
-    """Return what a template would have to be; None for a guest that boots each time.
-
-    One with a card on the bridge does: its template would need a tap just like it. With KVM a boot is short, and nobody
-    has tried a template with it.
-    """
+    """Return what a template would have to be; None for a guest that boots each time."""
     if not vm_warm.fit(agent.microvm, machine.monitor, machine.accelerator):
         return None
     manifest = machine.manifest
     return vm_warm.Wanted(
         manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
-        machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1,
+        machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1, agent.microvm.network == "bridge",
     )  # fmt: skip
 
 

@@ -40,6 +40,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Processors of the guest, no more than the policy says."""
     snapshot: str = ""
     """The snapshot whose disks the guest gets."""
+    resume: bool = False
+    """Its processes go on from that snapshot's memory."""
     run: str = ""
     """The run's id where the caller chose it; else the broker does."""
 
@@ -121,6 +123,7 @@ def decode(fields: Mapping[str, str], words: list[bytes], environment: list[byte
         memory=fields.get("memory", ""),
         cpus=fields.get("cpus", ""),
         snapshot=fields.get("snapshot", ""),
+        resume=bool(fields.get("resume")),
         run=fields.get("id", ""),
     )
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 NFT_LOAD = ("-f", "/dev/fd/5")
 """5 is the third descriptor of the frame (`plan.steps.Launch`)."""
+_SHARING = "shared-memory"
+"""The filter of a monitor that shares its guest's memory with others."""
 NFT_REPORT = ("-j", "list", "table", "inet", nft.TABLE)
 
 
@@ -208,7 +210,7 @@ class Supervisor(Supervision):
     def _launch(self, run: ActiveRun, prepared: Prepared, theirs: socket.socket) -> None:
         """Send the outer half what it needs; the inner one gets its part when its self-probe has passed."""
         launch = run.plan.launch
-        run.go = self._go(run, prepared)
+        run.go = (run.guest.order(run) if run.guest else b"") or self._go(run, prepared)
         flags = (FLAG_PTY if launch.pty else 0) | (FLAG_USERNS if launch.overlays else 0)
         flags |= FLAG_USERNS | FLAG_NETNS if launch.ruleset else 0
         flags |= FLAG_PATIENT if launch.vm else 0
@@ -224,7 +226,8 @@ class Supervisor(Supervision):
             + encode_list([os.fsencode(part) for one in launch.holds for part in (one.mode, one.source, one.target)])
         )
         # The agent's own filter is loaded in the guest; the monitor's is the one that no policy has made wider.
-        files = [_memory_file("seccomp", self._filter("" if launch.vm else launch.seccomp))]
+        profile = launch.seccomp if not launch.vm else _SHARING if launch.vm.template else ""
+        files = [_memory_file("seccomp", self._filter(profile))]
         files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
         machine = run.guest.descriptors if run.guest else ()
         run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:], *machine))
@@ -244,6 +247,10 @@ class Supervisor(Supervision):
                 netlink="netlink" in words,
                 listeners="listeners" in words,
             )
+            if profile == _SHARING:
+                from cloister.isolation.discards import pretended
+
+                self._filters[profile] = pretended(platform.machine(), self._filters[profile])
         return self._filters[profile]
 
     # --- further commands, control ------------------------------------------------------------
@@ -284,15 +291,18 @@ class Supervisor(Supervision):
         return {"run": run.plan.run, "figures": await guest.figures(run)}
 
     async def snapshot(self, fields: dict[str, str]) -> dict[str, Any]:
-        """Keep the disks of a living run's machine under a name.
+        """Keep a living run's machine under a name: its disks, and its memory unless only those are asked for.
 
         Raises:
-            CloisterError: there is no such run, it has no machine, or its disks could not be copied.
+            CloisterError: there is no such run, it has no machine, or that could not be kept.
         """
         run, guest = self._machine(fields)
-        kept = await self._loop.run_in_executor(None, guest.snapshot, fields.get("name", ""))
-        run.write_event("snapshot", {"name": kept.name, "paused_s": kept.paused_s})
-        return {"run": run.plan.run, "name": kept.name, "paused_s": kept.paused_s}
+        why = "" if fields.get("disks") else guest.memoryless(run)
+        memory = not (why or fields.get("disks"))
+        placeholders = self._provisions.placeholders(run)
+        kept = await guest.snapshot(run, fields.get("name", ""), placeholders, memory=memory)
+        run.write_event("snapshot", {"name": kept.name, "paused_s": kept.paused_s, "memory": memory})
+        return {"run": run.plan.run, "name": kept.name, "paused_s": kept.paused_s, "memory": memory, "why": why}
 
     def _names(self) -> Iterable[str]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         return (*self._runs, *(self._units.names() if self._units else ()))

@@ -1,10 +1,11 @@
-"""What the policy can say and nothing here enforces yet: refused at run time, never ignored.
+"""What the policy can say and an agent's isolation cannot keep: refused at run time, never ignored.
 
-The model covers all three backends from the start, so that later work adds behaviour and not
-syntax. Each entry disappears when the thing it names works.
+Keys of the other isolations are refused too: who wrote them expects something that would not be there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from cloister.errors import UnsupportedError
 from cloister.policy.document import Document
@@ -33,11 +34,21 @@ _OBEYED_AUDIT = (
 """Keys of `[audit]` that have an effect."""
 
 
+_OTHERS = {"namespace": ("unit", "microvm"), "unit": ("microvm",), "microvm": ("unit",)}
+"""Tables of an agent that mean something in another isolation only."""
+
+
+def refusals(agent: Agent) -> tuple[UnsupportedError, ...]:
+    """Return everything for which no broker starts an agent, whatever this host has; empty when one does."""
+    return (*_strange_tables(agent), *(_kept_from_guests(agent) if agent.isolation == "microvm" else ()))
+
+
 def refuse_unenforced(agent: Agent) -> None:
-    """Refuse an agent's table that asks for more than this version can keep.
+    """Refuse what a sandbox of namespaces cannot keep.
 
     Raises:
         UnsupportedError: names the first key, and what to do.
+        ValueError: the agent is for a microVM: it must never get less than it asks for.
     """
     if agent.isolation == "unit":
         # A user's own broker has no system user to give: it must never stand in with less than what was asked for.
@@ -48,24 +59,8 @@ def refuse_unenforced(agent: Agent) -> None:
             remedy='sudo cloister setup, or isolation = "namespace"',
         )
     if agent.isolation != "namespace":
-        raise UnsupportedError(
-            "isolation-unavailable",
-            f"isolation = {agent.isolation!r} is not available in this version",
-            where=".isolation",
-            remedy='isolation = "namespace"',
-        )
-    _refuse_keys(agent, ("unit", "microvm"))
-
-
-def _refuse_keys(agent: Agent, keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if getattr(agent, key) != _DEFAULTS[key]:
-            raise UnsupportedError(
-                "policy-not-enforceable",
-                f"nothing in this version enforces `{key}`, so the agent was not started",
-                where=f".{key}",
-                remedy=f"remove `{key}` from the agent's table",
-            )
+        raise ValueError(f"no sandbox of namespaces for isolation = {agent.isolation!r}")
+    _refuse(agent)
 
 
 def refuse_unenforced_unit(agent: Agent) -> None:
@@ -81,7 +76,7 @@ def refuse_unenforced_unit(agent: Agent) -> None:
             where=".isolation",
             remedy="cloister run, as yourself",
         )
-    _refuse_keys(agent, ("microvm",))
+    _refuse(agent)
 
 
 def refuse_unenforced_vm(agent: Agent) -> None:
@@ -90,24 +85,39 @@ def refuse_unenforced_vm(agent: Agent) -> None:
     Raises:
         UnsupportedError: names the first key, and what to do.
     """
-    _refuse_keys(agent, ("unit",))
+    _refuse(agent)
+
+
+def _refuse(agent: Agent) -> None:
+    for error in refusals(agent):
+        raise error
+
+
+def _strange_tables(agent: Agent) -> Iterator[UnsupportedError]:
+    for key in unenforced_keys(agent):
+        yield UnsupportedError(
+            "policy-not-enforceable",
+            f"nothing enforces `{key}` with isolation = {agent.isolation!r}, so the agent is not started",
+            where=f".{key}",
+            remedy=f'remove `{key}` from the agent\'s table, or isolation = "{key}"',
+        )
+
+
+def _kept_from_guests(agent: Agent) -> Iterator[UnsupportedError]:
     if agent.egress.mode == "internet":
-        raise UnsupportedError(
+        yield UnsupportedError(
             "microvm-internet", "a microVM has no network but the run's proxy, so `internet` cannot be kept",
             where=".egress.mode", remedy='mode = "deny", with what it needs in `allow`',
         )  # fmt: skip
     for key, paths in (("read", agent.filesystem.read), ("write", agent.filesystem.write)):
         if paths:
-            raise UnsupportedError(
+            yield UnsupportedError(
                 "microvm-path", f"no path of this host is shared with a microVM: {paths[0]}",
                 where=f".filesystem.{key}", remedy="`carry` copies what lies in the home; or make it part of the image",
             )  # fmt: skip
-    _refuse_ports(agent.microvm.ports)
-
-
-def _refuse_ports(ports: tuple[int, ...]) -> None:
+    ports = agent.microvm.ports
     if len(set(ports)) < len(ports) or len(ports) > MOST_PORTS:
-        raise UnsupportedError(
+        yield UnsupportedError(
             "microvm-ports", f"a guest has at most {MOST_PORTS} reachable ports, each named once",
             where=".microvm.ports", remedy=f"ports = [{', '.join(map(str, sorted(set(ports))[:MOST_PORTS]))}]",
         )  # fmt: skip
@@ -133,6 +143,5 @@ def refuse_tables(document: Document) -> None:
 
 
 def unenforced_keys(agent: Agent) -> tuple[str, ...]:
-    """Return the keys that would be refused, for `cloister check`."""
-    keys = {"unit": ("microvm",), "microvm": ("unit",)}.get(agent.isolation, ("unit", "microvm"))
-    return tuple(key for key in keys if getattr(agent, key) != _DEFAULTS[key])
+    """Return the tables that are written for an agent and mean nothing in its isolation."""
+    return tuple(key for key in _OTHERS[agent.isolation] if getattr(agent, key) != _DEFAULTS[key])

@@ -85,15 +85,9 @@ def set_balloon(vm: VmLaunch, mib: int) -> None:
     """Say how much of its memory a guest may use. It gives the rest up as it can, and may take its time.
 
     Raises:
-        UsageError: too little, or more than the machine has; or it started from a template, whose memory QEMU can
-            give nothing back of: what its guest gives up would even be added (measured).
+        UsageError: too little, or more than the machine has.
         StepError: the monitor does not obey.
     """
-    if vm.template:
-        raise UsageError(
-            "balloon-template", "this machine started from a template, and such ones give no memory back",
-            where=".microvm.warm", remedy="warm = false, for agents whose machines shall",
-        )  # fmt: skip
     if not _LEAST_MIB <= mib <= vm.memory_mib:
         raise UsageError(
             "balloon-size", f"a guest of {vm.memory_mib} MiB may have {_LEAST_MIB} to {vm.memory_mib} MiB",

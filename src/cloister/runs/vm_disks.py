@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, UsageError
 from cloister.host import vm_snapshot
-from cloister.host.e2fs import find_tools
 from cloister.host.vm_disks import HeldDisk, hold_var_disk
 from cloister.host.vm_hand_back import drop
 from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.vm import DIRECTORY, VmFile, VmLaunch
+from cloister.runs.disk_tools import disk_tools
+from cloister.runs.vm_living import planned_record
 from cloister.runs.vm_snapshots import refuse_strange
 from cloister.runs.vm_workspace import end
 
@@ -51,7 +52,7 @@ class GuestDisks:
         """
         if self._vm.snapshot:
             return self._restored()
-        tools = find_tools(self._plan.launch.argv[0])
+        tools = disk_tools(self._plan.launch.argv[0])
         spare = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/var.img"
         self._var = hold_var_disk(tools, self._file("var").path, self._vm.disk_bytes, spare=spare)
         uid, gid = (int(_field(self._vm, name)) for name in ("uid", "gid"))
@@ -68,7 +69,7 @@ class GuestDisks:
 
     def _restored(self) -> list[int]:
         """Make the disks from a snapshot's: both are this run's own, and the agent's `/var` stays as it is."""
-        record = vm_snapshot.read(self._paths.snapshots, self._vm.snapshot)
+        record = planned_record(self._paths.snapshots, self._vm)
         refuse_strange(record, self._plan, self._vm)
         image = self._file("workspace").path
         var = f"{os.path.dirname(image)}/var.img"
@@ -102,7 +103,7 @@ class GuestDisks:
         if not _let_go(self._file("workspace").path):
             return (*self.notices, f"the monitor still holds the workspace's disk: see later (cloister diff {run})")
         try:
-            tools = find_tools(self._plan.launch.argv[0])
+            tools = disk_tools(self._plan.launch.argv[0])
             room = shutil.disk_usage(folder).free - _ROOM_LEFT
             done = end(folder, self._plan.workspace, started=started, direct=self._direct, tools=tools, room_bytes=room)
         except (CloisterError, OSError) as error:

@@ -12,18 +12,21 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, RetryError, StepError, UsageError
-from cloister.host import limits, vm_console, vm_snapshot
+from cloister.host import limits, vm_console, vm_snapshot, vm_state
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.vm_disks import GuestDisks
 from cloister.runs.vm_image import open_verified
-from cloister.runs.vm_snapshots import record_of, standing_still
+from cloister.runs.vm_keeping import Keeping, memoryless
+from cloister.runs.vm_living import LivingOf
+from cloister.runs.vm_snapshots import memory_of, record_of, standing_still
 from cloister.runs.vm_tar import guest_files
 from cloister.runs.vm_template import TemplateOf
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from cloister.runs.vm_network import GuestNetwork
 
 BRIDGE_PROXY = "CLOISTER_BRIDGE_PROXY"
+_FLAG_PTY, _FLAG_ADOPT = 1, 2
 _JAIL_S = 20.0
 _POLL_S = 0.005
 _HELLO = ("kernel", "agent", "verity")
@@ -55,7 +59,9 @@ class Guest:
         self._loop, self._paths, self._plan = loop, paths, plan
         self._images = prepared.policy.images
         self._disks = GuestDisks(paths, plan, prepared.layout, prepared.agent.workspace.mode)
-        self._template = TemplateOf(paths, prepared)
+        self._prepared = prepared
+        self._template = LivingOf(paths, self.vm) if prepared.kept else TemplateOf(paths, prepared)
+        self._keeping = Keeping(loop)
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
         self._network: GuestNetwork | None = None
@@ -112,6 +118,14 @@ class Guest:
         return {BRIDGE_PROXY: self._network.proxy()} if self._network else {}
 
     # --- its beginning ---------------------------------------------------------------------
+
+    def order(self, run: ActiveRun) -> bytes:
+        """Return what lets the agent of a kept memory go on, and tell the run what that was; nothing for another."""
+        memory = self._prepared.kept.memory if self._prepared.kept else None
+        if memory is None:
+            return b""
+        run.findings, run.next_session = memory.findings, memory.commands + 1
+        return (_FLAG_ADOPT | (_FLAG_PTY if memory.pty else 0)).to_bytes(4, "little")
 
     def begin(self, run: ActiveRun) -> None:
         """Put the jail under the limits of the run, then tell the keeper to start the monitor. Returns at once."""
@@ -182,6 +196,8 @@ class Guest:
             case "H":
                 self._template.came_up()
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
+            case "Q":
+                self._keeping.told()
             case "T" if self._asked and not self._asked.done():
                 self._asked.set_result({name: int(value) for name, value in words.items() if _is_figure(name, value)})
             case "L" if self._logged < _MOST_LOGGED:
@@ -204,15 +220,26 @@ class Guest:
             message = f"the guest gave no figures within {_FIGURES_S:g} s"
             raise RetryError("guest-silent", message, where=run.plan.run, remedy="the same again") from None
 
-    def snapshot(self, name: str) -> Snapshot:
-        """Hold the machine still and copy its disks. Blocks, and takes as long as reading them does.
+    async def snapshot(self, run: ActiveRun, name: str, placeholders: dict[str, str], *, memory: bool) -> Snapshot:
+        """Hold the machine still and keep it: its disks, and its memory where that is wanted.
 
         Raises:
             CloisterError: the machine goes on as before; there is no snapshot.
         """
-        record = partial(record_of, self._plan, self.vm, name, self._disks.fields)
-        held = partial(standing_still, self.vm)
-        return vm_snapshot.take(self._paths.snapshots, name, self._disks.paths(), record, held)
+        paths, agent, names = self._disks.paths(), self._prepared.agent, self._prepared.extra_names
+        told = memory_of(run, agent, placeholders, names) if memory else None
+        record = partial(record_of, self._plan, self.vm, name, self._disks.fields, told)
+        state = partial(vm_state.keep, memory_mib=self.vm.memory_mib) if memory else None
+
+        def take(go_on: Callable[[], None]) -> Snapshot:
+            held = partial(standing_still, self.vm, go_on)
+            return vm_snapshot.take(self._paths.snapshots, name, paths, record, held, state)
+
+        return await self._keeping.keep(run, take, memory=memory)
+
+    def memoryless(self, run: ActiveRun) -> str:
+        """Return why the memory cannot be kept; nothing where it can."""
+        return memoryless(self.vm, run.host.get("guest_agent"))
 
     # --- its end ----------------------------------------------------------------------------
 

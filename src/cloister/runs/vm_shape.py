@@ -1,15 +1,18 @@
-"""What a template of guests must be made for: the machine of a run, without what differs between two runs. Pure."""
+"""What templates and kept memory must be of: the machine of a run, without what differs between two runs. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 
 from cloister.isolation import qemu
+from cloister.plan.bridge import NOBODYS_MAC
 from cloister.plan.vm import FIRST_FILE, Accelerator
 from cloister.plan.vm_template import Shape
 
 ROLES = ("kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders")
 """Of the descriptors of a machine that starts from a template, in order; those of any machine come first."""
+LIVING = ("kernel", "initramfs", "root", "var", "workspace", "state", "orders")
+"""Those of a machine that goes on from a snapshot's memory."""
 COLD = 5
 """How many of them a machine has that boots."""
 
@@ -21,9 +24,12 @@ def numbers(count: int = len(ROLES)) -> dict[str, int]:
 
 def warm_machine(  # noqa: PLR0913  # what decides a machine
     program: str, accelerator: Accelerator, cmdline: str, *, memory_mib: int, cpus: int, making: bool = False,
-    qmp: str = "",
+    qmp: str = "", disk_rate: int = 0, mac: str = "", tap_fd: int | None = None,
 ) -> qemu.Machine:  # fmt: skip
-    """Return the machine that starts from a template, or the one that becomes one (`making`)."""
+    """Return the machine that starts from a template, or the one that becomes one (`making`).
+
+    What its disks may move in a second, whose its card is and where that leads are no part of a template.
+    """
     named = numbers()
     return qemu.Machine(
         program=program,
@@ -33,10 +39,45 @@ def warm_machine(  # noqa: PLR0913  # what decides a machine
         files={role: named[role] for role in ROLES[:COLD]},
         cmdline=cmdline,
         qmp=qmp,
+        disk_rate=disk_rate,
+        mac=mac,
+        tap_fd=tap_fd,
         memory_fd=named["memory"],
         shared=making,
         orders_fd=named["orders"],
         incoming=not making,
+    )
+
+
+def living_machine(  # noqa: PLR0913  # what decides a machine
+    program: str, accelerator: Accelerator, cmdline: str, *, memory_mib: int, cpus: int, named: bool,
+    disk_rate: int = 0, qmp: str = "",
+) -> qemu.Machine:  # fmt: skip
+    """Return the machine whose processes go on from a snapshot's memory.
+
+    Args:
+        program: path of the monitor.
+        accelerator: that of the machine which was kept, as is all of what follows.
+        cmdline: of the guest's kernel.
+        memory_mib: its memory.
+        cpus: its processors.
+        named: it had started from a template.
+        disk_rate: as the policy is now.
+        qmp: path of the control socket.
+    """
+    named_files = {role: FIRST_FILE + index for index, role in enumerate(LIVING)}
+    return qemu.Machine(
+        program=program,
+        accelerator=accelerator,
+        memory_mib=memory_mib,
+        cpus=cpus,
+        files={role: named_files[role] for role in ROLES[:COLD]},
+        cmdline=cmdline,
+        disk_rate=disk_rate,
+        qmp=qmp,
+        named_memory=named,
+        orders_fd=named_files["orders"],
+        incoming=True,
     )
 
 
@@ -59,12 +100,13 @@ def shape_of(image: tuple[str, int, str], machine: qemu.Machine, *, program: str
         host=hashlib.sha256(host.encode()).hexdigest(),
         memory_mib=machine.memory_mib,
         cpus=machine.cpus,
+        card=bool(machine.mac),
         machine=hashlib.sha256("\0".join(argv).encode()).hexdigest(),
     )
 
 
 def _standard(machine: qemu.Machine) -> qemu.Machine:
-    """Return the machine without what says only how it is started, or where its control socket lies."""
+    """Return the machine without what may differ between two runs, or says only how it is started."""
     return qemu.Machine(
         program=machine.program,
         accelerator=machine.accelerator,
@@ -73,4 +115,6 @@ def _standard(machine: qemu.Machine) -> qemu.Machine:
         files=machine.files,
         cmdline=machine.cmdline,
         memory_fd=machine.memory_fd,
+        mac=NOBODYS_MAC if machine.mac else "",
+        named_memory=machine.named_memory,
     )

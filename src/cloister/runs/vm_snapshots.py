@@ -1,25 +1,42 @@
-"""Snapshots of a run's machine: the disks as they are at one moment, for other runs of the same agent to begin with."""
+"""Snapshots of a run's machine at one moment, for other runs of the same agent to begin with, or to go on from."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cloister.errors import StepError, UsageError
-from cloister.host import qmp
-from cloister.plan.vm_snapshot import Disk, Snapshot
+from cloister.host import qmp, vm_snapshot
+from cloister.plan.vm_snapshot import Disk, Memory, Snapshot
+from cloister.runs.prepare import TOKEN_VARIABLE
 from cloister.runs.vm_control import QMP, connect
+from cloister.runs.vm_inside import inside
+from cloister.runs.vm_shape import living_machine, shape_of
+from cloister.runs.vm_warm import host_words, program_words
 
 if TYPE_CHECKING:
     from cloister.plan.steps import Plan
     from cloister.plan.vm import VmLaunch
+    from cloister.plan.vm_template import Shape
+    from cloister.policy.model import Agent
+    from cloister.runs.active import ActiveRun
+    from cloister.runs.paths import Paths
+    from cloister.runs.request import RunRequest
+
+_ATTEMPTS, _AGAIN_S = 5, 0.2
+_SHAPE = {
+    "program": "the monitor", "accelerator": "the accelerator", "host": "the processor or kernel of this host",
+    "memory_mib": "the memory's size", "cpus": "the processors", "machine": "the machine",
+}  # fmt: skip
+"""Fields of a shape, in words; those of the image are compared before."""
 
 
 def record_of(  # noqa: PLR0913  # what a record says
-    plan: Plan, vm: VmLaunch, name: str, fields: tuple[str, ...], disks: tuple[Disk, ...], paused_s: float
-) -> Snapshot:
+    plan: Plan, vm: VmLaunch, name: str, fields: tuple[str, ...], memory: Memory | None, disks: tuple[Disk, ...],
+    paused_s: float,
+) -> Snapshot:  # fmt: skip
     """Return the record of a snapshot."""
     return Snapshot(
         name=name,
@@ -35,7 +52,99 @@ def record_of(  # noqa: PLR0913  # what a record says
         paused_s=paused_s,
         fields=fields,
         disks=disks,
+        memory=memory,
     )
+
+
+def memory_of(run: ActiveRun, agent: Agent, placeholders: Mapping[str, str], extra_names: tuple[str, ...]) -> Memory:
+    """Return what a record says of the memory of a living run.
+
+    Args:
+        run: the run.
+        agent: what it may do, as it was started.
+        placeholders: of its way to models, by variable.
+        extra_names: variables that its caller had carried in.
+
+    Raises:
+        OSError: its monitor is not there any more.
+    """
+    vm = run.plan.launch.vm
+    assert vm is not None  # noqa: S101  # only such runs come here
+    made = run.credentials.placeholders if run.credentials else None
+    return Memory(
+        shape=living_shape(vm, named=bool(vm.template)),
+        named=bool(vm.template),
+        commands=run.next_session - 1,
+        pty=run.plan.launch.pty,
+        findings=run.live.probe,
+        inside=inside(run.plan, agent),
+        placeholders={name: (made[name].token, made[name].key_id) for name in made.names()} if made else {},
+        model_key=placeholders.get(TOKEN_VARIABLE, ""),
+        model=vm.model,
+        directory=run.plan.launch.directory,
+        extra_names=extra_names,
+    )
+
+
+def living_shape(vm: VmLaunch, *, named: bool) -> Shape:
+    """Return what must be equal for a machine to go on from the memory of this one.
+
+    Raises:
+        OSError: the monitor is not there.
+    """
+    machine = living_machine(
+        vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, named=named
+    )  # fmt: skip
+    return shape_of((vm.image, vm.version, vm.manifest), machine, program=program_words(vm.program), host=host_words())
+
+
+def kept_record(paths: Paths, request: RunRequest) -> Snapshot | None:
+    """Return the record of the snapshot from whose memory a request wants to go on; None where it wants nothing of it.
+
+    Raises:
+        UsageError: there is no such snapshot, or it has no memory.
+    """
+    if not request.resume:
+        return None
+    record = vm_snapshot.read(paths.snapshots, request.snapshot)
+    if record.memory is None:
+        raise UsageError(
+            "snapshot-disks", f"the snapshot {record.name} has no memory to go on from",
+            remedy=f"cloister vm restore --disks {record.name}",
+        )  # fmt: skip
+    if request.pty and not record.memory.pty:
+        raise UsageError(
+            "snapshot-terminal", f"the agent of the snapshot {record.name} has no terminal",
+            remedy=f"cloister vm restore {record.name}",
+        )  # fmt: skip
+    return record
+
+
+def refuse_other(record: Snapshot, plan: Plan, agent: Agent) -> None:
+    """Refuse to go on from the memory of another machine, or of one that the policy would not make like that now.
+
+    Raises:
+        UsageError: `snapshot-strange`, and what is not the same.
+    """
+    vm, memory = plan.launch.vm, record.memory
+    assert vm is not None and memory is not None  # noqa: S101, PT018  # only such runs come here
+    refuse_strange(record, plan, vm)
+    was, now = memory.shape, living_shape(vm, named=memory.named)
+    for field, what in _SHAPE.items():
+        if getattr(was, field) != getattr(now, field):
+            raise _strange(record, what)
+    made = inside(plan, agent)
+    for what in sorted({*memory.inside, *made}):
+        if memory.inside.get(what) != made.get(what):
+            raise _strange(record, what)
+
+
+def _strange(record: Snapshot, what: str) -> UsageError:
+    return UsageError(
+        "snapshot-strange",
+        f"the processes of the snapshot {record.name} cannot go on: {what}, then and now, are not the same",
+        where=record.name, remedy=f"cloister vm restore --disks {record.name}",
+    )  # fmt: skip
 
 
 def refuse_strange(record: Snapshot, plan: Plan, vm: VmLaunch) -> None:
@@ -59,8 +168,8 @@ def refuse_strange(record: Snapshot, plan: Plan, vm: VmLaunch) -> None:
 
 
 @contextlib.contextmanager
-def standing_still(vm: VmLaunch) -> Iterator[None]:
-    """Stop the machine's processors for a while; they go on whatever happens.
+def standing_still(vm: VmLaunch, go_on: Callable[[], None] = lambda: None) -> Iterator[qmp.Qmp]:
+    """Stop the machine's processors for a while; they go on whatever happens, and then `go_on` is called.
 
     Raises:
         StepError: the monitor does not obey, or is one that cannot be asked.
@@ -70,10 +179,31 @@ def standing_still(vm: VmLaunch) -> Iterator[None]:
             "snapshot-monitor", f"machines of {vm.monitor} are not kept yet", where=".microvm.monitor",
             remedy='monitor = "qemu"',
         )  # fmt: skip
-    with contextlib.closing(connect(f"{vm.directory}/{QMP}")) as monitor:
+    monitor = connect(f"{vm.directory}/{QMP}")
+    try:
         monitor.call("stop")
+        yield monitor
+    finally:
         try:
-            yield
+            _continue(vm, monitor)
         finally:
-            with contextlib.suppress(qmp.QmpError):
+            go_on()
+
+
+def _continue(vm: VmLaunch, monitor: qmp.Qmp) -> None:
+    """Let the processors go on; where the conversation has broken off, over a new one.
+
+    Raises:
+        StepError: `snapshot-stuck`: the monitor obeys nobody any more.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            with contextlib.closing(monitor):
                 monitor.call("cont")
+        except qmp.QmpError:
+            time.sleep(_AGAIN_S)
+        else:
+            return
+        with contextlib.suppress(qmp.QmpError, UsageError):
+            monitor = connect(f"{vm.directory}/{QMP}")
+    raise StepError("snapshot-stuck", "the monitor does not let its machine go on", remedy="cloister vm list")

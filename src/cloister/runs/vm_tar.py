@@ -26,7 +26,7 @@ class GuestFiles(NamedTuple):
 
 
 def guest_files(vm: VmLaunch, box: str, home: str) -> GuestFiles:
-    """Pack the box and what belongs into the home.
+    """Pack the box and what belongs into the home; the box alone for a guest whose processes go on.
 
     Args:
         vm: what is carried, and which files of the box appear in the home.
@@ -40,6 +40,10 @@ def guest_files(vm: VmLaunch, box: str, home: str) -> GuestFiles:
     below, inside = home.lstrip("/"), BOX.lstrip("/")
     boxed = dict(_boxed(box))
     made = {f"{inside}/{name}": data for name, data in boxed.items()}
+    if vm.resumes:
+        packed = pack([], (), made=made)
+        os.lseek(packed.memory, 0, os.SEEK_SET)
+        return GuestFiles(packed.memory, ())
     made |= {f"etc/{name}": data for name, data in _here()}
     made |= {f"{below}/{name}": text.encode() for name, text in vm.seeds}
     made |= {f"{below}/{name}": boxed[source] for name, source in vm.homed if source in boxed}

@@ -73,7 +73,7 @@ class TemplateOf:
             return
         root, wanted = self._paths.templates, vm_warm.wanted_of(self._vm)
         if vm_warm.find(root, wanted) is None:
-            BACKGROUND.begin(wanted.machine().cmdline, self._make)
+            BACKGROUND.begin(str(wanted), self._make)
 
     def _make(self) -> None:
         root, wanted = self._paths.templates, vm_warm.wanted_of(self._vm)

@@ -61,7 +61,7 @@ def warm_up(  # noqa: PLR0913  # called by name, in one place
                 "template-unfit",
                 f"guests of {agent} always boot",
                 where=f".agents.{agent}.microvm",
-                remedy='warm = true, monitor = "qemu", network = "none"; with KVM none is made',
+                remedy='warm = true, monitor = "qemu"; with KVM none is made',
             )
         root = paths.templates
         there = vm_warm.find(root, wanted) is not None
@@ -128,7 +128,7 @@ def kept(paths: Paths) -> list[Kept]:
                     workspace="",
                     memory_mib=shape.memory_mib,
                     made=template.made,
-                    stored_bytes=_stored(directory),
+                    stored_bytes=vm_template.stored(directory),
                 )
             )
     for one in vm_snapshot.every(paths.snapshots):
@@ -142,7 +142,7 @@ def kept(paths: Paths) -> list[Kept]:
                 workspace=one.workspace,
                 memory_mib=0,
                 made=one.made,
-                stored_bytes=_stored(directory),
+                stored_bytes=vm_template.stored(directory),
             )
         )
     return rows
@@ -163,10 +163,3 @@ def forget(paths: Paths, name: str) -> str:
         raise UsageError("snapshot-unknown", f"{what} with the name {name!r}", remedy="cloister vm snapshots")
     vm_template.remove(found[0])
     return os.path.basename(found[0])
-
-
-def _stored(directory: str) -> int:
-    try:
-        return sum(os.lstat(f"{directory}/{name}").st_blocks * 512 for name in os.listdir(directory))
-    except OSError:
-        return 0

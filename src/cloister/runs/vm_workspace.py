@@ -14,7 +14,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cloister.host import programs
 from cloister.plan.changes import Change
 from cloister.plan.workspace import Value
 from cloister.policy.protected import protected_names
@@ -119,18 +118,13 @@ def _hand_back(folder: str, tools: Tools | None, room_bytes: int | None, *, keep
     image, upper = f"{folder}/{DISK}", f"{folder}/overlay/upper"
     notices: tuple[str, ...] = ()
     if not os.path.lexists(upper):  # it appears whole; then only the disk's removal was cut short
-        notices = vm_hand_back.hand_back(tools or _tools(), image, upper, room_bytes=room_bytes).notices
+        from cloister.runs.disk_tools import disk_tools
+
+        notices = vm_hand_back.hand_back(tools or disk_tools(), image, upper, room_bytes=room_bytes).notices
     if not keep:
         sparse.sync_file_system(folder)
         vm_hand_back.drop(image)
     return notices
-
-
-def _tools() -> Tools:
-    from cloister.host import e2fs
-
-    search = os.environ.get("PATH", "")
-    return e2fs.find_tools(programs.find("bwrap", search).path, search)
 
 
 def _why_not(changes: Sequence[Change], baseline: Baseline) -> str:

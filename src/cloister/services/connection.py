@@ -62,6 +62,11 @@ class Connection:
         if self._channel.pending:
             self._loop.add_writer(self._descriptor, self._writable)
 
+    def hear(self) -> None:
+        """Take in, now, what the other end has said already: whoever comes later in the loop may have ended first."""
+        if not self.closed:
+            self._readable()
+
     def lend(self) -> int:
         """Stop reading, for somebody else shall; return the descriptor to hand on, which stays ours."""
         self._loop.remove_reader(self._descriptor)

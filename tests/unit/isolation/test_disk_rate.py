@@ -16,11 +16,11 @@ def test_qemu_is_told_a_rate_for_each_disk() -> None:
     slowed = " ".join(qemu_argv(msgspec.structs.replace(MACHINE, disk_rate=1 << 20)))
 
     assert "throttle" not in plain
-    assert "virtio-blk-device,drive=var " in plain
+    assert "virtio-blk-device,drive=var,discard=off,write-zeroes=off " in plain
     for role, only in (("root", "on"), ("var", "off")):
         assert f"-object throttle-group,id={role}-rate,x-bps-total=1048576 " in slowed
         assert (
             f"driver=throttle,node-name={role}-slowed,throttle-group={role}-rate,file={role},read-only={only}" in slowed
         )
-        assert f"virtio-blk-device,drive={role}-slowed " in slowed
-        assert f"virtio-blk-device,drive={role} " not in slowed
+        assert f"virtio-blk-device,drive={role}-slowed," in slowed
+        assert f"virtio-blk-device,drive={role}," not in slowed

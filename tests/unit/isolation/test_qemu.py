@@ -30,7 +30,9 @@ def test_disks_come_in_the_guests_order_and_only_the_root_is_read_only() -> None
     """The disks vda, vdb, vdc are root, var and workspace; nothing writes the root, or opens a path."""
     argv = qemu_argv(machine())
     devices = [value for option, value in pairs(argv) if option == "-device" and value.startswith("virtio-blk")]
-    assert devices == [f"virtio-blk-device,drive={role}" for role in ("root", "var", "workspace")]
+    assert devices == [
+        f"virtio-blk-device,drive={role},discard=off,write-zeroes=off" for role in ("root", "var", "workspace")
+    ]
     for _, value in (pair for pair in pairs(argv) if pair[0] == "-blockdev"):
         assert ("read-only=on" in value) == ("node-name=root" in value)
         assert "auto-read-only=off" in value
@@ -57,7 +59,17 @@ def test_nothing_comes_by_default() -> None:
 def test_a_tap_is_a_descriptor_and_has_the_runs_address() -> None:
     """With a bridge the card has the address that the packet filter knows, and QEMU opens no device."""
     argv = " ".join(qemu_argv(machine(tap_fd=12, mac="02:00:00:00:00:07")))
-    assert "-netdev tap,id=net,fd=12 -device virtio-net-device,netdev=net,mac=02:00:00:00:00:07" in argv
+    assert "-netdev tap,id=net,fd=12 -device virtio-net-device,netdev=net,mac=02:00:00:00:00:07," in argv
+    for feature in ("csum", "gso", "guest_tso4", "mrg_rxbuf", "ctrl_vq"):
+        assert f",{feature}=off" in argv, "no feature that is not needed is offered to a guest"
+
+
+def test_a_templates_card_is_that_of_a_tap_and_leads_nowhere() -> None:
+    """What becomes a template has the card that its runs will have, on a wire of its own with nobody at the end."""
+    made = qemu_argv(machine(memory_fd=30, shared=True, mac="52:54:00:00:00:00"))
+    taken = qemu_argv(machine(memory_fd=30, shared=True, mac="52:54:00:00:00:00", tap_fd=12))
+    assert "hubport,id=net,hubid=0" in made
+    assert [word for word in taken if word not in made] == ["tap,id=net,fd=12"]
 
 
 @pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max")])
@@ -77,8 +89,10 @@ def test_a_template_and_what_starts_from_it_differ_only_in_who_writes_memory() -
         "memory-backend-file,id=memory,size=512M,mem-path=/proc/self/fd/30,share=off",
         "socket,id=orders,fd=31", "-mon", "chardev=orders,mode=control", "-incoming", "defer",
     ]  # fmt: skip
-    assert any("free-page-reporting=off" in word for word in made), "QEMU would punch holes into the file"
-    assert any("free-page-reporting=on" in word for word in qemu_argv(machine()))
+    for argv in (made, taken, qemu_argv(machine())):
+        (balloon,) = [word for word in argv if word.startswith("virtio-balloon-device")]
+        assert "free-page-reporting=on" in balloon
+        assert "page-poison=off" in balloon, "a guest that wants its free pages empty must not report them"
 
 
 def test_the_clock_is_told_where_it_cannot_be_measured() -> None:

@@ -258,3 +258,15 @@ def test_mistakes_of_form_come_first():
     """A misspelt key is reported once, with what was meant, and nothing made up beside it."""
     (found,) = messages(HOME.replace("auth.token", "auth.tokn"))
     assert found == ".services.home.auth.tokn unknown key"
+
+
+def test_a_gateway_in_a_guest_is_pointed_to_its_own_way():
+    """A service is a unit; whoever names an agent in a guest is told how a gateway is started there."""
+    text = HEAD + '[agents.guest]\npreset = "openclaw"\nisolation = "microvm"\n' + HOME.replace('"claw"', '"guest"')
+    with pytest.raises(PolicyError) as caught:
+        load(text, "p.toml", preset_names=BUILTIN)
+    (problem,) = caught.value.problems
+    assert "cloister vm start" in problem.remedy
+    with pytest.raises(PolicyError) as caught:
+        load(HEAD + HOME.replace('"claw"', '"near"'), "p.toml", preset_names=BUILTIN)
+    assert "vm start" not in caught.value.problems[0].remedy

@@ -16,11 +16,16 @@ class Half:
         """Nothing yet."""
         self.heard: list[tuple[str, bytes]] = []
         self.closed = False
+        self.unread: Callable[[], None] = lambda: None
 
     def send(self, kind: str, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Remember a frame."""
         assert not descriptors
         self.heard.append((kind, payload))
+
+    def hear(self) -> None:
+        """Say what has not been read yet."""
+        self.unread()
 
     def close(self) -> None:
         """Remember that."""
@@ -123,6 +128,16 @@ def test_bubblewrap_killed_under_a_running_agent_is_told_as_that() -> None:
     play.live.inner_closed()
 
     assert play.end == (125, "sandbox-died")
+
+
+def test_an_agents_end_counts_when_bubblewraps_is_read_first() -> None:
+    """Both have come while the loop was busy: the exit code of the agent is on record, not a sandbox that died."""
+    play = Play()
+    play.live.running()
+    play.inner.unread = lambda: play.live.exited(9)
+    play.live.sandbox_ended()
+
+    assert play.end == (9, "exited")
 
 
 def test_bubblewrap_that_never_starts_is_125() -> None:

@@ -1,6 +1,6 @@
 """Limits of a whole run on a real cgroup v2 tree: in a login session (systemd scope), and where a cgroup was given.
 
-CLOISTER_TEST_GUEST says which of the two this is: `scope` or `cgroup`.
+CLOISTER_TEST_MACHINE says which of the two this is: `scope` or `cgroup`.
 """
 
 import json
@@ -16,7 +16,7 @@ from support.cloister import BASE, User, descendants
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 
-BY_SCOPE = os.environ.get("CLOISTER_TEST_GUEST") == "scope"
+BY_SCOPE = os.environ.get("CLOISTER_TEST_MACHINE") == "scope"
 LIMITED = BASE + '[agents.shell.limits]\nenforce = "cgroup"\n'
 PYTHON = "/usr/bin/python3"
 DIES = """

@@ -35,6 +35,7 @@ static struct session {
     const char *verity;
     struct source on_listener, on_signals;
     bool begun, unpacking, started;
+    bool restored; /* another keeper has come to a living run: nothing of it moves before that has taken it */
     char **argv; /* of the inner half */
     char **fields;
     size_t field_count;
@@ -63,6 +64,19 @@ static void write_word(struct writer *list, const char *name, const char *value)
     write_bytes(list, value, strlen(value));
 }
 
+/* Nothing is read or written any more for whoever lives here, or all goes on. */
+static void hold(bool held)
+{
+    stream_hold(held);
+    guest_box_hold(held);
+    guest_inner_hold(held);
+}
+
+static bool is_agents(uint32_t stream)
+{
+    return guest_keeps(stream) && (stream & 0x7fffffffU) >> 2 == 0;
+}
+
 /* A keeper is there, the first or, after a restore, another one: all that was under way is void. */
 static void on_join(struct reader *payload)
 {
@@ -77,16 +91,18 @@ static void on_join(struct reader *payload)
     guest_living(living, sizeof living);
     write_u32(&hello, 4);
     write_word(&hello, "kernel=", uname(&system) == 0 ? system.release : "");
-    write_word(&hello, "agent=", "1");
+    write_word(&hello, "agent=", "2");
     write_word(&hello, "verity=", self.verity);
     write_word(&hello, "commands=", living);
     link_void();
     link_send_payload('H', &hello);
     free(hello.data);
-    stream_renew(guest_keeps);
-    guest_inner_hold(false);
-    guest_box_hold(false);
-    stream_hold(false);
+    self.restored = self.begun;
+    self.unpacking = self.unpacking && !self.begun;
+    hold(self.restored);
+    stream_renew(is_agents);
+    if (self.restored && !guest_hooks->freeze(true))
+        guest_give_up("stand still after a restore");
 }
 
 static void on_begin(struct reader *payload)
@@ -97,9 +113,10 @@ static void on_begin(struct reader *payload)
     if (!read_complete(payload) || words == 0)
         guest_give_up("a begin that cannot be read");
     if (self.begun) {
-        /* After a restore with living commands: names, time and randomness. */
+        /* After a restore with living commands: names, time and randomness, and the files of the box. */
         if (!guest_hooks->renew(fields, count, &why))
             guest_give_up(why);
+        self.unpacking = self.restored;
         free(fields);
         free(argv);
         return;
@@ -126,12 +143,34 @@ static void start(void)
     self.argv = self.fields = NULL;
 }
 
+/* All that must be fresh is. The walls were tried before the first of its processes; those findings are on record. */
+static void tell_renewed(void)
+{
+    struct writer findings = {0};
+    write_u32(&findings, 1);
+    write_word(&findings, "restored=", "renewed");
+    link_send_payload('P', &findings);
+    free(findings.data);
+}
+
+/* The keeper has taken over the agent, whose processes go on. */
+static void on_adopt(void)
+{
+    if (!self.restored || self.unpacking)
+        return;
+    if (!guest_adopt())
+        guest_give_up("no agent lives");
+    self.restored = false;
+    hold(false);
+    (void)!guest_hooks->freeze(false);
+}
+
 /* The tar is not a stream to a descriptor, but it has the credits of one. */
 static void on_tar(uint8_t type, struct reader *payload)
 {
     const char *why = "unpack the run's files";
     if (!self.unpacking)
-        return; /* of a second begin: they are there */
+        return; /* they are there */
     if (type == 'D') {
         uint32_t length = (uint32_t)payload->left;
         if (!guest_hooks->tar_feed(payload->at, payload->left, &why))
@@ -142,7 +181,10 @@ static void on_tar(uint8_t type, struct reader *payload)
         self.unpacking = false;
         if (!guest_hooks->tar_end(&why))
             guest_give_up(why);
-        start();
+        if (self.restored)
+            tell_renewed();
+        else
+            start();
     } else {
         guest_give_up("the run's files were cut off");
     }
@@ -162,12 +204,19 @@ static void on_stream(uint8_t type, struct reader *payload)
 /* Hold still, and say so as the last thing; or go on. */
 static void on_hold(struct reader *payload)
 {
-    bool held = payload->left == 0;
-    stream_hold(held);
-    guest_box_hold(held);
-    guest_inner_hold(held);
-    if (held)
-        link_send('Q', NULL, 0, NULL, 0);
+    if (payload->left == 0) {
+        hold(true);
+        if (guest_hooks->freeze(true)) {
+            link_send('Q', NULL, 0, NULL, 0);
+            return;
+        }
+    }
+    (void)read_u8(payload);
+    uint64_t low = read_u32(payload), high = read_u32(payload);
+    if (read_complete(payload))
+        guest_hooks->set_time(low | high << 32);
+    hold(false);
+    (void)!guest_hooks->freeze(false);
 }
 
 static void on_frame(uint8_t type, struct reader *payload)
@@ -189,6 +238,12 @@ static void on_frame(uint8_t type, struct reader *payload)
         on_begin(payload);
         break;
     case 'G':
+        if (guest_adopts(payload)) {
+            on_adopt();
+            break;
+        }
+        guest_inner_order(type, payload);
+        break;
     case 'X':
         guest_inner_order(type, payload);
         break;

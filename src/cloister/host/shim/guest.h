@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #define GUEST_BOX_DIRECTORY "/run/cloister/box"
@@ -15,7 +16,7 @@
 struct guest_hooks {
     /* The fields of `B`: mounts, randomness, clock, names, network. */
     bool (*begin)(char **fields, size_t count, const char **why);
-    /* The same fields after a restore with living commands: only what must be fresh. */
+    /* The same fields after a restore with living commands: only what must be fresh. A tar with the box follows. */
     bool (*renew)(char **fields, size_t count, const char **why);
     /* The tar, in pieces of any size, and its end. */
     bool (*tar_feed)(const void *data, size_t length, const char **why);
@@ -29,6 +30,10 @@ struct guest_hooks {
     /* Kill everything else, unmount, sync. */
     void (*end)(void);
     void (*off)(const char *why);
+    /* Whatever runs stands still, or goes on: false when that does not happen. */
+    bool (*freeze)(bool still);
+    /* The time that it is after a standstill, since the epoch. */
+    void (*set_time)(uint64_t time_ns);
 };
 
 /*

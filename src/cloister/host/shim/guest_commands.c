@@ -22,12 +22,15 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { COMMANDS_MAX = 256, FLAG_PTY = 1, EXIT_KILLED = 137, OFF_AFTER_MS = 5000, CC_SIZE = 32 };
+enum { COMMANDS_MAX = 256, FLAG_PTY = 1, FLAG_ADOPT = 2, EXIT_KILLED = 137, OFF_AFTER_MS = 5000, CC_SIZE = 32 };
 
 struct command {
     bool taken;
     uint32_t id;
-    int master; /* of its pty; -1: none */
+    uint32_t pid; /* as the inner half has it; 0: it has not started */
+    int master;   /* of its pty; -1: none */
+    bool pty;
+    bool left; /* its caller is of a run that this one was restored from: nobody hears of it */
     bool ended;
     uint8_t status;
 };
@@ -79,7 +82,7 @@ void guest_living(char *text, size_t size)
     size_t used = 0;
     text[0] = 0;
     for (size_t i = 0; i < COMMANDS_MAX; i++)
-        if (self.commands[i].taken && used + 16 < size)
+        if (self.commands[i].taken && !self.commands[i].left && used + 16 < size)
             used += (size_t)sprintf(text + used, "%s%u", used > 0 ? "," : "", self.commands[i].id);
 }
 
@@ -189,6 +192,7 @@ static void on_master(struct frame *frame)
     struct command *command = command_with(read_u32(&reader));
     if (!read_complete(&reader) || !command || frame->descriptor_count != 1)
         return;
+    command->pty = true;
     command->master = frame->descriptors[0];
     frame->descriptors[0] = -1;
     guest_tell_id('M', command->id, NULL, 0);
@@ -199,6 +203,11 @@ static void on_inner_frame(struct frame *frame)
     struct reader reader = frame_reader(frame);
     uint32_t id = frame->length >= 4 ? read_u32(&reader) : 0;
     struct command *command = command_with(id);
+    if (command && command->left && frame->type != 'N') {
+        if (frame->type == 'E' || frame->type == 'Y')
+            command_release(command);
+        return;
+    }
     switch (frame->type) {
     case 'M':
         on_master(frame);
@@ -224,6 +233,8 @@ static void on_inner_frame(struct frame *frame)
         break;
     case 'R':
         self.agent_ran = self.agent_ran || id == 0;
+        if (command)
+            command->pid = read_u32(&reader);
         break;
     default:
         break;
@@ -332,6 +343,54 @@ void guest_inner_order(uint8_t type, const struct reader *payload)
     for (unsigned k = 0; k < 3; k++)
         if (theirs[k] >= 0)
             close(theirs[k]);
+}
+
+/* What callers of the former run had started ends as when they hang up. */
+static void leave(struct command *command)
+{
+    static const int last[] = {SIGHUP, SIGCONT};
+    const uint32_t id = command->id;
+    command->left = true;
+    if (command->master >= 0)
+        close(command->master);
+    command->master = -1;
+    if (command->ended) {
+        command_release(command);
+        return;
+    }
+    for (size_t i = 0; i < sizeof last / sizeof *last; i++) {
+        const uint8_t order[] = {(uint8_t)last[i], (uint8_t)id, (uint8_t)(id >> 8), (uint8_t)(id >> 16), (uint8_t)(id >> 24)};
+        if (!self.over && channel_send(&self.channel, 'S', order, sizeof order, -1) < 0)
+            on_inner_gone();
+    }
+}
+
+bool guest_adopts(const struct reader *payload)
+{
+    struct reader reader = *payload;
+    return payload->left == 4 && (read_u32(&reader) & FLAG_ADOPT);
+}
+
+bool guest_adopt(void)
+{
+    const struct command *agent = command_with(0);
+    if (!agent)
+        return false;
+    for (size_t i = 0; i < COMMANDS_MAX; i++)
+        if (self.commands[i].taken && self.commands[i].id != 0 && !self.commands[i].left)
+            leave(&self.commands[i]);
+    const uint8_t pid[] = {(uint8_t)agent->pid, (uint8_t)(agent->pid >> 8), (uint8_t)(agent->pid >> 16),
+                           (uint8_t)(agent->pid >> 24)};
+    guest_tell_id('R', 0, pid, sizeof pid);
+    /* What it had closed itself: the new keeper has opened it, as it opens all. */
+    const uint32_t gone = EPIPE;
+    if (!agent->pty && !stream_exists(stream_of(0, STREAM_STDIN)))
+        guest_tell_id('A', stream_of(0, STREAM_STDIN), &gone, sizeof gone);
+    for (unsigned k = agent->pty ? STREAM_TERMINAL : STREAM_STDOUT; k <= (agent->pty ? STREAM_TERMINAL : STREAM_STDERR); k++)
+        if (!stream_exists(stream_of(0, k)))
+            guest_tell_id('F', stream_of(0, k), NULL, 0);
+    loop_soon(look_for_ends);
+    return true;
 }
 
 void guest_inner_signal(const struct reader *payload)

@@ -30,6 +30,8 @@ void guest_inner_hold(bool held);
 void guest_kill(void);
 bool guest_keeps(uint32_t stream); /* over a new session */
 void guest_living(char *text, size_t size); /* ids, with commas */
+bool guest_adopts(const struct reader *payload); /* whether a `G` is for an agent that lives */
+bool guest_adopt(void); /* it has a new keeper, others are left alone; false: there is none */
 
 /* guest_box.c: sockets of the box, ports of the guest, files of the host, figures. */
 bool guest_box_listen(const char *name);

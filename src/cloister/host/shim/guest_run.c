@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "guest_run.h"
 #include "guest_fields.h"
+#include "guest_freeze.h"
 #include "guest_identity.h"
 #include "guest_mounts.h"
 #include "guest_place.h"
@@ -26,6 +27,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { CAPABILITIES = 64, PENDING = 64 };
@@ -81,6 +83,7 @@ static const char *make_run(char *const *words, size_t count)
         return wrong;
     if (!fields.nested && (wrong = without_namespaces()))
         return wrong;
+    (void)!guest_freeze_prepare(); /* a kernel without it has guests that cannot be kept with their memory */
     if (chown(GUEST_BOX, 0, fields.gid) < 0)
         return GUEST_BOX;
     guest_tar_begin(&fields);
@@ -115,6 +118,7 @@ static const char *make_fresh(char *const *words, size_t count)
     if (!(wrong = guest_identity_fresh(&now)) && !(wrong = guest_identity_names(&now)))
         wrong = guest_identity_network(&now);
     explicit_bzero(now.entropy, sizeof now.entropy);
+    guest_tar_renew();
     return wrong;
 }
 
@@ -195,6 +199,8 @@ static int child(void)
         errno = EPERM;
         return -1;
     }
+    if (guest_freeze_enter() < 0)
+        return -1;
     for (int i = 0; i < CAPABILITIES; i++)
         if (prctl(PR_CAPBSET_DROP, i, 0, 0, 0) < 0 && errno != EINVAL)
             return -1;
@@ -204,6 +210,12 @@ static int child(void)
         return -1;
     /* After the change of uid, which clears it. */
     return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 ? -1 : chdir("/");
+}
+
+static void set_time(uint64_t time_ns)
+{
+    const struct timespec now = {.tv_sec = (time_t)(time_ns / 1000000000ULL), .tv_nsec = (long)(time_ns % 1000000000ULL)};
+    (void)!clock_settime(CLOCK_REALTIME, &now);
 }
 
 const struct guest_hooks guest_run_hooks = {
@@ -216,4 +228,6 @@ const struct guest_hooks guest_run_hooks = {
     .child = child,
     .end = guest_mounts_end,
     .off = guest_off,
+    .freeze = guest_freeze,
+    .set_time = set_time,
 };

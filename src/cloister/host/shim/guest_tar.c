@@ -60,6 +60,17 @@ void guest_tar_begin(const struct guest_fields *fields)
     self.areas[ETC] = (struct area){"/etc", 0, 0, 0755, 0644, 0755};
 }
 
+void guest_tar_renew(void)
+{
+    static const struct guest_words none;
+    struct area box = self.areas[BOX];
+    memset(&self, 0, sizeof self);
+    self.file = -1;
+    self.seed = &none;
+    for (size_t i = 0; i < AREAS; i++)
+        self.areas[i] = box;
+}
+
 static bool is_below(const char *path, const char *top)
 {
     size_t length = strlen(top);

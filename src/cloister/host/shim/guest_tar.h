@@ -10,6 +10,9 @@
 /* Whose home, and which files of kept state stay as they are. The fields' strings must outlive the tar. */
 void guest_tar_begin(const struct guest_fields *fields);
 
+/* The same run after a restore: only its box is renewed, while nobody in it moves. */
+void guest_tar_renew(void);
+
 /* The next piece, of any size; of length 0: the end. NULL, or what is wrong, with errno. */
 const char *guest_tar_take(const void *piece, size_t length);
 

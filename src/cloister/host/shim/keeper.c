@@ -141,6 +141,7 @@ static void on_begin(struct frame *frame)
     int tar = frame->descriptors[0];
     frame->descriptors[0] = -1;
     keeper_guest_begin(frame, tar);
+    keeper_commands_open(self.options.adopt);
     if (keeper_box_open(&self.options) < 0)
         keeper_fail("monitor-failed", "the box cannot be watched: %s", strerror(errno));
     if (keeper_monitor_start(&self.options, on_reached) < 0)

@@ -28,6 +28,7 @@ struct keeper_options {
         uint16_t port;
     } ports[KEEPER_PORTS_MAX];
     size_t port_count;
+    int64_t adopt; /* the highest id of a command of the run that this one goes on from; -1: it boots, or starts from a template */
     char **monitor;
 };
 
@@ -85,6 +86,8 @@ void keeper_look_for_ends(void);
 bool keeper_agent_running(void);
 bool keeper_agent_ended(void); /* its end was heard; what it wrote may still be under way */
 bool keeper_commands_know(uint32_t stream);
+void keeper_commands_open(int64_t adopt);
+void keeper_commands_living(const char *ids); /* as the guest's hello has them */
 
 /* keeper_box.c: sockets of the box, published ports, renewed files. */
 int keeper_box_open(const struct keeper_options *options);

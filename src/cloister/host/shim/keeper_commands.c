@@ -18,7 +18,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { COMMANDS_MAX = 256, FLAG_PTY = 1, STOPS_PER_SECOND = 100 };
+enum { COMMANDS_MAX = 256, FLAG_PTY = 1, FLAG_ADOPT = 2, STOPS_PER_SECOND = 100 };
 
 /* What a command waits for: the guest's answer, its terminal to be relayed, nothing. */
 enum state { ASKED, TERMINAL, READY, RUNNING, ENDED };
@@ -36,9 +36,37 @@ struct command {
 static struct commands {
     struct command commands[COMMANDS_MAX];
     int64_t highest; /* id of the latest command; -1: none */
+    int64_t adopt;   /* as in the options */
     bool running;    /* the agent */
     struct keeper_ration stops;
-} self = {.highest = -1};
+} self = {.highest = -1, .adopt = -1};
+
+void keeper_commands_open(int64_t adopt)
+{
+    self.adopt = adopt;
+}
+
+/* `0,3,4`: the agent, and what its run's callers had started. */
+void keeper_commands_living(const char *ids)
+{
+    bool agent = false;
+    if (self.adopt < 0) {
+        if (*ids)
+            keeper_liar("commands that live before any was started");
+        return;
+    }
+    for (const char *at = ids; *at;) {
+        size_t digits = strspn(at, "0123456789");
+        char *end = NULL;
+        long id = digits > 0 && digits < 10 ? strtol(at, &end, 10) : -1;
+        if (id < 0 || id > self.adopt || (*end && (*end != ',' || !end[1])))
+            keeper_liar("living commands that were not kept");
+        agent = agent || id == 0;
+        at = *end ? end + 1 : end;
+    }
+    if (!agent)
+        keeper_liar("the agent that was kept does not live");
+}
 
 static struct command *command_with(uint32_t id)
 {
@@ -194,6 +222,24 @@ void keeper_look_for_ends(void)
     }
 }
 
+static void tell_window(uint32_t id, const struct winsize *size)
+{
+    struct writer payload = {0};
+    write_u32(&payload, id);
+    write_u32(&payload, (uint32_t)size->ws_row | (uint32_t)size->ws_col << 16);
+    link_send_payload('W', &payload);
+    free(payload.data);
+}
+
+/* Our end of everything that the agent has is open: it may go on. */
+static void tell_adopted(bool pty)
+{
+    struct writer payload = {0};
+    write_u32(&payload, FLAG_ADOPT | (pty ? FLAG_PTY : 0));
+    link_send_payload('G', &payload);
+    free(payload.data);
+}
+
 /* The window of a terminal has changed, or somebody wants it drawn again. */
 static void on_change(struct source *source, uint32_t events)
 {
@@ -208,19 +254,12 @@ static void on_change(struct source *source, uint32_t events)
     }
     if (got < 0 || command->pty.slave < 0 || ioctl(command->pty.slave, TIOCGWINSZ, &size) < 0)
         return;
-    struct writer payload = {0};
-    write_u32(&payload, command->id);
-    write_u32(&payload, (uint32_t)size.ws_row | (uint32_t)size.ws_col << 16);
-    link_send_payload('W', &payload);
-    free(payload.data);
+    tell_window(command->id, &size);
 }
 
-void keeper_command_wants_terminal(struct reader *payload)
+static void open_terminal(struct command *command)
 {
     int master;
-    struct command *command = fitting(payload, 1U << ASKED, "a terminal that was not asked for");
-    if (!read_complete(payload) || !command->has_pty)
-        keeper_liar("a terminal that was not asked for");
     if (keeper_pty_open(&command->pty, &master) < 0)
         keeper_fail("monitor-failed", "no terminal is to be had in the jail: %s", strerror(errno));
     command->on_change.ready = on_change;
@@ -229,6 +268,14 @@ void keeper_command_wants_terminal(struct reader *payload)
         keeper_end(EXIT_CLOISTER);
     keeper_tell_terminal(command->id, master);
     close(master);
+}
+
+void keeper_command_wants_terminal(struct reader *payload)
+{
+    struct command *command = fitting(payload, 1U << ASKED, "a terminal that was not asked for");
+    if (!read_complete(payload) || !command->has_pty)
+        keeper_liar("a terminal that was not asked for");
+    open_terminal(command);
 }
 
 static void on_terminal_gone(uint32_t number)
@@ -263,7 +310,8 @@ void keeper_guest_terminal(const struct frame *frame)
     write_u32(&payload, modes.c_cflag);
     write_u32(&payload, modes.c_lflag);
     write_bytes(&payload, modes.c_cc, 32);
-    link_send_payload('M', &payload);
+    if (self.adopt < 0 || command->id > 0)
+        link_send_payload('M', &payload);
     free(payload.data);
     command->state = READY;
     int carried = fcntl(slave, F_DUPFD_CLOEXEC, 3); /* ours stays for its size */
@@ -271,6 +319,39 @@ void keeper_guest_terminal(const struct frame *frame)
         stream_open(stream_of(command->id, STREAM_TERMINAL), carried,
                     STREAM_SENDS | STREAM_RECEIVES | STREAM_IS_TERMINAL, on_terminal_gone) < 0)
         keeper_end(EXIT_CLOISTER);
+    if (self.adopt >= 0 && command->id == 0) {
+        tell_adopted(true);
+        tell_window(0, &size);
+    }
+}
+
+/* Take one of the caller's descriptors for a stream, or close it. */
+static void carry(struct frame *frame, unsigned k, uint32_t stream, int does)
+{
+    int fd = frame->descriptors[k];
+    frame->descriptors[k] = -1;
+    if (stream_open(stream, fd, does, NULL) < 0)
+        keeper_end(EXIT_CLOISTER);
+}
+
+/* `G` for an agent that lives. One with a terminal, and a caller without: what it writes goes to standard output. */
+static void adopt(struct frame *frame, bool pty)
+{
+    bool terminal = pty && frame->descriptor_count == 0;
+    struct command *command = command_new(0);
+    if (!command || (!terminal && frame->descriptor_count != 3))
+        keeper_end(EXIT_CLOISTER);
+    self.highest = self.adopt;
+    command->has_pty = terminal;
+    if (terminal) {
+        open_terminal(command);
+        return;
+    }
+    if (pty)
+        carry(frame, 1, stream_of(0, STREAM_TERMINAL), STREAM_RECEIVES);
+    for (unsigned k = 0; k < 3 && !pty; k++)
+        carry(frame, k, stream_of(0, k), k == STREAM_STDIN ? STREAM_SENDS : STREAM_RECEIVES);
+    tell_adopted(pty);
 }
 
 /* `G` or `X`: what it carries goes on as it is, and its descriptors become streams. */
@@ -278,8 +359,14 @@ void keeper_guest_order(uint8_t type, struct frame *frame)
 {
     struct reader reader = frame_reader(frame);
     uint32_t id = type == 'X' ? read_u32(&reader) : 0;
-    bool pty = read_u32(&reader) & FLAG_PTY;
-    if (reader.bad || (int64_t)id <= self.highest || (type == 'X') != (id > 0) || id >= STREAM_COMMANDS_MAX ||
+    uint32_t flags = read_u32(&reader);
+    bool pty = flags & FLAG_PTY, adopts = flags & FLAG_ADOPT;
+    if (type == 'G' && !reader.bad && adopts && reader.left == 0 && self.adopt >= 0 && self.highest < 0 &&
+        keeper_guest_proved()) {
+        adopt(frame, pty);
+        return;
+    }
+    if (reader.bad || adopts || (type == 'G' && self.adopt >= 0) || (int64_t)id <= self.highest || (type == 'X') != (id > 0) || id >= STREAM_COMMANDS_MAX ||
         !keeper_guest_proved() || frame->descriptor_count != (pty ? 0 : 3))
         keeper_end(EXIT_CLOISTER);
     self.highest = id;
@@ -291,11 +378,7 @@ void keeper_guest_order(uint8_t type, struct frame *frame)
     }
     command->has_pty = pty;
     link_send((char)type, frame->payload, frame->length, NULL, 0);
-    for (unsigned k = 0; k < frame->descriptor_count; k++) {
-        int fd = frame->descriptors[k];
-        frame->descriptors[k] = -1;
-        if (stream_open(stream_of(id, k), fd, k == STREAM_STDIN ? STREAM_SENDS : STREAM_RECEIVES, NULL) < 0)
-            keeper_end(EXIT_CLOISTER);
-    }
+    for (unsigned k = 0; k < frame->descriptor_count; k++)
+        carry(frame, k, stream_of(id, k), k == STREAM_STDIN ? STREAM_SENDS : STREAM_RECEIVES);
 }
 

@@ -24,7 +24,9 @@ enum { LOGS_PER_SECOND = 50, NOTICES_PER_SECOND = 2000, NOTICE_MAX = 16 * 1024 }
 static struct guest {
     struct frame begin; /* `B` of the broker, until the guest can take it */
     int tar;
-    bool joined, proved, figures_asked, hold_asked;
+    bool joined, proved, figures_asked;
+    bool held;           /* the broker wants it to stand still */
+    unsigned holds_owed; /* answers to that which are still to come: it may have changed its mind */
     uint8_t nonce[LINK_NONCE];
     struct keeper_ration logs, notices;
 } self = {.tar = -1};
@@ -106,6 +108,20 @@ static void send_begin(void)
         keeper_end(EXIT_CLOISTER);
 }
 
+/* Which commands live must be what the broker was told when the guest was kept. */
+static void look_for_living(struct reader payload)
+{
+    static const char name[] = "commands=";
+    size_t count;
+    char **words = read_list(&payload, &count);
+    const char *ids = "";
+    for (size_t i = 0; words && i < count; i++)
+        if (strncmp(words[i], name, sizeof name - 1) == 0)
+            ids = words[i] + sizeof name - 1;
+    keeper_commands_living(ids);
+    free(words);
+}
+
 static void on_hello(struct reader *payload)
 {
     struct reader whole;
@@ -121,6 +137,7 @@ static void on_hello(struct reader *payload)
     if (protocol != LINK_PROTOCOL)
         keeper_fail("guest-protocol", "the image's shim speaks version %u of the link, not %d", protocol, LINK_PROTOCOL);
     self.joined = true;
+    look_for_living(*payload);
     keeper_pass('H', &whole);
     send_begin();
 }
@@ -137,17 +154,41 @@ void keeper_guest_kill(void)
     link_send('K', NULL, 0, NULL, 0);
 }
 
+/* Behind the question nothing leaves: a guest that is kept has read whole frames only, and owes no answer. */
+static void hold(bool held)
+{
+    struct writer payload = {0};
+    struct timespec now = {0};
+    self.held = held;
+    if (held) {
+        self.holds_owed++;
+        stream_hold(true);
+    } else {
+        link_gate(false);
+        (void)clock_gettime(CLOCK_REALTIME, &now);
+        uint64_t time_ns = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+        write_u8(&payload, 0);
+        write_u32(&payload, (uint32_t)time_ns);
+        write_u32(&payload, (uint32_t)(time_ns >> 32));
+    }
+    link_send_payload('Q', &payload);
+    free(payload.data);
+    if (held)
+        link_gate(true);
+    else
+        stream_hold(false);
+}
+
 void keeper_guest_ask(const struct frame *frame)
 {
     if (!self.joined || frame->length > (frame->type == 'Q'))
         return; /* there is nobody yet */
     if (frame->type == 'T') {
         self.figures_asked = true;
+        link_send('T', NULL, 0, NULL, 0);
     } else {
-        self.hold_asked = frame->length == 0;
-        stream_hold(self.hold_asked);
+        hold(frame->length == 0);
     }
-    link_send((char)frame->type, frame->payload, frame->length, NULL, 0);
 }
 
 bool keeper_ration(struct keeper_ration *ration, unsigned most)
@@ -205,9 +246,10 @@ static void on_answer(uint8_t type, const struct reader *payload)
             keeper_liar("figures that were not asked for");
         self.figures_asked = false;
     } else {
-        if (!self.hold_asked || payload->left > 0)
+        if (self.holds_owed == 0 || payload->left > 0)
             keeper_liar("a rest that was not asked for");
-        self.hold_asked = false;
+        if (--self.holds_owed > 0 || !self.held)
+            return; /* an answer to a question that was taken back */
     }
     keeper_pass((char)type, payload);
 }

@@ -3,6 +3,7 @@
  */
 #define _GNU_SOURCE
 #include "keeper.h"
+#include "stream.h"
 #include "sys.h"
 
 #include <errno.h>
@@ -25,6 +26,14 @@ static bool parse_port(struct keeper_options *options, const char *text)
     options->ports[options->port_count].port = (uint16_t)port;
     options->port_count++;
     return true;
+}
+
+static bool parse_adopt(int64_t *adopt, const char *text)
+{
+    char *end = NULL;
+    long value = *text >= '0' && *text <= '9' && strlen(text) < 10 ? strtol(text, &end, 10) : -1;
+    *adopt = value;
+    return end && !*end && value >= 0 && value < (long)STREAM_COMMANDS_MAX;
 }
 
 /* A name in the box: no way out of it. */
@@ -69,6 +78,8 @@ static bool parse(struct keeper_options *options, const char *name, const char *
         return (options->vsock = value) != NULL;
     if (strcmp(name, "--socket") == 0)
         return add_socket(options, value);
+    if (strcmp(name, "--adopt") == 0)
+        return parse_adopt(&options->adopt, value);
     if (strcmp(name, "--publish") == 0)
         return parse_port(options, value);
     return false;
@@ -76,7 +87,7 @@ static bool parse(struct keeper_options *options, const char *name, const char *
 
 bool keeper_options_parse(struct keeper_options *options, int count, char **arguments)
 {
-    *options = (struct keeper_options){.ctl = -1};
+    *options = (struct keeper_options){.ctl = -1, .adopt = -1};
     int at = 0;
     while (at + 1 < count && strcmp(arguments[at], "--") != 0) {
         if (!parse(options, arguments[at], arguments[at + 1]))

@@ -32,6 +32,8 @@ static struct link {
     struct bytes in, out;
     bool awaited; /* the queue was full: tell when it is not */
     bool failed;  /* memory ran out while queueing, told when the loop comes round */
+    bool gated;
+    size_t gate; /* bytes that may still leave while it is closed */
     bool skipping;
     uint8_t nonce[LINK_NONCE];
     size_t skip_left;
@@ -77,6 +79,12 @@ bool link_full(void)
     bool full = link_queued() >= FULL || wire.fd < 0;
     wire.awaited = wire.awaited || full;
     return full;
+}
+
+/* Bytes that may leave now. */
+static size_t leaving(void)
+{
+    return wire.gated && wire.gate < link_queued() ? wire.gate : link_queued();
 }
 
 static void lose(const char *why)
@@ -139,7 +147,7 @@ static void deliver(void)
 
 static void watch(void)
 {
-    uint32_t wanted = link_queued() > 0 ? LOOP_WRITE : 0;
+    uint32_t wanted = leaving() > 0 ? LOOP_WRITE : 0;
     if (link_queued() < STUFFED || wire.end->always_reads)
         wanted |= LOOP_READ;
     if (wire.fd >= 0 && loop_watch(&wire.source, wire.fd, wanted) < 0)
@@ -149,13 +157,14 @@ static void watch(void)
 /* Write what the other end takes now: false when it takes nothing more, ever. */
 static bool flush(void)
 {
-    while (link_queued() > 0) {
-        ssize_t put = write(wire.fd, wire.out.at + wire.out.start, link_queued());
+    while (leaving() > 0) {
+        ssize_t put = write(wire.fd, wire.out.at + wire.out.start, leaving());
         if (put < 0 && errno == EINTR)
             continue;
         if (put < 0)
             return errno == EAGAIN;
         wire.out.start += (size_t)put;
+        wire.gate -= wire.gated ? (size_t)put : 0;
     }
     return true;
 }
@@ -218,7 +227,7 @@ void link_close(void)
     wire.fd = -1;
     forget(&wire.in);
     forget(&wire.out);
-    wire.skipping = wire.awaited = wire.failed = false;
+    wire.skipping = wire.awaited = wire.failed = wire.gated = false;
 }
 
 void link_skip_to(const uint8_t nonce[LINK_NONCE], size_t most)
@@ -226,6 +235,14 @@ void link_skip_to(const uint8_t nonce[LINK_NONCE], size_t most)
     memcpy(wire.nonce, nonce, LINK_NONCE);
     wire.skip_left = most;
     wire.skipping = true;
+}
+
+void link_gate(bool closed)
+{
+    wire.gated = closed;
+    wire.gate = link_queued();
+    if (wire.fd >= 0)
+        loop_soon(flush_soon);
 }
 
 void link_void(void)
@@ -288,7 +305,7 @@ void link_data_end(uint32_t stream, size_t length)
 
 void link_drain(int patience_ms)
 {
-    while (wire.fd >= 0 && flush() && link_queued() > 0) {
+    while (wire.fd >= 0 && flush() && leaving() > 0) {
         struct pollfd wait = {.fd = wire.fd, .events = POLLOUT};
         if (poll(&wait, 1, patience_ms) <= 0)
             return;

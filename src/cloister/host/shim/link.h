@@ -51,6 +51,9 @@ void link_send_payload(char type, const struct writer *payload);
 uint8_t *link_data_begin(size_t most);
 void link_data_end(uint32_t stream, size_t length);
 
+/* Write what is queued by now and nothing that is queued later, until the gate opens again. */
+void link_gate(bool closed);
+
 /* Bytes that are queued, and whether sources should wait. */
 size_t link_queued(void);
 bool link_full(void);

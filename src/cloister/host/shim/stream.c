@@ -161,8 +161,6 @@ void stream_renew(bool (*keep)(uint32_t number))
             stream->credit = STREAM_WINDOW;
             stream->granted = STREAM_WINDOW - (uint32_t)(stream->held_end - stream->held_start);
             stream->owed = 0;
-            if (stream->sent_end)
-                tell('F', stream->number, NULL);
         }
 }
 
@@ -272,7 +270,7 @@ static void settle(struct stream *stream)
     uint32_t wanted = 0;
     if (sending && stream->credit > 0 && !holding && !link_full())
         wanted |= LOOP_READ;
-    if (holds)
+    if (holds && !holding)
         wanted |= LOOP_WRITE;
     if (stream->carrier.manner == CARRIER_PLAIN) {
         if (wanted & LOOP_READ)
@@ -286,7 +284,7 @@ static void settle(struct stream *stream)
 static void on_ready(struct source *source, uint32_t events)
 {
     struct stream *stream = (struct stream *)source;
-    if (stream->gone)
+    if (stream->gone || holding)
         return;
     if ((events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) && stream->held_start < stream->held_end) {
         size_t before = stream->held_start;

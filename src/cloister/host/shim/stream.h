@@ -40,7 +40,7 @@ void stream_drop(uint32_t number);
 /* All that are open, without a word: their session is over. */
 void stream_drop_all(void);
 
-/* A new session: those that `keep` names begin anew, with fresh credits, the others are dropped. */
+/* A new session, while all is held: those that `keep` names begin anew, with fresh credits, the others are dropped. */
 void stream_renew(bool (*keep)(uint32_t number));
 
 bool stream_exists(uint32_t number);
@@ -57,7 +57,7 @@ bool stream_drained(uint32_t number);
 /* Read again where reading waited for room in the link. */
 void stream_resume(void);
 
-/* Stop reading all descriptors, or go on: nothing shall be in flight. */
+/* Neither read nor write any descriptor by itself, or go on: nothing shall be in flight. */
 void stream_hold(bool held);
 
 /* Called, when set, after bytes have moved: what waits for stream_written or stream_drained looks again. */

@@ -27,8 +27,8 @@ def of_run(caller: Callable[[], Caller]) -> Identify:
 
     def identify(tokens: list[str]) -> Caller | None:
         now = caller()
-        expected = now.token.encode()
-        return now if any(hmac.compare_digest(token.encode(), expected) for token in tokens) else None
+        expected = [text.encode() for text in (now.token, now.former) if text]
+        return now if any(hmac.compare_digest(token.encode(), one) for token in tokens for one in expected) else None
 
     return identify
 
