@@ -64,7 +64,7 @@ def _work(
         shutil.copy(path, tree)
     lines = [f"pass {name} {way} {who} {shlex.quote(what)}\n" for name, (way, who, what) in passes.items()]
     (tree / "passes").write_text("".join(lines), encoding="utf-8")
-    return machine.work(image, tree, scratch, timeout_s)
+    return machine.work(image, tree, scratch, timeout_s, virtualizes=(tree / "guest-home").exists())
 
 
 @pytest.fixture(scope="module")
