@@ -36,6 +36,15 @@ LOOK = (
     "cat /proc/sys/kernel/random/uuid /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1; date +%s; "
     "cat /proc/sys/kernel/random/boot_id"
 )
+BUSY = """
+import time
+for _ in range(7):
+    print(time.time(), time.clock_getres(time.CLOCK_MONOTONIC), flush=True)
+    end = time.process_time() + 1
+    while time.process_time() < end:
+        pass
+"""
+CLOCKS = "/sys/devices/system/clocksource/clocksource0"
 TIMEOUT_S = 90
 
 
@@ -155,6 +164,23 @@ def test_a_machine_is_started_asked_kept_and_started_again(user: User, project: 
     assert machines(user, project) == []
     vm(user, project, "rm", "before")
     assert not list((user.state / "vm/snapshots").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["shell", "cold"], ids=["template", "boots"])
+def test_a_guests_clock_does_not_fall_behind(user: User, project: Path, agent: str) -> None:
+    """Its clock is the processor's counter, in steps of less than a microsecond, and goes as ours, also when busy."""
+    run = vm(user, project, "start", agent, "--", "sleep", "600").strip()
+    running(user, project, run)
+    assert vm(user, project, "exec", run, "--", "cat", f"{CLOCKS}/current_clocksource") == "tsc\n"
+    seen: list[tuple[float, ...]] = []
+    with user.start("exec", "--no-pty", run, "--", "python3", "-c", BUSY, cwd=project) as telling:
+        assert telling.stdout
+        seen.extend((time.time(), *map(float, line.split())) for line in telling.stdout)
+    user.run("stop", run, "--grace", "1s", cwd=project, timeout_s=TIMEOUT_S)
+    first, last = seen[0], seen[-1]
+    assert first[2] < 1e-6
+    assert abs((last[1] - first[1]) / (last[0] - first[0]) - 1) < 0.2
 
 
 FILL = """
