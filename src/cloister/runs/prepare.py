@@ -165,8 +165,7 @@ class Kitchen:
         """
         looked = looked or self.look(request)
         project, resolved, agent, layout, machine = looked
-        root, guest = layout.root, agent.isolation == "microvm"
-        kept: Snapshot | None = None
+        root, guest, kept = layout.root, agent.isolation == "microvm", self._kept(request)
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
@@ -191,7 +190,6 @@ class Kitchen:
         if guest:
             from cloister.runs.prepare_vm import compile_plan
 
-            kept = self._kept(request)
             plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request, kept, machine)
         else:
             plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)

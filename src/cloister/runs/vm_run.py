@@ -185,6 +185,9 @@ class Guest:
 
     def told(self, run: ActiveRun, frame: Frame) -> None:
         """Take what the keeper says beside the frames of every run."""
+        if frame.kind == "Q":
+            self._keeping.told()
+            return
         words = dict(
             item.decode("utf-8", "replace").partition("=")[::2] for item in decode_list(frame.payload)[0][:_MOST_WORDS]
         )
@@ -196,8 +199,6 @@ class Guest:
             case "H":
                 self._template.came_up()
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
-            case "Q":
-                self._keeping.told()
             case "T" if self._asked and not self._asked.done():
                 self._asked.set_result({name: int(value) for name, value in words.items() if _is_figure(name, value)})
             case "L" if self._logged < _MOST_LOGGED:
@@ -232,7 +233,7 @@ class Guest:
         state = partial(vm_state.keep, memory_mib=self.vm.memory_mib) if memory else None
 
         def take(go_on: Callable[[], None]) -> Snapshot:
-            held = partial(standing_still, self.vm, go_on)
+            held = partial(standing_still, self.vm, go_on, stopped=not memory)
             return vm_snapshot.take(self._paths.snapshots, name, paths, record, held, state)
 
         return await self._keeping.keep(run, take, memory=memory)
