@@ -33,14 +33,14 @@ _TABLE_BYTES = 1 << 16
 class Image:
     """An image that nobody writes any more."""
 
-    def __init__(self, path: str) -> None:
-        """Open it and read its superblock.
+    def __init__(self, path: str | int) -> None:
+        """Open it, or take a copy of a descriptor, and read its superblock.
 
         Raises:
             BrokenImageError: it is no ext4 file system that is known here.
             OSError: it cannot be opened.
         """
-        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._fd = os.dup(path) if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self._bytes = os.fstat(self._fd).st_size
             self.super = parse_superblock(os.pread(self._fd, SUPERBLOCK_BYTES, SUPERBLOCK_AT), self._bytes)

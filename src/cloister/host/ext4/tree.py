@@ -33,14 +33,15 @@ class Entry(NamedTuple):
     inode: Inode
 
 
-def walk(image: Image) -> Iterator[Entry]:
-    """Yield everything below the root, parents before children.
+def walk(image: Image, top: Inode | None = None) -> Iterator[Entry]:
+    """Yield everything below the directory `top`, or the root, parents before children.
 
     Raises:
         BrokenImageError: it is no tree, or has more of something than is read.
     """
-    met = {ROOT_INODE}
-    stack: list[tuple[bytes, Inode, int]] = [(b"", _directory(image, ROOT_INODE), 0)]
+    top = top or _directory(image, ROOT_INODE)
+    met = {ROOT_INODE, top.number}
+    stack: list[tuple[bytes, Inode, int]] = [(b"", top, 0)]
     entries = length = 0
     while stack:
         place, holder, depth = stack.pop()
