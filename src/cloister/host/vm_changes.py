@@ -123,8 +123,7 @@ class Back:
             self._copy(made, inode)
         finally:
             os.close(made)
-        if inode.links > 1:
-            self._linked[inode.number] = path
+        self._linked[inode.number] = path  # whatever it says of its links: what is named twice is written once
 
     def _copy(self, made: int, inode: Inode) -> None:
         end = 0
