@@ -152,6 +152,7 @@ def test_a_machine_is_started_asked_kept_and_started_again(user: User, project: 
     (stats,) = json.loads(vm(user, project, "stats", "--json"))
     assert stats["run"] == run
     assert 16 << 20 < stats["proportional_bytes"] < 512 << 20
+    vm(user, project, "exec", "shell", "--", "sh", "-c", "echo kept > /var/tmp/note")
     kept = json.loads(vm(user, project, "snapshot", "shell", "before", "--json"))
     assert kept["name"] == "before"
     vm(user, project, "exec", "shell", "--", "sh", "-c", "echo later > /workspace/in.txt")
@@ -162,6 +163,11 @@ def test_a_machine_is_started_asked_kept_and_started_again(user: User, project: 
     assert vm(user, project, "exec", run, "--", "cat", "/workspace/in.txt") == "later\n"
     user.run("stop", run, second, "--grace", "1s", cwd=project, timeout_s=TIMEOUT_S)
     assert machines(user, project) == []
+    for path, content in (("/workspace/in.txt", "from outside\n"), ("/var/tmp/note", "kept\n")):
+        vm(user, project, "cp", f"before:{path}", str(project.parent / "kept.txt"))
+        assert (project.parent / "kept.txt").read_text() == content
+    gone = user.run("vm", "cp", f"{run}:/workspace/in.txt", str(project.parent / "none.txt"), cwd=project)
+    assert "vm-disk-gone" in gone.stderr
     vm(user, project, "rm", "before")
     assert not list((user.state / "vm/snapshots").iterdir())
 
