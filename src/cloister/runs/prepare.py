@@ -166,13 +166,12 @@ class Kitchen:
         looked = looked or self.look(request)
         project, resolved, agent, layout, machine = looked
         root, guest = layout.root, agent.isolation == "microvm"
-        kept: Snapshot | None = None
+        kept = self._kept(request) if guest else None
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
-        search = request.environment.get("PATH", os.defpath)
-        program = None
+        program, search = None, request.environment.get("PATH", os.defpath)
         if not guest and _outside(command[0], root):  # a guest's programs are those of its image
             program = find_program(command[0], search, home=self.paths.home, forbidden=(root,))
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
@@ -191,7 +190,6 @@ class Kitchen:
         if guest:
             from cloister.runs.prepare_vm import compile_plan
 
-            kept = self._kept(request)
             plan = compile_plan(self, agent, resolved, command, ruleset, facts, found, request, kept, machine)
         else:
             plan = compile_run(agent, resolved.preset, command, tuple(ruleset.allow.describe()), facts)
