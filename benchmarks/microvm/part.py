@@ -12,15 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks.figures import compare, interleave
+from benchmarks.microvm.beside import latencies
 from benchmarks.microvm.guests import AGENT, Alive, Guests, monitor_version
 from benchmarks.report import Grid, Line, Section, Target
 from benchmarks.world import World
 
 from cloister.host.e2fs import Tools
-from cloister.host.vm_hand_back import hand_back
+from cloister.host.vm_fill import fill
+from cloister.host.vm_hand_back import drop, hand_back
 from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.runs.disk_tools import disk_tools
@@ -29,6 +32,7 @@ ROUNDS = 4
 PROGRAM_ROUNDS = 3
 CLONES = 20
 CHANNEL_MIB = 50
+_PARTS = (("half", 0.5), ("95 %", 0.95), ("99 %", 0.99))
 PLAIN = "QEMU alone, the same kernel and modules"
 COLD, WARM = "Cloister's guest, booted", "Cloister's guest, from its template"
 POLICY = "schema = 1\n\n" + AGENT.format(name="warm", warm="true") + AGENT.format(name="cold", warm="false")
@@ -55,7 +59,7 @@ def microvm() -> list[Section | Grid]:
             channel(world),
             verified(guests),
         ]
-        return [*parts, disks(world)]
+        return [*parts, disks(world), beside(world)]
     finally:
         world.close()
 
@@ -210,8 +214,8 @@ def _tree(home: Path, tools: Tools, count: int) -> Line:
     owner = {"uid": os.getuid(), "gid": os.getgid()}
     layout = WorkspaceLayout(root=str(tree), mounts=(), placeholders=())
     values = {
-        "fill, s": _seconds(lambda: make_workspace_disk(tools, layout, str(image), room_bytes=1 << 28, **owner)),
-        "hand back, nothing changed, s": _seconds(lambda: hand_back(tools, str(image), str(upper))),
+        "fill, s": _seconds(lambda: fill(tools, layout, str(image), room_bytes=1 << 28, **owner)),
+        "hand back, nothing changed, s": _seconds(lambda: hand_back(tools, str(image), str(upper), root=str(tree))),
         "tar -c, s": _seconds(lambda: subprocess.run(["tar", "-cf", f"{image}.tar", "-C", str(tree), "."], check=True)),
     }
     upper.mkdir(exist_ok=True)
@@ -221,6 +225,32 @@ def _tree(home: Path, tools: Tools, count: int) -> Line:
     for path in home.glob(f"image{count}*"):
         path.unlink()
     return Line(f"{count:,} files", values)
+
+
+def beside(world: World) -> Grid:
+    """What others wait for meanwhile: requests of another run through the same broker."""
+    tools, tree, image = disk_tools("/usr/bin/bwrap"), world.home / "tree", str(world.home / "image")
+    for index in range(100_000):
+        folder = tree / f"{index // 100:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:06d}.txt").write_bytes(b"some text of a source file\n" * 40)
+    layout = WorkspaceLayout(root=str(tree), mounts=(), placeholders=())
+    ways = {"nothing": lambda: time.sleep(5)} | {
+        f"a fill of 100,000 files, by a {where}": partial(
+            work, tools, layout, image, room_bytes=1 << 28, uid=os.getuid(), gid=os.getgid()
+        )
+        for where, work in (("child", fill), ("thread, as it was", make_workspace_disk))
+    }
+    lines = []
+    for name, way in ways.items():
+        took = latencies(world.home, way)
+        lines.append(Line(f"meanwhile {name}", {f"{part}, ms": took[int(len(took) * at)] for part, at in _PARTS}))
+        drop(image)
+    shutil.rmtree(tree, ignore_errors=True)
+    return Grid(
+        "Another run's requests, while a disk is filled", tuple(f"{part}, ms" for part, _ in _PARTS), lines,
+        "Plain HTTP through the relay to a server on loopback, one after the other, each with a connection of its own.",
+    )  # fmt: skip
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -137,28 +137,33 @@ def test_what_a_guest_cannot_keep_is_refused(table: str, reference: str) -> None
     assert _of_table("").isolation == "microvm"
 
 
-def test_the_monitor_is_held_wherever_that_can_be() -> None:
-    """Whatever the policy says of memory: in a cgroup where this host gives one. Else it is not said to be in one.
+def test_the_monitor_is_held_where_a_policy_bounds_its_guest() -> None:
+    """With a bound of memory or processors, or with `enforce`, in a cgroup where this host gives one, and said so.
 
-    Who insists on a cgroup (`limits.enforce`) starts nothing without.
+    Else it is not said to be in one; who insists on a cgroup starts nothing without.
     """
     given = Means("cgroup", ("cpu", "memory", "pids"), "/sys/fs/cgroup/mine")
-    steps = {
-        name: [step for step in plan.steps if isinstance(step, Limit)]
-        for name, plan in (("scope", _of_table("")), ("given", _of({}, limit_means=given)),
-                           ("none", _of({}, limit_means=Means())))
+    bound, insists = {"memory_max": '"512M"'}, {"enforce": '"cgroup"'}
+    plans = {
+        "scope": _of(bound), "given": _of(bound, limit_means=given), "quota": _of({"cpu_quota": '"50%"'}),
+        "insists": _of(insists), "no cgroup": _of(bound, limit_means=Means()), "no bound": _of({}),
     }  # fmt: skip
-    held = "monitor 1536 MiB, 512 tasks: cgroup"
+    steps = {name: [step for step in plan.steps if isinstance(step, Limit)] for name, plan in plans.items()}
+    said = {name: [words for words in plan.limits if "cgroup" in words] for name, plan in plans.items()}
 
-    assert [step.values() for step in steps["scope"]] == [{"memory.max": str(1536 << 20), "pids.max": "512"}]
-    assert [step.describe().split(":")[0] for step in steps["given"]] == [
-        "limit in cgroup /sys/fs/cgroup/mine/cloister-0123456789ab"
-    ]
-    assert steps["none"] == []
-    assert f"{held} (systemd scope)" in _of_table("").limits
-    assert not any("monitor" in words for words in _of({}, limit_means=Means()).limits)
+    assert [step.values() for step in steps["scope"]] == [{"memory.max": str(1024 << 20), "pids.max": "512"}]
+    assert "cgroup /sys/fs/cgroup/mine/cloister-0123456789ab:" in steps["given"][0].describe()
+    assert [step.values()["cpu.max"] for step in steps["quota"]] == ["50000 100000"]
+    assert steps["no cgroup"] == steps["no bound"] == []
+    assert said == {
+        "scope": ["monitor 1024 MiB, 512 tasks: cgroup (systemd scope)"],
+        "given": ["monitor 1024 MiB, 512 tasks: cgroup"],
+        "quota": ["monitor 1536 MiB, 512 tasks: cgroup (systemd scope)",
+                  "cpu_quota 50%: cgroup (systemd scope), of the monitor"],
+        "insists": ["monitor 1536 MiB, 512 tasks: cgroup (systemd scope)"], "no cgroup": [], "no bound": [],
+    }  # fmt: skip
     with pytest.raises(UnsupportedError, match="cgroup"):
-        _of({"enforce": '"cgroup"'}, limit_means=Means())
+        _of(insists, limit_means=Means())
 
 
 def _of(limits: dict[str, str], **changes: object) -> Plan:

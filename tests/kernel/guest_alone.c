@@ -46,7 +46,8 @@ static bool begin(char **fields, size_t count, const char **why)
 static bool renew(char **fields, size_t count, const char **why)
 {
     (void)fields, (void)count, (void)why;
-    return true;
+    carried = open(PLACE "/renewed", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+    return carried >= 0;
 }
 
 static bool tar_feed(const void *data, size_t length, const char **why)

@@ -74,7 +74,7 @@ def _jail(place: Place) -> list[str]:
     return [*JAIL.split(), "--bind", directory, directory, "--ro-bind", box, box, "--bind", work, work]
 
 
-def _machine(place: Place, filtered: int) -> list[str]:
+def machine(place: Place, filtered: int) -> list[str]:
     """Return what stands in a machine's place: a sandbox whose PID 1 is the guest's end of the link."""
     words = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
     words += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered)]
@@ -103,7 +103,7 @@ class Keeper:
         argv += ["--console", str(self.console), "--console-bytes", "65536", "--patience", "120"]
         argv += ["--socket", "egress.sock", *options]
         self.process = subprocess.Popen(
-            [*argv, "--", *(monitor if monitor is not None else _machine(place, filtered))],
+            [*argv, "--", *(monitor if monitor is not None else machine(place, filtered))],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), filtered, *pass_fds], **as_user(),
         )  # fmt: skip

@@ -100,10 +100,38 @@ def test_a_guests_bytes_never_break_the_keeper(place: Place, data: bytes, starte
         fake.close()
 
 
-@pytest.mark.slow
-@given(data=streams("JBGXSMWUTQKODCFA?"), begun=st.booleans())
+@given(data=streams("HPRYEZMODCFATLQN?"), adopted=st.booleans())
 @OURS
-def test_a_hosts_bytes_never_break_pid_1_of_a_guest(guest: Path, data: bytes, begun: bool) -> None:
+def test_a_kept_guests_bytes_never_break_the_keeper(place: Place, data: bytes, adopted: bool) -> None:
+    """The same of a guest that goes on: before its agent is adopted, or behind that and amid a standstill."""
+    fake = Fake(place, "--adopt", "7", jail=False)
+    (theirs_in, given_end), (out, theirs_out) = os.pipe(), os.pipe()
+    try:
+        fake.guest.joined([b"commands=0,1,7"])
+        fake.guest.until("B")
+        if adopted:
+            fake.guest.send("P", frames.encode_list([b"restored=renewed"]))
+            fake.keeper.until("P")
+            fake.keeper.channel.send("G", u32(2), [theirs_in, theirs_out, theirs_out])
+            fake.guest.until("G")
+            fake.keeper.channel.send("Q")
+        for at in range(0, len(data), 7000):
+            fake.guest.raw(data[at : at + 7000])
+        with contextlib.suppress(OSError):
+            fake.keeper.channel.send("Q", b"\0")
+            fake.keeper.channel.send("K")
+        fake.guest.connection.shutdown(socket.SHUT_WR)
+        assert fake.keeper.process.wait(10) in {*range(99), *range(100, 256)}
+    finally:
+        for fd in (theirs_in, given_end, out, theirs_out):
+            os.close(fd)
+        fake.close()
+
+
+@pytest.mark.slow
+@given(data=streams("JBGXSMWUTQKODCFA?"), begun=st.booleans(), rejoined=st.booleans())
+@OURS
+def test_a_hosts_bytes_never_break_pid_1_of_a_guest(guest: Path, data: bytes, begun: bool, rejoined: bool) -> None:
     """The host is trusted, and yet: no frame of whatever shape is a memory error in PID 1."""
     ours, theirs = socket.socketpair()
     process = subprocess.Popen(
@@ -120,6 +148,10 @@ def test_a_hosts_bytes_never_break_pid_1_of_a_guest(guest: Path, data: bytes, be
             inner = [b"/guest", b"inner", b"--unit", b"--ctl", b"0", b"--egress", b"/run/cloister/box/egress.sock"]
             ours.sendall(framed("B", frames.encode_list([b"uid=1", b"socket=s"]) + frames.encode_list(inner)))
             ours.sendall(framed("F", u32(2)) + framed("G", u32(0) + order(["/bin/cat"], ENVIRONMENT, "/")))
+        if begun and rejoined:
+            ours.sendall(framed("Q", b"") + framed("J", u32(1) + bytes(16)))
+            ours.sendall(framed("B", frames.encode_list([b"uid=1"]) + frames.encode_list([b"x"])) + framed("F", u32(2)))
+            ours.sendall(framed("G", u32(2)))
         ours.sendall(data)
         while ours.recv(1 << 16):  # until it is silent: by then it has read everything
             pass

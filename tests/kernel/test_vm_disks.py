@@ -14,8 +14,9 @@ import vm_disk_rig as rig
 
 from cloister.errors import UnsupportedError
 from cloister.host import e2fs, vm_disks
-from cloister.host.e2fs import DiskToolError, Tools
-from cloister.host.vm_disks import HeldDisk, hold_var_disk, superblock
+from cloister.host.e2fs import DiskToolError, Filters, Tools
+from cloister.host.vm_disks import HeldDisk, hold_var_disk
+from cloister.host.vm_image import superblock
 
 pytestmark = pytest.mark.kernel
 
@@ -164,7 +165,7 @@ def test_a_tool_that_fails_says_why(tmp_path: Path) -> None:
 def _none() -> Tools:
     original, e2fs.programs.SYSTEM_DIRECTORIES = e2fs.programs.SYSTEM_DIRECTORIES, ()
     try:
-        return e2fs.find_tools("/usr/bin/bwrap", ALLOW_ALL)
+        return e2fs.find_tools("/usr/bin/bwrap", Filters(ALLOW_ALL, ALLOW_ALL))
     finally:
         e2fs.programs.SYSTEM_DIRECTORIES = original
 
@@ -241,8 +242,7 @@ def test_it_is_the_filter_that_refuses(tmp_path: Path) -> None:
     """The same attack in a jail whose filter lets everything pass finds a lot: the test above can fail."""
     image = tmp_path / "x.img"
     image.touch()
-    open_wide = rig.tools()
-    wide = Tools(**{name: getattr(open_wide, name) for name in Tools.__struct_fields__} | {"filter": ALLOW_ALL})
+    wide = rig.tools_with(tool=ALLOW_ALL)
     code, said = e2fs.run(wide, str(image), ["/usr/bin/python3", "-I", "-S", "-c", ATTACK])
     assert code == 0
     assert "socket 1 1" in said
@@ -253,10 +253,9 @@ def test_a_jail_without_a_filter_is_never_made(tmp_path: Path) -> None:
     """An empty filter, or half an instruction, is refused before anything runs."""
     image = tmp_path / "x.img"
     image.touch()
-    found = {name: getattr(rig.tools(), name) for name in Tools.__struct_fields__}
     for none in (b"", ALLOW_ALL[:4]):
         with pytest.raises(DiskToolError, match="filter"):
-            e2fs.run(Tools(**found | {"filter": none}), str(image), ["/bin/true"])
+            e2fs.run(rig.tools_with(tool=none), str(image), ["/bin/true"])
 
 
 def test_holders_do_not_race(disk: Path) -> None:

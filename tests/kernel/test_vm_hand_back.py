@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import struct
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 import vm_disk_rig as rig
 
-from cloister.errors import CloisterError, DeniedError, UnsupportedError, UsageError
-from cloister.host import overlay_apply, vm_hand_back, vm_image
-from cloister.host.ext4.format import BrokenImageError
+from cloister.errors import CloisterError, DeniedError, StepError, UnsupportedError, UsageError
+from cloister.host import overlay_apply, vm_hand_back, vm_take
 from cloister.host.overlay_apply import Permission
 from cloister.host.overlay_review import open_review
+from cloister.host.vm_copy import take_out
 from cloister.host.vm_hand_back import HandBack, hand_back
 from cloister.plan.changes import Change
 
@@ -52,7 +53,7 @@ def upper(tmp_path: Path) -> Path:
 
 def back(disk: Path, upper: Path) -> HandBack:
     """Hand back with this machine's programs."""
-    return hand_back(rig.tools(), str(disk), str(upper))
+    return hand_back(rig.tools(), str(disk), str(upper), root=str(disk.parent / "work"))
 
 
 def changes(root: Path, upper: Path) -> list[Change]:
@@ -185,7 +186,7 @@ def test_a_disk_that_is_damaged_is_refused_and_kept(root: Path, disk: Path, uppe
     with disk.open("r+b") as file:
         file.seek(1024 + 56)
         file.write(b"\0\0")
-    with pytest.raises(BrokenImageError):
+    with pytest.raises(DeniedError):
         back(disk, upper)
     assert disk.exists()
     assert not upper.exists()
@@ -208,7 +209,7 @@ def test_room_and_number_are_bounded(
     rig.write(disk, "/big", os.urandom(100_000), scratch=tmp_path)
     rig.write(disk, "/other", b"x", scratch=tmp_path)
     with pytest.raises(UnsupportedError) as refused:
-        hand_back(rig.tools(), str(disk), str(upper), room_bytes=50_000)
+        hand_back(rig.tools(), str(disk), str(upper), root=str(root), room_bytes=50_000)
     assert refused.value.reference == "vm-hand-back"
     assert not upper.exists()
     monkeypatch.setattr(vm_hand_back, "MAX_CHANGES", 1)
@@ -230,12 +231,39 @@ def test_a_try_that_was_cut_short_is_begun_anew(root: Path, disk: Path, upper: P
     assert [path.name for path in upper.parent.iterdir()] == ["upper"]
 
 
-def test_a_file_is_read_off_a_stopped_disk(root: Path, disk: Path) -> None:
-    """One file can be had without the rest; links are not followed, and what is no file is refused."""
-    assert b"".join(vm_image.read_file(rig.tools(), str(disk), b"src/a.py")) == b"a = 1\n"
-    for name in (b"link", b"src", b"nothing", b"../../etc/passwd", b"README/x"):
+def test_a_file_or_a_directory_is_read_off_a_stopped_disk(root: Path, disk: Path, tmp_path: Path) -> None:
+    """What is asked for can be had without the rest, holes and long names included; links carry nothing."""
+    deep = "d" * 200 + "/" + "e" * 200
+    rig.debugfs(disk, f"mkdir {'d' * 200}", f"mkdir {deep}", "symlink /src/out /etc/passwd")
+    rig.write(disk, f"/{deep}/file", b"far", scratch=tmp_path)
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(3 << 20)
+        file.seek(1 << 20)
+        file.write(b"middle")
+    rig.debugfs(disk, f"write {sparse} sparse")
+
+    def take(name: bytes, target: Path) -> tuple[int, tuple[str, ...]]:
+        read = functools.partial(take_out, target=str(target), most_bytes=8 << 20)
+        return vm_take.take_off(rig.tools(), str(disk), name, read)
+
+    assert take(b"src/a.py", tmp_path / "one") == (1, ())
+    assert (tmp_path / "one").read_bytes() == b"a = 1\n"
+    assert take(b"/src/", tmp_path / "all") == (5, ("src/out",))
+    assert rig.on_host(tmp_path / "all") == rig.on_host(root / "src")
+    take(b"d" * 200, tmp_path / "far")
+    assert (tmp_path / "far" / ("e" * 200) / "file").read_bytes() == b"far"
+    take(b"sparse", tmp_path / "holes")
+    assert (tmp_path / "holes").read_bytes() == sparse.read_bytes()
+    for name in (b"link", b"nothing", b"../../etc/passwd", b"README/x", b"src/out", b""):
         with pytest.raises(UsageError):
-            list(vm_image.read_file(rig.tools(), str(disk), name))
+            take(name, tmp_path / "none")
+    with pytest.raises(StepError, match="more than 1000 bytes"):
+        vm_take.take_off(
+            rig.tools(), str(disk), b"sparse",
+            functools.partial(take_out, target=str(tmp_path / "none"), most_bytes=1000),
+        )  # fmt: skip
+    assert not (tmp_path / "none").exists()
 
 
 def test_directories_keep_the_hosts_modes(root: Path, tmp_path: Path, upper: Path) -> None:
@@ -273,7 +301,7 @@ def test_a_name_that_leads_elsewhere_is_refused(root: Path, disk: Path, upper: P
     if name in {b".", b".."}:
         assert back(disk, upper).changes == 0
     else:
-        with pytest.raises(BrokenImageError):
+        with pytest.raises(DeniedError):
             back(disk, upper)
     assert not (upper.parent.parent / "b").exists()
 
@@ -281,7 +309,7 @@ def test_a_name_that_leads_elsewhere_is_refused(root: Path, disk: Path, upper: P
 def test_a_directory_inside_itself_is_refused(root: Path, disk: Path, upper: Path) -> None:
     """A circle of directories ends the walk with a clear refusal."""
     rig.debugfs(disk, "ln /src /src/deep/loop")
-    with pytest.raises(BrokenImageError, match="circles"):
+    with pytest.raises(DeniedError, match="circles"):
         back(disk, upper)
 
 
@@ -297,7 +325,7 @@ def test_an_extent_tree_that_points_at_itself_is_refused(root: Path, disk: Path,
         file.write(node)
         file.seek(free * 4096)
         file.write(node)
-    with pytest.raises(BrokenImageError, match="circles"):
+    with pytest.raises(DeniedError, match="circles"):
         back(disk, upper)
 
 
@@ -310,11 +338,11 @@ def test_a_killed_hand_back_can_be_done_again(root: Path, disk: Path, upper: Pat
         rig.debugfs(disk, *[f"sif /f{index} size {index + 1}" for index in range(60)])
     program = (
         "import sys; from cloister.host import vm_hand_back as v; from cloister.runs.disk_tools import disk_tools as t;"
-        "v.hand_back(t('/usr/bin/bwrap'), sys.argv[1], sys.argv[2])"
+        "v.hand_back(t('/usr/bin/bwrap'), sys.argv[1], sys.argv[2], root=sys.argv[3])"
     )
-    for delay in (0.05, 0.12, 0.16, 0.2, 0.25):
+    for delay in (0.05, 0.12, 0.16, 0.2, 0.25, 0.35, 0.5):
         child = subprocess.Popen(
-            [os.environ.get("CLOISTER_PYTHON", os.sys.executable), "-c", program, disk, upper],
+            [os.environ.get("CLOISTER_PYTHON", os.sys.executable), "-c", program, disk, upper, root],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, os.sys.path))},
         )
         time.sleep(delay)

@@ -61,7 +61,7 @@ def test_any_change_arrives(before: dict[str, Any], after: dict[str, Any]) -> No
         rig.fill(guest, second)  # what the guest's kernel would have made of the first
         os.rename(f"{first}{vm_baseline.SUFFIX}", f"{second}{vm_baseline.SUFFIX}")
         upper = place / "overlay/upper"
-        hand_back(rig.tools(), str(second), str(upper))
+        hand_back(rig.tools(), str(second), str(upper), root=str(root))
         with open_review(str(root), str(upper), names=(), since_ns=time.time_ns() + 10**9) as review:
             outcomes = overlay_apply.apply(review, review.changes(), Permission(force=True, protected=True))
         assert {outcome.result for outcome in outcomes} <= {"applied"}, outcomes

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from cloister.host.e2fs import Tools
+from cloister.host.e2fs import Filters, Tools
 from cloister.host.ext4 import tree
 from cloister.host.ext4.image import Image
 from cloister.host.vm_workspace import WorkspaceDisk, make_workspace_disk
@@ -22,6 +22,14 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
 def tools() -> Tools:
     """The programs of this machine."""
     return disk_tools("/usr/bin/bwrap")
+
+
+def tools_with(**filters: bytes) -> Tools:
+    """The programs of this machine, with other filters."""
+    found = tools()
+    parts = {name: getattr(found, name) for name in Tools.__struct_fields__}
+    own = {"tool": found.filters.tool, "reader": found.filters.reader}
+    return Tools(**parts | {"filters": Filters(**own | filters)})
 
 
 def layout(root: Path, *, mounts: Iterable[Mount] = (), placeholders: Iterable[Placeholder] = ()) -> WorkspaceLayout:

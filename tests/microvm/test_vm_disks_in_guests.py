@@ -14,6 +14,7 @@ import pytest
 
 from support.guest_user import BOOT_S, GuestUser, Installs
 from support.homes import make_home, make_workspace
+from support.terminal import Terminal
 
 WORK = r"""
 import hashlib, os, stat
@@ -154,3 +155,32 @@ def test_a_hidden_file_is_not_in_the_guest(image: Installs, tmp_path: Path) -> N
     assert shown.stdout.split() == ["A", "new"]
     assert applied.returncode == 0
     assert (guests.workspace / ".env").read_text() == "canary-hidden"
+
+
+@pytest.mark.slow
+def test_a_start_that_is_given_up_while_it_fills_leaves_nothing(image: Installs, tmp_path: Path) -> None:
+    """On a terminal it says how far it is; after Ctrl-C nothing of the run is there, and the broker serves others."""
+    made = Guests(image, tmp_path)
+    many = made.workspace / "tree"
+    for index in range(40_000):
+        if index % 100 == 0:
+            (many / f"{index}").mkdir(parents=True)
+        (many / f"{index // 100 * 100}/{index}").write_bytes(b"x")
+    try:
+        words = made.user.command("run", "shell", "--", "true")
+        with Terminal(words, cwd=made.workspace, env=made.user.environment) as terminal:
+            terminal.until("filling the virtual machine's disk: ", BOOT_S)
+            terminal.until(" files", BOOT_S)
+            began = time.monotonic()
+            terminal.type("\x03")
+            assert terminal.wait() == 130
+            assert time.monotonic() - began < 5
+            assert terminal.restored
+        deadline = time.monotonic() + 20
+        while list(made.user.state.glob("runs/*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not list(made.user.state.glob("runs/*"))
+        piped = made.user.run("run", "shell", "--json", "--", "true", cwd=made.workspace, timeout_s=BOOT_S)
+        assert "filling" not in piped.stderr + piped.stdout
+    finally:
+        made.user.close()

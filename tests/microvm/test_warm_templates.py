@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,15 @@ LOOK = (
     "cat /proc/sys/kernel/random/uuid /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1; date +%s; "
     "cat /proc/sys/kernel/random/boot_id"
 )
+BUSY = """
+import time
+for _ in range(7):
+    print(time.time(), time.clock_getres(time.CLOCK_MONOTONIC), flush=True)
+    end = time.process_time() + 1
+    while time.process_time() < end:
+        pass
+"""
+CLOCKS = "/sys/devices/system/clocksource/clocksource0"
 TIMEOUT_S = 90
 
 
@@ -142,6 +152,7 @@ def test_a_machine_is_started_asked_kept_and_started_again(user: User, project: 
     (stats,) = json.loads(vm(user, project, "stats", "--json"))
     assert stats["run"] == run
     assert 16 << 20 < stats["proportional_bytes"] < 512 << 20
+    vm(user, project, "exec", "shell", "--", "sh", "-c", "echo kept > /var/tmp/note")
     kept = json.loads(vm(user, project, "snapshot", "shell", "before", "--json"))
     assert kept["name"] == "before"
     vm(user, project, "exec", "shell", "--", "sh", "-c", "echo later > /workspace/in.txt")
@@ -152,8 +163,83 @@ def test_a_machine_is_started_asked_kept_and_started_again(user: User, project: 
     assert vm(user, project, "exec", run, "--", "cat", "/workspace/in.txt") == "later\n"
     user.run("stop", run, second, "--grace", "1s", cwd=project, timeout_s=TIMEOUT_S)
     assert machines(user, project) == []
+    for path, content in (("/workspace/in.txt", "from outside\n"), ("/var/tmp/note", "kept\n")):
+        vm(user, project, "cp", f"before:{path}", str(project.parent / "kept.txt"))
+        assert (project.parent / "kept.txt").read_text() == content
+    gone = user.run("vm", "cp", f"{run}:/workspace/in.txt", str(project.parent / "none.txt"), cwd=project)
+    assert "vm-disk-gone" in gone.stderr
     vm(user, project, "rm", "before")
     assert not list((user.state / "vm/snapshots").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["shell", "cold"], ids=["template", "boots"])
+def test_a_guests_clock_does_not_fall_behind(user: User, project: Path, agent: str) -> None:
+    """Its clock is the processor's counter, in steps of less than a microsecond, and goes as ours, also when busy."""
+    run = vm(user, project, "start", agent, "--", "sleep", "600").strip()
+    running(user, project, run)
+    assert vm(user, project, "exec", run, "--", "cat", f"{CLOCKS}/current_clocksource") == "tsc\n"
+    seen: list[tuple[float, ...]] = []
+    with user.start("exec", "--no-pty", run, "--", "python3", "-c", BUSY, cwd=project) as telling:
+        assert telling.stdout
+        seen.extend((time.time(), *map(float, line.split())) for line in telling.stdout)
+    user.run("stop", run, "--grace", "1s", cwd=project, timeout_s=TIMEOUT_S)
+    first, last = seen[0], seen[-1]
+    assert first[2] < 1e-6
+    assert abs((last[1] - first[1]) / (last[0] - first[0]) - 1) < 0.2
+
+
+FILL = """
+memory = bytearray(100 << 20)
+for at in range(0, len(memory), 4096):
+    assert memory[at] == 0
+    memory[at] = 1
+"""
+
+
+def taken(user: User, project: Path, run: str) -> dict[str, int]:
+    """Return what a machine takes, in MiB."""
+    (stats,) = json.loads(vm(user, project, "stats", run, "--json"))
+    return {"own": stats["proportional_bytes"] >> 20, "balloon": stats["balloon_mib"]}
+
+
+def until(user: User, project: Path, run: str, name: str, most: int) -> int:
+    """Wait until a machine takes so little, and return how much that is."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while (found := taken(user, project, run)[name]) > most and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+@pytest.mark.slow
+def test_a_machine_from_a_template_gives_memory_back(user: User, project: Path) -> None:
+    """What its guest has freed goes back to the host by itself, what a balloon takes does too, and can be had again.
+
+    New memory in the guest is empty each time, though the host gives it back as the template had it. A second machine
+    of the same template is not disturbed.
+    """
+    run, other = (vm(user, project, "start", "shell", "--", "sleep", "600").strip() for _ in range(2))
+    for one in (run, other):
+        running(user, project, one)
+    before = taken(user, project, run)["own"]
+    for _ in range(2):
+        held = f"{FILL}\nimport sys; print('filled', flush=True); sys.stdin.read()"
+        with user.start(
+            "exec", "--no-pty", run, "--", "python3", "-c", held, cwd=project, stdin=subprocess.PIPE
+        ) as filled:
+            assert filled.stdin
+            assert filled.stdout
+            assert filled.stdout.readline().strip() == b"filled"
+            assert taken(user, project, run)["own"] >= before + 80
+            filled.stdin.close()
+            assert filled.wait() == 0
+        assert until(user, project, run, "own", before + 40) <= before + 40
+    vm(user, project, "balloon", run, "160M")
+    assert until(user, project, run, "balloon", 170) <= 170
+    vm(user, project, "balloon", run, "256M")
+    for one in (run, other):
+        assert vm(user, project, "exec", one, "--", "python3", "-c", f"{FILL}\nprint('well')") == "well\n"
+    user.run("stop", run, other, "--grace", "1s", cwd=project, timeout_s=TIMEOUT_S)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from cloister.host import tap_client
 from cloister.host.rtnetlink import Rtnetlink
 
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _SIOCSIFHWADDR = 0x400454CA, 0x400454CB, 0x400454CC, 0x8924
-_FLAGS = 0x0002 | 0x1000 | 0x4000
+_FLAGS = 0x0002 | 0x1000
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
 _PATIENCE_S = 1.0
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from cloister.cli import records, system_change
+from cloister.cli import progress, records, system_change
 from cloister.cli.arguments import Parser
 from cloister.cli.output import clean, print_json
 from cloister.errors import UsageError
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
         )
     store = records.store()
     run = store.find(options.run)
+    review.bring(store, run, progress.shown(progress.READING, quiet=options.json))
     with review.reviewed(store, run) as (record, opened):
         changes = review.choose(opened.changes(), options.paths, record.workspace, os.getcwd())
         outcomes = review.apply(opened, changes, force=options.force, protected=options.protected)

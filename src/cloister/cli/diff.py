@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cloister.cli import records
+from cloister.cli import progress, records
 from cloister.cli.arguments import Parser
 from cloister.cli.output import clean, colour, print_json
 from cloister.plan.changes import Change
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
     """Print the changes."""
     options = parser().read(argv)
     store = records.store()
-    with review.reviewed(store, store.find(options.run)) as (record, opened):
+    run = store.find(options.run)
+    review.bring(store, run, progress.shown(progress.READING, quiet=options.json))
+    with review.reviewed(store, run) as (record, opened):
         changes = review.choose(opened.changes(), options.paths, record.workspace, os.getcwd())
         if options.json:
             print_json([as_data(change) for change in changes])

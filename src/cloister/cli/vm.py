@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any
 
@@ -41,7 +42,8 @@ def parser() -> Parser:
         prose=(
             'For agents with `isolation = "microvm"`. `cloister run` starts them as well; `vm start` leaves them '
             "running. MACHINE is the id of a run, the beginning of one, `last`, or the name of an agent of which one "
-            "machine lives. A template is a guest that has booted and was told nothing yet: starts from it are fast; "
+            "machine lives; `cp` also reads the disk of a machine that has ended and was not handed back, and of a "
+            "snapshot. A template is a guest that has booted and was told nothing yet: starts from it are fast; "
             "one is made after the first start, or by `vm warm`. A snapshot keeps a living machine with its memory: "
             "the processes of what is restored from it go on where they stood, in a run with an id, keys and tokens "
             "of its own. With `--disks`, or another command, it begins anew and finds the files. "
@@ -52,6 +54,7 @@ def parser() -> Parser:
             ("cloister vm list", "what lives, and what it takes"),
             ("cloister vm exec claude -- git status", "another command in it"),
             ("cloister vm cp claude:/workspace/out.txt .", "a copy out of it"),
+            ("cloister vm cp before:/workspace/out.txt .", "out of a snapshot"),
             ("cloister vm snapshot claude before", "keep it as it is"),
             ("cloister vm restore before", "another one, which goes on from there"),
             ("cloister vm fork claude -n 3", "three more, as it is now"),
@@ -104,6 +107,22 @@ def machine(word: str) -> tuple[str, VmLaunch]:
     if run not in (records.living() or ()):
         raise UsageError("run-not-alive", f"the run {run} is over", remedy="cloister vm list --all")
     return run, vm
+
+
+def living_machine(word: str) -> str:
+    """Return the living run that a word means, if it has a machine; empty where none lives.
+
+    Raises:
+        UsageError: there are several.
+    """
+    living = records.living() or frozenset()
+    if run := _by_agent(word):
+        return run if run in living else ""
+    with contextlib.suppress(UsageError):
+        run = records.store().find(word)
+        plan = records.store().plan(run)
+        return run if run in living and plan and plan.launch.vm else ""
+    return ""
 
 
 def rows(*, everything: bool) -> list[tuple[Row, VmLaunch]]:

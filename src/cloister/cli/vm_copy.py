@@ -1,4 +1,7 @@
-"""`cloister vm cp`: copy a file or a directory out of a living machine, or into it, by `tar` in the guest."""
+"""`cloister vm cp`: copy a file or a directory out of a machine, or into one that lives.
+
+A living machine does it by `tar` in the guest; of one that does not run its disk is read (`runs/vm_stopped`).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import argparse
 import contextlib
 import os
 import subprocess
+from collections.abc import Callable
+from functools import partial
+from typing import IO, TypeAlias
 
-from cloister.cli import vm
+from cloister.cli import records, vm
 from cloister.cli.arguments import Parser
 from cloister.cli.vm_keep import ourselves
 from cloister.errors import StepError, UsageError
 from cloister.host import vm_copy
 from cloister.policy.units import parse_size
 
+_Copied: TypeAlias = tuple[int, tuple[str, ...]]
 _OUT = 'cd -- "$(dirname -- "$1")" && exec tar -cf - -- "$(basename -- "$1")"'
 _IN = (
     'd=$(mktemp -d) && tar -C "$d" -xf - && if [ -d "$1" ]; then set -- "$1/$2" "$2"; fi && '
@@ -24,8 +31,8 @@ _IN = (
 
 def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     """Add the action."""
-    copy = actions.add_parser("cp", help="copy a file or a directory out of a machine, or into it")
-    copy.add_argument("source", metavar="SOURCE", help="MACHINE:PATH, or a path here")
+    copy = actions.add_parser("cp", help="copy a file or a directory out of a machine or a snapshot, or into a machine")
+    copy.add_argument("source", metavar="SOURCE", help="MACHINE:PATH, SNAPSHOT:PATH, or a path here")
     copy.add_argument("target", metavar="TARGET", help="a path here, or MACHINE:PATH")
     copy.add_argument("--max", metavar="SIZE", default="1G", help="refuse to take out more than this (1G)")
 
@@ -48,18 +55,28 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _out(word: str, path: str, target: str, most: int) -> None:
-    run, _ = vm.machine(word)
+    run = vm.living_machine(word)
+    take = partial(vm_copy.take_out, target=target, most_bytes=most)
+    if run:
+        count, left = _out_of_guest(run, path, take)
+    else:
+        from cloister.runs.vm_stopped import find_stopped, take_from
+
+        count, left = take_from(find_stopped(records.places(), records.store(), word), path, take)
+    print(f"{count} files and directories")
+    for name in left[:10]:
+        print(f"left out, neither file nor directory: {name!r}")
+
+
+def _out_of_guest(run: str, path: str, take: Callable[[IO[bytes]], _Copied]) -> _Copied:
     argv = ourselves("exec", "--no-pty", run, "--", "sh", "-c", _OUT, "cp", path)
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as guest:
         assert guest.stdout is not None  # noqa: S101  # asked for above
         try:
-            count, left = vm_copy.take_out(guest.stdout, target, most_bytes=most)
+            return take(guest.stdout)
         finally:
             guest.stdout.close()
             guest.kill()
-    print(f"{count} files and directories")
-    for name in left[:10]:
-        print(f"left out, neither file nor directory: {name!r}")
 
 
 def _in(path: str, word: str, target: str) -> None:

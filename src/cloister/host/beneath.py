@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from cloister.plan.workspace import ABSENT, Node
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""A directory that only leads to others: it cannot be listed."""
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -40,7 +41,7 @@ def open_directory(base: int, name: str = "", *, flags: int = _DIRECTORY) -> int
     try:
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
-            opened = os.open(part, flags if last else _THROUGH, dir_fd=current)
+            opened = os.open(part, flags if last else THROUGH, dir_fd=current)
             if current != base:
                 os.close(current)
             current = opened
@@ -51,15 +52,15 @@ def open_directory(base: int, name: str = "", *, flags: int = _DIRECTORY) -> int
     return current
 
 
-def open_root(path: str) -> int:
+def open_root(path: str, *, flags: int = _DIRECTORY) -> int:
     """Open an absolute directory path that has no symbolic link in any component.
 
     Raises:
         OSError: ELOOP or ENOTDIR when a component is a link or no directory, ENOENT, EACCES.
     """
-    base = os.open("/", _THROUGH)
+    base = os.open("/", THROUGH)
     try:
-        return open_directory(base, path.lstrip("/"))
+        return open_directory(base, path.lstrip("/"), flags=flags)
     finally:
         os.close(base)
 
@@ -81,7 +82,7 @@ def parent(base: int, name: str) -> Iterator[tuple[int, str]]:
     if len(parts) == 1:
         yield base, parts[0]
         return
-    opened = open_directory(base, "/".join(parts[:-1]), flags=_THROUGH)
+    opened = open_directory(base, "/".join(parts[:-1]), flags=THROUGH)
     try:
         yield opened, parts[-1]
     finally:

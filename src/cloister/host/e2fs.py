@@ -32,8 +32,17 @@ _GROWING = f"{_FEATURES},64bit,metadata_csum,resize_inode"
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "MKE2FS_CONFIG": "/nowhere"}
 
 
+class Filters(Value, frozen=True):
+    """Filters of system calls for what looks at images: arrays of struct sock_filter. None is ever made up here."""
+
+    tool: bytes
+    """For the programs, loaded by bubblewrap."""
+    reader: bytes
+    """For our own reader, loaded by itself."""
+
+
 class Tools(Value, frozen=True):
-    """Absolute paths of what makes the jail and works in it, and the jail's filter of system calls."""
+    """Absolute paths of what makes the jail and works in it, and the filters."""
 
     bubblewrap: str
     prlimit: str
@@ -41,8 +50,7 @@ class Tools(Value, frozen=True):
     debugfs: str
     e2fsck: str
     resize2fs: str
-    filter: bytes
-    """An array of struct sock_filter, as bubblewrap takes it: a jail without one is never made."""
+    filters: Filters
 
 
 class DiskToolError(UnsupportedError):
@@ -53,8 +61,8 @@ class DiskToolError(UnsupportedError):
         super().__init__("vm-disk-tool", f"{what} failed: {why or 'it said nothing'}", where=where)
 
 
-def find_tools(bubblewrap: str, narrow: bytes, search: str = "") -> Tools:
-    """Return the programs, which only the system's owner can have put there; `narrow` is the filter of their jail.
+def find_tools(bubblewrap: str, filters: Filters, search: str = "") -> Tools:
+    """Return the programs, which only the system's owner can have put there.
 
     Raises:
         UnsupportedError: one is missing; says what to install.
@@ -66,7 +74,7 @@ def find_tools(bubblewrap: str, narrow: bytes, search: str = "") -> Tools:
             "vm-disk-tools", f"disks of virtual machines need {', '.join(missing)}",
             remedy="sudo apt-get install e2fsprogs util-linux",
         )  # fmt: skip
-    return Tools(bubblewrap=bubblewrap, filter=narrow, **found)
+    return Tools(bubblewrap=bubblewrap, filters=filters, **found)
 
 
 def make(tools: Tools, path: str, *, inodes: int, owner: tuple[int, int], growing: bool) -> None:
@@ -152,11 +160,11 @@ def _filter(tools: Tools) -> Iterator[int]:
     Raises:
         DiskToolError: there is none, and bubblewrap would take an empty one.
     """
-    if not tools.filter or len(tools.filter) % 8:
+    if not tools.filters.tool or len(tools.filters.tool) % 8:
         raise DiskToolError("the jail", "it has no filter of system calls", tools.bubblewrap)
     descriptor = os.memfd_create("narrow", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, tools.filter)
+        os.write(descriptor, tools.filters.tool)
         os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
     finally:

@@ -21,6 +21,8 @@ MAX_EVENTS = 1000
 """Lines that are no answer, before one that is."""
 TIMEOUT_S = 10.0
 _POLL_S = 0.002
+_AT_ONCE_MS = 2_000_000
+"""How long a machine may stand still for it: as long as can be said, so that it stops early and changes nothing."""
 _UNBOUNDED = 1 << 40
 """Bytes a second: nobody else is on this line. QEMU's own bound would be 128 MiB."""
 _SHARED = {"capability": "x-ignore-shared", "state": True}
@@ -95,7 +97,7 @@ class Qmp:
             QmpError: the monitor failed.
         """
         self.call("migrate-set-capabilities", capabilities=[{**_SHARED, "state": shared}])
-        self.call("migrate-set-parameters", **{"max-bandwidth": _UNBOUNDED})
+        self.call("migrate-set-parameters", **{"max-bandwidth": _UNBOUNDED, "downtime-limit": _AT_ONCE_MS})
         self.call("getfd", descriptor=descriptor, fdname="state")
         self.call("migrate", uri="fd:state")
         deadline = time.monotonic() + timeout_s

@@ -14,7 +14,7 @@ import msgspec
 from cloister.errors import DeniedError
 from cloister.plan.workspace import Value
 
-SUFFIX = ".baseline"
+SUFFIX, NEW = ".baseline", ".new"
 _MAX_BYTES = 1 << 30
 
 
@@ -68,7 +68,7 @@ def save(image: str, baseline: Baseline) -> None:
             [os.fsencode(name) for name in baseline.unprotected],
         )
     )  # fmt: skip
-    partial = f"{image}{SUFFIX}.new"
+    partial = f"{image}{SUFFIX}{NEW}"
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
@@ -81,14 +81,42 @@ def load(image: str) -> Baseline:
     Raises:
         DeniedError: it is missing or damaged, so nothing can be said about what a guest changed.
     """
+    descriptor = open_baseline(image)
+    try:
+        return read(descriptor, f"{image}{SUFFIX}")
+    finally:
+        os.close(descriptor)
+
+
+def open_baseline(image: str) -> int:
+    """Open the baseline of an image, for reading it elsewhere.
+
+    Raises:
+        DeniedError: it is missing.
+    """
     path = f"{image}{SUFFIX}"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unknown(path) from error
+
+
+def _unknown(path: str) -> DeniedError:
+    message = "what the virtual machine's workspace held at its start is not known any more"
+    return DeniedError("vm-baseline", message, where=path)
+
+
+def read(descriptor: int, path: str) -> Baseline:
+    """Read an open baseline, whose path is for messages.
+
+    Raises:
+        DeniedError: it is damaged.
+    """
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
             kept = msgspec.msgpack.decode(file.read(_MAX_BYTES), type=_Kept)
     except (OSError, msgspec.DecodeError) as error:
-        message = "what the virtual machine's workspace held at its start is not known any more"
-        raise DeniedError("vm-baseline", message, where=path) from error
+        raise _unknown(path) from error
     if len(kept.paths) != len(kept.entries):
         raise DeniedError("vm-baseline", "the record of the workspace at its start is damaged", where=path)
     root = os.fsdecode(kept.root.encode("latin-1"))

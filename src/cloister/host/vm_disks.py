@@ -14,14 +14,8 @@ from typing import NamedTuple
 
 from cloister.host import e2fs
 from cloister.host.e2fs import DiskToolError, Tools
-from cloister.host.ext4.format import (
-    SUPERBLOCK_AT,
-    SUPERBLOCK_BYTES,
-    BrokenImageError,
-    Superblock,
-    parse_superblock,
-)
-from cloister.host.vm_image import copy_sparse
+from cloister.host.ext4.format import BrokenImageError
+from cloister.host.vm_image import copy_sparse, superblock
 
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _BYTES_PER_INODE = 16384
@@ -152,12 +146,3 @@ def _spare(tools: Tools, path: str, size_bytes: int, spare: str) -> HeldDisk:
         fd = make_var_disk(tools, spare, size_bytes)
         notice = "another run of this agent has its disk, which cannot be copied now: this one begins with an empty one"
     return HeldDisk(spare, fd, notice, throwaway=True)
-
-
-def superblock(fd: int) -> Superblock:
-    """Return the superblock of an open disk.
-
-    Raises:
-        BrokenImageError: it has none.
-    """
-    return parse_superblock(os.pread(fd, SUPERBLOCK_BYTES, SUPERBLOCK_AT), os.fstat(fd).st_size)

@@ -1,35 +1,23 @@
 """What a guest changed on its workspace's disk, written as an overlay's upper directory: the form that reviews know.
 
 `cloister diff|apply|discard` read that directory as they read any overlay's (`overlay_review`), with all they refuse
-and ask. The guest is hostile and so is its disk: it is read by `ext4`, never mounted; only regular files, directories
-and links come back, as the user's own, without set-id bits, and no more of them than there is room for. Nothing is
-judged here.
+and ask. The guest is hostile and so is its disk. It is read by a child of this process that has given up everything but
+the disk and the directory to write to (`disk_work`, `confine_self`); an unclean one is replayed first, in a jail.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import errno
 import os
-import stat
-from collections.abc import Iterator
 
 from cloister.errors import UnsupportedError
 from cloister.host import beneath, overlay_apply, vm_baseline
+from cloister.host.disk_child import SILENCE_S, Watch, in_child
 from cloister.host.e2fs import Tools
-from cloister.host.ext4 import tree
-from cloister.host.ext4.format import Inode
-from cloister.host.ext4.image import Image
 from cloister.host.overlay_review import MAX_CHANGES
-from cloister.host.sparse import write_at
-from cloister.host.vm_baseline import Baseline, Was
-from cloister.host.vm_image import SPARE_BYTES, open_clean
+from cloister.host.vm_image import REPLAYED, SPARE_BYTES, clean_disk
 from cloister.plan.workspace import Value
-
-WHITEOUT = "user.overlay.whiteout"
-_PERMISSIONS = 0o777
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOST = b"lost+found"
 
 
 class HandBack(Value, frozen=True):
@@ -41,46 +29,59 @@ class HandBack(Value, frozen=True):
     """What the person should know, one sentence each."""
 
 
-def hand_back(tools: Tools, image: str, upper: str, *, room_bytes: int | None = None) -> HandBack:
+def hand_back(  # noqa: PLR0913  # a disk, its way back, and who waits
+    tools: Tools, image: str, upper: str, *, root: str, room_bytes: int | None = None, watch: Watch | None = None
+) -> HandBack:
     """Write the changes on the disk `image` against its baseline into the new directory `upper`.
 
     It is made whole or not at all: a try that was cut short is begun anew. The image stays; see `drop`.
 
     Args:
-        tools: e2fsprogs in their jail, for a disk that its guest left unclean.
+        tools: e2fsprogs in their jail, for a disk that its guest left unclean; and the reader's filter.
         image: the disk; nobody may be writing it.
         upper: where to write; the directory above it is made.
+        root: the workspace on the host, whose directories give their modes to those that only lead to changes.
         room_bytes: no more content than this (limits.disk_max).
+        watch: who waits for it.
 
     Raises:
-        BrokenImageError: the disk is not the file system that it says.
-        DeniedError: its baseline is gone.
+        DeniedError: the disk is not the file system that it says, or its baseline is gone.
         DiskToolError: it is unclean and cannot be replayed.
+        RetryError: the watch has ended it.
+        StepError: what reads it has died.
         UnsupportedError: there are more changes than are reviewed, or than there is room for.
     """
-    baseline = vm_baseline.load(image)
     folder, _, name = upper.rpartition("/")
     partial = f".{name}.partial"
     os.makedirs(folder, mode=0o700, exist_ok=True)
     try:
         overlay_apply.discard(folder, (partial,))
         os.mkdir(f"{folder}/{partial}", 0o700)
-        target = beneath.open_root(f"{folder}/{partial}")
-        try:
-            with open_clean(tools, image) as opened:
-                back = _Back(opened, baseline, target, _room(target, room_bytes))
-                with contextlib.closing(back):
-                    back.write()
-        finally:
-            os.close(target)
+        with contextlib.ExitStack() as stack:
+            baseline = _owned(stack, vm_baseline.open_baseline(image))
+            target = _owned(stack, beneath.open_root(f"{folder}/{partial}"))
+            disk = _owned(stack, stack.enter_context(clean_disk(tools, image)))
+            descriptors = {"image": disk, "baseline": baseline, "target": target}
+            with contextlib.suppress(OSError):  # it may be gone: then nothing has its directories' modes
+                descriptors["root"] = _owned(stack, beneath.open_root(root, flags=beneath.THROUGH))
+            order = {
+                "filter": base64.b64encode(tools.filters.reader).decode(), "room": _room(target, room_bytes),
+                "most": MAX_CHANGES, "where": upper,
+            }  # fmt: skip
+            back = in_child("hand-back", order, HandBack, descriptors=descriptors, watch=watch, silence_s=SILENCE_S)
         os.rename(f"{folder}/{partial}", upper)
     except OSError as error:
         _clear(folder, partial)
-        raise _refused(f"they cannot be written: {error.strerror}", upper) from error
+        raise refused(f"they cannot be written: {error.strerror}", upper) from error
     except BaseException:
         _clear(folder, partial)
         raise
-    return HandBack(back.changes, tuple(back.notices()))
+    return back
+
+
+def _owned(stack: contextlib.ExitStack, descriptor: int) -> int:
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _clear(folder: str, partial: str) -> None:
@@ -92,12 +93,24 @@ def _clear(folder: str, partial: str) -> None:
 
 def drop(image: str) -> None:
     """Remove a disk that was handed back, and its baseline; the baseline last, since nothing is handed back without."""
-    for path in (f"{image}.partial", f"{image}.replayed", image, f"{image}{vm_baseline.SUFFIX}"):
+    tidy(image)
+    for path in (image, f"{image}{vm_baseline.SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
 
-def _refused(why: str, where: str) -> UnsupportedError:
+def tidy(image: str) -> None:
+    """Remove what is left of work on a disk that was killed; what is whole stays."""
+    gone = [f"{image}.partial", f"{image}{REPLAYED}", f"{image}{vm_baseline.SUFFIX}{vm_baseline.NEW}"]
+    if not os.path.lexists(image):  # the disk appears after its baseline
+        gone.append(f"{image}{vm_baseline.SUFFIX}")
+    for path in gone:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def refused(why: str, where: str) -> UnsupportedError:
+    """Return the error of a hand-back for which there is no room, or something like it."""
     return UnsupportedError(
         "vm-hand-back", f"the virtual machine's changes are still on its disk, and {why}", where=where,
         remedy="make room, then: cloister diff RUN",
@@ -108,177 +121,3 @@ def _room(target: int, room_bytes: int | None) -> int:
     free = os.fstatvfs(target)
     room = max(0, free.f_bavail * free.f_frsize - SPARE_BYTES)
     return room if room_bytes is None else min(room, room_bytes)
-
-
-class _Back:
-    """One hand-back under way."""
-
-    def __init__(self, image: Image, baseline: Baseline, target: int, room: int) -> None:
-        self.changes = 0
-        self._image = image
-        self._was = dict(baseline.entries)
-        self._root = baseline.root
-        self._kept = baseline.kept
-        self._above_kept = {above for path in baseline.kept for above in _above(path)}
-        self._target = target
-        self._room = room
-        self._directories: dict[bytes, tuple[int, bool]] = {b"": (0, True)}
-        """Mode of each directory of the guest's, and whether it is as it was."""
-        self._made: set[bytes] = {b""}
-        self._linked: dict[int, bytes] = {}
-        self._holder = (b"", os.dup(target))
-        self._left_out: list[bytes] = []
-
-    def close(self) -> None:
-        """Close what is open."""
-        os.close(self._holder[1])
-
-    def write(self) -> None:
-        """Compare, and write what differs; then give directories their modes, deepest first."""
-        for path, inode in tree.walk(self._image):
-            was = self._was.pop(path, None)
-            if self._untouchable(path):
-                if not (was and (inode.is_directory or _same(inode, was))) and not path.startswith(_LOST):
-                    self._left_out.append(path)
-                continue
-            if inode.is_directory:
-                self._directory(path, inode, was)
-            elif not (was and _same(inode, was)):
-                self._differs(path, inode, was)
-        for path in self._gone():
-            self._whiteout(path)
-        for path in sorted(self._made - {b""}, reverse=True):
-            self._finish(path)
-
-    def notices(self) -> Iterator[str]:
-        """Yield what was not handed back."""
-        if self._left_out:
-            shown = ", ".join(os.fsdecode(path) for path in self._left_out[:5])
-            more = f" and {len(self._left_out) - 5} more" if len(self._left_out) > 5 else ""  # noqa: PLR2004
-            yield f"not handed back, since it is no file, or hides one of yours: {shown}{more}"
-
-    def _untouchable(self, path: bytes) -> bool:
-        """Whether something lies where the host has what the guest never saw, or is e2fsck's own."""
-        if path == _LOST or path.startswith(_LOST + b"/"):
-            return path not in self._was
-        return bool(self._kept) and (path in self._kept or any(above in self._kept for above in _above(path)))
-
-    def _directory(self, path: bytes, inode: Inode, was: Was | None) -> None:
-        same = was is not None and stat.S_ISDIR(was.mode) and was.mode == inode.mode
-        self._directories[path] = (inode.mode & _PERMISSIONS, same)
-        if not same:
-            self._count()
-            self._make(path)
-
-    def _differs(self, path: bytes, inode: Inode, was: Was | None) -> None:
-        replaces = was is not None and stat.S_ISDIR(was.mode) and path in self._above_kept
-        if replaces or not (inode.is_file or inode.is_link):
-            self._left_out.append(path)
-            return
-        self._count()
-        holder, name = self._place(path)
-        if inode.is_link:
-            os.symlink(tree.link(self._image, inode), name, dir_fd=holder)
-            return
-        first = self._linked.get(inode.number)
-        if first is not None:
-            os.link(first, name, src_dir_fd=self._target, dst_dir_fd=holder, follow_symlinks=False)
-            return
-        made = os.open(name, _NEW, 0o600, dir_fd=holder)
-        try:
-            self._copy(made, inode)
-        finally:
-            os.close(made)
-        if inode.links > 1:
-            self._linked[inode.number] = path
-
-    def _copy(self, made: int, inode: Inode) -> None:
-        end = 0
-        for at, data in tree.contents(self._image, inode):
-            self._room -= len(data)
-            if self._room < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            write_at(made, data, at)
-            end = at + len(data)
-        if end < inode.size:
-            os.ftruncate(made, inode.size)
-        os.fchmod(made, inode.mode & _PERMISSIONS)
-        with contextlib.suppress(OSError, OverflowError):  # a time that this file system cannot keep
-            os.utime(made, ns=(inode.mtime_ns, inode.mtime_ns))
-
-    def _gone(self) -> Iterator[bytes]:
-        """Yield the topmost names that are no more; one with something of the host's below goes by parts."""
-        for path in sorted(self._was):
-            if path in self._kept:
-                continue
-            holder = path.rpartition(b"/")[0]
-            stays = holder in self._directories or holder in self._above_kept
-            if stays and path not in self._above_kept:
-                yield path
-
-    def _whiteout(self, path: bytes) -> None:
-        self._count()
-        holder, name = self._place(path)
-        made = os.open(name, _NEW, 0o600, dir_fd=holder)
-        try:
-            os.setxattr(made, WHITEOUT, b"")
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            os.unlink(name, dir_fd=holder)
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=holder)  # anybody may make a whiteout (Linux 5.8)
-        finally:
-            os.close(made)
-
-    def _count(self) -> None:
-        self.changes += 1
-        if self.changes > MAX_CHANGES:
-            raise UnsupportedError(
-                "overlay-too-large", f"the run changed more than {MAX_CHANGES} paths",
-                remedy="discard the run, or copy what you need from its disk",
-            )  # fmt: skip
-
-    def _place(self, path: bytes) -> tuple[int, bytes]:
-        """Return the open directory in which `path` is to be made, and its last part."""
-        place, _, name = path.rpartition(b"/")
-        if self._holder[0] != place:
-            self._make(place)
-            opened = beneath.open_directory(self._target, os.fsdecode(place))
-            os.close(self._holder[1])
-            self._holder = (place, opened)
-        return self._holder[1], name
-
-    def _make(self, path: bytes) -> None:
-        """Make a directory and those above it, open for their owner."""
-        for part in (*_above(path), path):
-            if part not in self._made:
-                with beneath.parent(self._target, os.fsdecode(part)) as (holder, last):
-                    os.mkdir(last, 0o700, dir_fd=holder)
-                self._made.add(part)
-
-    def _finish(self, path: bytes) -> None:
-        """Set a directory's mode: the guest's, or that of the host's where the guest left it as it was."""
-        mode, same = self._directories.get(path, (0o700, True))
-        if same:
-            with contextlib.suppress(OSError):
-                root = beneath.open_root(self._root)
-                try:
-                    with beneath.parent(root, os.fsdecode(path)) as (holder, last):
-                        mode = stat.S_IMODE(os.stat(last, dir_fd=holder, follow_symlinks=False).st_mode)
-                finally:
-                    os.close(root)
-        with beneath.directory(self._target, os.fsdecode(path)) as opened:
-            os.fchmod(opened, mode)
-
-
-def _same(inode: Inode, was: Was) -> bool:
-    """Whether nothing happened to a file: every write of a guest's kernel moves its change time."""
-    return inode.generation == 0 and was[:5] == (inode.number, inode.mode, inode.size, inode.mtime_ns, inode.ctime_ns)
-
-
-def _above(path: bytes) -> Iterator[bytes]:
-    """Yield the directories above a path, without the root."""
-    at = path.find(b"/")
-    while at >= 0:
-        yield path[:at]
-        at = path.find(b"/", at + 1)

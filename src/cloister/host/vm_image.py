@@ -13,41 +13,58 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from cloister.errors import UsageError
 from cloister.host import e2fs
 from cloister.host.e2fs import Tools
-from cloister.host.ext4 import tree
-from cloister.host.ext4.image import Image
+from cloister.host.ext4.format import SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, parse_superblock
 from cloister.host.sparse import copy_data
 
 SPARE_BYTES = 256 << 20
 """What must stay free on the file system of a copy."""
+REPLAYED = ".replayed"
+"""Behind the path of a disk: its copy, while it is read."""
 FICLONE = 0x40049409  # linux/fs.h
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def open_clean(tools: Tools, path: str) -> Iterator[Image]:
-    """Open the disk at `path` for the time of a `with` block.
+def clean_disk(tools: Tools, path: str) -> Iterator[int]:
+    """Yield a new descriptor of the disk at `path`, or of a replayed copy, which goes after the `with` block.
+
+    Of the disk itself only its superblock is looked at here. The descriptor is the caller's.
 
     Raises:
         BrokenImageError: it is no file system that can be read.
         DiskToolError: it is unclean, and cannot be replayed.
         OSError: it is not there, or there is no room for a copy.
     """
-    with Image(path) as image:
-        if not image.super.unclean:
-            yield image
-            return
-    replayed = f"{path}.replayed"
+    opened = os.open(path, _READ)
+    try:
+        unclean = superblock(opened).unclean
+    except BaseException:
+        os.close(opened)
+        raise
+    if not unclean:
+        yield opened
+        return
+    os.close(opened)
+    replayed = f"{path}{REPLAYED}"
     try:
         copy_sparse(path, replayed)
         e2fs.repair(tools, replayed)
-        with Image(replayed) as image:
-            yield image
+        yield os.open(replayed, _READ)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(replayed)
+
+
+def superblock(fd: int) -> Superblock:
+    """Return the superblock of an open disk.
+
+    Raises:
+        BrokenImageError: it has none.
+    """
+    return parse_superblock(os.pread(fd, SUPERBLOCK_BYTES, SUPERBLOCK_AT), os.fstat(fd).st_size)
 
 
 def copy_sparse(path: str, target: str) -> None:
@@ -58,7 +75,7 @@ def copy_sparse(path: str, target: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(target)
-    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    source = os.open(path, _READ)
     try:
         made = os.open(target, _NEW, 0o600)
         try:
@@ -77,28 +94,3 @@ def copy_sparse(path: str, target: str) -> None:
         raise
     finally:
         os.close(source)
-
-
-def read_file(tools: Tools, path: str, name: bytes) -> Iterator[bytes]:
-    """Yield the bytes of the regular file `name` on the disk at `path`, holes as zeros, at most 1 MiB at once.
-
-    Raises:
-        UsageError: there is no such file; links on the way are not followed.
-        BrokenImageError: the disk cannot be read.
-    """
-    with open_clean(tools, path) as image:
-        inode = tree.find(image, name)
-        if inode is None or not inode.is_file:
-            raise UsageError("vm-file", "there is no such regular file on the disk", where=os.fsdecode(name))
-        at = 0
-        for start, data in tree.contents(image, inode):
-            while at < start:
-                hole = min(start - at, 1 << 20)
-                yield bytes(hole)
-                at += hole
-            yield data
-            at += len(data)
-        while at < inode.size:
-            hole = min(inode.size - at, 1 << 20)
-            yield bytes(hole)
-            at += hole

@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
         )
 
 
-def take(
+def take(  # noqa: PLR0913  # what is kept, and how
     root: str, name: str, files: Mapping[str, str], describe: Callable[[tuple[Disk, ...], float], Snapshot],
     held: Callable[[], contextlib.AbstractContextManager[M]], memory: Callable[[M, str], None] | None = None,
 ) -> Snapshot:  # fmt: skip

@@ -1,4 +1,4 @@
-"""A stopped machine's whole state, memory included, out of its monitor and into a file.
+"""A machine's whole state, memory included, out of its monitor and into a file.
 
     monitor ──migrate──▶ pipe ──▶ a thread of ours ──▶ file
 
@@ -67,10 +67,10 @@ class _Reader(threading.Thread):
 
 
 def keep(monitor: Qmp, path: str, *, memory_mib: int, timeout_s: float = TIMEOUT_S) -> None:
-    """Write the state of a machine that stands still into a new file; it goes on standing still.
+    """Write the state of a machine into a new file; from then on it stands still.
 
     Args:
-        monitor: whose machine was stopped.
+        monitor: of a machine that runs.
         path: must not be there.
         memory_mib: of the machine.
         timeout_s: for all of it.

@@ -1,9 +1,9 @@
 """The workspace's disk of a microVM: a fresh ext4 image with what the agent may see of the host's directory.
 
-Read with the user's own rights from descriptors, no link is followed. What the layout hides is never opened, so its
-bytes are on no disk of a guest; what cannot be read, and what is neither file, directory nor link, is left out. Names
-that are protected while absent are put there, so that the guest can keep them read-only. Handing back is for
-`vm_hand_back`.
+Done in a child (`vm_fill`), with the user's own rights, by descriptors; no link is followed. What the layout hides is
+never opened, so its bytes are on no disk of a guest; what cannot be read, and what is neither file, directory nor link,
+is left out. Names that are protected while absent are put there, so that the guest can keep them read-only. Handing
+back is for `vm_hand_back`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cloister.errors import RetryError, UnsupportedError
 from cloister.host import beneath, e2fs, vm_baseline
@@ -57,8 +57,9 @@ class WorkspaceDisk(Value, frozen=True):
 
 
 def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
-    tools: Tools, layout: WorkspaceLayout, target: str, *, room_bytes: int, uid: int, gid: int
-) -> WorkspaceDisk:
+    tools: Tools, layout: WorkspaceLayout, target: str, *, room_bytes: int, uid: int, gid: int,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
+) -> WorkspaceDisk:  # fmt: skip
     """Make the file `target`, an image with the workspace, and its baseline beside it; both appear only when whole.
 
     Args:
@@ -68,6 +69,7 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
         room_bytes: what can be written besides what is there.
         uid: the user in the guest to whom the caller's files belong.
         gid: that user's group.
+        tell: called with how many names are on the disk, and how many there are.
 
     Raises:
         UnsupportedError: the workspace is too large or cannot be read, or e2fsprogs cannot make the disk.
@@ -83,7 +85,7 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
     try:
         content, entries = _measure(root, layout.root)
         size = _make_file(tools, partial, content, room_bytes, entries, (uid, gid))
-        copier = _Copier(partial, layout, (uid, gid))
+        copier = _Copier(partial, layout, (uid, gid), lambda done: tell(done, entries))
         with contextlib.closing(copier.disk):
             copier.fill(root)
         if copier.largest > INDEXED_BLOCKS:
@@ -170,7 +172,7 @@ def _measure(root: int, shown: str) -> tuple[int, int]:
 class _Copier:
     """One workspace on its way into an image."""
 
-    def __init__(self, path: str, layout: WorkspaceLayout, owner: tuple[int, int]) -> None:
+    def __init__(self, path: str, layout: WorkspaceLayout, owner: tuple[int, int], tell: Callable[[int], None]) -> None:
         self.disk = Filler(path, time.time_ns())
         self.baseline: dict[bytes, Was] = {}
         self.kept: list[bytes] = []
@@ -181,7 +183,7 @@ class _Copier:
         self._hidden = {mount.node.identity for mount in layout.mounts if mount.op == "mask"}
         """Device and inode: what is hidden is not shown under another name either, or where it was moved to."""
         self._outside = [mount.target for mount in layout.mounts if not within(mount.target, layout.root)]
-        self._owner = owner
+        self._owner, self._tell = owner, tell
         self._me = os.geteuid()
         self._virtual = virtual_names(layout)
         self._linked: dict[tuple[int, int], list[int]] = {}
@@ -319,6 +321,7 @@ class _Copier:
         return Name(name, number, "directory")
 
     def _note(self, path: bytes, number: int, how: Attributes, size: int, *, given: bool = True) -> None:
+        self._tell(len(self.baseline))
         self.baseline[path] = Was(number, how.mode, size, how.mtime_ns, how.ctime_ns, given)
 
 

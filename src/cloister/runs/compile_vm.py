@@ -176,11 +176,12 @@ def memory_of(agent: Agent) -> int:
 def _limited(agent: Agent, facts: Facts, machine: VmFacts) -> limits.Limited:
     """Return what holds the monitor: the guest's memory and what the monitor needs, its processors' share.
 
-    Whatever the policy says of memory: a guest has an end, and its monitor gets one where this host can give it.
+    Nothing where the policy bounds nothing: a scope ends with its user's last session, and a detached guest with it.
     """
     asked = agent.limits
+    bounded = bool(agent.microvm.memory or asked.memory_max or asked.cpu_quota)
     memory = ""
-    if "memory" in facts.limit_means.controllers or asked.enforce == "cgroup":
+    if ("memory" in facts.limit_means.controllers and bounded) or asked.enforce == "cgroup":
         memory = f"{(memory_of(agent) + _OVERHEAD[machine.accelerator]) // _MIB}M"
     tasks = _MONITOR_TASKS if memory and "pids" in facts.limit_means.controllers else None
     outside = msgspec.structs.replace(asked, memory_max=memory, tasks_max=tasks, open_files=None, disk_max="")

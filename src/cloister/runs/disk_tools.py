@@ -16,5 +16,6 @@ def disk_tools(bubblewrap: str = "") -> e2fs.Tools:
         UnsupportedError: one is missing, or there is no filter for this machine.
     """
     search = os.environ.get("PATH", "")
-    narrow = assemble_narrow(platform.machine(), "disk-tool")
-    return e2fs.find_tools(bubblewrap or programs.find("bwrap", search).path, narrow, search)
+    machine = platform.machine()
+    filters = e2fs.Filters(assemble_narrow(machine, "disk-tool"), assemble_narrow(machine, "disk-reader"))
+    return e2fs.find_tools(bubblewrap or programs.find("bwrap", search).path, filters, search)

@@ -165,8 +165,7 @@ class Kitchen:
         """
         looked = looked or self.look(request)
         project, resolved, agent, layout, machine = looked
-        root, guest = layout.root, agent.isolation == "microvm"
-        kept = self._kept(request) if guest else None
+        root, guest, kept = layout.root, agent.isolation == "microvm", self._kept(request)
         command = request.words if request.replaced else (*agent.command, *request.words)
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",

@@ -7,8 +7,9 @@ may be touched, and which changes a path on the command line names.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 from cloister.errors import UsageError
 from cloister.host import overlay_apply, overlay_review
@@ -18,6 +19,9 @@ from cloister.plan.changes import Change
 from cloister.policy.protected import protected_names
 from cloister.runs import vm_workspace
 from cloister.runs.store import Record, Store
+
+if TYPE_CHECKING:
+    from cloister.host.disk_child import Watch
 
 
 def pending(store: Store, run: str) -> Record:
@@ -38,6 +42,19 @@ def pending(store: Store, run: str) -> Record:
     return record
 
 
+def bring(store: Store, run: str, watch: Callable[[], AbstractContextManager[Watch]]) -> None:
+    """Hand back what a virtual machine has left on its disk, watched; nothing where it has left none.
+
+    Raises:
+        UsageError: see `pending`.
+        CloisterError: the disk cannot be read, or the watch has ended it; see `vm_hand_back`.
+    """
+    record = pending(store, run)
+    if vm_workspace.left(f"{store.directory}/{run}"):
+        with watch() as watching:
+            vm_workspace.hand_back(f"{store.directory}/{run}", record.workspace, watch=watching)
+
+
 @contextmanager
 def reviewed(store: Store, run: str) -> Iterator[tuple[Record, Review]]:
     """Open the changes of a finished run; those still on a virtual machine's disk are handed back first.
@@ -47,7 +64,7 @@ def reviewed(store: Store, run: str) -> Iterator[tuple[Record, Review]]:
         CloisterError: the disk cannot be read; see `vm_hand_back`.
     """
     record = pending(store, run)
-    vm_workspace.hand_back(f"{store.directory}/{run}")
+    vm_workspace.hand_back(f"{store.directory}/{run}", record.workspace)
     upper = f"{store.directory}/{run}/overlay/upper"
     names = [entry.name for entry in protected_names()]
     with overlay_review.open_review(record.workspace, upper, names=names, since_ns=int(record.started * 1e9)) as review:

@@ -23,6 +23,7 @@ from cloister.host.owner import Owner
 from cloister.host.stranded import end_stranded
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
+from cloister.runs import vm_workspace
 from cloister.runs.active import FLAG_NETNS, FLAG_PATIENT, FLAG_PTY, FLAG_USERNS, ActiveRun, Starter
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
@@ -124,7 +125,7 @@ class Supervisor(Supervision):
             started=started, broker_pid=os.getpid(), detached=request.detach, mode=prepared.agent.workspace.mode,
         )  # fmt: skip
         guest = self._guest(prepared)
-        applied = await self._set_up(provided, prepared, guest, record, link)
+        applied = await self._set_up(provided, prepared, guest, record, (link, request.json))
         outer, pid = link, link.peer_pid
         if request.detach:
             outer, pid = detach(self._loop, self._connect, self._store.output_path(plan.run))
@@ -157,14 +158,16 @@ class Supervisor(Supervision):
         return Guest(self._loop, self._paths, prepared)
 
     async def _set_up(
-        self, provided: Provided, prepared: Prepared, guest: Guest | None, record: Record, link: Any
+        self, provided: Provided, prepared: Prepared, guest: Guest | None, record: Record, caller: tuple[Any, bool]
     ) -> host_apply.Applied:
         """Store and apply the plan; with a guest, verify its image before and make its disks behind that.
+
+        The caller is his link, and whether he is told nothing but the answer (`--json`).
 
         Raises:
             CloisterError: nothing is left of it.
         """
-        plan = prepared.plan
+        plan, (link, quiet) = prepared.plan, caller
         if guest is None:
             return self._apply(provided, plan, record, link)
         try:
@@ -174,7 +177,7 @@ class Supervisor(Supervision):
             guest.drop()
             raise
         try:
-            await guest.make_disks()
+            await guest.make_disks(link, quiet=quiet)
             if link.closed:
                 raise UsageError("not-started", "whoever asked for the run went away before it started")  # noqa: TRY301
         except BaseException:
@@ -342,7 +345,7 @@ class Supervisor(Supervision):
 
     async def _look_after(self, run: ActiveRun) -> tuple[str, ...]:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         if run.guest:
-            return await run.guest.finish(run.record.started)
+            return await run.guest.finish(run.record.started, run.outer)
         if run.record.mode == "overlay" or run.layout is None:
             return ()  # overlays are reviewed anyway
         return await self._loop.run_in_executor(None, look_after, run.layout, run.record.started)
@@ -353,6 +356,8 @@ class Supervisor(Supervision):
             return
         end_stranded(plan.run, plan.launch.argv)
         super()._undo_left(plan)
+        if plan.launch.vm:
+            vm_workspace.tidy(self._paths.run_state(plan.run))
 
     async def close(self) -> None:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """End every run, politely for two seconds; what is asked for a login comes to its end."""

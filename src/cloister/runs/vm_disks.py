@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from cloister.errors import CloisterError, UsageError
 from cloister.host import vm_snapshot
 from cloister.host.vm_disks import HeldDisk, hold_var_disk
+from cloister.host.vm_fill import fill
 from cloister.host.vm_hand_back import drop
-from cloister.host.vm_workspace import make_workspace_disk
 from cloister.plan.vm import DIRECTORY, VmFile, VmLaunch
 from cloister.runs.disk_tools import disk_tools
 from cloister.runs.vm_living import planned_record
@@ -21,6 +21,7 @@ from cloister.runs.vm_snapshots import refuse_strange
 from cloister.runs.vm_workspace import end
 
 if TYPE_CHECKING:
+    from cloister.host.disk_child import Watch
     from cloister.plan.steps import Plan
     from cloister.plan.workspace import WorkspaceLayout
     from cloister.runs.paths import Paths
@@ -44,11 +45,11 @@ class GuestDisks:
         """What the guest is told of its workspace."""
         self.notices: tuple[str, ...] = ()
 
-    def make(self) -> list[int]:
+    def make(self, watch: Watch) -> list[int]:
         """Make the disks, or take up the kept one; return descriptors for `var` and `workspace`, the caller's.
 
         Raises:
-            CloisterError: they cannot be made, or there is no room for them.
+            CloisterError: they cannot be made, there is no room for them, or the watch has ended it.
         """
         if self._vm.snapshot:
             return self._restored()
@@ -57,7 +58,7 @@ class GuestDisks:
         self._var = hold_var_disk(tools, self._file("var").path, self._vm.disk_bytes, spare=spare)
         uid, gid = (int(_field(self._vm, name)) for name in ("uid", "gid"))
         image = self._file("workspace").path
-        made = make_workspace_disk(tools, self._layout, image, room_bytes=self._vm.disk_bytes, uid=uid, gid=gid)
+        made = fill(tools, self._layout, image, room_bytes=self._vm.disk_bytes, uid=uid, gid=gid, watch=watch)
         self._made = True
         self.fields = made.fields
         self.notices = (*filter(None, [self._var.notice]), *made.notices)
@@ -95,7 +96,7 @@ class GuestDisks:
         image = self._file("workspace").path
         return {"var": self._var.path, "workspace": image, "workspace.baseline": f"{image}.baseline"}
 
-    def hand_back(self, started: float) -> tuple[str, ...]:
+    def hand_back(self, started: float, watch: Watch) -> tuple[str, ...]:
         """Take what was changed in the workspace out of its disk; return words for the receipt."""
         if not self._made:
             return ()
@@ -105,7 +106,10 @@ class GuestDisks:
         try:
             tools = disk_tools(self._plan.launch.argv[0])
             room = shutil.disk_usage(folder).free - _ROOM_LEFT
-            done = end(folder, self._plan.workspace, started=started, direct=self._direct, tools=tools, room_bytes=room)
+            done = end(
+                folder, self._plan.workspace, started=started, direct=self._direct, tools=tools, room_bytes=room,
+                watch=watch,
+            )  # fmt: skip
         except (CloisterError, OSError) as error:
             why = error.message if isinstance(error, CloisterError) else error.strerror
             return (*self.notices, f"the changes in the workspace are still on its disk: {why} (cloister diff {run})")

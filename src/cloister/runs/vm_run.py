@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloister.errors import CloisterError, RetryError, StepError, UsageError
 from cloister.host import limits, vm_console, vm_snapshot, vm_state
@@ -22,6 +22,7 @@ from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
+from cloister.runs.attended import attended
 from cloister.runs.vm_disks import GuestDisks
 from cloister.runs.vm_image import open_verified
 from cloister.runs.vm_keeping import Keeping, memoryless
@@ -57,6 +58,7 @@ class Guest:
         assert plan.launch.vm is not None  # noqa: S101  # only such runs come here
         self.vm: VmLaunch = plan.launch.vm
         self._loop, self._paths, self._plan = loop, paths, plan
+        self._quiet = False
         self._images = prepared.policy.images
         self._disks = GuestDisks(paths, plan, prepared.layout, prepared.agent.workspace.mode)
         self._prepared = prepared
@@ -92,13 +94,16 @@ class Guest:
             self.close()
             raise
 
-    async def make_disks(self) -> None:
-        """Make the guest's disks; the run's directories are there.
+    async def make_disks(self, link: Any, *, quiet: bool) -> None:
+        """Make the guest's disks; the run's directories are there. Whoever asked is told how far that is.
 
         Raises:
+            UsageError: `not-started`: whoever asked went away, and nothing was made.
             CloisterError: the disks cannot be made, or do not fit.
         """
-        self._descriptors += await self._loop.run_in_executor(None, self._disks.make)
+        self._quiet = quiet
+        async with attended(self._loop, link, "filling the virtual machine's disk", quiet=quiet, needed=True) as watch:
+            self._descriptors += await self._loop.run_in_executor(None, self._disks.make, watch)
         self._descriptors += self._template.descriptors()
 
     async def _join(self) -> GuestNetwork:
@@ -185,6 +190,9 @@ class Guest:
 
     def told(self, run: ActiveRun, frame: Frame) -> None:
         """Take what the keeper says beside the frames of every run."""
+        if frame.kind == "Q":
+            self._keeping.told()
+            return
         words = dict(
             item.decode("utf-8", "replace").partition("=")[::2] for item in decode_list(frame.payload)[0][:_MOST_WORDS]
         )
@@ -196,8 +204,6 @@ class Guest:
             case "H":
                 self._template.came_up()
                 run.host |= {f"guest_{name}": value[:_LONGEST] for name, value in words.items() if name in _HELLO}
-            case "Q":
-                self._keeping.told()
             case "T" if self._asked and not self._asked.done():
                 self._asked.set_result({name: int(value) for name, value in words.items() if _is_figure(name, value)})
             case "L" if self._logged < _MOST_LOGGED:
@@ -232,7 +238,7 @@ class Guest:
         state = partial(vm_state.keep, memory_mib=self.vm.memory_mib) if memory else None
 
         def take(go_on: Callable[[], None]) -> Snapshot:
-            held = partial(standing_still, self.vm, go_on)
+            held = partial(standing_still, self.vm, go_on, stopped=not memory)
             return vm_snapshot.take(self._paths.snapshots, name, paths, record, held, state)
 
         return await self._keeping.keep(run, take, memory=memory)
@@ -249,10 +255,11 @@ class Guest:
         kept = f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}/{CONSOLE}"
         vm_console.keep(self.vm.directory, kept)
 
-    async def finish(self, started: float) -> tuple[str, ...]:
-        """Hand back what the guest has changed; return words for the receipt."""
+    async def finish(self, started: float, link: Any) -> tuple[str, ...]:
+        """Hand back what the guest has changed; return words for the receipt. Whoever waits is told how far that is."""
         self._template.make_later()
-        return await self._loop.run_in_executor(None, self._disks.hand_back, started)
+        async with attended(self._loop, link, "reading the virtual machine's disk", quiet=self._quiet) as watch:
+            return await self._loop.run_in_executor(None, self._disks.hand_back, started, watch)
 
     def close_descriptors(self) -> None:
         """Close our copies of what the jail has."""

@@ -168,8 +168,13 @@ def refuse_strange(record: Snapshot, plan: Plan, vm: VmLaunch) -> None:
 
 
 @contextlib.contextmanager
-def standing_still(vm: VmLaunch, go_on: Callable[[], None] = lambda: None) -> Iterator[qmp.Qmp]:
+def standing_still(
+    vm: VmLaunch, go_on: Callable[[], None] = lambda: None, *, stopped: bool = True
+) -> Iterator[qmp.Qmp]:
     """Stop the machine's processors for a while; they go on whatever happens, and then `go_on` is called.
+
+    Without `stopped` they are stopped by whoever writes its state: a machine that had been stopped before would not go
+    on where that is loaded (QEMU keeps it as a part of the state).
 
     Raises:
         StepError: the monitor does not obey, or is one that cannot be asked.
@@ -181,7 +186,8 @@ def standing_still(vm: VmLaunch, go_on: Callable[[], None] = lambda: None) -> It
         )  # fmt: skip
     monitor = connect(f"{vm.directory}/{QMP}")
     try:
-        monitor.call("stop")
+        if stopped:
+            monitor.call("stop")
         yield monitor
     finally:
         try:

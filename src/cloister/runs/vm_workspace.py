@@ -10,20 +10,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cloister.plan.changes import Change
 from cloister.plan.workspace import Value
-from cloister.policy.protected import protected_names
 
 if TYPE_CHECKING:
+    from cloister.host.disk_child import Watch
     from cloister.host.e2fs import Tools
-    from cloister.host.vm_baseline import Baseline
+    from cloister.host.vm_hand_back import HandBack
 
 DISK = "vm/workspace.img"
 """In a run's records: the workspace as the guest has it."""
+_SETTLE = "cloister.runs.vm_settle"
 
 
 class Ended(Value, frozen=True):
@@ -41,16 +40,24 @@ def left(folder: str) -> bool:
     return os.path.lexists(f"{folder}/{DISK}")
 
 
-def hand_back(folder: str, tools: Tools | None = None, room_bytes: int | None = None) -> tuple[str, ...]:
+def hand_back(  # a run, its disk, and who waits
+    folder: str, workspace: str, *, tools: Tools | None = None, room_bytes: int | None = None,
+    watch: Watch | None = None,
+) -> tuple[str, ...]:  # fmt: skip
     """Hand a run's disk back into `overlay/upper` and remove it; return what the person should know.
 
     Raises:
-        CloisterError: it cannot be read or there is no room; the disk stays for another try.
+        CloisterError: it cannot be read or there is no room, or the watch has ended it; the disk stays.
     """
-    with _turn(folder):
+    with turn(folder):
         if not left(folder):
             return ()  # somebody else has done it
-        return _hand_back(folder, tools, room_bytes)
+        from cloister.host import sparse, vm_hand_back
+
+        back = _hand_back(folder, workspace, tools, room_bytes, watch)
+        sparse.sync_file_system(folder)
+        vm_hand_back.drop(f"{folder}/{DISK}")
+        return back.notices if back else ()
 
 
 def drop(folder: str) -> None:
@@ -58,8 +65,16 @@ def drop(folder: str) -> None:
     if left(folder):
         from cloister.host import vm_hand_back
 
-        with _turn(folder):
+        with turn(folder):
             vm_hand_back.drop(f"{folder}/{DISK}")
+
+
+def tidy(folder: str) -> None:
+    """Remove what work on a run's disk has left whose process was killed; what is whole stays."""
+    if os.path.isdir(os.path.dirname(f"{folder}/{DISK}")):
+        from cloister.host import vm_hand_back
+
+        vm_hand_back.tidy(f"{folder}/{DISK}")
 
 
 def end(  # noqa: PLR0913  # a run, its disk, and how it ends
@@ -70,91 +85,59 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
     direct: bool,
     tools: Tools | None = None,
     room_bytes: int | None = None,
+    watch: Watch | None = None,
 ) -> Ended:
     """Hand back the disk of a run that is over, and in mode `direct` write its changes into the workspace.
+
+    Two children do it: one that reads the disk and has nothing else, one that looks at what came of it (`vm_settle`).
 
     Args:
         folder: the run's records.
         workspace: the directory on the host.
         started: when the run began, in seconds since the epoch.
         direct: apply what needs no person.
-        tools: e2fsprogs in their jail; found where not given.
+        tools: e2fsprogs in their jail, and the reader's filter; found where not given.
         room_bytes: no more content than this (limits.disk_max).
+        watch: who waits for it.
 
     Raises:
         CloisterError: it cannot be read or there is no room; the disk stays, and `cloister diff` tries again.
     """
-    from cloister.host import overlay_apply, overlay_review, sparse, vm_baseline, vm_hand_back
+    from cloister.host import overlay_apply, vm_hand_back
+    from cloister.host.disk_child import in_child
 
-    image, upper = f"{folder}/{DISK}", f"{folder}/overlay/upper"
-    with _turn(folder):
+    with turn(folder):
         if not left(folder):
             return Ended()
-        baseline = vm_baseline.load(image)
-        notices = _hand_back(folder, tools, room_bytes, keep=True)
-        names = [entry.name for entry in protected_names() if entry.name not in baseline.unprotected]
-        applied = False
-        with overlay_review.open_review(workspace, upper, names=names, since_ns=int(started * 1e9)) as review:
-            changes = review.changes()
-            if direct and not (why := _why_not(changes, baseline)):
-                outcomes = overlay_apply.apply(review, changes, overlay_apply.Permission())
-                refused = [f"{one.path}: {one.why}" for one in outcomes if one.result == "refused"]
-                why, applied = "; ".join(refused[:3]), not refused
-        if direct and not applied:
-            run = folder.rpartition("/")[2]
-            notices = (*notices, f"changes are kept for review, since {why}: cloister diff {run}")
-        if changes:  # what goes away below must be on the disk elsewhere, also after a power cut
-            sparse.sync_file_system(workspace if applied else folder)
-        if applied or not changes:
+        back = _hand_back(folder, workspace, tools, room_bytes, watch)
+        notices = back.notices if back else ()
+        if back and not back.changes:
             overlay_apply.discard(f"{folder}/overlay")
             os.rmdir(f"{folder}/overlay")
-        vm_hand_back.drop(image)
-    return Ended(len(changes), applied and bool(changes), notices)
+            vm_hand_back.drop(f"{folder}/{DISK}")
+            return Ended(notices=notices)
+        order = {"folder": folder, "workspace": workspace, "started": started, "direct": direct}
+        ended = in_child("settle", order, Ended, descriptors={}, program=_SETTLE)
+    return Ended(ended.changes, ended.applied, (*notices, *ended.notices))
 
 
-def _hand_back(folder: str, tools: Tools | None, room_bytes: int | None, *, keep: bool = False) -> tuple[str, ...]:
-    from cloister.host import sparse, vm_hand_back
-
+def _hand_back(
+    folder: str, workspace: str, tools: Tools | None, room_bytes: int | None, watch: Watch | None
+) -> HandBack | None:
+    """Return what was handed back; nothing where that was done already, and only the disk's removal was cut short."""
     image, upper = f"{folder}/{DISK}", f"{folder}/overlay/upper"
-    notices: tuple[str, ...] = ()
-    if not os.path.lexists(upper):  # it appears whole; then only the disk's removal was cut short
-        from cloister.runs.disk_tools import disk_tools
+    if os.path.lexists(upper):  # it appears whole
+        return None
+    from cloister.host import vm_hand_back
+    from cloister.runs.disk_tools import disk_tools
 
-        notices = vm_hand_back.hand_back(tools or disk_tools(), image, upper, room_bytes=room_bytes).notices
-    if not keep:
-        sparse.sync_file_system(folder)
-        vm_hand_back.drop(image)
-    return notices
-
-
-def _why_not(changes: Sequence[Change], baseline: Baseline) -> str:
-    """Say why changes need a person; nothing where they do not."""
-    for change in changes:
-        if why := change.never or change.asks:
-            return f"{change.path}: {why}"
-        if any(_touches(change.path, name) for name in baseline.protected):
-            return f"{change.path} is protected"
-        if change.conflict or not _as_given(change, baseline):
-            return f"{change.path} changed on the host meanwhile"
-    return ""
-
-
-def _as_given(change: Change, baseline: Baseline) -> bool:
-    """Whether the host has at a path what the guest was given there."""
-    before, was = change.before, baseline.entries.get(os.fsencode(change.path))
-    if was is None or not was.given:
-        return before.kind == "absent"
-    if before.kind == "directory":
-        return stat.S_ISDIR(was.mode)
-    return (before.size, before.mtime_ns, before.ctime_ns) == (was.size, was.mtime_ns, was.ctime_ns)
-
-
-def _touches(path: str, name: str) -> bool:
-    return path == name or path.startswith(f"{name}/") or name.startswith(f"{path}/")
+    return vm_hand_back.hand_back(
+        tools or disk_tools(), image, upper, root=workspace, room_bytes=room_bytes, watch=watch
+    )
 
 
 @contextlib.contextmanager
-def _turn(folder: str) -> Iterator[None]:
+def turn(folder: str) -> Iterator[None]:
     """Wait until nobody else ends this run's workspace."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -107,3 +107,42 @@ def test_names_are_those_of_the_start() -> None:
     assert "github" in run
     assert "later" not in run
     assert all(one != two for one, two in pairwise(sorted(run.names())))
+
+
+def former_of(run: Placeholders) -> dict[str, tuple[str, str]]:
+    """Return a run's placeholders as the record of a snapshot has them."""
+    return {name: (run[name].token, run[name].key_id) for name in run.names()}
+
+
+def test_what_stood_for_a_secret_in_a_kept_memory_stands_for_it_still() -> None:
+    """The run that goes on knows its own and those of the run it goes on from; another run's are nothing to it."""
+    was, other = fresh(), fresh()
+    run = Placeholders(KINDS, former=former_of(was))
+    for name in KINDS:
+        assert run[name].token != was[name].token
+        for good in (run[name].token, was[name].token):
+            assert run[name].stands_in(good.encode())
+        assert not run[name].stands_in(other[name].token.encode())
+    assert run["aws"].stands_in(f"Credential={was['aws'].key_id}/2026".encode())
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_former_placeholders_do_not_leave_either(name: str) -> None:
+    """In every spelling, as its own; and each is told from the others."""
+    was = fresh()
+    run = Placeholders(KINDS, former=former_of(was))
+    for text in filter(None, (was[name].token, was[name].key_id)):
+        raw = b"x" + text.encode() + b"/tail"
+        for spelled in (raw, base64.b64encode(raw), quote(raw).encode(), b"%63" + raw.replace(b"s", b"%73")):
+            assert run.leaks(b"noise " * 100 + spelled)
+            assert run.names_in(b"noise " * 100 + spelled, KINDS) == {name}
+    assert not run.leaks(fresh()[name].token.encode())
+    assert run.overlap >= Placeholders(KINDS).overlap
+
+
+def test_a_former_placeholder_of_nothing_is_known_as_such() -> None:
+    """The policy grants that credential no more: its placeholder is found, so that it is refused and kept inside."""
+    was = fresh()
+    run = Placeholders({"github": "bearer"}, former=former_of(was))
+    assert set(run.names()) == set(KINDS)
+    assert run.leaks(was["npm-token"].token.encode())

@@ -98,7 +98,7 @@ def test_a_template_and_what_starts_from_it_differ_only_in_who_writes_memory() -
 def test_the_clock_is_told_where_it_cannot_be_measured() -> None:
     """An emulated guest is told the rate of the counter it sees; with KVM the word is left out, with no gap."""
     line = command_line(TEMPLATE, verity="1:2:3:4", clock_khz=2596120)
-    assert line == "console=ttyS0 quiet panic=-1 cloister.verity=1:2:3:4 tsc_early_khz=2596120"
+    assert line == "console=ttyS0 quiet panic=-1 cloister.verity=1:2:3:4 tsc_early_khz=2596120 tsc=reliable"
     assert command_line(TEMPLATE, verity="1:2:3:4", clock_khz=0).endswith("cloister.verity=1:2:3:4")
 
 

@@ -40,6 +40,8 @@ INODE_INLINE = 0x10000000
 
 _INODE = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHH")
 INODE_BYTES = 128
+MAX_INODE_BYTES = 4096
+"""mke2fs makes 256; no one asks for more than a page."""
 EXTRA_BYTES = 32
 """What follows the old 128 bytes: `i_extra_isize` and the fields that it covers."""
 NANOSECONDS = 1_000_000_000
@@ -134,7 +136,7 @@ def _check(found: Superblock, image_bytes: int) -> None:
         and found.first_data_block < found.blocks <= image_bytes // size
         and 0 < found.blocks_per_group <= size * 8
         and 0 < found.inodes_per_group <= size * 8
-        and INODE_BYTES <= found.inode_bytes <= size
+        and INODE_BYTES <= found.inode_bytes <= min(size, MAX_INODE_BYTES)
         and found.inode_bytes & (found.inode_bytes - 1) == 0
         and found.descriptor_bytes in {32, 64}
         and found.groups <= MAX_GROUPS

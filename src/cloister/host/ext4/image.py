@@ -28,19 +28,21 @@ _METADATA_BLOCKS = 600_000
 """A block for each of as many directories as are read, and some: what a hostile image can cost."""
 _TABLE_BYTES = 1 << 16
 """Inodes are read so many bytes at once: neighbours are asked for next."""
+_SLOTS = 4_000_000
+"""Entries of directories, unused ones and `.` and `..` among them: a kernel leaves one unused in a block at most."""
 
 
 class Image:
     """An image that nobody writes any more."""
 
-    def __init__(self, path: str) -> None:
-        """Open it and read its superblock.
+    def __init__(self, path: str | int) -> None:
+        """Open it, or take a copy of a descriptor, and read its superblock.
 
         Raises:
             BrokenImageError: it is no ext4 file system that is known here.
             OSError: it cannot be opened.
         """
-        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._fd = os.dup(path) if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self._bytes = os.fstat(self._fd).st_size
             self.super = parse_superblock(os.pread(self._fd, SUPERBLOCK_BYTES, SUPERBLOCK_AT), self._bytes)
@@ -50,6 +52,8 @@ class Image:
             raise
         self._metadata = min(self.super.blocks, _METADATA_BLOCKS)
         self._claims = self.super.blocks
+        self._slots = _SLOTS
+        self._nodes: dict[int, int] = {}
         self._windows: dict[tuple[int, int], bytes] = {}
 
     def __enter__(self) -> Self:
@@ -79,6 +83,26 @@ class Image:
         if len(data) != size:
             raise BrokenImageError("it is shorter than it says")
         return data
+
+    def node(self, number: int, owner: int) -> bytes:
+        """Return one block of the map of inode `owner`, which no other has.
+
+        Raises:
+            BrokenImageError: as `block`; or it is in the map of another.
+        """
+        if self._nodes.setdefault(number, owner) != owner:
+            raise BrokenImageError("its structures overlap or go in circles")
+        return self.block(number)
+
+    def slots(self, count: int) -> None:
+        """Count entries of directories that were looked at.
+
+        Raises:
+            BrokenImageError: there are more than any sound image has.
+        """
+        self._slots -= count
+        if self._slots < 0:
+            raise BrokenImageError("its directories are empty to no end")
 
     def check(self, number: int, count: int) -> None:
         """Refuse blocks that cannot hold anything of a file.

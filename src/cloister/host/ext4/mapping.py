@@ -1,8 +1,8 @@
 """Where the bytes of a file lie in an image: extent trees, and the block maps of older files.
 
-Hostile maps are bounded three ways: a node's children must lie one level lower, logical blocks must rise, and both
-nodes and claimed blocks are counted by the `Image`. Holes, and extents that were never written, are left out: they
-read as zero.
+Hostile maps are bounded four ways: a node's children must lie one level lower, logical blocks must rise, no block is a
+node twice, and both nodes and claimed blocks are counted by the `Image`. Holes, and extents that were never written,
+are left out: they read as zero.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ def spans(image: Image, inode: Inode) -> Iterator[Span]:
     if inode.flags & INODE_INLINE:
         return
     end = -(-inode.size // image.super.block_bytes)
-    if inode.flags & INODE_EXTENTS:
-        found = _extents(image, inode.number, inode.block, None, 0)
-    else:
-        found = _indirect(image, inode.block, end)
+    nodes = _Nodes(image, inode.number)
+    extents = bool(inode.flags & INODE_EXTENTS)
+    found = _extents(nodes, inode.block, None, 0) if extents else _indirect(nodes, inode.block, end)
     at = 0
     for span in found:
         if span.logical < at:
@@ -56,7 +55,27 @@ def spans(image: Image, inode: Inode) -> Iterator[Span]:
         yield span._replace(blocks=min(span.blocks, end - span.logical))
 
 
-def _extents(image: Image, number: int, node: bytes, level: int | None, at: int) -> Iterator[Span]:
+class _Nodes:
+    """The blocks of one map, each of which is met once."""
+
+    def __init__(self, image: Image, owner: int) -> None:
+        self.image, self.owner = image, owner
+        self._met: set[int] = set()
+
+    def __call__(self, number: int) -> bytes:
+        """Return a block.
+
+        Raises:
+            BrokenImageError: it was met, is another's, or cannot be.
+        """
+        if number in self._met:
+            raise BrokenImageError("its structures overlap or go in circles")
+        self._met.add(number)
+        return self.image.node(number, self.owner)
+
+
+def _extents(nodes: _Nodes, node: bytes, level: int | None, at: int) -> Iterator[Span]:
+    number = nodes.owner
     magic, entries, _, depth = struct.unpack_from("<HHHH", node)
     if magic != EXTENT_MAGIC or entries > (len(node) - 12) // 12 or depth > MAX_LEVELS:
         raise BrokenImageError(f"the extents of inode {number} are damaged")
@@ -68,7 +87,7 @@ def _extents(image: Image, number: int, node: bytes, level: int | None, at: int)
             if first < at:
                 raise BrokenImageError(f"the extents of inode {number} are out of order")
             at = first
-            yield from _extents(image, number, image.block(low | high << 32), depth - 1, first)
+            yield from _extents(nodes, nodes(low | high << 32), depth - 1, first)
             continue
         logical, length, high, low = struct.unpack_from("<IHHI", node, 12 + 12 * index)
         if logical < at or not length:
@@ -78,31 +97,34 @@ def _extents(image: Image, number: int, node: bytes, level: int | None, at: int)
         if written:
             yield Span(logical, low | high << 32, length)
         else:
-            image.claim(length - LONGEST)  # it costs the walk a step, so it counts
+            nodes.image.claim(length - LONGEST)  # it costs the walk a step, so it counts
 
 
-def _indirect(image: Image, block: bytes, end: int) -> Iterator[Span]:
+def _indirect(nodes: _Nodes, block: bytes, end: int) -> Iterator[Span]:
     """Yield the blocks of a file with a block map (ext2, or `chattr -e`)."""
     pointers = struct.unpack("<15I", block)
     for logical, physical in enumerate(pointers[:_DIRECT]):
         if physical:
             yield Span(logical, physical, 1)
-    per_block = image.super.block_bytes // 4
+    per_block = nodes.image.super.block_bytes // 4
     at = _DIRECT
     for level, pointer in enumerate(pointers[_DIRECT:], start=1):
         if pointer and at < end:
-            yield from _pointers(image, pointer, level, at, end)
+            yield from _pointers(nodes, pointer, level, at, end)
         at += per_block**level
 
 
-def _pointers(image: Image, number: int, level: int, at: int, end: int) -> Iterator[Span]:
-    per_block = image.super.block_bytes // 4
+def _pointers(nodes: _Nodes, number: int, level: int, at: int, end: int) -> Iterator[Span]:
+    data = nodes(number)
+    if data == bytes(len(data)):
+        return
+    per_block = len(data) // 4
     below = per_block ** (level - 1)
-    for physical in struct.unpack(f"<{per_block}I", image.block(number)):
+    for physical in struct.unpack(f"<{per_block}I", data):
         if at >= end:
             return
         if physical and level > 1:
-            yield from _pointers(image, physical, level - 1, at, end)
+            yield from _pointers(nodes, physical, level - 1, at, end)
         elif physical:
             yield Span(at, physical, 1)
         at += below

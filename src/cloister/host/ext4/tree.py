@@ -19,6 +19,8 @@ MAX_DEPTH = 128
 MAX_PATH_BYTES = 64 << 20
 """All paths of one walk together."""
 MAX_LINK = 4095
+MAX_ATTRIBUTES = 256
+"""Of one inode: each takes 16 bytes and more."""
 _CHUNK = 1 << 20
 _XATTR_MAGIC = 0xEA020000
 _SYSTEM = 7
@@ -33,14 +35,15 @@ class Entry(NamedTuple):
     inode: Inode
 
 
-def walk(image: Image) -> Iterator[Entry]:
-    """Yield everything below the root, parents before children.
+def walk(image: Image, top: Inode | None = None) -> Iterator[Entry]:
+    """Yield everything below the directory `top`, or the root, parents before children.
 
     Raises:
         BrokenImageError: it is no tree, or has more of something than is read.
     """
-    met = {ROOT_INODE}
-    stack: list[tuple[bytes, Inode, int]] = [(b"", _directory(image, ROOT_INODE), 0)]
+    top = top or _directory(image, ROOT_INODE)
+    met = {ROOT_INODE, top.number}
+    stack: list[tuple[bytes, Inode, int]] = [(b"", top, 0)]
     entries = length = 0
     while stack:
         place, holder, depth = stack.pop()
@@ -70,8 +73,9 @@ def names(image: Image, holder: Inode) -> Iterator[tuple[bytes, int]]:
     """
     seen: set[bytes] = set()
     for data in _directory_blocks(image, holder):
-        at = 0
+        at = slots = 0
         while at < len(data):
+            slots += 1
             if len(data) - at < 8:  # noqa: PLR2004  # the fixed part of an entry
                 raise BrokenImageError(f"directory {holder.number} has half an entry")
             number, length, size, kind = struct.unpack_from("<IHBB", data, at)
@@ -89,6 +93,7 @@ def names(image: Image, holder: Inode) -> Iterator[tuple[bytes, int]]:
             if len(seen) > MAX_ENTRIES:
                 raise BrokenImageError(f"it has more than {MAX_ENTRIES} entries")
             yield name, number
+        image.slots(slots)
 
 
 def find(image: Image, path: bytes) -> Inode | None:
@@ -173,8 +178,11 @@ def _inline(inode: Inode) -> bytes:
     tail = inode.tail
     if len(tail) < 4 or struct.unpack_from("<I", tail)[0] != _XATTR_MAGIC:  # noqa: PLR2004
         return inode.block
-    at = 4
+    at, left = 4, MAX_ATTRIBUTES
     while at + 16 <= len(tail) and tail[at : at + 4] != b"\0\0\0\0":
+        left -= 1
+        if not left:
+            raise BrokenImageError(f"inode {inode.number} has more attributes than there is room for")
         length, kind, offset, block, size = struct.unpack_from("<BBHII", tail, at)
         if kind == _SYSTEM and tail[at + 16 : at + 16 + length] == b"data":
             if block or 4 + offset + size > len(tail):

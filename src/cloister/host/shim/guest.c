@@ -165,6 +165,14 @@ static void on_adopt(void)
     (void)!guest_hooks->freeze(false);
 }
 
+static void on_order(uint8_t type, const struct reader *payload)
+{
+    if (type == 'G' && guest_adopts(payload))
+        on_adopt();
+    else
+        guest_inner_order(type, payload);
+}
+
 /* The tar is not a stream to a descriptor, but it has the credits of one. */
 static void on_tar(uint8_t type, struct reader *payload)
 {
@@ -238,14 +246,8 @@ static void on_frame(uint8_t type, struct reader *payload)
         on_begin(payload);
         break;
     case 'G':
-        if (guest_adopts(payload)) {
-            on_adopt();
-            break;
-        }
-        guest_inner_order(type, payload);
-        break;
     case 'X':
-        guest_inner_order(type, payload);
+        on_order(type, payload);
         break;
     case 'S':
         guest_inner_signal(payload);

@@ -151,6 +151,7 @@ void keeper_guest_signal(const struct frame *frame)
 
 void keeper_guest_kill(void)
 {
+    link_gate(false);
     link_send('K', NULL, 0, NULL, 0);
 }
 

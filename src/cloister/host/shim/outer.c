@@ -49,7 +49,30 @@ static struct outer {
     struct pty pty;
     struct question question;
     int complaints; /* with a pty: what bubblewrap says of its own failure; -1: none */
+    bool progress;  /* a line of progress is on the terminal */
 } self;
+
+/* The line of progress: no longer than the narrowest terminal, so that one return goes back to where it began. */
+enum { PROGRESS_MAX = 79 };
+static const char wipe[] = "\r\033[K";
+
+static void wipe_progress(void)
+{
+    if (self.progress)
+        (void)!sys_write_all(2, wipe, sizeof wipe - 1, 1000);
+    self.progress = false;
+}
+
+/* Show how far long work is, in place of what was shown before; nothing where nobody looks, or others write. */
+static void on_progress(const struct frame *frame)
+{
+    wipe_progress();
+    if (frame->length == 0 || frame->descriptor_count > 0 || !isatty(2) || tcgetpgrp(2) != getpgrp())
+        return;
+    size_t length = frame->length < PROGRESS_MAX ? frame->length : PROGRESS_MAX;
+    sys_write_printable(2, (const char *)frame->payload, length, false);
+    self.progress = true;
+}
 
 /* SIGKILL bubblewrap and reap it; its PID namespace dies with it. */
 static void end_child(void)
@@ -76,6 +99,7 @@ _Noreturn static void leave(int code, const char *text, size_t length)
     /* The broker kills pasta as well; each of us may be the one that is left. */
     if (self.network_pidfd >= 0)
         (void)!syscall(SYS_pidfd_send_signal, self.network_pidfd, SIGKILL, NULL, 0);
+    wipe_progress();
     question_withdraw(&self.question, &self.pty);
     tty_give_back(); /* the run's; the question's is back already */
     show_complaints();
@@ -174,6 +198,7 @@ static void on_launch(struct frame *frame)
 {
     if (self.launched || self.question.open)
         fail("the broker sent a second launch", "protocol", "cloister doctor");
+    wipe_progress();
     self.launched = true;
     bool good = launch_parse(&self.launch, frame);
     memset(frame, 0, sizeof *frame); /* its parts are the launch's now */
@@ -265,6 +290,9 @@ static void on_frame(struct frame *frame)
         break;
     case 'Q':
         on_question(frame);
+        break;
+    case 'I':
+        on_progress(frame);
         break;
     case 'M':
         on_master(frame);

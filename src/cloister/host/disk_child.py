@@ -1,0 +1,174 @@
+"""Long work on a machine's disk, done by a child of this process.
+
+So it neither holds up what this process does besides nor shares its memory with what parses a guest's bytes. The child
+(`disk_work`, `child_main`) ends with the thread that waits for it (PR_SET_PDEATHSIG, asked for by the shim before
+Python starts), gets a request in memory and descriptors, and answers in lines of JSON: how far it is, then a result or
+an error. What it says is not trusted further than that it may be shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import msgspec
+
+from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
+
+SILENCE_S = 600.0
+"""A child that reads a guest's bytes says at least that often how far it is, or it is ended."""
+_SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim", "cloister-shim")
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_PROGRAM = "import importlib, sys; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
+_WORK = "cloister.host.disk_work"
+_LINE_BYTES = 1 << 20
+_LOOK_S = 0.05
+_LOCALE = ("LC_ALL", "LC_CTYPE", "LANG")
+_ERRORS: dict[str, type[CloisterError]] = {
+    one.__name__: one for one in (DeniedError, RetryError, StepError, UnsupportedError, UsageError)
+}
+_Answer = TypeVar("_Answer")
+
+
+class Watch:
+    """Who waits for long work: he is told how far it is, and may end it from any thread."""
+
+    def __init__(self, told: Callable[[int, int], None] | None = None) -> None:
+        """Take what is called, in the thread that waits, with how many files are done and how many there are."""
+        self._told = told
+        self._over = threading.Event()
+
+    def cancel(self) -> None:
+        """End the work: it leaves nothing, and whoever waits for it gets a `RetryError`."""
+        self._over.set()
+
+    def check(self) -> None:
+        """Return while the work is wanted.
+
+        Raises:
+            RetryError: it is not any more.
+        """
+        if self._over.is_set():
+            raise RetryError("disk-interrupted", "the work on the virtual machine's disk was ended before it was done")
+
+    def tell(self, done: int, total: int) -> None:
+        """Say how far the work is."""
+        if self._told:
+            self._told(done, total)
+
+
+def in_child(  # noqa: PLR0913  # a request, and who waits for it
+    work: str, request: Mapping[str, Any], answer: type[_Answer], *, descriptors: Mapping[str, int],
+    watch: Watch | None = None, silence_s: float | None = None, started: Callable[[], None] = lambda: None,
+    program: str = _WORK,
+) -> _Answer:  # fmt: skip
+    """Have `disk_work` do something; return its answer.
+
+    Args:
+        work: which of its works.
+        request: plain data, for JSON.
+        answer: what the answer looks like.
+        descriptors: those that it gets, by a name that it knows.
+        watch: who is told how far it is, and may end it.
+        silence_s: end it when it says nothing for so long.
+        program: the module that does it, by name: one of a room above can be.
+        started: called when it has its descriptors, or never will.
+
+    Raises:
+        CloisterError: it said so; or it was ended, or has died. What it left is for the caller to remove.
+    """
+    watch = watch or Watch()
+    order = {"work": work, "descriptors": dict(descriptors), **request}
+    try:
+        process = _start(program, json.dumps(order).encode("ascii"), tuple(descriptors.values()))
+    except OSError as error:
+        raise StepError("vm-disk-child", f"the work on the disk cannot be started: {error.strerror}") from error
+    finally:
+        started()
+    with process:
+        try:
+            for line in _lines(process, watch, silence_s):
+                told = _read(line)
+                if "done" in told:
+                    watch.tell(int(told["done"]), int(told["total"]))
+                elif "error" in told:
+                    raise _error(told["error"])
+                else:
+                    return msgspec.convert(told.get("answer"), answer)
+        except (ValueError, TypeError, KeyError) as error:  # msgspec.ValidationError is a ValueError
+            raise StepError("vm-disk-child", "what works on the disk said something that it should not") from error
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+    raise _died(process.returncode)
+
+
+def _start(program: str, order: bytes, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    argv = [_SHIM, "tied", str(os.getpid()), sys.executable, "-I", "-c", _PROGRAM, _PACKAGES, program]
+    environment = {name: os.environ[name] for name in _LOCALE if name in os.environ} | {"PATH": "/usr/bin:/bin"}
+    orders = _memory(order)
+    try:
+        return subprocess.Popen(
+            argv, stdin=orders, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd="/",
+            pass_fds=descriptors, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.close(orders)
+
+
+def _memory(data: bytes) -> int:
+    descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
+    os.write(descriptor, data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _lines(process: subprocess.Popen[bytes], watch: Watch, silence_s: float | None) -> Iterator[bytes]:
+    """Yield what it says, line by line, until it says nothing more.
+
+    Raises:
+        CloisterError: the watch has ended it, it is silent for too long, or a line has no end.
+    """
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    waiting, heard = b"", time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            watch.check()
+            if not selector.select(_LOOK_S):
+                if silence_s is not None and time.monotonic() - heard > silence_s:
+                    raise StepError("vm-disk-child", f"what works on the disk was silent for {silence_s:g} s")
+                continue
+            data = os.read(process.stdout.fileno(), 1 << 16)
+            if not data:
+                return
+            heard = time.monotonic()
+            *lines, waiting = (waiting + data).split(b"\n")
+            if len(waiting) > _LINE_BYTES:
+                raise StepError("vm-disk-child", "what works on the disk says a line without an end")
+            yield from lines
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    told = json.loads(line)
+    if not isinstance(told, dict):
+        raise TypeError
+    return told
+
+
+def _error(told: dict[str, str]) -> CloisterError:
+    reference, message, where, remedy = (str(told[name]) for name in ("reference", "message", "where", "remedy"))
+    return _ERRORS.get(told["kind"], StepError)(reference, message, where=where, remedy=remedy)
+
+
+def _died(code: int) -> StepError:
+    how = f"by signal {-code}" if code < 0 else f"with {code}"
+    return StepError("vm-disk-child", f"what works on the disk has ended {how} before it was done", remedy="try again")
