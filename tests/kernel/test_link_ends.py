@@ -236,14 +236,13 @@ def test_a_terminal_shows_all_before_the_end_of_the_keeper(keeper: Keeper) -> No
 def test_an_end_that_was_told_outlives_a_signal_that_came_too_late(keeper: Keeper) -> None:
     """The agent ends by one signal, the next finds nobody: what the inner half had said before counts: 143, not 137."""
     asleep(keeper)
-    keeper.channel.send("Q")
-    keeper.until("Q")  # from now on nobody reads what the inner half says
-    lives = below(keeper.pid)
-    keeper.channel.send("S", bytes([signal.SIGTERM]))
-    until = time.monotonic() + 10
-    while len(below(keeper.pid)) > len(lives) - 2 and time.monotonic() < until:
-        time.sleep(0.01)
-    assert len(below(keeper.pid)) == len(lives) - 2, "the agent and its inner half have gone"
+    (guest,) = children(children(keeper.pid)[0])
+    (inner,) = children(guest)
+    (agent,) = children(inner)
+    os.kill(guest, signal.SIGSTOP)
     keeper.channel.send("S", bytes([signal.SIGCONT]))
-    keeper.channel.send("Q", b"\0")
+    time.sleep(0.3)  # it waits in the link, before the word of the agent's end
+    os.kill(agent, signal.SIGTERM)
+    assert all_gone({agent, inner})
+    os.kill(guest, signal.SIGCONT)
     assert keeper.ended() == 128 + signal.SIGTERM

@@ -68,6 +68,33 @@ def test_attacks_on_the_guest_itself(user: User, workspace: Path) -> None:
     assert not_denied(found) == {}
 
 
+def cover() -> tuple[str, ...]:
+    """Return few cases that are of every class: those that share a run first, and of these the ones of most classes."""
+    tried = [case for case in for_guests(list(CASES.values())) if case.id not in LIMITS]
+    tried = [case for case in tried if not case.if_policy or case.id in OF_GUESTS]
+    open_classes = {number for case in tried for number in case.classes}
+    chosen = []
+    while open_classes:
+        gains = {case.id: len(open_classes.intersection(case.classes)) for case in tried}
+        best = max(tried, key=lambda case: (gains[case.id] > 0, not case.alone, gains[case.id], case.shape == "any"))
+        chosen.append(best.id)
+        open_classes -= set(best.classes)
+    return tuple(chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_class_of_attack_is_tried_in_a_guest(user: User, workspace: Path) -> None:
+    """One case at least of each class that a guest's agent can try, in few runs: all of them are denied."""
+    chosen = cover()
+    found = proved(user, workspace, chosen, 850)
+
+    assert {number for name in chosen for number in CASES[name].classes} >= {*range(1, 14), *range(15, 24)}
+    assert len(chosen) < len(CASES) / 3
+    assert set(found) == set(chosen)
+    assert not_denied(found) == {}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_whole_battery_in_a_guest(user: User, workspace: Path) -> None:

@@ -170,8 +170,7 @@ class Kitchen:
         if not command:
             raise UsageError("command-missing", "the agent has no command", where=f".agents.{request.agent}.command",
                              remedy=f"cloister run {request.agent} -- COMMAND")  # fmt: skip
-        search = request.environment.get("PATH", os.defpath)
-        program = None
+        program, search = None, request.environment.get("PATH", os.defpath)
         if not guest and _outside(command[0], root):  # a guest's programs are those of its image
             program = find_program(command[0], search, home=self.paths.home, forbidden=(root,))
         ruleset, guard = self._rules_for(agent.egress, resolved.name)
