@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import vm_disk_rig as rig
 
-from cloister.errors import CloisterError, UsageError
+from cloister.errors import CloisterError, RetryError, UsageError
 from cloister.host import vm_snapshot
 from cloister.host.vm_copy import take_out
 from cloister.plan.vm_snapshot import Disk, Snapshot
@@ -129,6 +129,22 @@ def test_a_snapshot_is_read(places: Places) -> None:
     for word in ("nothing", "../snapshots/before", ".."):
         with pytest.raises(UsageError):
             places.found(word)
+
+
+def test_a_disk_that_its_monitor_still_has_is_not_read(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed broker's monitor lives for a moment: neither a copy nor a review takes half of its last writes."""
+    monkeypatch.setattr(vm_workspace, "_PATIENCE_S", 0.1)
+    monitor = os.open(places.disk, os.O_RDWR)
+    fcntl.flock(monitor, fcntl.LOCK_EX)
+    for look in (
+        lambda: places.take(places.found(), "/workspace/src/a"),
+        lambda: vm_workspace.hand_back(str(places.folder), str(places.root)),
+    ):
+        with pytest.raises(RetryError) as held:
+            look()
+        assert held.value.reference == "vm-disk-held"
+    os.close(monitor)
+    assert places.take(places.found(), "/workspace/src/a") == "a"
 
 
 def test_a_disk_is_not_handed_back_while_it_is_read(places: Places) -> None:

@@ -113,7 +113,10 @@ def test_a_killed_broker_ends_the_run_and_the_next_one_tidies(image: Installs, h
     user.run("ps", cwd=workspace)
     again = user.inside("test ! -e begun", cwd=workspace)
     run = user.records()[0]["id"]
+    copy = ("vm", "cp", f"{run}:/workspace/begun", str(home / "copy"))
+    copied = user.run(*copy, cwd=workspace, timeout_s=BOOT_S)
     shown = user.run("diff", run, cwd=workspace, timeout_s=BOOT_S)
+    late = user.run(*copy, cwd=workspace, timeout_s=BOOT_S)
     applied = user.run("apply", run, cwd=workspace, timeout_s=BOOT_S)
     reason = user.receipts()[0]["reason"]
     leftovers = _leftovers(user)
@@ -122,6 +125,8 @@ def test_a_killed_broker_ends_the_run_and_the_next_one_tidies(image: Installs, h
     assert (process.returncode, left) == (125, [])
     assert b"broker" in err
     assert (again.returncode, reason) == (0, "broker-died")
+    assert (copied.returncode, (home / "copy").read_text()) == (0, "begun\n"), copied.stderr
+    assert "wait for review [vm-disk-gone]" in late.stderr
     assert "begun" in shown.stdout
     assert (applied.returncode, (workspace / "begun").read_text()) == (0, "begun\n"), applied.stderr
     assert not leftovers

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import time
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, UsageError
@@ -18,7 +17,7 @@ from cloister.plan.vm import DIRECTORY, VmFile, VmLaunch
 from cloister.runs.disk_tools import disk_tools
 from cloister.runs.vm_living import planned_record
 from cloister.runs.vm_snapshots import refuse_strange
-from cloister.runs.vm_workspace import end
+from cloister.runs.vm_workspace import end, let_go
 
 if TYPE_CHECKING:
     from cloister.host.disk_child import Watch
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from cloister.plan.workspace import WorkspaceLayout
     from cloister.runs.paths import Paths
 
-_PATIENCE_S, _POLL_S = 20.0, 0.02
 _ROOM_LEFT = 256 << 20
 """Bytes that stay free on this host's file system when changes are handed back."""
 
@@ -101,7 +99,7 @@ class GuestDisks:
         if not self._made:
             return ()
         folder, run = self._paths.run_state(self._plan.run), self._plan.run
-        if not _let_go(self._file("workspace").path):
+        if not let_go(self._file("workspace").path):
             return (*self.notices, f"the monitor still holds the workspace's disk: see later (cloister diff {run})")
         try:
             tools = disk_tools(self._plan.launch.argv[0])
@@ -129,23 +127,6 @@ class GuestDisks:
 
     def _file(self, role: str) -> VmFile:
         return next(file for file in self._vm.files if file.role == role)
-
-
-def _let_go(image: str) -> bool:
-    """Wait until no monitor has a disk open any more; nothing there is fine."""
-    try:
-        descriptor = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return True
-    try:
-        for _ in range(int(_PATIENCE_S / _POLL_S)):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            time.sleep(_POLL_S)
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _field(vm: VmLaunch, name: str) -> str:

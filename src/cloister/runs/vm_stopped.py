@@ -87,10 +87,13 @@ def _held(stopped: Stopped) -> Iterator[None]:
 
     Raises:
         UsageError: somebody just has.
+        RetryError: its monitor still writes it.
     """
     with vm_workspace.turn(stopped.folder):
         if stopped.run and not vm_workspace.left(stopped.folder):
             raise UsageError("vm-disk-gone", f"the disk of {stopped.name} was just handed back", remedy="cloister diff")
+        if not vm_workspace.let_go(stopped.disks["workspace"]):
+            raise vm_workspace.held(stopped.folder)
         yield
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cloister.errors import RetryError
 from cloister.plan.workspace import Value
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 DISK = "vm/workspace.img"
 """In a run's records: the workspace as the guest has it."""
+_PATIENCE_S, _POLL_S = 20.0, 0.02
 _SETTLE = "cloister.runs.vm_settle"
 
 
@@ -47,11 +50,14 @@ def hand_back(  # a run, its disk, and who waits
     """Hand a run's disk back into `overlay/upper` and remove it; return what the person should know.
 
     Raises:
+        RetryError: its monitor still has it.
         CloisterError: it cannot be read or there is no room, or the watch has ended it; the disk stays.
     """
     with turn(folder):
         if not left(folder):
             return ()  # somebody else has done it
+        if not let_go(f"{folder}/{DISK}"):
+            raise held(folder)
         from cloister.host import sparse, vm_hand_back
 
         back = _hand_back(folder, workspace, tools, room_bytes, watch)
@@ -133,6 +139,31 @@ def _hand_back(
 
     return vm_hand_back.hand_back(
         tools or disk_tools(), image, upper, root=workspace, room_bytes=room_bytes, watch=watch
+    )
+
+
+def let_go(image: str) -> bool:
+    """Wait until no monitor has a disk open: that of a killed broker lives on a bit. No disk is fine."""
+    try:
+        descriptor = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        for _ in range(int(_PATIENCE_S / _POLL_S)):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(_POLL_S)
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def held(folder: str) -> RetryError:
+    """Return the error of a disk that a monitor still writes."""
+    run = folder.rpartition("/")[2]
+    return RetryError(
+        "vm-disk-held", "the monitor still holds the workspace's disk", where=run, remedy="the same again"
     )
 
 
