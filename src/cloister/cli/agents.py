@@ -63,7 +63,6 @@ def main(argv: list[str]) -> int:
 
 def _entry(resolved: ResolvedAgent) -> Entry:
     agent = resolved.agent
-    refused = unenforced_keys(agent) + (("isolation",) if agent.isolation != "namespace" else ())
     return Entry(
         name=resolved.name,
         preset=agent.preset,
@@ -72,13 +71,13 @@ def _entry(resolved: ResolvedAgent) -> Entry:
         workspace=agent.workspace.mode,
         egress=agent.egress.mode,
         hosts=len(agent.egress.allow),
-        unenforced=refused,
+        unenforced=unenforced_keys(agent),
     )
 
 
 def _row(entry: Entry) -> list[str]:
     command = " ".join(entry.command)
     if entry.unenforced:
-        command += f"  (refused: {', '.join(entry.unenforced)} not enforced yet)"
+        command += f"  (refused: {', '.join(entry.unenforced)} is for another isolation)"
     hosts = f"{entry.egress}, {entry.hosts} rule{'' if entry.hosts == 1 else 's'}"
     return [entry.name, entry.preset or "-", entry.isolation, entry.workspace, hosts, command]

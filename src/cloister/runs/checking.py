@@ -16,7 +16,7 @@ import msgspec
 
 from cloister.audit.detect_rules import rules_of
 from cloister.egress.rules import compile_guard, compile_ruleset
-from cloister.errors import PolicyError, Problem
+from cloister.errors import CloisterError, PolicyError, Problem, UsageError
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_preset, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
@@ -29,7 +29,7 @@ from cloister.runs.model_keys import login_warnings
 from cloister.runs.paths import SYSTEM_POLICY, Paths
 from cloister.runs.policies import MAX_BYTES, PROJECT_FILE, PolicyFiles, read_trusted
 from cloister.runs.signing_review import unreachable
-from cloister.runs.unenforced import unenforced_keys
+from cloister.runs.unenforced import refuse_keys, refuse_unenforced, refuse_unenforced_vm
 
 Kind = Literal["user policy", "system policy", "policy", "project", "preset"]
 
@@ -134,16 +134,10 @@ class Checker:
             what = f"the agent {resolved.name!r} has limits for models, and no provider: it reaches none of them"
             where = resolved.source(("llm",))
             self._warn(Finding(message=what, where=where, remedy='add providers = ["NAME"], and [providers.NAME]'))
-        keys = list(unenforced_keys(resolved.agent))
-        if resolved.agent.isolation not in ("namespace", "unit"):
-            keys.append("isolation")
-        for key in keys:
-            what = f"nothing in this version enforces `{key}`"
-            if key == "isolation":
-                what = f"this version has no isolation {resolved.agent.isolation!r}"
-            what = f"the agent {resolved.name!r} will not start: {what}"
-            where = resolved.source(tuple(key.split(".")))
-            self._warn(Finding(message=what, where=where, remedy=f"remove `{key}` until it is there"))
+        if refused := refusal(resolved, self._paths):
+            what = f"the agent {resolved.name!r} will not start: {refused.message}"
+            where = resolved.source(tuple(refused.where.strip(".").split(".")))
+            self._warn(Finding(message=what, where=where, remedy=refused.remedy))
 
     def _own_unit(self, resolved: ResolvedAgent) -> None:
         """Say of an agent of the user's own that only the system's policy can make it a system user."""
@@ -234,6 +228,35 @@ class Checker:
             return {path.stem: path.read_bytes()[: MAX_BYTES + 1] for path in found}
         except OSError:
             return {}
+
+
+def refusal(resolved: ResolvedAgent, paths: Paths) -> CloisterError | None:
+    """Return why this version would refuse to start an agent, if it would; `where` is a key of the agent's table."""
+    agent = resolved.agent
+    try:
+        match agent.isolation:
+            case "microvm":
+                _refuse_guest(resolved, paths)
+            case "unit":
+                refuse_keys(agent, ("microvm",))
+            case _:
+                refuse_unenforced(agent)
+    except CloisterError as error:
+        return error
+    return None
+
+
+def _refuse_guest(resolved: ResolvedAgent, paths: Paths) -> None:
+    from cloister.runs.compile_vm import image_of, memory_of
+    from cloister.runs.images import places, store_of
+
+    refuse_unenforced_vm(resolved.agent)
+    memory_of(resolved.agent)
+    name = image_of(resolved.agent, resolved.preset)
+    try:
+        store_of(places(os.environ, paths, resolved.policy.images), name).path(name)
+    except UsageError as error:
+        raise UsageError(error.reference, error.message, where=".microvm.image", remedy=error.remedy) from error
 
 
 def as_error(report: Report) -> PolicyError:

@@ -58,6 +58,7 @@ def machine_facts(
     Raises:
         CloisterError: one of them is not there, or not to be trusted.
     """
+    refuse_larger(memory_of(agent), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
     if image.manifest.protocol != PROTOCOL:
@@ -86,6 +87,19 @@ def machine_facts(
         machine=platform.machine(),
         secrets=found.secrets,
     )
+
+
+def refuse_larger(wanted: int, memory: int) -> None:
+    """Refuse a guest with more memory than the host has, in bytes.
+
+    Raises:
+        UnsupportedError: `microvm-memory`.
+    """
+    if wanted > memory:
+        raise UnsupportedError(
+            "microvm-memory", f"the guest shall have {wanted >> 20} MiB of memory, and this host has {memory >> 20}",
+            where=".microvm.memory", remedy=f'memory = "{max(memory >> 21, 128)}M"',
+        )  # fmt: skip
 
 
 def try_machine(kitchen: Kitchen, looked: Looked) -> None:

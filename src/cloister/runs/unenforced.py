@@ -11,6 +11,8 @@ from cloister.policy.document import Document
 from cloister.policy.model import Agent, MicroVm, Unit
 
 _DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
+MOST_CPUS = 32
+"""Of a guest: what Firecracker and QEMU both make."""
 MOST_PORTS = 4
 """Of a guest: their listeners travel with the descriptors of one frame (`host/frames.py`, MAX_DESCRIPTORS)."""
 _OBEYED_AUDIT = (
@@ -54,17 +56,22 @@ def refuse_unenforced(agent: Agent) -> None:
             where=".isolation",
             remedy='isolation = "namespace"',
         )
-    _refuse_keys(agent, ("unit", "microvm"))
+    refuse_keys(agent, ("unit", "microvm"))
 
 
-def _refuse_keys(agent: Agent, keys: tuple[str, ...]) -> None:
+def refuse_keys(agent: Agent, keys: tuple[str, ...]) -> None:
+    """Refuse an agent that has tables of another isolation, by their names.
+
+    Raises:
+        UnsupportedError: names the first.
+    """
     for key in keys:
         if getattr(agent, key) != _DEFAULTS[key]:
             raise UnsupportedError(
                 "policy-not-enforceable",
-                f"nothing in this version enforces `{key}`, so the agent was not started",
+                f"the table `{key}` is for agents with another isolation than {agent.isolation!r}",
                 where=f".{key}",
-                remedy=f"remove `{key}` from the agent's table",
+                remedy=f'isolation = "{key}", or remove `{key}` from the agent\'s table',
             )
 
 
@@ -81,7 +88,7 @@ def refuse_unenforced_unit(agent: Agent) -> None:
             where=".isolation",
             remedy="cloister run, as yourself",
         )
-    _refuse_keys(agent, ("microvm",))
+    refuse_keys(agent, ("microvm",))
 
 
 def refuse_unenforced_vm(agent: Agent) -> None:
@@ -90,7 +97,7 @@ def refuse_unenforced_vm(agent: Agent) -> None:
     Raises:
         UnsupportedError: names the first key, and what to do.
     """
-    _refuse_keys(agent, ("unit",))
+    refuse_keys(agent, ("unit",))
     if agent.egress.mode == "internet":
         raise UnsupportedError(
             "microvm-internet", "a microVM has no network but the run's proxy, so `internet` cannot be kept",
@@ -103,6 +110,10 @@ def refuse_unenforced_vm(agent: Agent) -> None:
                 where=f".filesystem.{key}", remedy="`carry` copies what lies in the home; or make it part of the image",
             )  # fmt: skip
     _refuse_ports(agent.microvm.ports)
+    if (agent.microvm.cpus or 1) > MOST_CPUS:
+        raise UnsupportedError(
+            "microvm-cpus", f"a guest has at most {MOST_CPUS} processors", where=".microvm.cpus", remedy="cpus = 2"
+        )
 
 
 def _refuse_ports(ports: tuple[int, ...]) -> None:

@@ -88,6 +88,14 @@ static bool repeated(struct guest_fields *fields, const char *name, const char *
     return strcmp(name, "socket") == 0 || strcmp(name, "proxy") == 0;
 }
 
+static bool octal(const char *text, mode_t *into)
+{
+    if (strlen(text) != 3 || !made_of(text, "01234567", 3))
+        return false;
+    *into = (mode_t)((text[0] - '0') << 6 | (text[1] - '0') << 3 | (text[2] - '0'));
+    return true;
+}
+
 static bool id(const char *text, unsigned *into)
 {
     unsigned long long value = 0;
@@ -128,6 +136,8 @@ static bool single(struct guest_fields *fields, const char *name, const char *va
         return id(value, &fields->uid);
     if (strcmp(name, "gid") == 0)
         return id(value, &fields->gid);
+    if (strcmp(name, "umask") == 0)
+        return octal(value, &fields->umask);
     if (strcmp(name, "tmpfs") == 0)
         return fields->tmpfs == 0 && number(value, 1ULL << 50, &fields->tmpfs);
     if (strcmp(name, "nested") == 0)
@@ -142,6 +152,7 @@ const char *guest_fields_read(struct guest_fields *fields, char *const *words, s
     static char name[32];
     bool random = false;
     memset(fields, 0, sizeof *fields);
+    fields->umask = 022;
     for (size_t i = 0; i < count; i++) {
         const char *equal = strchr(words[i], '=');
         size_t length = equal ? (size_t)(equal - words[i]) : 0;

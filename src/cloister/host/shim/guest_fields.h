@@ -17,6 +17,7 @@ struct guest_fields {
     const char *hostname, *machine_id, *user, *home, *workspace, *address, *gateway, *mac;
     uid_t uid;
     gid_t gid;
+    mode_t umask; /* umask of the agent; 022 when it was not given */
     unsigned long long tmpfs;   /* bytes of the home and /tmp; 0: the kernel's half of memory */
     unsigned long long time_ns; /* since the epoch */
     unsigned char entropy[GUEST_ENTROPY];
