@@ -261,6 +261,9 @@ def test_the_fields_and_the_files_of_a_run_arrive_whole(keeper: Keeper) -> None:
     assert words["hostname"] == "guest"
     assert len(words["entropy"]) == 128
     assert abs(int(words["time_ns"]) / 1e9 - time.time()) < 60
+    before = os.umask(0)
+    os.umask(before)
+    assert words["umask"] == f"{before:03o}"
 
 
 def test_a_begin_that_fails_is_told_as_such(keeper: Keeper) -> None:

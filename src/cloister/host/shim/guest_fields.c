@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ID_MAX = 0x7ffffffe };
+enum { ID_MAX = 0x7ffffffe, GUEST_UMASK_GIVEN = 01000 };
 
 static bool number(const char *text, unsigned long long most, unsigned long long *into)
 {
@@ -42,7 +42,7 @@ static bool entropy(struct guest_fields *fields, const char *text)
     if (strlen(text) != 2 * GUEST_ENTROPY || !made_of(text, HEX, 2 * GUEST_ENTROPY))
         return false;
     for (size_t i = 0; i < GUEST_ENTROPY; i++)
-        fields->entropy[i] = (unsigned char)(nibble(text[2 * i]) << 4 | nibble(text[2 * i + 1]));
+        fields->entropy[i] = guest_fields_byte(text + 2 * i);
     return true;
 }
 
@@ -74,6 +74,17 @@ static bool add(struct guest_words *words, const char *value, bool good)
     return true;
 }
 
+static bool stands(const char *value)
+{
+    size_t length = strspn(value, HEX);
+    return length % 2 == 0 && value[length] == ':' && guest_fields_relative(value + length + 1);
+}
+
+unsigned char guest_fields_byte(const char *text)
+{
+    return (unsigned char)(nibble(text[0]) << 4 | nibble(text[1]));
+}
+
 /* Fields that may come more than once, and those that others read. False: not one of these, or malformed. */
 static bool repeated(struct guest_fields *fields, const char *name, const char *value)
 {
@@ -83,6 +94,8 @@ static bool repeated(struct guest_fields *fields, const char *name, const char *
         return add(&fields->read_only, value, guest_fields_relative(value));
     if (strcmp(name, "mask") == 0)
         return add(&fields->mask, value, guest_fields_relative(value));
+    if (strcmp(name, "stand") == 0)
+        return add(&fields->stand, value, stands(value));
     if (strcmp(name, "seed") == 0)
         return add(&fields->seed, value, absolute(value));
     return strcmp(name, "socket") == 0 || strcmp(name, "proxy") == 0;
@@ -90,9 +103,9 @@ static bool repeated(struct guest_fields *fields, const char *name, const char *
 
 static bool octal(const char *text, mode_t *into)
 {
-    if (strlen(text) != 3 || !made_of(text, "01234567", 3))
+    if (*into || strlen(text) != 3 || !made_of(text, "01234567", 3))
         return false;
-    *into = (mode_t)((text[0] - '0') << 6 | (text[1] - '0') << 3 | (text[2] - '0'));
+    *into = (mode_t)(GUEST_UMASK_GIVEN | (text[0] - '0') << 6 | (text[1] - '0') << 3 | (text[2] - '0'));
     return true;
 }
 
@@ -152,7 +165,6 @@ const char *guest_fields_read(struct guest_fields *fields, char *const *words, s
     static char name[32];
     bool random = false;
     memset(fields, 0, sizeof *fields);
-    fields->umask = 022;
     for (size_t i = 0; i < count; i++) {
         const char *equal = strchr(words[i], '=');
         size_t length = equal ? (size_t)(equal - words[i]) : 0;
@@ -170,6 +182,7 @@ const char *guest_fields_read(struct guest_fields *fields, char *const *words, s
         if (!good)
             return name;
     }
+    fields->umask = fields->umask ? fields->umask & 0777 : 022;
     fields->fresh = random && fields->time_ns != 0;
     return NULL;
 }

@@ -26,11 +26,14 @@ struct guest_fields {
     struct guest_words {
         const char *items[GUEST_WORDS_MAX];
         size_t count;
-    } state, read_only, mask, seed;
+    } state, read_only, mask, stand, seed; /* of `stand` each is a content in hex, a colon, and a path */
 };
 
 /* NULL, or what is wrong: a field unknown, malformed, doubled or missing. */
 const char *guest_fields_read(struct guest_fields *fields, char *const *words, size_t count);
+
+/* The byte that two digits of hex say; only for what `guest_fields_read` has accepted. */
+unsigned char guest_fields_byte(const char *text);
 
 /* A relative path without empty parts, `.` and `..`. */
 bool guest_fields_relative(const char *path);
