@@ -28,6 +28,7 @@ from cloister.plan.steps import (
     Placeholders,
     Plan,
     SeedFile,
+    plain,
 )
 from cloister.plan.workspace import Mount as LayoutMount
 from cloister.policy.model import Agent, Preset
@@ -114,7 +115,7 @@ def compile_run(agent: Agent, preset: Preset, command: tuple[str, ...], egress: 
         profile=facts.profile,
         project=facts.project,
         steps=(*_preparations(agent, preset, facts, files, launch, limited, identity), launch),
-        asked=command,
+        asked=plain(command),
         egress=egress,
         credentials=planned(agent),
         models=facts.model_words,

@@ -28,6 +28,7 @@ from cloister.plan.steps import (
     Plan,
     SeedFile,
     WriteBytes,
+    plain,
 )
 from cloister.plan.vm import (
     DIRECTORY,
@@ -142,7 +143,7 @@ def compile_vm(  # noqa: PLR0913  # as `compile_run`, and the machine
         profile=facts.profile,
         project=facts.project,
         steps=(*_preparations(agent, preset, facts, files, launch, limited, machine), launch),
-        asked=command,
+        asked=plain(command),
         egress=egress,
         credentials=planned(agent),
         models=facts.model_words,
