@@ -112,8 +112,9 @@ def _unreadable(root: str, error: OSError) -> UnsupportedError | RetryError:
     if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENOENT}:
         return RetryError("workspace-changing", "the workspace is being replaced while it is copied", where=where)
     return UnsupportedError(
-        "vm-workspace", f"the workspace cannot be copied for a virtual machine: {error.strerror}", where=where
-    )
+        "vm-workspace", f"the workspace cannot be copied for a virtual machine: {error.strerror}", where=where,
+        remedy="cloister gc, or make room in ~/.local/state" if error.errno == errno.ENOSPC else "",
+    )  # fmt: skip
 
 
 def _make_file(  # noqa: PLR0913  # all that decides its size
