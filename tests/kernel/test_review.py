@@ -15,8 +15,8 @@ def test_diff_shows_and_apply_writes(user: User, workspace: Path) -> None:
     """What the run changed is shown, nothing is written until told, and then exactly that."""
     user.write_policy(OVERLAY)
     (workspace / "old").write_text("to go\n")
-    script = "echo changed > README; echo new > made; rm old; mkdir -p d; ln -s ../README d/link; touch -d @1234567890.5 made"
-    user.inside(script, cwd=workspace)
+    script = "echo changed > README; echo new > made; rm old; mkdir -p d; ln -s ../README d/link"
+    user.inside(f"{script}; touch -d @1234567890.5 made", cwd=workspace)
     shown = user.run("diff", "last", "--json", cwd=workspace)
     text = user.run("diff", "last", cwd=workspace)
     before = (workspace / "README").read_text()
