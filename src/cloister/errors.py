@@ -86,10 +86,10 @@ class PolicyError(CloisterError):
     exit_code = 78
 
     def __init__(self, problems: list[Problem] | tuple[Problem, ...], *, reference: str = "policy-invalid") -> None:
-        """Take at least one problem; the first gives the message."""
+        """Take at least one problem; the first gives the message, the first word of the reference what it is about."""
         first = problems[0]
         count = len(problems)
-        message = first.message if count == 1 else f"the policy has {count} mistakes"
+        message = first.message if count == 1 else f"the {reference.partition('-')[0]} has {count} mistakes"
         super().__init__(reference, message, where=first.where if count == 1 else "", remedy=first.remedy)
         self.problems = tuple(problems)
 

@@ -186,7 +186,7 @@ def test_an_agent_is_shown_with_the_lines_it_comes_from(user: User, workspace: P
         (("ps", "--al"), "did you mean --all?"),
         (("stop", "--gracee", "1s", "last"), "did you mean --grace?"),
         (("gc", "--older-than", "soon"), "duration"),
-        (("policy", "relaod"), "invalid choice"),
+        (("policy", "relaod"), "did you mean reload?"),
         (("explain", "shell"), "required"),
         (("inspect", "--argv", "--plan", "last"), "not allowed with"),
     ],

@@ -98,6 +98,7 @@ def test_fields_of_a_run_are_taken(parsers: Path) -> None:
     """What the broker and the keeper send is understood."""
     full = fields(
         workspace="/srv/a", state=(".claude", ".local/share/x"), ro=(".git/hooks",), mask=("a/b",), tmpfs=1 << 30,
+        stand=("7b7d:.mcp.json", ":.env"), umask="027",
         address="10.0.0.7/24", gateway="10.0.0.1", mac="02:00:00:00:00:07", proxy="10.0.0.1:3128",
     )  # fmt: skip
     assert ask(parsers, "fields", [joined(full)]) == ["ok 1000 1000 1 /home/alice /srv/a"]
@@ -109,7 +110,8 @@ def test_fields_of_a_run_are_taken(parsers: Path) -> None:
         "uid=0", "uid=", "uid=-1", "uid=4294967296", "gid=0", "user=", "user=a:b", "user=-x", "home=relative",
         "home=/", "home=/a/",
         "home=/a/../b", "home=/a//b", "workspace=/.", "state=/absolute", "state=../up", "state=a/./b", "state=",
-        "ro=..", "mask=/",
+        "ro=..", "mask=/", "stand=.env", "stand=:", "stand=:/etc/x", "stand=7:.env", "stand=7B:.env", "stand=00:../x",
+        "umask=", "umask=22", "umask=0022", "umask=888", "umask=-22",
         "seed=relative", "nested=0", "nested=", "hostname=a b", "hostname=", "machine_id=xyz", "mac=1", "entropy=00",
         "time_ns=-5", "tmpfs=1G",
         "unknown=1", "=1", "noequal", "address=a", "gateway=::1", "state=" + "a" * 300, "home=/" + "a/" * 2000 + "b",

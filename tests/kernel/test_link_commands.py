@@ -261,6 +261,9 @@ def test_the_fields_and_the_files_of_a_run_arrive_whole(keeper: Keeper) -> None:
     assert words["hostname"] == "guest"
     assert len(words["entropy"]) == 128
     assert abs(int(words["time_ns"]) / 1e9 - time.time()) < 60
+    before = os.umask(0)
+    os.umask(before)
+    assert words["umask"] == f"{before:03o}"
 
 
 def test_a_begin_that_fails_is_told_as_such(keeper: Keeper) -> None:
@@ -336,3 +339,14 @@ def test_nothing_is_left_of_a_run(keeper: Keeper) -> None:
     keeper.run("/bin/sh", "-c", "setsid sleep 61.7182 & exit 0")
     keeper.process.wait(5)
     assert subprocess.run(["pgrep", "-f", "sleep 61.7182"], check=False, capture_output=True).stdout == b""
+
+
+def test_one_file_for_both_outputs_keeps_their_order(keeper: Keeper) -> None:
+    """As after `>log 2>&1`: what is written to the one and to the other is there in the order of writing."""
+    keeper.begin()
+    script = "for i in 1 2 3 4 5 6 7 8 9; do echo out $i; echo err $i >&2; done"
+    with (keeper.place.work / "log").open("w+b") as log, open(os.devnull, "r+b") as null:
+        keeper.go("/bin/sh", "-c", script, stdio=[null.fileno(), log.fileno(), log.fileno()])
+        assert keeper.ended() == 0
+        log.seek(0)
+        assert log.read() == b"".join(b"out %d\nerr %d\n" % (number, number) for number in range(1, 10))

@@ -15,7 +15,8 @@ def test_diff_shows_and_apply_writes(user: User, workspace: Path) -> None:
     """What the run changed is shown, nothing is written until told, and then exactly that."""
     user.write_policy(OVERLAY)
     (workspace / "old").write_text("to go\n")
-    user.inside("echo changed > README; echo new > made; rm old; mkdir -p d; ln -s ../README d/link", cwd=workspace)
+    script = "echo changed > README; echo new > made; rm old; mkdir -p d; ln -s ../README d/link"
+    user.inside(f"{script}; touch -d @1234567890.5 made", cwd=workspace)
     shown = user.run("diff", "last", "--json", cwd=workspace)
     text = user.run("diff", "last", cwd=workspace)
     before = (workspace / "README").read_text()
@@ -29,7 +30,7 @@ def test_diff_shows_and_apply_writes(user: User, workspace: Path) -> None:
     assert before == "a project\n"
     assert applied.returncode == 0, applied.stderr
     assert (workspace / "README").read_text() == "changed\n"
-    assert (workspace / "made").read_text() == "new\n"
+    assert ((workspace / "made").read_text(), (workspace / "made").stat().st_mtime) == ("new\n", 1234567890.5)
     assert (workspace / "d/link").readlink() == Path("../README")
     assert not (workspace / "old").exists()
     assert "overlay-gone" in user.run("apply", "last", cwd=workspace).stderr

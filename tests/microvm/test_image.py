@@ -142,7 +142,7 @@ def test_renewing_keeps_the_packages_and_takes_the_next_version(verb: Verb, imag
     ("words", "code", "said"),
     [
         (("verify", "tset"), 64, "image-missing"), (("build", "minmal"), 64, "cloister image build minimal"),
-        (("build", "./none.toml"), 64, "recipe-missing"), (("biuld", "dev"), 64, "invalid choice"),
+        (("build", "./none.toml"), 64, "recipe-missing"), (("biuld", "dev"), 64, "did you mean build?"),
         (("build", "dev", "--version", "0"), 64, "image-version"), (("sign", "test"), 64, "cloister image keygen"),
         (("gc", "--keep", "0"), 64, "image-keep"),
     ],

@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
             examples: command lines with their meaning.
             exits: exit codes of this verb beyond 0 and those of sysexits(3).
         """
-        shown = "\n".join(f"  {command:<38} {what}" for command, what in examples)
+        width = max((len(command) for command, _ in examples), default=0)
+        shown = "\n".join(f"  {command:<{width}}  {what}" for command, what in examples)
         super().__init__(
             prog=f"cloister {verb}",
             description="\n\n".join(part for part in (summary, textwrap.fill(prose, 78)) if part),
@@ -54,6 +55,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # type: ignore[explicit-override]  # typing.override: Python 3.12
         """Turn a mistake into an error with something to type."""
         raise UsageError("usage", message, remedy=f"{self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:  # type: ignore[explicit-override]  # as above
+        """Refuse a word that is none of those an argument takes: argparse's own message names no likely one."""
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        close = difflib.get_close_matches(str(value), known, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
+        name = action.metavar if isinstance(action.metavar, str) else "/".join(action.option_strings) or action.dest
+        raise UsageError("usage", f"unknown {name.lower()} {value!r}", remedy=remedy)
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse.

@@ -58,6 +58,7 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     words = sys.argv[1:] if argv is None else argv
+    _fill_standard_streams()
     verb = words[0] if words else ""
     if verb == "help" and words[1:2] and words[1] in VERBS:
         verb, words = words[1], [words[1], "--help"]
@@ -69,14 +70,15 @@ def main(argv: list[str] | None = None) -> int:
 
         sys.stdout.write(f"cloister {__version__}\n")
         return 0
+    runner = verb in RUNNERS or words[:2] == ["vm", "exec"]
     try:
         code = _call(verb, words[1:])
         sys.stdout.flush()
     except CloisterError as error:
         sys.stderr.write(render(error) + "\n")
-        if verb not in RUNNERS and "--json" in words[1:]:
+        if not runner and "--json" in words[1:]:
             _print_json(error)
-        if verb in RUNNERS:
+        if runner:
             return error.exit_code if error.exit_code in (126, 127) else 125
         return error.exit_code
     except KeyboardInterrupt:
@@ -89,8 +91,22 @@ def main(argv: list[str] | None = None) -> int:
         import traceback
 
         traceback.print_exc()
-        return 125 if verb in RUNNERS else EXIT_BUG
+        return 125 if runner else EXIT_BUG
     return code
+
+
+def _fill_standard_streams() -> None:
+    """Open /dev/null where standard input, output or error is closed.
+
+    Else what is opened next would take their numbers: the broker's socket would be the agent's input. Python has None
+    in place of such a stream.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115  # for good
 
 
 def _call(verb: str, words: list[str]) -> int:

@@ -20,7 +20,9 @@ def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     listing = actions.add_parser("list", help="list images")
     listing.add_argument("--recipes", action="store_true", help="list the recipes that come with Cloister instead")
     listing.add_argument(
-        "--json", action="store_true", help="print JSON: a list with name, version, path, bytes, signer, problem"
+        "--json",
+        action="store_true",
+        help="print JSON: a list with name, version, path, bytes, signer, comment, problem",
     )
     inspect = actions.add_parser("inspect", help="show the manifest and the packages of an image")
     inspect.add_argument("name", metavar="NAME", help="the image")
@@ -53,20 +55,22 @@ class _Row(NamedTuple):
     path: str
     bytes: int
     signer: str
+    comment: str
+    """Whose key that is, in the words of the trust store."""
     problem: str
 
 
 def _row(row: _Row) -> list[str]:
-    signer = row.signer[:16] or "unsigned"
+    signer = f"{row.signer[:16]} {row.comment}".rstrip() or "unsigned"
     return [row.name, str(row.version), output.size(row.bytes), f"refused: {row.problem}" if row.problem else signer]
 
 
 def _list(where: ImagePlaces, trusted: Trust, *, as_json: bool) -> int:
-    rows: list[_Row] = []
-    for store in stores(where):
-        for one in store.stored():
-            signer, problem = _signer(where, trusted, one.name, one.version)
-            rows.append(_Row(one.name, one.version, one.path, one.bytes, signer, problem))
+    rows = [
+        _Row(one.name, one.version, one.path, one.bytes, *_signer(where, trusted, one.name, one.version))
+        for store in stores(where)
+        for one in store.stored()
+    ]
     if as_json:
         output.print_json([row._asdict() for row in rows])
     elif rows:
@@ -76,17 +80,18 @@ def _list(where: ImagePlaces, trusted: Trust, *, as_json: bool) -> int:
     return 0
 
 
-def _signer(where: ImagePlaces, trusted: Trust, name: str, version: int) -> tuple[str, str]:
+def _signer(where: ImagePlaces, trusted: Trust, name: str, version: int) -> tuple[str, str, str]:
+    """Return the public key that counts, its comment, and why the image is refused."""
     try:
         found = look(where, trusted, name, version)
     except CloisterError as error:
-        return "", error.reference
-    return found.signer.public if found.signer else "", ""
+        return "", "", error.reference
+    return (found.signer.public, found.signer.comment, "") if found.signer else ("", "", "")
 
 
 def _inspect(where: ImagePlaces, trusted: Trust, options: argparse.Namespace) -> int:
     found = look(where, Trust(trusted.keys, required=False), options.name, options.version)
-    _, problem = _signer(where, trusted, options.name, found.manifest.version)
+    *_, problem = _signer(where, trusted, options.name, found.manifest.version)
     manifest = found.manifest
     if options.json:
         output.print_json({

@@ -11,7 +11,7 @@ from cloister.cli import image, output
 from cloister.cli.arguments import Parser
 from cloister.errors import UsageError
 from cloister.images import lock
-from cloister.runs.images import Builder, Built, find_recipe
+from cloister.runs.images import Builder, Built, find_recipe, store_of
 
 _JSON = "print JSON with the keys name, version, path, digest, signer, root_hash, seconds"
 
@@ -43,6 +43,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("image-version", "versions count from 1")
     told = _Progress(quiet=options.json)
     if options.action == "renew":
+        store_of(image.where(), options.name).path(options.name)  # there is one: only then a key is made
         builder = Builder(image.where(), told.say, ask=image.ask_passphrase)
         built = builder.renew(options.name, image.policy(), os.getuid(), version=options.version)
     else:

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     """
     if argv[:1] and argv[0] in EDGES:
         verb, *front = EDGES[argv[0]]
-        code: int = importlib.import_module(f"cloister.cli.{verb}").main([*front, *_named(argv[1:])])
+        code: int = importlib.import_module(f"cloister.cli.{verb}").main([*front, *_named(argv[0], argv[1:])])
         return code
     command: list[str] = []
     if argv[:1] and argv[0] in _COMMAND and "--" in argv:
@@ -99,7 +99,7 @@ def machine(word: str) -> tuple[str, VmLaunch]:
     Raises:
         UsageError: none, several, or one without a machine.
     """
-    run = _by_agent(word) or records.store().find(word)
+    run = _by_agent(word) or _by_id(word)
     plan = records.store().plan(run)
     vm = plan.launch.vm if plan else None
     if vm is None:
@@ -144,18 +144,54 @@ def _by_agent(word: str) -> str:
     """
     found = [row.id for row, _ in rows(everything=False) if row.agent == word and row.status != "died"]
     if len(found) > 1:
-        raise UsageError("run-unknown", f"{len(found)} machines of {word} live: {', '.join(found)}", remedy="name one")
+        raise UsageError(
+            "run-unknown",
+            f"{len(found)} machines of {word} live: {', '.join(found)}",
+            remedy="cloister vm list, and name one by its id",
+        )
     return found[0] if found else ""
 
 
-def _named(words: list[str]) -> list[str]:
-    """Put the run in the place of an agent's name: the first word that is no option."""
+def _by_id(word: str) -> str:
+    """Return the run that a word begins.
+
+    Raises:
+        UsageError: none or several.
+    """
+    try:
+        return records.store().find(word)
+    except UsageError as error:
+        remedy = f"cloister vm list; or cloister vm start {word}"
+        raise UsageError(
+            error.reference, f"{error.message}, and no machine of an agent called so", remedy=remedy
+        ) from None
+
+
+def _named(verb: str, words: list[str]) -> list[str]:
+    """Put runs in the places of agents' names: all words of `stop`, of other verbs the first one that names a run.
+
+    What has ended can still be read: for `logs` and `console` the newest machine of an agent will do.
+
+    Raises:
+        UsageError: the first word means no run.
+    """
+    ended = verb in ("logs", "console")
+    found = list(words)
     for index, word in enumerate(words):
         if word == "--":
             break
-        if not word.startswith("-"):
-            return [*words[:index], _by_agent(word) or word, *words[index + 1 :]]
-    return words
+        run = "" if word.startswith("-") else _by_agent(word) or (_newest(word) if ended else "")
+        if run:
+            found[index] = run
+            if verb != "stop":
+                break
+    if found == words and words and not words[0].startswith("-"):
+        _by_id(words[0])
+    return found
+
+
+def _newest(word: str) -> str:
+    return next((row.id for row, _ in reversed(rows(everything=True)) if row.agent == word), "")
 
 
 def _module(word: str) -> Any:

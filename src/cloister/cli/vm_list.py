@@ -110,7 +110,12 @@ def _list(options: argparse.Namespace) -> None:
         print("no machines" if options.all else "no living machines; `cloister vm list --all` lists those that were")
     else:
         heads = ["NAME", "RUN", "IMAGE", "STATUS", "PID", "MEMORY", "UPTIME", "PORTS", "WORKSPACE"]
-        print(output.table(heads, [_row(one) for one in found]))
+        cells = [_row(one) for one in found]
+        if options.all:
+            heads.insert(4, "EXIT")
+            for row, one in zip(cells, found, strict=True):
+                row.insert(4, _exit(one))
+        print(output.table(heads, cells))
 
 
 def _row(one: Listed) -> list[str]:
@@ -120,6 +125,12 @@ def _row(one: Listed) -> list[str]:
         one.name, one.id, one.image, one.status, str(one.pid or "-"), size, output.span(one.uptime), ports or "-",
         one.workspace,
     ]  # fmt: skip
+
+
+def _exit(one: Listed) -> str:
+    if one.exit_code is None:
+        return "-"
+    return str(one.exit_code) if one.reason == "exited" else f"{one.exit_code} {one.reason}"
 
 
 def _stats(options: argparse.Namespace) -> None:

@@ -8,10 +8,12 @@ of each image and signer is kept outside of it (`SeenVersions`), where replacing
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from importlib import resources
 from typing import NamedTuple
 
 import msgspec
@@ -72,8 +74,16 @@ class ImageStore:
         if not versions or (version is not None and version not in versions):
             shown = f"{name} {version}" if version is not None and versions else name
             raise UsageError("image-missing", f"there is no guest image {shown}", where=self.directory,
-                             remedy=f"cloister image build {name}")  # fmt: skip
+                             remedy=self._remedy(name))  # fmt: skip
         return f"{self.directory}/{name}/{versions[-1] if version is None else version}"
+
+    def _remedy(self, name: str) -> str:
+        """Return what gives an image of this name: one that is there, or a build from a recipe that comes along."""
+        if close := difflib.get_close_matches(name, [one for one in self.names() if one != name], n=1):
+            return f"did you mean {close[0]}?"
+        if (resources.files("cloister.images") / "recipes" / f"{name}.toml").is_file():
+            return f"cloister image build {name}"
+        return f"cloister image list; or cloister image build ./{name}.toml, from a recipe of yours"
 
     def stored(self) -> Iterator[Stored]:
         """Yield every version."""

@@ -214,10 +214,11 @@ def _link_new(holder: int, fresh: str, last: str) -> None:
 
 
 def _copy(review: Review, change: Change, holder: int, fresh: str) -> None:
-    """Copy a file's data and keep its holes."""
+    """Copy a file's data, its holes and the time of its last change, by which make(1) and its like decide."""
     source = open_file(review.upper, change.path)
     try:
-        if os.fstat(source).st_size != change.size:
+        status = os.fstat(source)
+        if status.st_size != change.size:
             raise _RefusedError("the run's copy is not what was reviewed")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         target = os.open(fresh, flags, 0o600, dir_fd=holder)
@@ -225,6 +226,8 @@ def _copy(review: Review, change: Change, holder: int, fresh: str) -> None:
             if not copy_data(source, target, change.size):
                 raise _RefusedError("the run's copy is not what was reviewed")
             os.fchmod(target, change.mode & PERMISSIONS)
+            with suppress(OSError, OverflowError):  # a time that this file system cannot keep
+                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
         finally:
             os.close(target)
     finally:

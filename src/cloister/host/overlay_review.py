@@ -19,9 +19,10 @@ from typing import Literal
 from cloister.errors import DeniedError, UnsupportedError
 from cloister.host import beneath
 from cloister.host.tripwires import MAX_INDEX_BYTES, hash_bytes
-from cloister.plan.changes import Change, Stamp, asks
+from cloister.plan.changes import LEADS_OUT, Change, Stamp, asks, at_system_program
 from cloister.plan.gitindex import forged_paths
 from cloister.plan.textdiff import MAX_BYTES, printable, unified
+from cloister.plan.workspace import NodeKind
 
 MAX_CHANGES = 100_000
 MAX_DEPTH = 64
@@ -216,9 +217,16 @@ class Review:
             link=link,
             # A directory's own stamp changes with every name in it, so it counts only where it goes away.
             conflict=touched and not (before.kind == "directory" and op == "modified"),
-            asks=asks(path, kind, link, self._names) or (self._forged(path) if kind == "file" else ""),
+            asks=self._asks(path, kind, link) or (self._forged(path) if kind == "file" else ""),
             never="devices, FIFOs and sockets are not applied" if special else "",
         )
+
+    def _asks(self, path: str, kind: NodeKind, link: str) -> str:
+        """Say why a change waits to be asked for. Through a link to what only root writes, nobody here writes."""
+        why = asks(path, kind, link, self._names)
+        if why != LEADS_OUT or not at_system_program(link):
+            return why
+        return why if os.access(link, os.W_OK) or os.access(os.path.dirname(link), os.W_OK) else ""
 
     def _forged(self, path: str) -> str:
         """Say what is wrong with the run's git index, through which `git checkout` would write anywhere."""

@@ -39,6 +39,7 @@ MAX_LINKS = 65_000
 LARGEST_BYTES = ((1 << 32) - 2) * BLOCK
 """ext4 counts 2^32 blocks of a file, holes among them."""
 _PERMISSIONS = 0o777
+_KINDS = {"directory": stat.S_IFDIR, "file": stat.S_IFREG, "socket": stat.S_IFSOCK}
 _SPARE_INODES = 20_000
 _JOURNAL_BYTES = 256 << 20
 _LARGEST_BLOCKS = 1 << 32
@@ -51,7 +52,7 @@ class WorkspaceDisk(Value, frozen=True):
     size_bytes: int
     entries: int
     fields: tuple[str, ...]
-    """`ro=PATH` and `mask=PATH`, relative to the workspace, for the guest's begin."""
+    """`ro=PATH`, `mask=PATH` and `stand=HEX:PATH`, relative to the workspace, for the guest's begin."""
     notices: tuple[str, ...] = ()
     """What the person should know, one sentence each."""
 
@@ -104,7 +105,7 @@ def make_workspace_disk(  # noqa: PLR0913  # a disk has so many sides
 
 
 def _baseline(layout: WorkspaceLayout, copier: _Copier) -> Baseline:
-    protected = [name for kind, name in held(layout) if kind == "ro"]
+    protected = [name.partition(":")[2] if kind == "stand" else name for kind, name in held(layout) if kind != "mask"]
     return Baseline(layout.root, copier.baseline, frozenset(copier.kept), tuple(protected), layout.unprotected)
 
 
@@ -113,8 +114,9 @@ def _unreadable(root: str, error: OSError) -> UnsupportedError | RetryError:
     if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENOENT}:
         return RetryError("workspace-changing", "the workspace is being replaced while it is copied", where=where)
     return UnsupportedError(
-        "vm-workspace", f"the workspace cannot be copied for a virtual machine: {error.strerror}", where=where
-    )
+        "vm-workspace", f"the workspace cannot be copied for a virtual machine: {error.strerror}", where=where,
+        remedy="cloister gc, or make room in ~/.local/state" if error.errno == errno.ENOSPC else "",
+    )  # fmt: skip
 
 
 def _make_file(  # noqa: PLR0913  # all that decides its size
@@ -254,7 +256,7 @@ class _Copier:
         if stat.S_ISLNK(status.st_mode):
             return [self._link(os.fsencode(os.readlink(text, dir_fd=opened)), name, path, status)]
         if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-            self._special += 1
+            self._special += name not in self._virtual.get(place, {})  # there may be a placeholder of another run
             return []
         if stat.S_ISDIR(status.st_mode):
             below = beneath.open_directory(opened, text)
@@ -309,8 +311,11 @@ class _Copier:
     def _made(self, path: bytes, name: bytes, made: Virtual, parent: int) -> Name:
         """Write something that the host does not have there."""
         number = self.disk.number(directory=made.kind == "directory")
-        kind = stat.S_IFDIR if made.kind == "directory" else stat.S_IFREG
-        how = Attributes(kind | made.mode, 0, 0, self.disk.now_ns, self.disk.now_ns)
+        how = Attributes(_KINDS[made.kind] | made.mode, 0, 0, self.disk.now_ns, self.disk.now_ns)
+        if made.kind == "socket":
+            self.disk.put_socket(number, how)
+            self._note(path, number, how, 0, given=False)
+            return Name(name, number, "socket")
         if made.kind == "file":
             self.disk.put_bytes(number, how, made.content)
             self._note(path, number, how, len(made.content), given=False)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloister.errors import PolicyError
 from cloister.policy.document import Mistakes, read
 from cloister.policy.load import convert
 from cloister.policy.table import Table
@@ -104,10 +105,13 @@ def load(text: str | bytes, where: str) -> Recipe:
         where: the file's name, for messages.
 
     Raises:
-        PolicyError: `recipe-invalid`, with every mistake, its line and its remedy; `policy-unreadable`:
+        PolicyError: `recipe-invalid`, with every mistake, its line and its remedy; `recipe-unreadable`:
             it is no TOML.
     """
-    document = read(text, where)
+    try:
+        document = read(text, where)
+    except PolicyError as error:
+        raise PolicyError(error.problems, reference="recipe-unreadable") from error
     mistakes = Mistakes(document)
     recipe = convert(document, Recipe, mistakes)
     _check(recipe, mistakes)

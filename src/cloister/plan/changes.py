@@ -14,9 +14,13 @@ from cloister.plan.workspace import NodeKind, Value
 GIT_STATE = ("objects", "refs", "logs")
 GIT_STATE_FILES = (
     "HEAD", "ORIG_HEAD", "FETCH_HEAD", "MERGE_HEAD", "MERGE_MSG", "MERGE_MODE", "AUTO_MERGE", "SQUASH_MSG",
-    "COMMIT_EDITMSG", "index", "packed-refs",
+    "COMMIT_EDITMSG", "index", "packed-refs", "REBASE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD",
 )  # fmt: skip
 """What git writes when one commits. Everything else below `.git` may make git run something."""
+
+
+LEADS_OUT = "a symbolic link that leads out of the workspace"
+SYSTEM_PROGRAMS = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")
 
 
 class Stamp(Value, frozen=True):
@@ -76,7 +80,7 @@ def asks(path: str, kind: NodeKind, link: str, names: Iterable[str]) -> str:
         if f"/{name.casefold()}/" in padded:
             return "tools on your machine load it by themselves"
     if kind == "symlink" and leads_out(path, link):
-        return "a symbolic link that leads out of the workspace"
+        return LEADS_OUT
     return ""
 
 
@@ -95,10 +99,17 @@ def leads_out(path: str, link: str) -> bool:
     return False
 
 
+def at_system_program(link: str) -> bool:
+    """Whether a link's target is a path of the system's own programs, by its text: what a virtual environment links."""
+    return link.startswith(SYSTEM_PROGRAMS) and ".." not in link.split("/")
+
+
 def _git_state(parts: list[str], kind: NodeKind) -> bool:
     """Whether a path below `.git` only records history."""
     if not parts:
         return kind == "directory"
     if parts[0] == "objects":
         return parts[-1] not in {"alternates", "http-alternates"}
+    if parts == ["info", "refs"]:
+        return kind == "file"  # `git gc` writes it, for those who fetch by plain HTTP; nothing here reads it
     return parts[0] in GIT_STATE or (len(parts) == 1 and parts[0] in GIT_STATE_FILES)

@@ -13,7 +13,7 @@ from cloister.plan.vm import FIRST_FILE, VmLaunch
 
 def as_json(plan: Plan) -> bytes:
     """Return the plan as indented JSON, keys in order: what `cloister plan --json` prints and goldens compare."""
-    return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(plan.recorded(), order="sorted"), indent=2) + b"\n"
 
 
 def as_text(plan: Plan) -> str:

@@ -379,7 +379,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The one step that starts the sandbox."""
         return next(step for step in self.steps if isinstance(step, Launch))
 
+    def recorded(self) -> Plan:
+        """Return the plan as it is written down: bytes of its command that are no text are escaped (`plain`)."""
+        words = self.launch.command
+        if plain(words) == words:
+            return self
+        launch = msgspec.structs.replace(self.launch, command=plain(words))
+        return msgspec.structs.replace(
+            self, steps=tuple(launch if isinstance(step, Launch) else step for step in self.steps)
+        )
+
     def digest(self) -> str:
         """Return the SHA-256 of the plan with the run's id taken out: equal plans, equal digests."""
-        text = msgspec.json.encode(self, order="sorted")
+        text = msgspec.json.encode(self.recorded(), order="sorted")
         return hashlib.sha256(text.replace(self.run.encode(), b"RUN")).hexdigest()
+
+
+def plain(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return arguments as text that any file holds: bytes that are no UTF-8 (PEP 383) become `x` escapes."""
+    return tuple(_shown(word) for word in words)
+
+
+def _shown(word: str) -> str:
+    if word.isascii():
+        return word
+    return word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

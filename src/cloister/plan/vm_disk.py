@@ -16,7 +16,8 @@ from cloister.plan.workspace import WorkspaceLayout
 class Virtual(NamedTuple):
     """Something that is on the disk and not on the host, or instead of what is there."""
 
-    kind: Literal["file", "directory"]
+    kind: Literal["file", "directory", "socket"]
+    """A socket is what git takes for nothing: the guest shows a file there (`stand`)."""
     mode: int
     content: bytes = b""
     replaces: bool = False
@@ -26,13 +27,14 @@ class Virtual(NamedTuple):
 def virtual_names(layout: WorkspaceLayout) -> dict[bytes, dict[bytes, Virtual]]:
     """Return what is on the disk and not on the host: by directory, by name."""
     found: dict[bytes, dict[bytes, Virtual]] = {}
-    contents = {mount.target: mount.content for mount in layout.mounts if mount.op == "content"}
     for place in layout.placeholders:
         target = f"{place.base}/{place.name}"
         if place.kind == "directory":
             made = Virtual("directory", 0o755)
+        elif place.kind == "socket":
+            made = Virtual("socket", 0o600)
         else:
-            made = Virtual("file", 0o644, contents.get(target, place.content).encode())
+            made = Virtual("file", 0o644, place.content.encode())
         _put(found, layout.root, target, made)
     for mount in layout.mounts:
         if mount.op == "mask":
@@ -48,13 +50,18 @@ def _put(found: dict[bytes, dict[bytes, Virtual]], root: str, target: str, made:
 
 
 def held(layout: WorkspaceLayout) -> Iterator[tuple[str, str]]:
-    """Yield what the guest is to keep read-only or masked, relative to the workspace."""
+    """Yield what the guest is to keep read-only (`ro`) or masked (`mask`), relative to the workspace.
+
+    `stand` is a file that it shows in the place of a socket: its content in hex, a colon, and the name.
+    """
     for mount in layout.mounts:
         if mount.target == layout.root or not within(mount.target, layout.root):
             continue
         name = mount.target[len(layout.root) + 1 :]
-        if mount.op in {"ro", "content"}:
+        if mount.op == "ro":
             yield "ro", name
+        elif mount.op == "content":
+            yield "stand", f"{mount.content.encode().hex()}:{name}"
         elif mount.op == "mask":
             yield "mask", name
 

@@ -7,7 +7,7 @@ them. Reads files, changes nothing, prints nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ import msgspec
 
 from cloister.audit.detect_rules import rules_of
 from cloister.egress.rules import compile_guard, compile_ruleset
-from cloister.errors import PolicyError, Problem
+from cloister.errors import CloisterError, PolicyError, Problem, UnsupportedError, UsageError
 from cloister.policy.document import Document, read
 from cloister.policy.load import load_document, load_preset, load_project
 from cloister.policy.merge import ResolvedAgent, resolve
@@ -134,13 +134,10 @@ class Checker:
             what = f"the agent {resolved.name!r} has limits for models, and no provider: it reaches none of them"
             where = resolved.source(("llm",))
             self._warn(Finding(message=what, where=where, remedy='add providers = ["NAME"], and [providers.NAME]'))
-        for error in refusals(resolved.agent):
+        for error in (*refusals(resolved.agent), *_guest_refusals(resolved, self._paths)):
             what = f"the agent {resolved.name!r} will not start: {error.message}"
-            self._warn(
-                Finding(
-                    message=what, where=resolved.source(tuple(error.where.strip(".").split("."))), remedy=error.remedy
-                )
-            )
+            where = resolved.source(tuple(error.where.strip(".").split(".")))
+            self._warn(Finding(message=what, where=where, remedy=error.remedy))
 
     def _own_unit(self, resolved: ResolvedAgent) -> None:
         """Say of an agent of the user's own that only the system's policy can make it a system user."""
@@ -231,6 +228,24 @@ class Checker:
             return {path.stem: path.read_bytes()[: MAX_BYTES + 1] for path in found}
         except OSError:
             return {}
+
+
+def _guest_refusals(resolved: ResolvedAgent, paths: Paths) -> Iterator[CloisterError]:
+    """Yield what there is not for an agent's guest, beside what no guest can keep: memory, an image."""
+    if resolved.agent.isolation != "microvm":
+        return
+    from cloister.runs.compile_vm import image_of, memory_of
+    from cloister.runs.images import places, store_of
+
+    try:
+        memory_of(resolved.agent)
+    except UnsupportedError as error:
+        yield error
+    name = image_of(resolved.agent, resolved.preset)
+    try:
+        store_of(places(os.environ, paths, resolved.policy.images), name).path(name)
+    except UsageError as error:
+        yield UsageError(error.reference, error.message, where=".microvm.image", remedy=error.remedy)
 
 
 def as_error(report: Report) -> PolicyError:

@@ -112,7 +112,8 @@ def _start(path: str) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1), (os.POSIX_SPAWN_CLOSE, read_end)]
     argv = [sys.executable, "-I", "-m", "cloister.services.broker", "--ready-fd", str(write_end)]
-    os.posix_spawn(sys.executable, argv, _broker_environment(), file_actions=actions)
+    # In a session of its own from the first moment: Ctrl-C is for the run, and not for what all runs share.
+    os.posix_spawn(sys.executable, argv, _broker_environment(), file_actions=actions, setsid=True)
     os.close(write_end)
     os.close(null)
     import select

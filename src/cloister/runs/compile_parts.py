@@ -30,6 +30,7 @@ from cloister.plan.steps import (
     TrustBundle,
     WriteBytes,
     WriteFile,
+    plain,
 )
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.model import Agent, Preset
@@ -150,7 +151,7 @@ def plan_of(  # noqa: PLR0913  # the six parts of a plan
         profile=start.profile,
         project=start.project,
         steps=tuple(steps),
-        asked=command,
+        asked=plain(command),
         egress=egress,
         credentials=planned(agent),
         models=start.model_words,

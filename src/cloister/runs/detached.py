@@ -12,8 +12,11 @@ from cloister.runs.links import Connect
 from cloister.runs.prepare import SHIM
 
 
-def detach(loop: asyncio.AbstractEventLoop, connect: Connect, output_path: str) -> tuple[Any, int]:
-    """Start the outer half; return its link and pid. It is collected when it ends."""
+def detach(loop: asyncio.AbstractEventLoop, connect: Connect, output_path: str, caller: int) -> tuple[Any, int]:
+    """Start the outer half, with the umask of the process `caller`; return its link and pid.
+
+    It is collected when it ends.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -24,7 +27,8 @@ def detach(loop: asyncio.AbstractEventLoop, connect: Connect, output_path: str) 
             (os.POSIX_SPAWN_DUP2, output, 1),
             (os.POSIX_SPAWN_DUP2, output, 2),
         ]
-        pid = os.posix_spawn(SHIM, [SHIM, "outer", str(theirs.fileno())], {}, file_actions=actions, setsid=True)
+        words = [SHIM, "outer", str(theirs.fileno()), _umask(caller)]
+        pid = os.posix_spawn(SHIM, words, {}, file_actions=actions, setsid=True)
     finally:
         os.close(output)
         os.close(null)
@@ -37,6 +41,15 @@ def detached_stdio(output_path: str) -> tuple[int, int, int]:
     """Return what a detached agent in a guest gets as its standard streams; whoever gets them closes them."""
     output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), output, os.dup(output)
+
+
+def _umask(pid: int) -> str:
+    """Return the umask of a process in octal; ours, which is narrow, when it has gone (proc(5), Linux 4.7)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return line.split()[1]
+    return "077"
 
 
 def _reap(loop: asyncio.AbstractEventLoop, pid: int) -> None:

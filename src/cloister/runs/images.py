@@ -144,7 +144,7 @@ def _text(path: str) -> str:
             return file.read(_MAX_RECIPE)
     except OSError as error:
         message = f"the recipe, or what lies beside it, cannot be read: {error.strerror}"
-        raise UsageError("recipe-missing", message, where=path) from error
+        raise UsageError("recipe-missing", message, where=path, remedy="cloister image list --recipes") from error
 
 
 def shipped_recipes() -> dict[str, str]:

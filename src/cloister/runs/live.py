@@ -121,7 +121,9 @@ class LiveRun:
 
     def failed(self, number: int, stage: str) -> None:
         """The agent could not be started."""
-        self._decide(start_failure(self.plan.launch.command[0], number, stage))
+        vm = self.plan.launch.vm
+        image = f"{vm.image} {vm.version}" if vm else ""
+        self._decide(start_failure(self.plan.launch.command[0], number, stage, image))
 
     def exited(self, status: int) -> None:
         """The agent ended by itself or by a signal (128+n)."""
@@ -247,12 +249,19 @@ class LiveRun:
         self._timers.clear()
 
 
-def start_failure(command: str, number: int, stage: str) -> Outcome:
-    """Return how a failed start is told: env(1)'s 126 and 127 where `execve` failed, 125 for what comes before."""
+def start_failure(command: str, number: int, stage: str, image: str = "") -> Outcome:
+    """Return how a failed start is told: env(1)'s 126 and 127 where `execve` failed, 125 for what comes before.
+
+    `image` is the guest's, where the program is that of an image: it lacks what this host has.
+    """
     text = f"cloister: {command}: {os.strerror(number)}"
     if stage != "exec":
         return Outcome(EXIT_FAILED, "not-started", f"{text} (while preparing: {stage}) [start-failed]")
     missing = number in (errno.ENOENT, errno.ENOTDIR)
+    if missing and image and "/" not in command:
+        text = f"cloister: the guest image {image} has no program named {command!r} [program-not-found]"
+        remedy = "  try: an image that has it, in microvm.image (cloister image list, cloister image list --recipes)"
+        return Outcome(EXIT_NOT_FOUND, "not-started", f"{text}\n{remedy}")
     return Outcome(EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE, "not-started", f"{text} [exec-failed]")
 
 

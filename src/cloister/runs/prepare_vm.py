@@ -74,6 +74,7 @@ def machine_facts(
     Raises:
         CloisterError: one of them is not there, or not to be trusted.
     """
+    refuse_larger(memory_of(agent), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)
     if image.manifest.protocol != PROTOCOL:
@@ -101,6 +102,19 @@ def machine_facts(
         clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),
     )
+
+
+def refuse_larger(wanted: int, memory: int) -> None:
+    """Refuse a guest with more memory than the host has, in bytes.
+
+    Raises:
+        UnsupportedError: `microvm-memory`.
+    """
+    if wanted > memory:
+        raise UnsupportedError(
+            "microvm-memory", f"the guest shall have {wanted >> 20} MiB of memory, and this host has {memory >> 20}",
+            where=".microvm.memory", remedy=f'memory = "{max(memory >> 21, 128)}M"',
+        )  # fmt: skip
 
 
 def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | None:

@@ -127,7 +127,7 @@ class Store:
     def create(self, plan: Plan, record: Record) -> None:
         """Write plan and record of a new run, before anything else is done for it."""
         os.makedirs(self._path(plan.run), mode=0o700, exist_ok=True)
-        self._write(plan.run, "plan.json", msgspec.json.encode(plan))
+        self._write(plan.run, "plan.json", msgspec.json.encode(plan.recorded()))
         self.update(record)
 
     def reserve(self, run: str) -> None:

@@ -128,7 +128,7 @@ class Supervisor(Supervision):
         applied = await self._set_up(provided, prepared, guest, record, (link, request.json))
         outer, pid = link, link.peer_pid
         if request.detach:
-            outer, pid = detach(self._loop, self._connect, self._store.output_path(plan.run))
+            outer, pid = detach(self._loop, self._connect, self._store.output_path(plan.run), pid)
         run, theirs = self._run(prepared, record, outer)
         run.outer_pid, run.guest = pid, guest
         self._audit.began(run, self._kitchen.policies.digest, self._kitchen.owner.name)

@@ -12,6 +12,8 @@ from cloister.policy.document import Document
 from cloister.policy.model import Agent, MicroVm, Unit
 
 _DEFAULTS: dict[str, object] = {"unit": Unit(), "microvm": MicroVm()}
+MOST_CPUS = 32
+"""Of a guest: what Firecracker and QEMU both make."""
 MOST_PORTS = 4
 """Of a guest: their listeners travel with the descriptors of one frame (`host/frames.py`, MAX_DESCRIPTORS)."""
 _OBEYED_AUDIT = (
@@ -115,6 +117,10 @@ def _kept_from_guests(agent: Agent) -> Iterator[UnsupportedError]:
                 "microvm-path", f"no path of this host is shared with a microVM: {paths[0]}",
                 where=f".filesystem.{key}", remedy="`carry` copies what lies in the home; or make it part of the image",
             )  # fmt: skip
+    if (agent.microvm.cpus or 1) > MOST_CPUS:
+        yield UnsupportedError(
+            "microvm-cpus", f"a guest has at most {MOST_CPUS} processors", where=".microvm.cpus", remedy="cpus = 2"
+        )
     ports = agent.microvm.ports
     if len(set(ports)) < len(ports) or len(ports) > MOST_PORTS:
         yield UnsupportedError(

@@ -155,7 +155,7 @@ class UnitRuns:
             if request.detach:
                 output = self._store.output_path(run.plan.run)
                 run.starter = Starter(outer, os.dup(stdio[1]), request.json)
-                outer, _ = detach(self._loop, self._connect, output)
+                outer, _ = detach(self._loop, self._connect, output, outer.peer_pid)
                 said = opened(output, os.O_WRONLY | os.O_APPEND)
                 stdio = (opened(os.devnull, os.O_RDONLY), said, said)
             run.link = outer

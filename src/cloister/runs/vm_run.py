@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -307,9 +308,12 @@ def _listen(port: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        remedy = "end what listens there, or take it out of microvm.ports"
+        if error.errno == errno.EACCES:
+            remedy = "a user's ports begin at 1024: name one of those in microvm.ports"
         raise UsageError(
             "port-taken", f"the guest's port cannot be reachable here: {error.strerror}", where=f"127.0.0.1:{port}",
-            remedy="end what listens there, or take it out of microvm.ports",
+            remedy=remedy,
         ) from error  # fmt: skip
     return listener
 

@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
             _wait_for_other(paths.broker_socket)
             _ready(options.ready_fd)
             return 0
-        os.setsid()
+        if os.getsid(0) != os.getpid():
+            os.setsid()
         return _serve(paths, options)
     except CloisterError as error:
         sys.stderr.write(render(error) + "\n")

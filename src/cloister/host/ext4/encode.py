@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cloister.host.ext4.format import NANOSECONDS
 
 BLOCK = 4096
-KINDS = {"file": 1, "directory": 2, "symlink": 7}
+KINDS = {"file": 1, "directory": 2, "socket": 6, "symlink": 7}
 
 
 class Name(NamedTuple):

@@ -137,6 +137,10 @@ class Filler:
             return
         self._write_inode(number, how, len(target), target.ljust(60, b"\0"), 0, 0)
 
+    def put_socket(self, number: int, how: Attributes) -> None:
+        """Write a Unix socket's inode, which has no content."""
+        self._write_inode(number, how, 0, bytes(60), 0, 0)
+
     def put_directory(self, number: int, parent: int, how: Attributes, names: Iterable[Name]) -> int:
         """Write a directory with its names; return how many blocks it takes."""
         blocks = list(directory_blocks(number, parent, names))

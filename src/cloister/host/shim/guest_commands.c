@@ -22,7 +22,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { COMMANDS_MAX = 256, FLAG_PTY = 1, FLAG_ADOPT = 2, EXIT_KILLED = 137, OFF_AFTER_MS = 5000, CC_SIZE = 32 };
+enum { COMMANDS_MAX = 256, FLAG_PTY = 1, FLAG_ADOPT = 2, FLAG_JOINED = 16, EXIT_KILLED = 137, OFF_AFTER_MS = 5000, CC_SIZE = 32 };
 
 struct command {
     bool taken;
@@ -297,11 +297,13 @@ void guest_inner_hold(bool held)
         (void)!loop_watch(&self.source, self.channel.fd, held ? 0 : LOOP_READ);
 }
 
-/* Pipes for a command: its ends in `theirs`, ours become streams. */
-static bool make_pipes(uint32_t id, int theirs[3])
+/* Pipes for a command: its ends in `theirs`, ours become streams. Where both outputs are one file, they are one pipe. */
+static bool make_pipes(uint32_t id, bool joined, int theirs[3])
 {
     for (unsigned k = 0; k < 3; k++) {
         int ends[2];
+        if (joined && k == STREAM_STDERR)
+            return (theirs[k] = fcntl(theirs[STREAM_STDOUT], F_DUPFD_CLOEXEC, 3)) >= 0;
         if (pipe2(ends, O_CLOEXEC) < 0)
             return false;
         bool input = k == STREAM_STDIN;
@@ -331,11 +333,12 @@ void guest_inner_order(uint8_t type, const struct reader *payload)
 {
     struct reader reader = *payload;
     uint32_t id = type == 'X' ? read_u32(&reader) : 0;
-    bool pty = read_u32(&reader) & FLAG_PTY;
+    uint32_t flags = read_u32(&reader);
+    bool pty = flags & FLAG_PTY;
     int theirs[3] = {-1, -1, -1};
     if (reader.bad || self.over || self.channel.fd <= 0)
         return;
-    bool good = command_new(id) && (pty || make_pipes(id, theirs));
+    bool good = command_new(id) && (pty || make_pipes(id, flags & FLAG_JOINED, theirs));
     if (!good)
         fail_order(id, EAGAIN);
     else if (channel_send_all(&self.channel, (char)type, payload->at, payload->left, theirs, pty ? 0 : 3) < 0)

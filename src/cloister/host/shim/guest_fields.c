@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ID_MAX = 0x7ffffffe };
+enum { ID_MAX = 0x7ffffffe, GUEST_UMASK_GIVEN = 01000 };
 
 static bool number(const char *text, unsigned long long most, unsigned long long *into)
 {
@@ -42,7 +42,7 @@ static bool entropy(struct guest_fields *fields, const char *text)
     if (strlen(text) != 2 * GUEST_ENTROPY || !made_of(text, HEX, 2 * GUEST_ENTROPY))
         return false;
     for (size_t i = 0; i < GUEST_ENTROPY; i++)
-        fields->entropy[i] = (unsigned char)(nibble(text[2 * i]) << 4 | nibble(text[2 * i + 1]));
+        fields->entropy[i] = guest_fields_byte(text + 2 * i);
     return true;
 }
 
@@ -74,6 +74,17 @@ static bool add(struct guest_words *words, const char *value, bool good)
     return true;
 }
 
+static bool stands(const char *value)
+{
+    size_t length = strspn(value, HEX);
+    return length % 2 == 0 && value[length] == ':' && guest_fields_relative(value + length + 1);
+}
+
+unsigned char guest_fields_byte(const char *text)
+{
+    return (unsigned char)(nibble(text[0]) << 4 | nibble(text[1]));
+}
+
 /* Fields that may come more than once, and those that others read. False: not one of these, or malformed. */
 static bool repeated(struct guest_fields *fields, const char *name, const char *value)
 {
@@ -83,9 +94,19 @@ static bool repeated(struct guest_fields *fields, const char *name, const char *
         return add(&fields->read_only, value, guest_fields_relative(value));
     if (strcmp(name, "mask") == 0)
         return add(&fields->mask, value, guest_fields_relative(value));
+    if (strcmp(name, "stand") == 0)
+        return add(&fields->stand, value, stands(value));
     if (strcmp(name, "seed") == 0)
         return add(&fields->seed, value, absolute(value));
     return strcmp(name, "socket") == 0 || strcmp(name, "proxy") == 0;
+}
+
+static bool octal(const char *text, mode_t *into)
+{
+    if (*into || strlen(text) != 3 || !made_of(text, "01234567", 3))
+        return false;
+    *into = (mode_t)(GUEST_UMASK_GIVEN | (text[0] - '0') << 6 | (text[1] - '0') << 3 | (text[2] - '0'));
+    return true;
 }
 
 static bool id(const char *text, unsigned *into)
@@ -128,6 +149,8 @@ static bool single(struct guest_fields *fields, const char *name, const char *va
         return id(value, &fields->uid);
     if (strcmp(name, "gid") == 0)
         return id(value, &fields->gid);
+    if (strcmp(name, "umask") == 0)
+        return octal(value, &fields->umask);
     if (strcmp(name, "tmpfs") == 0)
         return fields->tmpfs == 0 && number(value, 1ULL << 50, &fields->tmpfs);
     if (strcmp(name, "nested") == 0)
@@ -159,6 +182,7 @@ const char *guest_fields_read(struct guest_fields *fields, char *const *words, s
         if (!good)
             return name;
     }
+    fields->umask = fields->umask ? fields->umask & 0777 : 022;
     fields->fresh = random && fields->time_ns != 0;
     return NULL;
 }

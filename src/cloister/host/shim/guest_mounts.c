@@ -145,34 +145,31 @@ static bool nothing_there(void)
 }
 
 /* What lies above something held becomes a mount point too: renamed away, another could be put in its place. */
-static const char *pin(int workspace, const struct guest_words *names)
+static bool pin_above(int workspace, const char *path)
 {
     char part[PATH_MAX];
-    for (size_t i = 0; i < names->count; i++) {
-        const char *path = names->items[i];
-        for (const char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
-            if ((size_t)(slash - path) >= sizeof part)
-                return path;
-            memcpy(part, path, (size_t)(slash - path));
-            part[slash - path] = 0;
-            int target = guest_place_open(workspace, part);
-            if (target < 0 && nothing_there())
-                break;
-            int result = target < 0 ? -1 : guest_place_pin(target);
-            if (target >= 0)
-                close(target);
-            if (result < 0)
-                return path;
-        }
+    for (const char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
+        if ((size_t)(slash - path) >= sizeof part)
+            return false;
+        memcpy(part, path, (size_t)(slash - path));
+        part[slash - path] = 0;
+        int target = guest_place_open(workspace, part);
+        if (target < 0 && nothing_there())
+            return true;
+        int result = target < 0 ? -1 : guest_place_pin(target);
+        if (target >= 0)
+            close(target);
+        if (result < 0)
+            return false;
     }
-    return NULL;
+    return true;
 }
 
 static const char *hold(int workspace, const struct guest_words *names)
 {
-    const char *wrong = pin(workspace, names);
-    if (wrong)
-        return wrong;
+    for (size_t i = 0; i < names->count; i++)
+        if (!pin_above(workspace, names->items[i]))
+            return names->items[i];
     for (size_t i = 0; i < names->count; i++) {
         int target = guest_place_open(workspace, names->items[i]);
         if (target < 0 && nothing_there())
@@ -212,6 +209,50 @@ static const char *hide(int workspace, const struct guest_words *names)
     return wrong;
 }
 
+static int make_stand(unsigned number, const char *text, size_t digits)
+{
+    char name[sizeof GUEST_MEMORY + 32], content[4096];
+    if (digits / 2 > sizeof content) {
+        errno = E2BIG;
+        return -1;
+    }
+    for (size_t i = 0; i < digits / 2; i++)
+        content[i] = (char)guest_fields_byte(text + 2 * i);
+    snprintf(name, sizeof name, GUEST_MEMORY "/stand%u", number);
+    int fd = open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd >= 0 && digits > 0 && write(fd, content, digits / 2) != (ssize_t)digits / 2) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/*
+ * Files that cannot be changed, where the disk has sockets: git takes those for nothing, so that no agent commits what is
+ * only there to be kept from being made.
+ */
+static const char *stand_in(int workspace, const struct guest_words *words)
+{
+    for (size_t i = 0; i < words->count; i++) {
+        size_t digits = strcspn(words->items[i], ":");
+        const char *path = words->items[i] + digits + 1;
+        if (!pin_above(workspace, path))
+            return path;
+        int target = guest_place_open(workspace, path);
+        if (target < 0 && nothing_there())
+            continue;
+        int source = target < 0 ? -1 : make_stand((unsigned)i, words->items[i], digits);
+        bool good = source >= 0 && guest_place_cover(source, target) == 0;
+        if (source >= 0)
+            close(source);
+        if (target >= 0)
+            close(target);
+        if (!good)
+            return path;
+    }
+    return NULL;
+}
+
 static bool is_below(const char *path, const char *top)
 {
     size_t length = strlen(top);
@@ -247,6 +288,8 @@ static const char *mount_workspace(const struct guest_fields *fields)
     wrong = workspace < 0 ? at : hold(workspace, &fields->read_only);
     if (!wrong)
         wrong = hide(workspace, &fields->mask);
+    if (!wrong)
+        wrong = stand_in(workspace, &fields->stand);
     if (workspace >= 0)
         close(workspace);
     if (!wrong && twice) {

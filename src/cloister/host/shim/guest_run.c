@@ -208,6 +208,7 @@ static int child(void)
         setresuid(fields.uid, fields.uid, fields.uid) < 0 || drop_capabilities() < 0 ||
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -1;
+    umask(fields.umask);
     /* After the change of uid, which clears it. */
     return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 ? -1 : chdir("/");
 }

@@ -15,10 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <termios.h>
 #include <unistd.h>
 
-enum { COMMANDS_MAX = 256, FLAG_PTY = 1, FLAG_ADOPT = 2, STOPS_PER_SECOND = 100 };
+enum { COMMANDS_MAX = 256, FLAG_PTY = 1, FLAG_ADOPT = 2, FLAG_JOINED = 16, STOPS_PER_SECOND = 100 };
 
 /* What a command waits for: the guest's answer, its terminal to be relayed, nothing. */
 enum state { ASKED, TERMINAL, READY, RUNNING, ENDED };
@@ -354,7 +355,20 @@ static void adopt(struct frame *frame, bool pty)
     tell_adopted(pty);
 }
 
-/* `G` or `X`: what it carries goes on as it is, and its descriptors become streams. */
+/*
+ * Whether output and error are one file, as after `>log 2>&1`: then the guest has one pipe for both, and what is written
+ * to them keeps its order. Two descriptions of a file at the same place are taken for one.
+ */
+static bool joined(const struct frame *frame)
+{
+    struct stat out, err;
+    int first = frame->descriptor_count == 3 ? frame->descriptors[STREAM_STDOUT] : -1;
+    int second = first < 0 ? -1 : frame->descriptors[STREAM_STDERR];
+    return first >= 0 && fstat(first, &out) == 0 && fstat(second, &err) == 0 && out.st_dev == err.st_dev &&
+           out.st_ino == err.st_ino && lseek(first, 0, SEEK_CUR) == lseek(second, 0, SEEK_CUR);
+}
+
+/* `G` or `X`: what it carries goes on as it is but for one flag, and its descriptors become streams. */
 void keeper_guest_order(uint8_t type, struct frame *frame)
 {
     struct reader reader = frame_reader(frame);
@@ -377,8 +391,17 @@ void keeper_guest_order(uint8_t type, struct frame *frame)
         return;
     }
     command->has_pty = pty;
+    bool one = joined(frame);
+    if (one)
+        frame->payload[type == 'X' ? 4 : 0] |= FLAG_JOINED;
     link_send((char)type, frame->payload, frame->length, NULL, 0);
-    for (unsigned k = 0; k < frame->descriptor_count; k++)
-        carry(frame, k, stream_of(id, k), k == STREAM_STDIN ? STREAM_SENDS : STREAM_RECEIVES);
+    for (unsigned k = 0; k < frame->descriptor_count; k++) {
+        if (one && k == STREAM_STDERR) {
+            close(frame->descriptors[k]);
+            frame->descriptors[k] = -1;
+        } else {
+            carry(frame, k, stream_of(id, k), k == STREAM_STDIN ? STREAM_SENDS : STREAM_RECEIVES);
+        }
+    }
 }
 

@@ -16,9 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
 
-enum { SKIP_MAX = 4 << 20, WORDS_MAX = 64, LOST_PATIENCE_MS = 500, ENTROPY = 64 };
+enum { SKIP_MAX = 4 << 20, WORDS_MAX = 64, LOST_PATIENCE_MS = 500, ENTROPY = 64, OWN_FIELDS = 3 };
 enum { LOGS_PER_SECOND = 50, NOTICES_PER_SECOND = 2000, NOTICE_MAX = 16 * 1024 };
 
 static struct guest {
@@ -70,6 +71,14 @@ static void on_tar_sent(uint32_t number)
     keeper_box_joined();
 }
 
+/* Ours is that of whoever started the run: files of a guest get the modes that those of any other run get. */
+static unsigned caller_umask(void)
+{
+    const mode_t mask = umask(077);
+    umask(mask);
+    return mask & 0777;
+}
+
 /* Fields, and what only we know at this moment. */
 static void send_begin(void)
 {
@@ -77,7 +86,7 @@ static void send_begin(void)
     struct writer payload = {0};
     struct timespec now;
     uint8_t entropy[ENTROPY];
-    char fresh[2][sizeof "entropy=" + 2 * ENTROPY], *at = fresh[0] + sprintf(fresh[0], "entropy=");
+    char fresh[OWN_FIELDS][sizeof "entropy=" + 2 * ENTROPY], *at = fresh[0] + sprintf(fresh[0], "entropy=");
     size_t count, words;
     char **fields = read_list(&reader, &count), **argv = read_list(&reader, &words);
     if (!read_complete(&reader) || words == 0 || getrandom(entropy, sizeof entropy, 0) != sizeof entropy ||
@@ -86,8 +95,9 @@ static void send_begin(void)
     for (size_t i = 0; i < sizeof entropy; i++)
         at += sprintf(at, "%02x", entropy[i]);
     sprintf(fresh[1], "time_ns=%llu", (unsigned long long)now.tv_sec * 1000000000ULL + (unsigned long long)now.tv_nsec);
-    write_u32(&payload, (uint32_t)count + 2);
-    for (size_t i = 0; i < count + 2; i++) {
+    sprintf(fresh[2], "umask=%03o", caller_umask());
+    write_u32(&payload, (uint32_t)count + OWN_FIELDS);
+    for (size_t i = 0; i < count + OWN_FIELDS; i++) {
         const char *word = i < count ? fields[i] : fresh[i - count];
         write_u32(&payload, (uint32_t)strlen(word));
         write_bytes(&payload, word, strlen(word));

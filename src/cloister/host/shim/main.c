@@ -21,8 +21,8 @@ int main(int argc, char **argv)
 {
     if (getpid() == 1 && argc > 0 && strcmp(argv[0], "/init") == 0)
         guest_init(argc);
-    if (argc == 3 && strcmp(argv[1], "outer") == 0)
-        return outer_main(argv[2]);
+    if ((argc == 3 || argc == 4) && strcmp(argv[1], "outer") == 0)
+        return outer_main(argv[2], argv[3]);
     if (argc >= 4 && strcmp(argv[1], "inner") == 0)
         return inner_main(argc - 2, argv + 2);
     if (argc >= 4 && strcmp(argv[1], "keeper") == 0)

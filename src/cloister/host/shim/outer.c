@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -454,8 +455,10 @@ static void turn(void)
         on_broker();
 }
 
-int outer_main(const char *text)
+int outer_main(const char *text, const char *mask)
 {
+    if (mask)
+        umask((mode_t)strtoul(mask, NULL, 8) & 0777);
     return outer_run(sys_parse_descriptor(text));
 }
 

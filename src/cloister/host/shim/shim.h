@@ -4,8 +4,11 @@
 #ifndef CLOISTER_SHIM_H
 #define CLOISTER_SHIM_H
 
-/* Run the outer half on the descriptor named in `text`; returns the exit code of `cloister run`. */
-int outer_main(const char *text);
+/*
+ * Run the outer half on the descriptor named in `text`; returns the exit code of `cloister run`. `mask`, in octal, is the
+ * umask of whoever asked for a run that goes on without them; NULL: ours.
+ */
+int outer_main(const char *text, const char *mask);
 
 /* The same on the descriptor itself; -1 is an error that is reported. */
 int outer_run(int fd);
