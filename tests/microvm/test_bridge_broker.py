@@ -16,7 +16,7 @@ from microvm.test_bridge_guests import UID, Connected, connected, host, inside, 
 from support.homes import make_workspace
 
 __all__ = ["host", "user"]
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(420)]
 NOBODY = 65534
 LISTENS_S = 6
 SPEAKS = """

@@ -14,7 +14,7 @@ from support.fake_model import FakeModel
 from support.guest_user import BOOT_S, GuestUser, Installs
 from support.secure_server import SecureServer, TestAuthority
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 SHOW = """
 import json, os
 print(json.dumps({

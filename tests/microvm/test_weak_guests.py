@@ -24,6 +24,7 @@ from support.weak_battery import ProxyLink, attack, carried
 from support.weak_guests import LOCKS, OPEN, Change, Workshop
 
 OF_GUESTS = sorted(name for name, case in load().items() if "microvm" in case.if_policy)
+pytestmark = pytest.mark.timeout(420)
 PROJECT = "/work/project"
 PRIVATE = "/run/cloister/private/dev"
 PORT = "vport3p1"
