@@ -30,7 +30,7 @@ START_S = 1500
 ANSWER_S = 900
 KEY = "made-up-upstream-key-5"
 _SLOW = "state lease heartbeat did not become ready"
-"""Where the gateway ends at its start, for the machine is slow: emulated, that thread alone takes 6 s of a processor."""
+"""Where the gateway ends at its start, for the machine is slow: emulated, that thread takes 6 s of a processor."""
 POLICY = """\
 schema = 1
 
