@@ -41,7 +41,7 @@ def test_a_shipped_recipe_is_an_image_that_boots(
     table = f'[agents.shell.microvm]\nimage = "{name}"\nwarm = false\n'
     user = User(home, f'{BASE}isolation = "microvm"\ncommand = ["/bin/sh"]\n{table}')
     image.install(home)
-    script = "\n".join(f"echo '# {line}'; {line} 2>&1 | head -n 1 || exit" for line in PROGRAMS[name])
+    script = "\n".join(f"echo '# {line}'; {line} | head -n 1 || exit" for line in PROGRAMS[name])
     done = user.inside(script, cwd=workspace, timeout_s=ASK_S)
     user.close()
 
