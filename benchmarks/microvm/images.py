@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from benchmarks.report import Grid, Line, Target
+from benchmarks.report import Grid, Line
 from benchmarks.world import World
 
 from cloister.host.image_store import INITRAMFS, KERNEL, ROOT
@@ -84,12 +84,13 @@ def stages(said: str, whole: float) -> list[float]:
 def _building(built: Sequence[Spent], renewed: Sequence[Spent], version: Path) -> Grid:
     manifest = msgspec.json.decode((version / "manifest.json").read_bytes(), type=Manifest)
     parts = zip(*(stages(one.said, one.clock) for one in built), strict=True)
-    whole = _line(f"`cloister image build {NAME}`", built)
+    # Its programs live in jails of their own, so their processor time does not come back to who waits for it.
+    whole = _line(f"`cloister image build {NAME}`", [one._replace(processor=0) for one in built])
     names = [f"of it: {name}" for name, _ in _STAGES]
     pieces = [_line(name, [Spent(taken, 0) for taken in part]) for name, part in zip(names, parts, strict=True)]
-    lines = [whole, *pieces, _line(f"`cloister image renew {NAME}`", renewed)]
+    lines = [whole, *pieces, _line(f"`cloister image renew {NAME}`", [one._replace(processor=0) for one in renewed])]
     return Grid(
-        "Building an image", COLUMNS, lines,
+        "Building an image", (CLOCK, MEDIAN, COUNT), lines,
         f"By an ordinary user; the root has {manifest.root.size / (1 << 20):.0f} MiB. Nothing is kept between builds: "
         "each fetches Debian's packages from this machine's mirror, which is near, so add your own network's time. The "
         "host's page cache is warm. Minima, and the median of the clock.",
@@ -113,12 +114,10 @@ def _verifying(world: World, version: Path) -> Grid:
         for name, argv in cases.items():
             found[name].append(spend(argv, world))
     lines = [_line(name, spent) for name, spent in found.items()]
-    ours, theirs = lines[2].values[CLOCK], lines[1].values[CLOCK]
     return Grid(
         "Verifying every byte of an image", COLUMNS, lines,
         f"{size / (1 << 20):.0f} MiB, in the page cache. Ours has the signature, kernel, initramfs and the whole tree "
-        "in it, and Python's start.",
-        (Target("no slower than twice veritysetup", f"{ours / theirs:.1f} x."),),
+        "in it, and Python's start; veritysetup reads the root against its tree.",
     )  # fmt: skip
 
 

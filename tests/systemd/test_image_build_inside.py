@@ -59,9 +59,8 @@ def test_an_image_is_built_on_debian_13_and_boots(fresh_machine: Callable[..., M
     """By an ordinary user there; it verifies there and here, and its guest runs a command on this host."""
     machine = fresh_machine()
     give_a_mirror(machine)
-    built = json.loads(
-        on_our_network(machine, ["cloister", "image", "build", "minimal", "--json"], user="alice").splitlines()[-1]
-    )
+    told = on_our_network(machine, ["cloister", "image", "build", "minimal", "--json"], user="alice")
+    built = json.loads(told[told.index("{") :])
     verified = machine.run(["cloister", "image", "verify", "minimal"], user="alice")
     lock = json.loads(machine.read(f"{STORE}/minimal/1/lock.json"))
     assert verified.returncode == 0
