@@ -196,6 +196,41 @@ def test_what_the_agent_had_closed_is_closed_for_the_new_caller(kept: Kept, pipe
         second.close()
 
 
+def test_an_agent_whose_output_and_errors_are_one_stays_so(kept: Kept, pipes: Callable[[], Pipes]) -> None:
+    """Both came by one stream in the order in which they were written: for the new caller they do, in its output."""
+    first = kept.keeper()
+    first.until("P")
+    ours = pipes()
+    loop = "while read line; do echo out $line; echo err $line >&2; done"
+    first.go("/bin/sh", "-c", loop, stdio=(ours.theirs[0], ours.theirs[1], ours.theirs[1]))
+    ours.handed_over()
+    os.write(ours.given, b"a\n")
+    assert read_up_to(ours.out, b"err a\n") == b"out a\nerr a\n"
+    kept.leave(first)
+    second = kept.keeper("--adopt", "0")
+    try:
+        taken_over(second, "0")
+        theirs = pipes()
+        second.channel.send("G", u32(ADOPT), theirs.theirs)
+        theirs.handed_over()
+        second.until("R", 0)
+        os.write(theirs.given, b"b\n")
+        assert read_up_to(theirs.out, b"err b\n") == b"out b\nerr b\n"
+        assert select.select([theirs.err], [], [], 10)[0]
+        assert os.read(theirs.err, 100) == b""
+    finally:
+        second.close()
+
+
+def read_up_to(fd: int, end: bytes) -> bytes:
+    """Read until what was read ends so."""
+    text = b""
+    while not text.endswith(end):
+        assert select.select([fd], [], [], 10)[0], text
+        text += os.read(fd, 100)
+    return text
+
+
 def with_terminal(kept: Kept) -> None:
     """Start an agent that has made its terminal silent, and asks for a line."""
     first = kept.keeper()
