@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from fake_guest import WINDOW, Fake, FakeGuest, stream_of, u32
-from keeper_rig import PTY, Keeper, Place, machine, memory, place_of_test
-from shim_rig import as_user, seccomp_without_userns
+from keeper_rig import PTY, Keeper, Place, place_of_test
+from kept_guest import Kept
 from test_link_commands import Pipes
 from test_link_terminals import Terminal
 
@@ -23,85 +20,8 @@ from cloister.host import frames
 pytestmark = pytest.mark.kernel
 place = pytest.fixture(place_of_test)
 ADOPT = 2
-CHANNEL = 20
 STDIN, STDOUT, STDERR, TERMINAL = (stream_of(0, k) for k in range(4))
 COUNT = 'i=0; while read line; do i=$((i+1)); echo "$i $line"; done; echo end'
-
-
-class Kept:
-    """The real guest's end, whose keepers come and go: the bytes between them go through here."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.guest, theirs = socket.socketpair()
-        filtered = memory(seccomp_without_userns())
-        os.dup2(theirs.fileno(), CHANNEL, inheritable=True)
-        self.log = (place.directory / "guest.log").open("wb")
-        self.process = subprocess.Popen(
-            machine(place, filtered), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            pass_fds=[CHANNEL, filtered], **as_user(),
-        )  # fmt: skip
-        for fd in (theirs.detach(), CHANNEL, filtered):
-            os.close(fd)
-        self._carrier: threading.Thread | None = None
-
-    def keeper(self, *options: str) -> Keeper:
-        """Return a keeper of this guest, which has its `B`."""
-        path = self.place.directory / "vsock.sock"
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            path.chmod(0o777)
-            listener.listen()
-            listener.settimeout(10)
-            keeper = Keeper(self.place, "--vsock", str(path), *options, monitor=["/bin/sleep", "60"])
-            keeper.send_begin()
-            connection, _ = listener.accept()
-        assert connection.recv(13) == b"CONNECT 5000\n"
-        connection.sendall(b"OK 1073741824\n")
-        self._stop = threading.Event()
-        self._carrier = threading.Thread(target=self._carry, args=(connection, self._stop))
-        self._carrier.start()
-        return keeper
-
-    def _carry(self, keeper: socket.socket, stop: threading.Event) -> None:
-        ways = {keeper: self.guest, self.guest: keeper}
-        with keeper:
-            while True:
-                ready = select.select(list(ways), [], [], 0.05)[0]
-                if not ready and stop.is_set():
-                    return
-                for one in ready:
-                    data = one.recv(1 << 16)
-                    if not data:
-                        return
-                    ways[one].sendall(data)
-
-    def leave(self, keeper: Keeper) -> None:
-        """Hold the guest still, as for a snapshot, and take its keeper away."""
-        keeper.channel.send("Q")
-        assert keeper.until("Q") == b""
-        self.detach()
-        keeper.close()
-
-    def detach(self) -> None:
-        """Carry what is under way, and no more."""
-        if self._carrier:
-            self._stop.set()
-            self._carrier.join()
-            self._carrier = None
-
-    def said(self) -> str:
-        """Return what the guest's end printed."""
-        return (self.place.directory / "guest.log").read_text()
-
-    def close(self) -> None:
-        """End it."""
-        self.detach()
-        self.guest.close()
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
 
 
 @pytest.fixture
@@ -194,6 +114,41 @@ def test_what_the_agent_had_closed_is_closed_for_the_new_caller(kept: Kept, pipe
         assert os.read(theirs.out, 100) == b""
     finally:
         second.close()
+
+
+def test_an_agent_whose_output_and_errors_are_one_stays_so(kept: Kept, pipes: Callable[[], Pipes]) -> None:
+    """Both came by one stream in the order in which they were written: for the new caller they do, in its output."""
+    first = kept.keeper()
+    first.until("P")
+    ours = pipes()
+    loop = "while read line; do echo out $line; echo err $line >&2; done"
+    first.go("/bin/sh", "-c", loop, stdio=(ours.theirs[0], ours.theirs[1], ours.theirs[1]))
+    ours.handed_over()
+    os.write(ours.given, b"a\n")
+    assert read_up_to(ours.out, b"err a\n") == b"out a\nerr a\n"
+    kept.leave(first)
+    second = kept.keeper("--adopt", "0")
+    try:
+        taken_over(second, "0")
+        theirs = pipes()
+        second.channel.send("G", u32(ADOPT), theirs.theirs)
+        theirs.handed_over()
+        second.until("R", 0)
+        os.write(theirs.given, b"b\n")
+        assert read_up_to(theirs.out, b"err b\n") == b"out b\nerr b\n"
+        assert select.select([theirs.err], [], [], 10)[0]
+        assert os.read(theirs.err, 100) == b""
+    finally:
+        second.close()
+
+
+def read_up_to(fd: int, end: bytes) -> bytes:
+    """Read until what was read ends so."""
+    text = b""
+    while not text.endswith(end):
+        assert select.select([fd], [], [], 10)[0], text
+        text += os.read(fd, 100)
+    return text
 
 
 def with_terminal(kept: Kept) -> None:
