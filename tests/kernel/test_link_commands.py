@@ -342,7 +342,7 @@ def test_nothing_is_left_of_a_run(keeper: Keeper) -> None:
 
 
 def test_one_file_for_both_outputs_keeps_their_order(keeper: Keeper) -> None:
-    """As after `>log 2>&1`: what is written to the one and to the other is there in the order in which it was written."""
+    """As after `>log 2>&1`: what is written to the one and to the other is there in the order of writing."""
     keeper.begin()
     script = "for i in 1 2 3 4 5 6 7 8 9; do echo out $i; echo err $i >&2; done"
     with (keeper.place.work / "log").open("w+b") as log, open(os.devnull, "r+b") as null:

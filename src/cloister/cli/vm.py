@@ -124,7 +124,11 @@ def _by_agent(word: str) -> str:
     """
     found = [row.id for row, _ in rows(everything=False) if row.agent == word and row.status != "died"]
     if len(found) > 1:
-        raise UsageError("run-unknown", f"{len(found)} machines of {word} live: {', '.join(found)}", remedy="cloister vm list, and name one by its id")
+        raise UsageError(
+            "run-unknown",
+            f"{len(found)} machines of {word} live: {', '.join(found)}",
+            remedy="cloister vm list, and name one by its id",
+        )
     return found[0] if found else ""
 
 
