@@ -42,7 +42,7 @@ def test_apply_refuses_what_would_run_on_the_host(user: User, workspace: Path) -
     user.write_policy(OVERLAY)
     user.inside(
         "echo x > .git/hooks/post-checkout; mkdir .vscode; echo x > .vscode/tasks.json; "
-        "ln -s /etc/passwd out; echo y > fine",
+        "ln -s /etc/passwd out; ln -s /usr/bin/env program; echo y > fine",
         cwd=workspace,
     )
     applied = user.run("apply", "last", cwd=workspace)
@@ -51,6 +51,7 @@ def test_apply_refuses_what_would_run_on_the_host(user: User, workspace: Path) -
     assert not (workspace / ".git/hooks/post-checkout").exists()
     assert not (workspace / ".vscode/tasks.json").exists()
     assert not (workspace / "out").is_symlink()
+    assert (workspace / "program").is_symlink()  # nobody writes there but root
     assert (workspace / "fine").read_text() == "y\n"
     user.close()
 

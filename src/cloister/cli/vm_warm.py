@@ -14,6 +14,9 @@ from cloister.cli.vm_start import mebibytes
 from cloister.host.owner import identify
 from cloister.runs import vm_warm_up
 
+_TEMPLATE_LETTERS = 12
+"""Of a template's name, which is a digest: its beginning is enough for `vm rm`."""
+
 
 def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     """Add the actions."""
@@ -78,7 +81,8 @@ def _row(row: vm_warm_up.Kept) -> list[str]:
     kept = msgspec.structs.asdict(row)
     memory = f"{row.memory_mib} MiB" if row.memory_mib else "-"
     made = output.ago(row.made, time.time())
-    return [row.name, row.kind, row.image, memory, made, output.size(kept["stored_bytes"]), row.agent or "-",
+    name = row.name[:_TEMPLATE_LETTERS] if row.kind == "template" else row.name
+    return [name, row.kind, row.image, memory, made, output.size(kept["stored_bytes"]), row.agent or "-",
             row.workspace or "-"]  # fmt: skip
 
 

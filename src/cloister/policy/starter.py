@@ -26,6 +26,11 @@ _PROVIDER = """
 {mark}key = "file:{file}"
 """
 
+_ISOLATION = """\
+# In a virtual machine of its own, without root: cloister image build {image}, and this line.
+# isolation = "microvm"
+"""
+
 _KEYS = """
 # Everything in the sandbox can read this variable and could send it to any host that is allowed below.
 pass_environment = [{names}]
@@ -149,6 +154,7 @@ def _agent(name: str, preset: Preset, upstreams: list[Upstream], variables: Coll
     return "".join(
         [
             f'\n{about}[agents.{name}]\npreset = "{name}"\n',
+            _ISOLATION.format(image=preset.image or "dev"),
             _KEYS.format(names=_list(keys)) if keys else "",
             _llm(name, preset, upstreams),
             _EGRESS.format(agent=name, hosts=_list(hosts), preset_hosts=known, without=without),

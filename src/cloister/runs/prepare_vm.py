@@ -20,6 +20,7 @@ from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
 from cloister.runs.home_files import HomeFiles
+from cloister.runs.unenforced import refuse_unenforced_vm
 from cloister.runs.vm_accelerator import Guest, Trying, quietly
 from cloister.runs.vm_accelerator import accelerator as accelerated
 from cloister.runs.vm_image import find
@@ -74,6 +75,7 @@ def machine_facts(
     Raises:
         CloisterError: one of them is not there, or not to be trusted.
     """
+    refuse_unenforced_vm(agent)  # what no image and no host would change comes first
     refuse_larger(memory_of(agent), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     name, images = image_of(agent, resolved.preset), resolved.policy.images
     image = find(kitchen.paths, images, name, kitchen.owner.uid)

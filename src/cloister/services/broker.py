@@ -195,7 +195,8 @@ def _become_quiet(paths: Paths) -> None:
 
 def _ready(descriptor: int) -> None:
     if descriptor >= 0:
-        os.write(descriptor, b"1")
+        with contextlib.suppress(BrokenPipeError):  # whoever started us was told to stop; the next one finds us
+            os.write(descriptor, b"1")
         os.close(descriptor)
 
 
