@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from keeper_rig import Keeper, Place
 
 from cloister.host import frames
+from cloister.host.vm_link import PROTOCOL
 
 WINDOW = 256 * 1024
 DATA_MAX = 64 * 1024
@@ -78,9 +79,9 @@ class FakeGuest:
     def joined(self, words: Sequence[bytes] = (b"kernel=6.1",)) -> None:
         """Say hello."""
         join = self.until("J")
-        assert join[:4] == u32(1)
+        assert join[:4] == u32(PROTOCOL)
         self.nonce = join[4:]
-        self.send("H", u32(1) + self.nonce + frames.encode_list(words))
+        self.send("H", u32(PROTOCOL) + self.nonce + frames.encode_list(words))
 
     def begun(self) -> None:
         """Say hello, take the tar, and report walls that stand."""

@@ -20,6 +20,7 @@ from shim_rig import ENVIRONMENT, as_user, order
 
 import shim_build
 from cloister.host import frames
+from cloister.host.vm_link import PROTOCOL
 
 pytestmark = pytest.mark.kernel
 SANITIZER_EXIT = 99
@@ -143,13 +144,13 @@ def test_a_hosts_bytes_never_break_pid_1_of_a_guest(guest: Path, data: bytes, be
     theirs.close()
     with ours, contextlib.suppress(OSError):
         ours.settimeout(0.1)
-        ours.sendall(framed("J", u32(1) + bytes(16)))
+        ours.sendall(framed("J", u32(PROTOCOL) + bytes(16)))
         if begun:
             inner = [b"/guest", b"inner", b"--unit", b"--ctl", b"0", b"--egress", b"/run/cloister/box/egress.sock"]
             ours.sendall(framed("B", frames.encode_list([b"uid=1", b"socket=s"]) + frames.encode_list(inner)))
             ours.sendall(framed("F", u32(2)) + framed("G", u32(0) + order(["/bin/cat"], ENVIRONMENT, "/")))
         if begun and rejoined:
-            ours.sendall(framed("Q", b"") + framed("J", u32(1) + bytes(16)))
+            ours.sendall(framed("Q", b"") + framed("J", u32(PROTOCOL) + bytes(16)))
             ours.sendall(framed("B", frames.encode_list([b"uid=1"]) + frames.encode_list([b"x"])) + framed("F", u32(2)))
             ours.sendall(framed("G", u32(2)))
         ours.sendall(data)

@@ -13,6 +13,7 @@ from fake_guest import DATA_MAX, WINDOW, Fake, FakeGuest, resident, stream_of, u
 from keeper_rig import PTY, Keeper, Place, place_of_test
 
 from cloister.host import frames
+from cloister.host.vm_link import PROTOCOL
 
 pytestmark = pytest.mark.kernel
 place = pytest.fixture(place_of_test)
@@ -63,10 +64,10 @@ def test_an_honest_guest_is_served(running: Fake) -> None:
 def test_everything_before_the_answer_to_its_own_join_is_void(fake: Fake) -> None:
     """What a former session left in the stream is skipped, whatever it looks like."""
     join = fake.guest.until("J")
-    fake.guest.raw(os.urandom(100_000) + struct.pack("<IB", 24, ord("H")) + u32(1) + bytes(16) + u32(0))
+    fake.guest.raw(os.urandom(100_000) + struct.pack("<IB", 24, ord("H")) + u32(PROTOCOL) + bytes(16) + u32(0))
     fake.guest.raw(b"\xff" * 3 + join[4:12])
     fake.guest.nonce = join[4:]
-    fake.guest.send("H", u32(1) + join[4:] + frames.encode_list([b"kernel=x"]))
+    fake.guest.send("H", u32(PROTOCOL) + join[4:] + frames.encode_list([b"kernel=x"]))
     fake.guest.until("B")
 
 
@@ -81,10 +82,10 @@ def test_a_guest_that_never_says_hello_but_talks_is_ended(fake: Fake) -> None:
 
 
 BEFORE_AGENT = {
-    "another version": lambda g: g.send("H", u32(2) + g.until("J")[4:] + u32(0)),
-    "a hello that is no list": lambda g: g.send("H", u32(1) + g.until("J")[4:] + u32(9)),
-    "a hello with far too many words": lambda g: g.send("H", u32(1) + g.until("J")[4:] + u32(100) + bytes(400)),
-    "a second hello": lambda g: (g.joined(), g.send("H", u32(1) + g.nonce + u32(0))),
+    "another version": lambda g: g.send("H", u32(PROTOCOL + 1) + g.until("J")[4:] + u32(0)),
+    "a hello that is no list": lambda g: g.send("H", u32(PROTOCOL) + g.until("J")[4:] + u32(9)),
+    "a hello with far too many words": lambda g: g.send("H", u32(PROTOCOL) + g.until("J")[4:] + u32(100) + bytes(400)),
+    "a second hello": lambda g: (g.joined(), g.send("H", u32(PROTOCOL) + g.nonce + u32(0))),
     "findings twice": lambda g: (g.begun(), g.send("P", u32(0))),
     "findings that are no list": lambda g: (g.joined(), g.send("P", u32(7))),
     "a start that nobody asked for": lambda g: (g.begun(), g.send("R", u32(0, 1))),
@@ -108,7 +109,7 @@ def test_what_no_guest_says_before_the_agent_ends_it(fake: Fake, what: str) -> N
 
 WHILE_RUNNING = {
     "an unknown type": lambda g: g.send("?"),
-    "a frame of the host's": lambda g: g.send("J", u32(1) + bytes(16)),
+    "a frame of the host's": lambda g: g.send("J", u32(PROTOCOL) + bytes(16)),
     "an order": lambda g: g.send("G", bytes(20)),
     "a type that is no letter": lambda g: g.raw(struct.pack("<IB", 0, 0)),
     "a frame too long": lambda g: g.raw(struct.pack("<IB", DATA_MAX + 65, ord("D"))),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.host.image_build import PROTOCOL
+from cloister.host.vm_link import PROTOCOL
 from cloister.images.trust import key_line
 from support.cloister import User
 from support.made_image import Signer, make

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cloister.host.frames import Frame, decode_list, decode_u32, encode, encode_list, encode_u32
 from cloister.host.tar_format import Entry, end, padding
 from cloister.host.tar_format import encode as encode_entry
+from cloister.host.vm_link import PROTOCOL
 from cloister.isolation.inner import BOX, Inner, inner_argv
 from cloister.isolation.seccomp import assemble
 
@@ -84,7 +85,7 @@ class GuestLink:
     def join(self) -> dict[str, str]:
         """Say `J`; return the words of the guest's `H`."""
         nonce = os.urandom(16)
-        self.send("J", encode_u32(1) + nonce)
+        self.send("J", encode_u32(PROTOCOL) + nonce)
         while True:
             frame = self.receive()
             if frame.kind == "H" and frame.payload[4:20] == nonce:

@@ -24,6 +24,7 @@ from cloister.host import image_store
 from cloister.host.image_agents import add_agents
 from cloister.host.image_jail import Say, run, tool
 from cloister.host.image_root import Sources, finish_tree, machine, make_root, make_tree
+from cloister.host.vm_link import PROTOCOL
 from cloister.images.initramfs import guest_entries, modules_of, newc
 from cloister.images.kernel import elf_of
 from cloister.images.lock import Lock, Package, decode, differences, from_debian, kernel_package
@@ -33,8 +34,6 @@ from cloister.images.recipe import Recipe
 from cloister.images.sbom import spdx
 
 CMDLINE = "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests random.trust_cpu=on cloister.verity={verity} {clock}"
-PROTOCOL = 1
-"""Of the link between keeper and guest."""
 _SHOWN_DIFFERENCES = 20
 
 

@@ -13,7 +13,8 @@ import time
 from cloister.errors import StepError
 from cloister.host.frames import Channel, Frame, FrameError, decode_list, decode_u32, encode_u32
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""Of the link between keeper and guest (`shim/link.h`); an image's manifest names the one that its guest speaks."""
 _NONCE = 16
 _MOST_WORDS = 64
 

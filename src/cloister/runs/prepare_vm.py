@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloister.errors import PolicyError, Problem, UnsupportedError
-from cloister.host.image_build import PROTOCOL
+from cloister.host.vm_link import PROTOCOL
 from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
 from cloister.plan.vm import Accelerator

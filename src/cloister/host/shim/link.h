@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 enum {
-    LINK_PROTOCOL = 1,
+    LINK_PROTOCOL = 2,
     LINK_NONCE = 16,
     LINK_DATA_MAX = 64 * 1024,
     LINK_GUEST_MAX = LINK_DATA_MAX + 64, /* payload of a frame from the guest, which is hostile */
