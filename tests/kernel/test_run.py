@@ -122,6 +122,20 @@ def test_a_detached_run_is_listed_logged_and_stopped(user: User, workspace: Path
     user.close()
 
 
+def test_a_detached_run_whose_agent_never_ran_is_told_as_that(user: User, workspace: Path) -> None:
+    """No id of a run that cannot be worked with: the caller gets the reason and the code, as without `--detach`."""
+    script = workspace / "agent"
+    for interpreter, code in (("/nowhere/to/be/found", 127), ("/tmp", 126)):
+        script.write_text(f"#!{interpreter}\n")
+        script.chmod(0o755)
+        failed = user.run("run", "--detach", "shell", "--", "./agent", cwd=workspace)
+        assert (failed.returncode, failed.stdout, "[exec-failed]" in failed.stderr) == (code, "", True)
+    assert sorted(receipt["exit_code"] for receipt in user.receipts()) == [126, 127]
+    quick = user.run("run", "--detach", "shell", "--", "true", cwd=workspace)
+    assert (quick.returncode, len(quick.stdout.strip()), quick.stderr) == (0, 12, "")
+    user.close()
+
+
 def test_runtime_max_ends_the_run_with_124(user: User, workspace: Path) -> None:
     """A run over its time is ended, however it ignores signals; one within it is not."""
     user.write_policy(BASE + '[agents.shell.limits]\nruntime_max = "1s"\n')

@@ -118,6 +118,14 @@ def test_detached_runs(rig: Rig) -> None:
     assert rig.cloister("exec", run, "--", "true").returncode == 125
 
 
+def test_a_detached_run_whose_agent_never_ran(rig: Rig) -> None:
+    """There is no id of a run that cannot be worked with, but the reason and the code that any start has."""
+    rig.machine.write(f"{rig.project}/sub/data", "no program\n", owner="alice")
+    for program, code in (("no-such-program", 127), ("./sub/data", 126)):
+        failed = rig.cloister("run", "-d", "sh", "--", program)
+        assert (failed.returncode, failed.stdout, bool(failed.stderr)) == (code, "", True)
+
+
 def test_a_command_of_exec_ends_with_its_client(rig: Rig) -> None:
     """Killing the client of `exec` ends that command, and the run goes on."""
     run = rig.detach("sleep 60")

@@ -62,12 +62,20 @@ class Starter(NamedTuple):
     json: bool
 
     def tell(self, run: str) -> None:
-        """Tell the id of the run, now that it can be worked with (or is over)."""
+        """Tell the id of the run, now that it can be worked with."""
         shown = msgspec.json.encode({"run": run}).decode() if self.json else run
         with contextlib.suppress(OSError):  # it may have gone, or closed its output
             os.write(self.output, f"{shown}\n".encode())
+        self._leave(b"\0")
+
+    def fail(self, run: str, code: int, reason: str, text: str = "") -> None:
+        """Say why there is nothing to work with: the run is over, and its agent never ran."""
+        text = text or f"cloister: the run ended before its agent ran [{reason}]\n  try: cloister why {run}"
+        self._leave(bytes([code & 255]) + f"{text}\n".encode("utf-8", "backslashreplace"))
+
+    def _leave(self, last: bytes) -> None:
         os.close(self.output)
-        self.link.send("F", b"\0")
+        self.link.send("F", last)
         self.link.close()
 
 
@@ -453,7 +461,9 @@ class ActiveRun:
         self.warnings = (*warnings, *filter(None, (self.kernel.trouble,)))
         receipt = self._receipt(outcome)
         self.store.finish(self.record, receipt)
-        self._tell_starter()
+        if self.starter:
+            self.starter.fail(self.plan.run, outcome.code, outcome.reason, outcome.text)
+            self.starter = None
         self._events.close()
         return receipt
 

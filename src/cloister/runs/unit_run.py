@@ -233,6 +233,9 @@ class UnitRun:
             record, status="finished", finished=time.time(), exit_code=receipt.exit_code, reason=reason
         )
         self._store.finish(ended, msgspec.structs.replace(receipt, reason=reason))
+        if self.starter:
+            self.starter.fail(self.plan.run, receipt.exit_code, reason)
+            self.starter = None
 
     def _tell_starter(self) -> None:
         starter, self.starter = self.starter, None
@@ -241,7 +244,6 @@ class UnitRun:
 
     def _close(self) -> None:
         self._status = "over"
-        self._tell_starter()
         self._events.close()
         if self.lease:
             self.lease.close()
