@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
 import subprocess
+import sys
 import threading
 
 from keeper_rig import Keeper, Place, machine, memory
 from shim_rig import as_user, seccomp_without_userns
 
-CHANNEL = 20
+AS_CHANNEL = "import os, sys; os.dup2(int(sys.argv[1]), 20); os.execvp(sys.argv[2], sys.argv[2:])"
+"""In the child: its channel is descriptor 20, a number that may be anybody's in this process."""
 
 
 class Kept:
@@ -20,14 +23,15 @@ class Kept:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.guest, theirs = socket.socketpair()
-        filtered = memory(seccomp_without_userns())
-        os.dup2(theirs.fileno(), CHANNEL, inheritable=True)
+        made = memory(seccomp_without_userns())
+        filtered = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 64)  # out of the way of the number that the guest expects
         self.log = (place.directory / "guest.log").open("wb")
         self.process = subprocess.Popen(
-            machine(place, filtered), stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            pass_fds=[CHANNEL, filtered], **as_user(),
+            [sys.executable, "-c", AS_CHANNEL, str(theirs.fileno()), *machine(place, filtered)],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+            pass_fds=[theirs.fileno(), filtered], **as_user(),
         )  # fmt: skip
-        for fd in (theirs.detach(), CHANNEL, filtered):
+        for fd in (theirs.detach(), made, filtered):
             os.close(fd)
         self._carrier: threading.Thread | None = None
 

@@ -101,7 +101,7 @@ def _strange_tables(agent: Agent) -> Iterator[UnsupportedError]:
             "policy-not-enforceable",
             f"nothing enforces `{key}` with isolation = {agent.isolation!r}, so the agent is not started",
             where=f".{key}",
-            remedy=f'remove `{key}` from the agent\'s table, or isolation = "{key}"',
+            remedy=f'isolation = "{key}", or remove `{key}` from the agent\'s table',
         )
 
 

@@ -42,9 +42,12 @@ def find_stopped(paths: Paths, store: Store, word: str) -> Stopped:
     """
     try:
         run = store.find(word)
-    except UsageError:
+    except UsageError as error:
         if not os.path.lexists(f"{paths.snapshots}/{word}") or "/" in word:
-            raise
+            raise UsageError(
+                error.reference, f"{error.message}, and no machine of an agent and no snapshot called so",
+                remedy=f"cloister vm list; or cloister vm start {word}",
+            ) from None  # fmt: skip
         record = vm_snapshot.read(paths.snapshots, word)
         folder = f"{paths.snapshots}/{word}"
         disks = {disk.name: f"{folder}/{disk.name}" for disk in record.disks}
