@@ -179,7 +179,11 @@ def test_it_works_by_its_preset_alone(
     assert used == [(model_wire.INPUT_TOKENS, model_wire.OUTPUT_TOKENS, "provider", "complete")] * len(sent)
 
 
-@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS.keys())
+@pytest.mark.parametrize(
+    "product",
+    [pytest.param(one, marks=pytest.mark.slow if name == "openclaw" else ()) for name, one in PRODUCTS.items()],
+    ids=PRODUCTS.keys(),
+)
 @pytest.mark.usefixtures("nothing_left")
 def test_a_budget_ends_in_its_own_words(
     product: Product, start: Start, workspace: Path, fake_model: FakeModel, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,15 @@ def test_the_pinned_version_is_installed(agent: Agent, agents_bin: Path, tmp_pat
     assert agent.version in done.stdout + done.stderr
 
 
+SLOWEST = "openclaw"
+"""It needs a quarter of a minute to answer; `make test` has it run a command, which says as much."""
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [pytest.param(one, marks=pytest.mark.slow if name == SLOWEST else ()) for name, one in AGENTS.items()],
+    ids=AGENTS.keys(),
+)
 def test_the_agent_answers_through_the_fake_provider(
     agent: Agent, agents_bin: Path, tmp_path: Path, fake_model: FakeModel
 ) -> None:
