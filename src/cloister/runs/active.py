@@ -7,7 +7,6 @@ writes events and the receipt, and undoes the plan. One object per run, owned by
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -33,6 +32,7 @@ from cloister.runs.kernel_watch import Watching
 from cloister.runs.links import Link
 from cloister.runs.live import LiveRun, Outcome, Timer, start_failure
 from cloister.runs.notices import Notices
+from cloister.runs.starter import Starter
 from cloister.runs.store import Direct, Receipt, Record, Store
 
 if TYPE_CHECKING:
@@ -51,32 +51,6 @@ FLAG_PATIENT = 8
 _MAX_DENIED = 200
 MAX_EVENT_BYTES = 32 << 20
 _U32 = 4
-
-
-class Starter(NamedTuple):
-    """Who waits for the id of a detached run."""
-
-    link: Link
-    output: int
-    """A descriptor of our own for its standard output."""
-    json: bool
-
-    def tell(self, run: str) -> None:
-        """Tell the id of the run, now that it can be worked with."""
-        shown = msgspec.json.encode({"run": run}).decode() if self.json else run
-        with contextlib.suppress(OSError):  # it may have gone, or closed its output
-            os.write(self.output, f"{shown}\n".encode())
-        self._leave(b"\0")
-
-    def fail(self, run: str, code: int, reason: str, text: str = "") -> None:
-        """Say why there is nothing to work with: the run is over, and its agent never ran."""
-        text = text or f"cloister: the run ended before its agent ran [{reason}]\n  try: cloister why {run}"
-        self._leave(bytes([code & 255]) + f"{text}\n".encode("utf-8", "backslashreplace"))
-
-    def _leave(self, last: bytes) -> None:
-        os.close(self.output)
-        self.link.send("F", last)
-        self.link.close()
 
 
 class Command(NamedTuple):

@@ -24,7 +24,7 @@ from cloister.host.stranded import end_stranded
 from cloister.isolation import seccomp
 from cloister.plan.steps import Plan
 from cloister.runs import vm_workspace
-from cloister.runs.active import FLAG_NETNS, FLAG_PATIENT, FLAG_PTY, FLAG_USERNS, ActiveRun, Starter
+from cloister.runs.active import FLAG_NETNS, FLAG_PATIENT, FLAG_PTY, FLAG_USERNS, ActiveRun
 from cloister.runs.attach import Attachment
 from cloister.runs.confine import confiner
 from cloister.runs.detached import detach, detached_stdio
@@ -35,6 +35,7 @@ from cloister.runs.prepare import Kitchen, Looked, Prepared
 from cloister.runs.protections import Protections, look_after
 from cloister.runs.provisions import Provided
 from cloister.runs.request import RunRequest
+from cloister.runs.starter import Starter
 from cloister.runs.store import Record
 from cloister.runs.supervision import Supervision
 from cloister.runs.upstream import upstream_proxy

@@ -25,12 +25,12 @@ from cloister.host.frames import encode_list
 from cloister.host.workspace_copy import copy_workspace
 from cloister.plan.steps import Plan
 from cloister.plan.unit import COPY_UPPER, HOSTD_SOCKET
-from cloister.runs.active import Starter
 from cloister.runs.detached import detach
 from cloister.runs.links import Connect
 from cloister.runs.prepare import Kitchen, Looked, mapping
 from cloister.runs.protections import Protections
 from cloister.runs.request import RunRequest
+from cloister.runs.starter import Starter
 from cloister.runs.store import Record, Store, new_id
 from cloister.runs.unit_part import (
     COPY,

@@ -26,9 +26,9 @@ from cloister.host.frames import Frame, FrameError, encode_list
 from cloister.host.unit_cgroup import is_alive
 from cloister.plan.steps import Plan
 from cloister.plan.workspace import WorkspaceLayout
-from cloister.runs.active import Starter
 from cloister.runs.links import Link
 from cloister.runs.protections import look_after, replaced, standing
+from cloister.runs.starter import Starter
 from cloister.runs.store import Receipt, Record, Store
 from cloister.runs.supervision import broken_off
 from cloister.runs.unit_part import COPY, unit_of, with_answer
