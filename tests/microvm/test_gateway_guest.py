@@ -181,7 +181,8 @@ def test_it_ends_in_order_and_goes_on_where_it_was(up: Gateway) -> None:
     stopped = up.cloister("stop", "--all", "--grace", "5m", timeout_s=400)
     receipt = up.user.receipts()[-1]
     assert stopped.returncode == 0, stopped.stderr
-    assert (receipt["exit_code"], receipt["reason"]) == (0, ""), up.logs()
+    assert receipt["reason"] == "exited", up.logs()
+    assert receipt["exit_code"] in {0, 143}, "by itself, or by the TERM that it had waited on; never killed"
     assert up.get("/healthz") == 0
     assert not json.loads(up.cloister("vm", "list", "--json").stdout)
 
