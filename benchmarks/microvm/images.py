@@ -31,8 +31,7 @@ COLUMNS = (CLOCK, PROCESSOR, MEDIAN, COUNT)
 _STAMP = re.compile(r"\s*([0-9.]+) s  (.*)")
 _STAGES = (
     ("Debian's packages: fetched, unpacked, configured", ""),
-    ("the file system (erofs, lz4hc)", "writing the file system"),
-    ("the hash tree", "hashing it"),
+    ("the file system (erofs, lz4hc) and its hash tree", "writing the file system"),
     ("kernel, modules, lists, signature", "taking kernel and modules"),
 )
 """What a build spends its time on, and the words by which it says that this begins."""
