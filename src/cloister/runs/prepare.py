@@ -29,7 +29,6 @@ from cloister.host.trust_roots import system_bundle
 from cloister.isolation.environment import INHERITED
 from cloister.plan.facts import HostFacts
 from cloister.plan.steps import Plan
-from cloister.plan.vm_snapshot import Snapshot
 from cloister.plan.workspace import WorkspaceLayout
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent, Egress, Llm, Policy, Preset
@@ -54,6 +53,7 @@ from cloister.runs.store import new_id
 from cloister.runs.workspaces import Workspaces, expand, project_id, real_path
 
 if TYPE_CHECKING:
+    from cloister.plan.vm_snapshot import Snapshot
     from cloister.runs.compile_vm import VmFacts
 
 SHIM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "host", "shim", "cloister-shim")
