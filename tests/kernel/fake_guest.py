@@ -124,7 +124,7 @@ class Fake:
         died = self.keeper.died()
         assert died["reason"] == "guest-protocol"
         assert what in died["text"]
-        assert self.keeper.process.wait(5) in {125, 137}
+        assert self.keeper.over(5) in {125, 137}
         return died
 
     def fine(self) -> None:

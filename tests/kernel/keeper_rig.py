@@ -94,6 +94,7 @@ class Keeper:
     ) -> None:
         self.place = place
         self.seen: list[frames.Frame] = []
+        self.answers = True
         ours, theirs = socket.socketpair()
         self.channel = frames.Channel(ours)
         self.console = place.directory / "console.log"
@@ -160,6 +161,8 @@ class Keeper:
             self.channel.flush()
             while frame := self.channel.receive():
                 self.seen.append(frame)
+                if frame.kind == "D" and self.answers:  # as the broker does when it has looked at the cgroup
+                    self.channel.send("D")
         except frames.FrameError:
             self.channel.close()
         return True
@@ -183,6 +186,13 @@ class Keeper:
             out.seek(0)
             err.seek(0)
             return status, out.read(), err.read()
+
+    def over(self, timeout_s: float) -> int:
+        """Wait until it is gone, hearing what it says meanwhile; return its exit code."""
+        end = time.monotonic() + timeout_s
+        while self.process.poll() is None and time.monotonic() < end and self.take():
+            pass
+        return self.process.wait(max(0.0, end - time.monotonic()))
 
     def died(self) -> dict[str, str]:
         """Return what the keeper says of a bad end."""

@@ -18,7 +18,8 @@ import pytest
 import vm_disk_rig as rig
 
 from cloister.errors import CloisterError, RetryError, StepError, UnsupportedError
-from cloister.host import disk_child, vm_fill, vm_hand_back
+from cloister.host import child_start, disk_child, vm_fill, vm_hand_back
+from cloister.host.child_start import Child, Spares
 from cloister.host.disk_child import Watch
 from cloister.host.kernel_features import landlock_abi
 from cloister.host.vm_workspace import WorkspaceDisk
@@ -55,6 +56,15 @@ def children() -> set[int]:
     """Every process below this one, and those that it has left to others."""
     found = subprocess.run(["pgrep", "-f", "cloister.host.disk_work"], capture_output=True, text=True, check=False)
     return {int(word) for word in found.stdout.split()}
+
+
+def ours() -> set[int]:
+    """Those of this process, found faster than their work is done."""
+    return {
+        int(word)
+        for each in Path("/proc/self/task").iterdir()
+        for word in (each / "children").read_text("ascii").split()
+    }
 
 
 def test_a_child_fills_as_this_process_does(root: Path, disk: Path, tmp_path: Path) -> None:
@@ -97,9 +107,8 @@ def test_a_killed_child_is_an_error_and_leaves_nothing(root: Path, disk: Path, t
     """Killed at any point, the parent says so, and nothing of its work is there; a hand-back can be done again."""
 
     def kill(_done: int, _total: int) -> None:
-        for pid in children():
-            if Path(f"/proc/{pid}/stat").read_text("ascii").split()[3] == str(os.getpid()):
-                os.kill(pid, signal.SIGKILL)
+        for pid in ours():
+            os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(StepError) as killed:
         fill(root, disk, Watch(kill))
@@ -141,6 +150,74 @@ def test_it_ends_with_its_parent(root: Path, disk: Path) -> None:
     assert list(disk.parent.iterdir()) == []
 
 
+def waited_for(spares: Spares) -> int:
+    """Have a spare made; return its process."""
+    before = ours()
+    until = time.monotonic() + 10
+    while not (made := ours() - before) and time.monotonic() < until:
+        spares.want()
+        time.sleep(0.005)
+    return made.pop()
+
+
+def test_a_spare_does_what_a_fresh_child_does(root: Path, disk: Path, tmp_path: Path) -> None:
+    """Each works once, and another takes its place; one that was killed meanwhile is missed by nobody."""
+    spares = Spares(("cloister.host.disk_work",))
+    first = waited_for(spares)
+    watch = Watch(spares=spares)
+    made = fill(root, disk, watch)
+    assert first not in ours()
+    assert made.entries == rig.fill(root, tmp_path / "here.img").entries
+    until = time.monotonic() + 10
+    while not (second := ours()) and time.monotonic() < until:
+        time.sleep(0.005)
+    killed = second.pop()
+    os.kill(killed, signal.SIGKILL)
+    while Path(f"/proc/{killed}/stat").read_text("ascii").split()[2] != "Z" and time.monotonic() < until:
+        time.sleep(0.005)
+    back = vm_hand_back.hand_back(rig.tools(), str(disk), str(tmp_path / "overlay/upper"), root=str(root), watch=watch)
+    assert back.changes == 0
+    while not (third := spares.take()) and time.monotonic() < until:
+        time.sleep(0.005)
+    assert third
+    third.end()
+
+
+def test_a_spare_knows_nothing_before_its_request(tmp_path: Path) -> None:
+    """No descriptor of ours but its socket and its output, no variable, no file open; and it leaves without work."""
+    secret = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(secret, True)  # its own signature
+    child = Child(("cloister.host.disk_work",))
+    try:
+        place = Path(f"/proc/{child.process.pid}")
+        until = time.monotonic() + 10
+        while "recv" not in (place / "wchan").read_text() and time.monotonic() < until:
+            time.sleep(0.01)
+        held = {os.readlink(one).partition(":")[0] for one in (place / "fd").iterdir()}
+        assert held == {"socket", "pipe", "/dev/null"}
+        names = {word.partition("=")[0] for word in (place / "environ").read_text().split("\0") if word}
+        assert names <= {"PATH", "LANG", "LC_ALL", "LC_CTYPE"}
+    finally:
+        os.close(secret)
+        child.end()
+    gone = Child(())
+    gone._ours.close()
+    assert gone.process.wait(10) == 0
+    assert gone.process.communicate()[0] == b""
+
+
+def test_spares_end_when_nobody_takes_them() -> None:
+    """After its time a spare goes, and comes again when work is near."""
+    spares = Spares((), idle_s=1.0)
+    first = waited_for(spares)
+    until = time.monotonic() + 10
+    while first in ours() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert first not in ours()
+    assert spares.take() is None
+    assert waited_for(spares) != first
+
+
 def test_a_child_that_is_silent_or_says_nonsense_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """A taken-over reader can make its own work fail, and nothing else: no hang, no memory, no other exception."""
     ways = {
@@ -154,7 +231,7 @@ def test_a_child_that_is_silent_or_says_nonsense_is_ended(monkeypatch: pytest.Mo
         "pass": "with 0",
     }
     for program, words in ways.items():
-        monkeypatch.setattr(disk_child, "_PROGRAM", program)
+        monkeypatch.setattr(child_start, "_PROGRAM", program)
         with pytest.raises(StepError, match=words):
             disk_child.in_child("any", {}, vm_hand_back.HandBack, descriptors={}, silence_s=1.0)
 

@@ -365,7 +365,7 @@ def test_an_agent_is_started_or_adopted_as_the_plan_says(place: Place, options: 
             fake.keeper.channel.send("G", u32(ADOPT), (theirs_in, theirs_out, theirs_out))
         for fd in (theirs_in, given, out, theirs_out):
             os.close(fd)
-        assert fake.keeper.process.wait(5) == 125
+        assert fake.keeper.over(5) == 125
     finally:
         fake.close()
 
@@ -434,6 +434,6 @@ def test_options_that_make_no_sense_are_refused(place: Place, words: tuple[str, 
     """A number of a command, or nothing at all."""
     keeper = Keeper(place, *words, monitor=["/bin/true"])
     try:
-        assert keeper.process.wait(10) == 125
+        assert keeper.over(10) == 125
     finally:
         keeper.close()

@@ -84,7 +84,7 @@ def test_the_agents_exit_code_comes_out(keeper: Keeper, code: int) -> None:
     """Output, errors and exit code of the agent are the caller's; the keeper leaves with the same code."""
     status, out, err = keeper.run("/bin/sh", "-c", f"cat; echo wrong >&2; exit {code}", data=b"given")
     assert (status, out, err) == (code, b"given", b"wrong\n")
-    assert keeper.process.wait(5) == code
+    assert keeper.over(5) == code
 
 
 @pytest.mark.parametrize(("command", "error"), [("/nowhere/program", 2), ("/etc/passwd", 13)])
@@ -94,7 +94,7 @@ def test_a_program_that_cannot_be_executed_is_told(keeper: Keeper, command: str,
     with open(os.devnull, "r+b") as null:
         keeper.go(command, stdio=[null.fileno()] * 3)
     assert keeper.until("Y", 0)[4:] == frames.encode_u32(error) + b"exec"
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
@@ -214,7 +214,7 @@ def test_the_end_of_the_agent_ends_every_other_command(keeper: Keeper) -> None:
         assert keeper.ended() == 0
         assert read_all(other.out) == b""
     assert "unmounted" in keeper.said()
-    assert keeper.process.wait(5) == 0
+    assert keeper.over(5) == 0
 
 
 def test_descriptors_may_be_of_any_kind(keeper: Keeper) -> None:
@@ -271,7 +271,7 @@ def test_a_begin_that_fails_is_told_as_such(keeper: Keeper) -> None:
     keeper.send_begin("hostname=refused")
     assert keeper.until("Y", 0)[4:] == frames.encode_u32(22) + b"begin"
     assert not [frame for frame in keeper.seen if frame.kind == "P"]
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
 
 
 def test_figures_are_told_when_they_are_asked_for(keeper: Keeper) -> None:
@@ -337,7 +337,7 @@ def test_commands_fail_when_there_are_too_many(keeper: Keeper) -> None:
 def test_nothing_is_left_of_a_run(keeper: Keeper) -> None:
     """Monitor, guest and every command are gone when the keeper is."""
     keeper.run("/bin/sh", "-c", "setsid sleep 61.7182 & exit 0")
-    keeper.process.wait(5)
+    keeper.over(5)
     assert subprocess.run(["pgrep", "-f", "sleep 61.7182"], check=False, capture_output=True).stdout == b""
 
 

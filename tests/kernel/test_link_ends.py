@@ -72,8 +72,35 @@ def test_a_killed_monitor_is_told_with_its_last_line(keeper: Keeper) -> None:
         "status": "signal 9",
     }
     assert keeper.ended() == 137
-    assert keeper.process.wait(5) == 137
+    assert keeper.over(5) == 137
     assert all_gone(lives)
+
+
+def test_it_stays_until_the_broker_has_looked_at_its_cgroup(keeper: Keeper) -> None:
+    """With the keeper goes what the kernel counted: so it waits for an answer, and goes at once with it."""
+    keeper.answers = False
+    asleep(keeper)
+    os.kill(children(keeper.pid)[0], signal.SIGKILL)
+    keeper.died()
+    keeper.ended()
+    time.sleep(0.3)
+    assert keeper.process.poll() is None
+    began = time.monotonic()
+    keeper.channel.send("S", b"\x0f\0\0\0\0")  # a signal for nobody is no answer
+    time.sleep(0.1)
+    assert keeper.process.poll() is None
+    keeper.channel.send("D")
+    assert keeper.over(5) == 137
+    assert time.monotonic() - began < 1
+
+
+def test_it_does_not_wait_for_ever(keeper: Keeper) -> None:
+    """A broker that says nothing is waited for two seconds."""
+    keeper.answers = False
+    asleep(keeper)
+    os.kill(children(keeper.pid)[0], signal.SIGKILL)
+    keeper.died()
+    assert keeper.over(10) == 137
 
 
 def test_a_monitor_that_dies_before_the_agent_runs_is_a_failed_start(keeper: Keeper) -> None:
@@ -82,7 +109,7 @@ def test_a_monitor_that_dies_before_the_agent_runs_is_a_failed_start(keeper: Kee
     os.kill(children(keeper.pid)[0], signal.SIGKILL)
     assert keeper.died()["reason"] == "monitor-ended"
     assert keeper.until("Y", 0)[8:] == b"monitor"
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
 
 
 def test_a_guest_that_powers_off_is_told_as_such(keeper: Keeper) -> None:
@@ -101,7 +128,7 @@ def test_a_monitor_that_is_not_there_is_told(place: Place) -> None:
     died = keeper.died()
     assert died["status"] == "exit code 125"
     assert "cannot be executed: No such file or directory" in died["console"]
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
 
 
 def test_a_killed_keeper_takes_everything_with_it(keeper: Keeper) -> None:
@@ -118,7 +145,7 @@ def test_a_broker_that_leaves_ends_the_run(keeper: Keeper) -> None:
     asleep(keeper)
     lives = below(keeper.pid)
     keeper.channel.close()
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
     assert all_gone(lives)
 
 
@@ -126,7 +153,7 @@ def test_a_kill_lets_the_guest_unmount_first(keeper: Keeper) -> None:
     """`K`: everything in the guest is killed and unmounted, then the monitor ends: 137."""
     asleep(keeper)
     keeper.channel.send("K")
-    assert keeper.process.wait(5) == 137
+    assert keeper.over(5) == 137
     assert "unmounted" in keeper.said()
 
 
@@ -137,7 +164,7 @@ def test_a_kill_does_not_wait_for_a_guest_that_hangs(keeper: Keeper) -> None:
     os.kill(guest, signal.SIGSTOP)
     started = time.monotonic()
     keeper.channel.send("K")
-    assert keeper.process.wait(6) == 137
+    assert keeper.over(6) == 137
     assert 1.5 < time.monotonic() - started < 4
 
 
@@ -147,7 +174,7 @@ def test_a_kill_before_the_guest_is_there_ends_at_once(place: Place) -> None:
     keeper.send_begin()
     time.sleep(0.2)
     keeper.channel.send("K")
-    assert keeper.process.wait(1) == 137
+    assert keeper.over(1) == 137
 
 
 def test_an_agent_that_kills_the_inner_half_ends_its_run(keeper: Keeper) -> None:
@@ -174,7 +201,7 @@ def test_orders_before_the_begin_end_it(place: Place, kind: str) -> None:
     """A broker that says something out of turn is not one: nothing is started."""
     keeper = Keeper(place)
     keeper.channel.send(kind, bytes(4))
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
     keeper.close()
 
 
@@ -228,7 +255,7 @@ def test_a_terminal_shows_all_before_the_end_of_the_keeper(keeper: Keeper) -> No
     (master,) = keeper.frame("M", 0).descriptors
     keeper.channel.send("M", frames.encode_u32(0))
     assert keeper.ended() == 0
-    keeper.process.wait(5)
+    keeper.over(5)
     assert b"the very last words" in os.read(master, 1000)
     os.close(master)
 

@@ -78,7 +78,7 @@ def test_a_guest_that_never_says_hello_but_talks_is_ended(fake: Fake) -> None:
         fake.guest.raw(bytes(1 << 16))
     died = fake.keeper.died()
     assert died["reason"] == "guest-ended"
-    assert fake.keeper.process.wait(5) == 125
+    assert fake.keeper.over(5) == 125
 
 
 BEFORE_AGENT = {
@@ -162,7 +162,7 @@ def test_what_no_guest_says_beside_its_agent_ends_it(running: Fake, what: str) -
     died = running.keeper.died()
     assert died["reason"] in {"guest-protocol", "guest-ended"}, died
     assert running.keeper.ended() == 137
-    assert running.keeper.process.wait(5) == 137
+    assert running.keeper.over(5) == 137
 
 
 def test_more_than_its_credit_ends_it(place: Place) -> None:
@@ -244,7 +244,7 @@ def test_a_guest_that_reads_nothing_stops_being_read(running: Fake) -> None:
     assert 0 < sent < 2_000_000
     assert resident(running.keeper) - before < 16 << 20
     running.keeper.channel.send("K")
-    assert running.keeper.process.wait(5) == 137
+    assert running.keeper.over(5) == 137
 
 
 def test_events_are_counted_and_limited(running: Fake) -> None:
@@ -348,4 +348,4 @@ def test_the_broker_is_not_held_up_by_a_silent_guest(running: Fake) -> None:
     assert running.guest.until("S") == b"\17"
     assert wait_for(lambda: running.keeper.process.poll() is None, 0.5)
     running.keeper.channel.send("K")
-    assert running.keeper.process.wait(5) == 137
+    assert running.keeper.over(5) == 137

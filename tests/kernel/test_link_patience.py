@@ -29,7 +29,7 @@ def given_up(fake: Fake, lacks: str) -> None:
     died = fake.keeper.died()
     assert (died["reason"], died["text"]) == ("guest-silent", f"the guest did not {lacks} within {PATIENCE_S} s")
     assert fake.keeper.until("Y", 0)[8:] == b"monitor"
-    assert fake.keeper.process.wait(5) == 125
+    assert fake.keeper.over(5) == 125
     assert time.monotonic() - started < PATIENCE_S + 2
 
 
@@ -61,7 +61,7 @@ def test_a_monitor_whose_guest_never_opens_its_port_is_given_up(place: Place) ->
     keeper = Keeper(place, "--patience", "1", monitor=["/bin/sleep", "60"])
     keeper.send_begin()
     assert keeper.died()["text"] == "the guest did not say hello within 1 s"
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
     keeper.close()
 
 
@@ -87,5 +87,5 @@ def test_silence_of_a_run_is_nobodys_business(place: Place) -> None:
 def test_a_patience_that_is_none_starts_nothing(place: Place, word: str) -> None:
     """Without a bound, or with one that cannot be read, there is no keeper."""
     keeper = Keeper(place, "--patience", word, monitor=["/bin/sleep", "60"])
-    assert keeper.process.wait(5) == 125
+    assert keeper.over(5) == 125
     keeper.close()

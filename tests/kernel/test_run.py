@@ -115,7 +115,8 @@ def test_a_detached_run_is_listed_logged_and_stopped(user: User, workspace: Path
     done = user.run("exec", run, "--", "sh", "-c", "echo inside; exit 3", cwd=workspace)
     user.run("stop", run, cwd=workspace)
 
-    assert (started.returncode, started.stderr) == (0, "")
+    assert started.returncode == 0
+    assert started.stderr in {"", "cloister: starting the broker\n"}  # said where that takes long
     assert (done.stdout, done.returncode) == ("inside\n", 3)
     assert (user.state / f"runs/{run}/output.log").read_text() == "output\n"
     assert user.receipts()[-1]["reason"] in {"exited", "stopped"}

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _OUTPUT_BYTES = 16 << 20
+_ROOM_BYTES = 8 << 30
+"""For /tmp: sparse, and gone with the machine."""
 _EMULATED = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu")
 # QEMU 7.2 spoils the flags of CMPXCHG16B now and then, of which Linux 6.12 dies in its memory allocator.
 _PLAIN = (*_EMULATED, "max,cx16=off")
@@ -43,15 +45,16 @@ def work(image: Path, tree: Path, scratch: Path, timeout_s: float, *, virtualize
     Raises:
         AssertionError: nothing came back in time; holds the console's last lines.
     """
-    parcel, results = scratch / "work.tar", scratch / "results.tar"
+    parcel, results, room = scratch / "work.tar", scratch / "results.tar", scratch / "room.img"
     with tarfile.open(parcel, "w") as tar:
         tar.add(tree, ".")
-    with results.open("wb") as file:
-        file.truncate(_OUTPUT_BYTES)
+    for path, size in ((results, _OUTPUT_BYTES), (room, _ROOM_BYTES)):
+        with path.open("wb") as file:
+            file.truncate(size)
     console = scratch / "console.log"
     with console.open("wb") as log:
         machine = subprocess.Popen(
-            _argv(image, parcel, results, _VIRTUALIZES if virtualizes else _PLAIN),
+            _argv(image, (parcel, results, room), _VIRTUALIZES if virtualizes else _PLAIN),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -64,6 +67,7 @@ def work(image: Path, tree: Path, scratch: Path, timeout_s: float, *, virtualize
         finally:
             machine.kill()
             machine.wait()
+            room.unlink()
     said = console.read_bytes().decode("utf-8", "replace")
     try:
         with tarfile.open(results) as tar:
@@ -78,9 +82,15 @@ def _content(tar: tarfile.TarFile, name: str) -> bytes:
     return (file or io.BytesIO()).read()
 
 
-def _argv(image: Path, parcel: Path, results: Path, processors: tuple[str, ...]) -> list[str]:
-    """Return QEMU's command: two processors, three disks, a console, and nothing else."""
-    disks = ((image / "root.img", "snapshot=on"), (parcel, "readonly=on"), (results, "readonly=off"))
+def _argv(image: Path, files: tuple[Path, Path, Path], processors: tuple[str, ...]) -> list[str]:
+    """Return QEMU's command: two processors, four disks, a console, and nothing else."""
+    parcel, results, room = files
+    disks = (
+        (image / "root.img", "snapshot=on"),
+        (parcel, "readonly=on"),
+        (results, "readonly=off"),
+        (room, "cache=unsafe"),
+    )
     argv = [
         "qemu-system-x86_64", *processors, "-machine", "q35", "-smp", "2",
         "-m", "1536", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-monitor", "none",

@@ -1,9 +1,9 @@
 """Long work on a machine's disk, done by a child of this process.
 
 So it neither holds up what this process does besides nor shares its memory with what parses a guest's bytes. The child
-(`disk_work`, `child_main`) ends with the thread that waits for it (PR_SET_PDEATHSIG, asked for by the shim before
-Python starts), gets a request in memory and descriptors, and answers in lines of JSON: how far it is, then a result or
-an error. What it says is not trusted further than that it may be shown.
+(`child_start`, `child_main`, `disk_work`) ends with this process, gets a request in memory and descriptors, and answers
+in lines of JSON: how far it is, then a result or an error. What it says is not trusted further than that it may be
+shown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,16 +21,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from cloister.errors import CloisterError, DeniedError, RetryError, StepError, UnsupportedError, UsageError
+from cloister.host.child_start import Child, Spares
 
 SILENCE_S = 600.0
 """A child that reads a guest's bytes says at least that often how far it is, or it is ended."""
-_SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim", "cloister-shim")
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_PROGRAM = "import importlib, sys; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
 _WORK = "cloister.host.disk_work"
 _LINE_BYTES = 1 << 20
 _LOOK_S = 0.05
-_LOCALE = ("LC_ALL", "LC_CTYPE", "LANG")
 _ERRORS: dict[str, type[CloisterError]] = {
     one.__name__: one for one in (DeniedError, RetryError, StepError, UnsupportedError, UsageError)
 }
@@ -41,9 +37,13 @@ _Answer = TypeVar("_Answer")
 class Watch:
     """Who waits for long work: he is told how far it is, and may end it from any thread."""
 
-    def __init__(self, told: Callable[[int, int], None] | None = None) -> None:
-        """Take what is called, in the thread that waits, with how many files are done and how many there are."""
+    def __init__(self, told: Callable[[int, int], None] | None = None, spares: Spares | None = None) -> None:
+        """Take what is called, in the thread that waits, with how many files are done and how many there are.
+
+        Where he has children that wait for work already, one of those does it.
+        """
         self._told = told
+        self.spares = spares
         self._over = threading.Event()
 
     def cancel(self) -> None:
@@ -73,7 +73,7 @@ def in_child(  # noqa: PLR0913  # a request, and who waits for it
     """Have `disk_work` do something; return its answer.
 
     Args:
-        work: which of its works.
+        work: which of the program's works.
         request: plain data, for JSON.
         answer: what the answer looks like.
         descriptors: those that it gets, by a name that it knows.
@@ -86,9 +86,11 @@ def in_child(  # noqa: PLR0913  # a request, and who waits for it
         CloisterError: it said so; or it was ended, or has died. What it left is for the caller to remove.
     """
     watch = watch or Watch()
-    order = {"work": work, "descriptors": dict(descriptors), **request}
+    order = {"program": program, "work": work, "descriptors": list(descriptors), **request}
     try:
-        process = _start(program, json.dumps(order).encode("ascii"), tuple(descriptors.values()))
+        child = (watch.spares and watch.spares.take()) or Child((program,))
+        child.give(json.dumps(order).encode("ascii"), tuple(descriptors.values()))
+        process = child.process
     except OSError as error:
         raise StepError("vm-disk-child", f"the work on the disk cannot be started: {error.strerror}") from error
     finally:
@@ -109,26 +111,6 @@ def in_child(  # noqa: PLR0913  # a request, and who waits for it
             with suppress(ProcessLookupError):
                 process.kill()
     raise _died(process.returncode)
-
-
-def _start(program: str, order: bytes, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    argv = [_SHIM, "tied", str(os.getpid()), sys.executable, "-I", "-c", _PROGRAM, _PACKAGES, program]
-    environment = {name: os.environ[name] for name in _LOCALE if name in os.environ} | {"PATH": "/usr/bin:/bin"}
-    orders = _memory(order)
-    try:
-        return subprocess.Popen(
-            argv, stdin=orders, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd="/",
-            pass_fds=descriptors, start_new_session=True,
-        )  # fmt: skip
-    finally:
-        os.close(orders)
-
-
-def _memory(data: bytes) -> int:
-    descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
-    os.write(descriptor, data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _lines(process: subprocess.Popen[bytes], watch: Watch, silence_s: float | None) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The child of `disk_child`: fills a workspace's disk, or reads what a guest has written. Run as a program only.
+"""The child of `disk_child`: fills a workspace's disk, or reads what a guest has written. Used there only.
 
 Whatever reads a guest's bytes confines itself before the first of them, when everything it needs is open and imported.
 """
@@ -12,7 +12,7 @@ import msgspec
 
 from cloister.errors import StepError
 from cloister.host import vm_baseline
-from cloister.host.child_main import Tell, serve
+from cloister.host.child_main import Tell
 from cloister.host.confine_self import FILLS, confine_self
 from cloister.host.ext4.image import Image
 from cloister.host.vm_changes import Back
@@ -20,11 +20,6 @@ from cloister.host.vm_pack import Pack
 
 _LARGEST_BYTES = 1 << 44
 """Of one file that a guest can have: ext4 counts 2^32 blocks of 4 KiB, holes among them."""
-
-
-def main() -> None:
-    """Do what the request says, and leave."""
-    serve({"fill": _fill, "hand-back": _hand_back, "pack": _pack})
 
 
 def _fill(order: dict[str, Any], tell: Tell) -> object:
@@ -64,3 +59,7 @@ def _pack(order: dict[str, Any], tell: Tell) -> object:
             return Pack(image, held["sink"], tell).send(base64.b64decode(order["name"]))
     except OSError as error:
         raise StepError("vm-take", f"the copy has ended: {error.strerror}") from error
+
+
+WORKS = {"fill": _fill, "hand-back": _hand_back, "pack": _pack}
+"""For `child_main`."""

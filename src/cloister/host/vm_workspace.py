@@ -136,7 +136,6 @@ def _make_file(  # noqa: PLR0913  # all that decides its size
     finally:
         os.close(opened)
     e2fs.make(tools, path, inodes=max(entries + _SPARE_INODES, size >> 14), owner=owner, growing=False)
-    e2fs.drop_lost_and_found(tools, path)  # a workspace shows what is the user's only
     return size
 
 

@@ -43,6 +43,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Consequences to look for on the host (`consequences.py`)."""
     if_policy: tuple[str, ...] = ()
     """Words of what the agent's policy has (`battery.holds`); where it has none of them, there is nothing to attack."""
+    ended_by: str = ""
+    """Reference of the error with which this attack may end its run: then it was refused, and the run with it."""
     lifted_by: tuple[str, ...] = ()
     """Keys of the policy that allow this on purpose."""
     arch: tuple[str, ...] = ()

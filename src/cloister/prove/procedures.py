@@ -80,7 +80,8 @@ def _ask(session: Session, case: Case, stage: str, facts: dict[str, Any], *, twi
     try:
         return session.ask(_request(case, stage, facts, twin=twin))
     except SessionError as error:
-        return {"outcome": "error", "detail": f"the run ended: {error}"}
+        refused = bool(case.ended_by) and f"[{case.ended_by}]" in str(error)
+        return {"outcome": "denied" if refused else "error", "detail": f"the run ended: {error}"}
 
 
 def _request(case: Case, stage: str, facts: dict[str, Any], *, twin: bool) -> dict[str, Any]:

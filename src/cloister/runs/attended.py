@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from cloister.errors import RetryError, UsageError
+from cloister.host.child_start import Spares
 from cloister.host.disk_child import Watch
 
 AFTER_S = 1.0
@@ -22,9 +23,10 @@ _LOOK_S = 0.1
 
 
 @contextlib.asynccontextmanager
-async def attended(
-    loop: asyncio.AbstractEventLoop, link: Any, what: str, *, quiet: bool = False, needed: bool = False
-) -> AsyncIterator[Watch]:
+async def attended(  # noqa: PLR0913  # a caller, and what is done for him
+    loop: asyncio.AbstractEventLoop, link: Any, what: str, *, quiet: bool = False, needed: bool = False,
+    spares: Spares | None = None,
+) -> AsyncIterator[Watch]:  # fmt: skip
     """Yield the watch of work that is done in a `with` block, by a thread.
 
     Args:
@@ -33,12 +35,13 @@ async def attended(
         what: what is being done, in a few words.
         quiet: say nothing.
         needed: the work is for the caller only: it is ended when he goes.
+        spares: children that wait for such work.
 
     Raises:
         UsageError: `not-started`: he went, and the work was ended.
     """
     told = _Told(loop, link, what)
-    watch = Watch(None if quiet else told.tell)
+    watch = Watch(None if quiet else told.tell, spares)
     look = _Look(loop, link, watch)
     if needed:
         look.again()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, UsageError
 from cloister.host import vm_snapshot
+from cloister.host.child_start import Spares
 from cloister.host.vm_disks import HeldDisk, hold_var_disk
 from cloister.host.vm_fill import fill
 from cloister.host.vm_hand_back import drop
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from cloister.plan.workspace import WorkspaceLayout
     from cloister.runs.paths import Paths
 
+SPARES = Spares(
+    ("cloister.host.disk_work", "cloister.host.vm_workspace", "cloister.host.vm_hand_back", "cloister.runs.vm_settle")
+)
+"""For all machines of this process: a disk is filled before a run, and read after it."""
 _ROOM_LEFT = 256 << 20
 """Bytes that stay free on this host's file system when changes are handed back."""
 

@@ -24,7 +24,7 @@ from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.attended import attended
-from cloister.runs.vm_disks import GuestDisks
+from cloister.runs.vm_disks import SPARES, GuestDisks
 from cloister.runs.vm_image import open_verified
 from cloister.runs.vm_keeping import Keeping, memoryless
 from cloister.runs.vm_living import LivingOf
@@ -82,6 +82,7 @@ class Guest:
         Raises:
             CloisterError: the image is not what was signed, a port is taken, or there is no place.
         """
+        SPARES.want()
         try:
             self._descriptors += await self._loop.run_in_executor(
                 None, open_verified, self._paths, self._images, self.vm, os.getuid()
@@ -103,7 +104,9 @@ class Guest:
             CloisterError: the disks cannot be made, or do not fit.
         """
         self._quiet = quiet
-        async with attended(self._loop, link, "filling the virtual machine's disk", quiet=quiet, needed=True) as watch:
+        async with attended(
+            self._loop, link, "filling the virtual machine's disk", quiet=quiet, needed=True, spares=SPARES
+        ) as watch:
             self._descriptors += await self._loop.run_in_executor(None, self._disks.make, watch)
         self._descriptors += self._template.descriptors()
 
@@ -199,6 +202,8 @@ class Guest:
         )
         match frame.kind:
             case "D":
+                run.count_limits()  # the keeper waits for that: with it goes the cgroup
+                run.inner.send("D")
                 reference, text = vm_console.verdict(words, vm_console.last_words(self.vm.directory))
                 run.write_event("guest-died", {**words, "reason": reference})
                 run.live.machine_died(reference, text)
@@ -259,7 +264,9 @@ class Guest:
     async def finish(self, started: float, link: Any) -> tuple[str, ...]:
         """Hand back what the guest has changed; return words for the receipt. Whoever waits is told how far that is."""
         self._template.make_later()
-        async with attended(self._loop, link, "reading the virtual machine's disk", quiet=self._quiet) as watch:
+        async with attended(
+            self._loop, link, "reading the virtual machine's disk", quiet=self._quiet, spares=SPARES
+        ) as watch:
             return await self._loop.run_in_executor(None, self._disks.hand_back, started, watch)
 
     def close_descriptors(self) -> None:

@@ -12,16 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from cloister.host import overlay_apply, overlay_review, sparse, vm_baseline, vm_hand_back
-from cloister.host.child_main import Tell, serve
+from cloister.host.child_main import Tell
 from cloister.host.vm_baseline import Baseline
 from cloister.plan.changes import Change
 from cloister.policy.protected import protected_names
 from cloister.runs.vm_workspace import DISK, Ended
-
-
-def main() -> None:
-    """Do what the request says, and leave."""
-    serve({"settle": _settle})
 
 
 def settle(folder: str, workspace: str, *, started: float, direct: bool) -> Ended:
@@ -62,6 +57,10 @@ def settle(folder: str, workspace: str, *, started: float, direct: bool) -> Ende
 def _settle(order: dict[str, Any], tell: Tell) -> object:
     del tell
     return settle(order["folder"], order["workspace"], started=order["started"], direct=order["direct"])
+
+
+WORKS = {"settle": _settle}
+"""For `child_main`."""
 
 
 def _why_not(changes: Sequence[Change], baseline: Baseline) -> str:

@@ -110,7 +110,7 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
         CloisterError: it cannot be read or there is no room; the disk stays, and `cloister diff` tries again.
     """
     from cloister.host import overlay_apply, vm_hand_back
-    from cloister.host.disk_child import in_child
+    from cloister.host.disk_child import Watch, in_child
 
     with turn(folder):
         if not left(folder):
@@ -123,7 +123,8 @@ def end(  # noqa: PLR0913  # a run, its disk, and how it ends
             vm_hand_back.drop(f"{folder}/{DISK}")
             return Ended(notices=notices)
         order = {"folder": folder, "workspace": workspace, "started": started, "direct": direct}
-        ended = in_child("settle", order, Ended, descriptors={}, program=_SETTLE)
+        whole = Watch(spares=watch.spares if watch else None)  # what is applied is applied whole
+        ended = in_child("settle", order, Ended, descriptors={}, program=_SETTLE, watch=whole)
     return Ended(ended.changes, ended.applied, (*notices, *ended.notices))
 
 

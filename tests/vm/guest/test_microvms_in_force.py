@@ -27,6 +27,8 @@ BOOT_S = 400
 MIB = 1 << 20
 AROUND = (256 + 192) * MIB
 """Memory of the guest, and what its monitor has beside it with KVM."""
+MOST = AROUND + MIB
+"""What must not fail is charged beyond the limit by a few pages (mm/memcontrol.c)."""
 TASKS = 512
 SLACK = 4 * MIB
 """The kernel keeps counts of each thread aside (SPLIT_RSS_COUNTING), and of each processor."""
@@ -58,9 +60,13 @@ class Living(NamedTuple):
         return self.user.run(*words, cwd=self.workspace, timeout_s=BOOT_S)
 
     def processes(self) -> dict[int, str]:
-        """Return the processes of the cgroup, by number: their names."""
+        """Return the processes of the cgroup, by number: their names.
+
+        Without the kernel's own: KVM starts a thread for each machine in the cgroup of its monitor.
+        """
         pids = [int(pid) for pid in (self.cgroup / "cgroup.procs").read_text().split()]
-        return {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids}
+        named = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids}
+        return {pid: name for pid, name in named.items() if not name.startswith("kvm-")}
 
     def monitor(self) -> int:
         """Return the monitor's process."""
@@ -199,7 +205,7 @@ def test_a_guest_that_takes_everything_is_not_more(living: Living) -> None:
     assert "disk" in done.stdout
     assert "memory 0" not in done.stdout
     sys.stdout.write(f"peak {living.number('memory.peak') >> 20} of {AROUND >> 20} MiB\n")
-    assert living.number("memory.peak") <= AROUND
+    assert living.number("memory.peak") <= MOST
     assert living.number("memory.events", "oom_kill") == 0
 
 
@@ -215,7 +221,7 @@ def test_a_balloon_gives_back_and_takes_no_more(living: Living) -> None:
     living.say("head -c 150M /dev/zero | tail -c 150M | wc -c")
 
     assert living.say("echo alive").stdout == "alive\n"
-    assert living.number("memory.peak") <= AROUND
+    assert living.number("memory.peak") <= MOST
 
 
 def _busy(living: Living) -> float:
@@ -279,7 +285,7 @@ def test_a_monitor_that_takes_more_memory_is_ended(image: CarriedImage, tmp_path
     living.user.close()
 
     assert spent > 0.8
-    assert 64 * MIB < some <= AROUND
+    assert 64 * MIB < some <= MOST
     assert "gone" in refused
     assert settled() == []
     assert receipt["reason"] == "monitor-died"

@@ -35,6 +35,8 @@ _INODE = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIII")
 _ROOM = 4
 """Entries of a map in the inode itself."""
 _PER_NODE = (BLOCK - 12) // 12
+_LOST_AND_FOUND = 11
+"""Its inode: the first that mke2fs gives to anything."""
 _BUFFER = 4 << 20
 _TABLE_BYTES = 1 << 16
 _TABLES = 64
@@ -60,11 +62,12 @@ class Filler:
     """A fresh image that is being filled. `finish` writes what was counted; without it the image is no file system."""
 
     def __init__(self, path: str, now_ns: int) -> None:
-        """Open the image and see what is free; `now_ns` is when its files are made."""
+        """Open the image, as mke2fs made it, and see what is free; `now_ns` is when its files are made."""
         self._path = path
         with Image(path) as image:
             root = image.inode(ROOT_INODE)
             self._root_blocks = [span.physical + at for span in spans(image, root) for at in range(span.blocks)]
+            lost = list(spans(image, image.inode(_LOST_AND_FOUND)))
         self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._super: Superblock = parse_superblock(
             self._read(SUPERBLOCK_AT, SUPERBLOCK_BYTES), os.fstat(self._fd).st_size
@@ -72,15 +75,16 @@ class Filler:
         self._descriptors = bytearray(self._read(BLOCK, self._super.groups * 32))
         self._blocks = [bytearray(self._read(self._bitmap(group, 0) * BLOCK, BLOCK)) for group in self._all_groups()]
         self._inodes = [bytearray(self._read(self._bitmap(group, 4) * BLOCK, BLOCK)) for group in self._all_groups()]
-        self._runs = self._free_runs()
-        self._run = next(self._runs, Span(0, 0, 0))
-        self._number = 10  # the last that mke2fs keeps for itself; 11 was lost+found
+        self._number = _LOST_AND_FOUND - 1  # the last that mke2fs keeps for itself
         self._waiting = bytearray()
         self._waiting_at = 0
         self._tables: dict[int, bytearray] = {}
         self._used_blocks = [0] * self._super.groups
         self._used_inodes = [0] * self._super.groups
         self._directories = [0] * self._super.groups
+        self._drop_lost_and_found(lost)
+        self._runs = self._free_runs()
+        self._run = next(self._runs, Span(0, 0, 0))
         self.now_ns = now_ns
         self._now = time_words(now_ns)
 
@@ -201,6 +205,20 @@ class Filler:
                 if at < count and free:
                     yield Span(0, first + at, free)
                 at += free
+
+    def _drop_lost_and_found(self, lost: list[Span]) -> None:
+        """Free the directory that mke2fs makes in every root, which is written anew: it shows what is the user's."""
+        for span in lost:
+            for block in range(span.physical, span.physical + span.blocks):
+                group, index = divmod(block, self._super.blocks_per_group)
+                self._blocks[group][index >> 3] &= ~(1 << (index & 7))
+                self._used_blocks[group] -= 1
+        group, index = divmod(_LOST_AND_FOUND - 1, self._super.inodes_per_group)
+        self._inodes[group][index >> 3] &= ~(1 << (index & 7))
+        self._used_inodes[group] -= 1
+        self._directories[group] -= 1
+        table, at = self._slot(_LOST_AND_FOUND)
+        table[at : at + INODE] = bytes(INODE)
 
     def _take(self, blocks: int) -> list[Span]:
         """Take free blocks, in as few runs as there are; logical numbers count from 0."""

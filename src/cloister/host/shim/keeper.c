@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 enum { EXIT_KILLED = 137, OUT_OF_THE_WAY = 64, TICK_MS = 50, BUSY_TICK_MS = 5 };
-enum { KILL_PATIENCE_MS = 2000 };
+enum { KILL_PATIENCE_MS = 2000, LOOKED_WITHIN_MS = 2000 };
 
 static struct keeper {
     struct keeper_options options;
@@ -78,6 +78,25 @@ static void add(struct writer *list, const char *name, const char *text)
     write_bytes(list, word, (size_t)length);
 }
 
+/*
+ * Until the broker has seen what the kernel counted in our cgroup (memory.events, pids.events): that goes with us, as
+ * systemd removes an empty one at once.
+ */
+static void await_look(void)
+{
+    int64_t until = sys_now_ms() + LOOKED_WITHIN_MS;
+    struct pollfd look = {.fd = self.broker.fd, .events = POLLIN};
+    for (int64_t left; (left = until - sys_now_ms()) > 0 && poll(&look, 1, (int)left) > 0;) {
+        struct frame frame;
+        enum channel_result result = channel_receive(&self.broker, &frame);
+        if (result == CHANNEL_AGAIN)
+            continue;
+        if (result != CHANNEL_FRAME || frame.type == 'D')
+            return;
+        frame_release(&frame);
+    }
+}
+
 _Noreturn void keeper_fail(const char *reason, const char *format, ...)
 {
     char text[512];
@@ -103,6 +122,7 @@ _Noreturn void keeper_fail(const char *reason, const char *format, ...)
     }
     keeper_tell('D', &died);
     keeper_tell(running ? 'E' : 'Y', &end);
+    await_look();
     _exit(running ? EXIT_KILLED : EXIT_CLOISTER);
 }
 

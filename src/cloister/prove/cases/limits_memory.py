@@ -9,7 +9,8 @@ ID = "limits-memory"
 TITLE = "Use up the memory"
 PROMISE = "P-068"
 CLASSES = (85,)
-EXPECT = "allocation fails or the process is ended at the limit"
+EXPECT = "allocation fails, or the process is ended at the limit; with oom = kill or stop its unit"
+ENDED_BY = "oom-killed"
 FRESH = True
 LIFTED_BY = ("limits.memory_max is not set",)
 
