@@ -29,16 +29,17 @@ SHAPE = Shape(
 
 
 def machine(mode: str = "good", seconds: float = 0.0) -> vm_template_make.Machine:
-    """Return the fake monitor as a maker starts it."""
+    """Return the fake monitor as a maker starts it; in the mode `twin` the one that goes on from the template."""
     argv = (sys.executable, fake_monitor.__file__, mode, str(seconds))
+    state = fake_monitor.STATE if mode.startswith("twin") else 0
     return vm_template_make.Machine(
-        argv=argv, files={}, disks=(8, 9), memory=fake_monitor.MEMORY, orders=fake_monitor.ORDERS
+        argv=argv, files={}, disks=(8, 9), memory=fake_monitor.MEMORY, orders=fake_monitor.ORDERS, state=state
     )
 
 
-def make(root: Path, mode: str = "good", shape: Shape = SHAPE) -> Template:
+def make(root: Path, mode: str = "good", shape: Shape = SHAPE, twin: str = "twin") -> Template:
     """Make one."""
-    return vm_template_make.make(str(root), shape, machine(mode), settle_s=0)
+    return vm_template_make.make(str(root), shape, machine(mode), machine(twin), settle_s=0)
 
 
 @pytest.fixture
@@ -171,6 +172,17 @@ def test_a_guest_or_monitor_that_fails_leaves_nothing(root: Path, mode: str, ref
     assert make(root)
 
 
+@pytest.mark.parametrize(("twin", "reference"), [("twin-lost", "guest-silent"), ("twin-changed", "template-failed")])
+def test_what_no_machine_can_start_from_is_no_template(root: Path, twin: str, reference: str) -> None:
+    """A machine is started from it before it has a name: one that does not come up, or as another, ends it."""
+    with pytest.raises(StepError) as caught:
+        make(root, twin=twin)
+    assert caught.value.reference == reference
+    assert ("the state is not what it was" in caught.value.message) is (twin == "twin-lost")
+    assert list(root.iterdir()) == []
+    assert make(root)
+
+
 def test_a_silent_guest_is_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that says nothing is ended, and its last words on the console are told."""
     monkeypatch.setattr(vm_template_make, "BOOT_TIMEOUT_S", 1.0)
@@ -185,7 +197,8 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 from kernel import test_template_files as tests
 from cloister.host import vm_template_make
-vm_template_make.make({root!r}, tests.SHAPE, tests.machine({mode!r}, {seconds}), settle_s={settle})
+machines = tests.machine({mode!r}, {seconds}), tests.machine("twin")
+vm_template_make.make({root!r}, tests.SHAPE, *machines, settle_s={settle})
 print("made", flush=True)
 """
 

@@ -35,6 +35,7 @@ PASSES = {
 GUESTS = {
     "microvms-in-a-session": ("scope", "in_session", "tests/vm/guest/test_microvms_in_force.py"),
     "microvms-in-a-given-cgroup": ("cgroup", "in_cgroup", "tests/vm/guest/test_microvms_in_force.py"),
+    "microvms-warm": ("scope", "in_session", "tests/vm/guest/test_microvms_warm.py"),
 }
 # The tests of units, with its systemd as theirs: a host with cgroup v2 only and all controllers.
 OF_UNITS = (f"tests/systemd/test_{name}.py" for name in ("units_bounded", "unit_runs", "prove_unit", "unit_properties"))

@@ -1,8 +1,10 @@
 """Making a template: boot a guest to where it waits for its orders, stop it, keep its memory and its devices' state.
 
-The guest is told nothing: no entropy, no name, no file of a run. Its disks are empty placeholders, longer than any
-real one, since a guest believes for ever how long a disk is; the monitor refuses what lies behind a real one's end. The
-maker may be killed at any point: the monitor dies with it, what it wrote has another name than templates have.
+Before it gets its name another machine is started from it: what cannot do that is no template, whatever the monitor
+and this host's processor say. The guest is told nothing: no entropy, no name, no file of a run. Its disks are empty
+placeholders, longer than any real one, since a guest believes for ever how long a disk is; the monitor refuses what
+lies behind a real one's end. The maker may be killed at any point: the monitor dies with it, what it wrote has another
+name than templates have.
 """
 
 from __future__ import annotations
@@ -46,15 +48,18 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the memory, which is shared with a file."""
     orders: int
     """Number of the control socket."""
+    state: int = 0
+    """Number of the state that it starts from; 0: it boots."""
 
 
-def make(root: str, shape: Shape, machine: Machine, *, settle_s: float = SETTLE_S) -> Template:
+def make(root: str, shape: Shape, machine: Machine, twin: Machine, *, settle_s: float = SETTLE_S) -> Template:
     """Make the template of a shape, or return the one that another process has made meanwhile. Takes seconds.
 
     Args:
         root: the directory of templates; made where it is missing.
         shape: what it is for.
         machine: how the monitor is started.
+        twin: how one is started that goes on from the template.
         settle_s: how long the guest may tidy up after its boot.
 
     Raises:
@@ -69,8 +74,9 @@ def make(root: str, shape: Shape, machine: Machine, *, settle_s: float = SETTLE_
     try:
         template = find(root, shape)
         if template is None:
-            with _guest(directory, shape, machine) as guest:
-                template = guest.template(directory, settle_s)
+            with _memory_of(shape) as memory:
+                template = _written(directory, shape, machine, memory, settle_s)
+                _rehearse(directory, twin, memory, template.hello)
             _publish(directory, f"{root}/{shape.key()}")
             published = True
     except OSError as error:
@@ -101,40 +107,24 @@ def _lock(directory: str) -> int:
     return descriptor
 
 
-class _Guest:
-    """One booting guest, until its end."""
+class _Monitor:
+    """A started monitor, until its end."""
 
-    def __init__(  # noqa: PLR0913  # made in one place
-        self, shape: Shape, pid: int, channel: Channel, console: int, orders: int, memory: int
-    ) -> None:
-        self._shape, self._pid, self._channel = shape, pid, channel
-        self._console, self._orders, self._memory = console, orders, memory
-        self._began = time.monotonic()
+    def __init__(self, pid: int, channel: Channel, console: int) -> None:
+        self._pid, self._channel, self._console = pid, channel, console
 
-    def template(self, directory: str, settle_s: float) -> Template:
-        """Wait until it is up, hold it, write its files; return the record, which is written as well."""
+    def hello(self) -> tuple[str, ...]:
+        """Wait until it is up; return what it says of itself.
+
+        Raises:
+            StepError: it does not come up; told with what was printed last.
+        """
         nonce = vm_link.new_nonce()
         vm_link.greet(self._channel, nonce)
         try:
-            words = vm_link.hello(self._channel, nonce, timeout_s=BOOT_TIMEOUT_S)
+            return vm_link.hello(self._channel, nonce, timeout_s=BOOT_TIMEOUT_S)
         except StepError as error:
             raise self._explained(error) from None
-        boot_s = time.monotonic() - self._began
-        monitor = qmp.adopt(self._orders)
-        time.sleep(settle_s)
-        with contextlib.closing(monitor), open(f"{directory}/{STATE}", "xb", opener=_private) as file:
-            monitor.migrate(file.fileno(), shared=True)
-            self.end()
-            os.fsync(file.fileno())
-        size = self._shape.memory_mib * _MIB
-        digest, stored = _keep(self._memory, f"{directory}/{MEMORY}", size)
-        state, state_bytes = _digest(f"{directory}/{STATE}")
-        record = Template(
-            shape=self._shape, made=time.time(), boot_s=round(boot_s, 3), memory=digest, memory_bytes=size,
-            stored_bytes=stored, state=state, state_bytes=state_bytes, hello=words,
-        )  # fmt: skip
-        _write(f"{directory}/{RECORD}", msgspec.json.encode(record, order="sorted"))
-        return record
 
     def end(self) -> None:
         """Kill the monitor, and wait until it is over."""
@@ -165,32 +155,83 @@ class _Guest:
         return StepError(error.reference, message, remedy=error.remedy)
 
 
+def _written(directory: str, shape: Shape, machine: Machine, memory: int, settle_s: float) -> Template:
+    """Boot a guest, hold it, write its files; return the record, which is written as well."""
+    began = time.monotonic()
+    orders, theirs = qmp.pair()
+    with _started(directory, machine, {machine.memory: memory, machine.orders: theirs}) as monitor:
+        try:
+            words = monitor.hello()
+            boot_s = time.monotonic() - began
+            control = qmp.adopt(orders)
+        except BaseException:
+            os.close(orders)
+            raise
+        time.sleep(settle_s)
+        with contextlib.closing(control), open(f"{directory}/{STATE}", "xb", opener=_private) as file:
+            control.migrate(file.fileno(), shared=True)
+            monitor.end()
+            os.fsync(file.fileno())
+    size = shape.memory_mib * _MIB
+    digest, stored = _keep(memory, f"{directory}/{MEMORY}", size)
+    state, state_bytes = _digest(f"{directory}/{STATE}")
+    record = Template(
+        shape=shape, made=time.time(), boot_s=round(boot_s, 3), memory=digest, memory_bytes=size,
+        stored_bytes=stored, state=state, state_bytes=state_bytes, hello=words,
+    )  # fmt: skip
+    _write(f"{directory}/{RECORD}", msgspec.json.encode(record, order="sorted"))
+    return record
+
+
 @contextlib.contextmanager
-def _guest(directory: str, shape: Shape, machine: Machine) -> Iterator[_Guest]:
-    """Start the monitor; end it whatever happens."""
+def _memory_of(shape: Shape) -> Iterator[int]:
+    memory = vm_memory.new("guest", shape.memory_mib * _MIB)
+    try:
+        yield memory
+    finally:
+        os.close(memory)
+
+
+def _rehearse(directory: str, twin: Machine, memory: int, hello: tuple[str, ...]) -> None:
+    """Have a machine come up from what was written, with the memory that was; then end it.
+
+    Raises:
+        StepError: it does not, or is not what was written.
+    """
+    state = os.open(f"{directory}/{STATE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    theirs, orders = qmp.restore_orders(twin.state, shared=True)
+    try:
+        with _started(directory, twin, {twin.memory: memory, twin.state: state, twin.orders: theirs}) as monitor:
+            if monitor.hello() != hello:
+                raise StepError("template-failed", "a machine from the template says that it is another one")
+    finally:
+        os.close(orders)
+        os.close(state)
+
+
+@contextlib.contextmanager
+def _started(directory: str, machine: Machine, given: Mapping[int, int]) -> Iterator[_Monitor]:
+    """Start a monitor; end it whatever happens. Its end of the control socket is closed here."""
     with contextlib.ExitStack() as stack:
 
         def owned(descriptor: int) -> int:
             stack.callback(os.close, descriptor)
             return descriptor
 
-        memory = owned(vm_memory.new("guest", shape.memory_mib * _MIB))
         channel, theirs = vm_link.pair()
         stack.callback(channel.close)
         console, printed = os.pipe()
-        orders, monitor = qmp.pair()
-        owned(console), owned(orders)
-        files = dict(machine.files) | {CHANNEL_FD: theirs, CONSOLE_FD: printed, machine.memory: memory}
-        files |= {machine.orders: monitor}
+        owned(console)
+        files = dict(machine.files) | {CHANNEL_FD: theirs, CONSOLE_FD: printed} | dict(given)
         try:
             files |= {number: owned(_placeholder(directory, number)) for number in machine.disks}
             pid = spawn(machine.argv, files, printed)
         finally:
-            for descriptor in (theirs, printed, monitor):  # so that a monitor that died is not waited for
+            for descriptor in (theirs, printed, given[machine.orders]):  # so that one that died is not waited for
                 os.close(descriptor)
-        guest = _Guest(shape, pid, channel, console, orders, memory)
-        stack.callback(guest.end)
-        yield guest
+        monitor = _Monitor(pid, channel, console)
+        stack.callback(monitor.end)
+        yield monitor
 
 
 def spawn(argv: Sequence[str], files: Mapping[int, int], printed: int) -> int:

@@ -25,6 +25,10 @@ _KIND = "microvm,auto-kernel-cmdline=off"
 """The kernel gets our words and no others."""
 _BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 _PROBE_MIB = 128
+_HOSTS = "host,vmx=off,svm=off"
+"""A guest has no guests of its own: what emulates a processor's virtualization is a part of the host's kernel."""
+_EMULATED = "max,cx16=off"
+"""QEMU 7.2 spoils the flags of CMPXCHG16B now and then, of which Linux 6.12 dies in its memory allocator."""
 _BALLOON = "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on,page-poison=off"
 """Free pages go back to the host, and come back with any content: a guest that wants them empty reports none.
 
@@ -138,7 +142,7 @@ def probe_argv(program: str, accelerator: Accelerator, kernel: str, initramfs: s
 def _processor(accelerator: Accelerator, cpus: int) -> list[str]:
     kvm = accelerator == "kvm"
     how = "kvm" if kvm else f"tcg,tb-size={TRANSLATIONS_MIB}"
-    return ["-accel", how, "-cpu", "host" if kvm else "max", "-smp", str(cpus)]
+    return ["-accel", how, "-cpu", _HOSTS if kvm else _EMULATED, "-smp", str(cpus)]
 
 
 def _memory(machine: Machine) -> list[str]:

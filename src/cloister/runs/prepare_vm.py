@@ -127,7 +127,7 @@ def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | 
 
 def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
     """Return what a template would have to be; None for a guest that boots each time."""
-    if not vm_warm.fit(agent.microvm, machine.monitor, machine.accelerator):
+    if not vm_warm.fit(agent.microvm, machine.monitor):
         return None
     manifest = machine.manifest
     return vm_warm.Wanted(

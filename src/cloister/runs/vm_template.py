@@ -31,7 +31,7 @@ class TemplateOf:
         assert vm is not None  # noqa: S101  # only such runs come here
         self._vm: VmLaunch = vm
         self._paths, self._host, self._images = paths, prepared.host, prepared.policy.images
-        self._wanted = vm_warm.fit(wishes, vm.monitor, vm.accelerator)
+        self._wanted = vm_warm.fit(wishes, vm.monitor)
         self._held: Held | None = None
         self._peer = -1
         self._came_up = False

@@ -65,12 +65,12 @@ class Wanted(NamedTuple):
         return shape_of((self.image, self.version, self.manifest), self.machine(), program=program, host=host_words())
 
 
-def fit(wishes: MicroVm, monitor: Monitor, accelerator: Accelerator) -> bool:
-    """Tell whether a machine may start from a template: QEMU, emulated, if its policy lets it.
+def fit(wishes: MicroVm, monitor: Monitor) -> bool:
+    """Tell whether a machine may start from a template: QEMU's, if its policy lets it.
 
-    With KVM a boot is short, and nobody has tried a template with it.
+    Whether this host's QEMU, kernel and processor can do it is seen when one is made: a machine is started from it.
     """
-    return wishes.warm and monitor == "qemu" and accelerator == "tcg"
+    return wishes.warm and monitor == "qemu"
 
 
 def wanted_of(vm: VmLaunch) -> Wanted:
@@ -131,28 +131,37 @@ def make(
     there = vm_template.find(root, shape)
     if there:
         return there
-    jail = template_argv(
-        place.bubblewrap, qemu.qemu_argv(wanted.machine(making=True)),
-        merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=wanted.accelerator == "kvm",
-    )  # fmt: skip
+    before = NICE if quietly and os.access(NICE[0], os.X_OK) else ()
     files = opened()
-    descriptors = list(files.values())
     try:
-        filtered = os.memfd_create("filter", os.MFD_CLOEXEC)
-        descriptors.append(filtered)
-        os.write(filtered, seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False))
-        os.lseek(filtered, 0, os.SEEK_SET)
-        machine = vm_template_make.Machine(
-            argv=(*(NICE if quietly and os.access(NICE[0], os.X_OK) else ()), *jail),
-            files={SECCOMP_FD: filtered} | {named[role]: descriptor for role, descriptor in files.items()},
-            disks=(named["var"], named["workspace"]),
-            memory=named["memory"],
-            orders=named["orders"],
-        )
-        return vm_template_make.make(root, shape, machine)
+        machines = []
+        for making in (True, False):
+            jail = template_argv(
+                place.bubblewrap, qemu.qemu_argv(wanted.machine(making=making)),
+                merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=wanted.accelerator == "kvm",
+            )  # fmt: skip
+            files[f"filter {making}"] = filtered = _filter()  # each monitor reads it from its beginning
+            machines.append(
+                vm_template_make.Machine(
+                    argv=(*before, *jail),
+                    files={SECCOMP_FD: filtered} | {named[role]: files[role] for role in files if role in named},
+                    disks=(named["var"], named["workspace"]),
+                    memory=named["memory"],
+                    orders=named["orders"],
+                    state=0 if making else named["state"],
+                )
+            )
+        return vm_template_make.make(root, shape, *machines)
     finally:
-        for descriptor in descriptors:
+        for descriptor in files.values():
             os.close(descriptor)
+
+
+def _filter() -> int:
+    descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
+    os.write(descriptor, seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 class Background:
