@@ -24,6 +24,8 @@ TESTS = Path(__file__).parent
 NEEDS_ROOT = TESTS / "systemd"
 PASS = os.environ.get("CLOISTER_TEST_PASS", "")
 PURE = tuple(TESTS / name for name in ("unit", "golden", "fuzz"))
+APART = (*PURE, TESTS / "style")
+"""Of the pass `user-pure`."""
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 GUARD = Guard()
 
@@ -48,8 +50,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not PASS or collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     of_root = NEEDS_ROOT in collection_path.parents
-    if PASS == "user":
-        return True if of_root else None
+    if PASS.startswith("user"):
+        return True if of_root or _apart(collection_path) else None
     return None if of_root or "mark.root" in collection_path.read_text(encoding="utf-8") else True
 
 
@@ -60,11 +62,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if _in_pass(item)]
 
 
+def _apart(path: Path) -> bool:
+    """Whether a file belongs to the other part of the ordinary user's tests."""
+    pure = any(folder in path.parents for folder in APART)
+    return {"user-pure": not pure, "user-rest": pure}.get(PASS, False)
+
+
 def _in_pass(item: pytest.Item) -> bool:
-    """Whether a test belongs to this pass: `user`; `root`, or a part of it: `root-alone`, or a suite's machines."""
+    """Whether a test belongs to this pass, or part of one.
+
+    `user`: `user-pure`, what needs nothing of the machine; `user-rest`. `root`: `root-alone`; a suite's machines.
+    """
     of_root = item.get_closest_marker("root") is not None
     if not of_root or PASS in {"user", "root"}:
-        return of_root == (PASS != "user")
+        return of_root == (not PASS.startswith("user")) and not _apart(item.path)
     if NEEDS_ROOT not in item.path.parents:
         return PASS == "root-alone"  # some look for what is left of root's processes anywhere
     parameters = item.callspec.params if hasattr(item, "callspec") else {}

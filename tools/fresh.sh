@@ -58,6 +58,10 @@ end_fresh() {
     trap - EXIT
     # Jobs of root's that were not waited for.
     ((${#jobs[@]} == 0)) || kill -TERM "${jobs[@]}" 2>/dev/null || true
+    if [[ -n ${second_uid:-} ]]; then
+        pkill -KILL --uid "$second_uid" || true
+        find /tmp /var/tmp /dev/shm -maxdepth 1 -uid "$second_uid" -exec rm -rf --one-file-system {} +
+    fi
     if [[ -n ${uid:-} && $(id -u) == 0 ]]; then
         # What is started while we look is found by looking again, until none is left.
         local try left

@@ -23,7 +23,7 @@ from microvm.conftest import GuestImage
 from support.guest_user import BOOT_S, GuestUser
 from support.homes import make_home, make_workspace
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = pytest.mark.root
 TESTS = Path(__file__).parents[1]
 UID = os.stat(sys.prefix).st_uid
 PATIENCE_S = 30
@@ -135,7 +135,9 @@ def make_template(user: Connected) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("warm", [False, True], ids=["boots", "template"])
+@pytest.mark.parametrize(
+    "warm", [pytest.param(False, id="boots"), pytest.param(True, id="template", marks=pytest.mark.slow)]
+)
 def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected, warm: bool) -> None:
     """From inside: eth0 leads to the run's own proxy, over the bridge as over the channel; not to the other's.
 

@@ -183,7 +183,6 @@ def test_disks_alone_begin_anew(user: GuestUser, counting: str) -> None:
 DRAW = "while :; do head -c 16 /dev/urandom | od -An -tx1 | tr -d ' ' >> /tmp/drawn; sleep 0.05; done"
 
 
-@pytest.mark.slow
 def test_forks_of_a_living_run_differ_in_what_must(tmp_path: Path, image: Installs) -> None:
     """Two forks of a machine from a template go on as it does; what they draw from then on, ids and keys differ."""
     user = GuestUser(tmp_path, image)
