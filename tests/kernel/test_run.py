@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,28 @@ def test_a_detached_run_is_listed_logged_and_stopped(user: User, workspace: Path
     assert (user.state / f"runs/{run}/output.log").read_text() == "output\n"
     assert user.receipts()[-1]["reason"] in {"exited", "stopped"}
     user.close()
+
+
+def test_a_stop_without_grace_is_at_once(user: User, workspace: Path) -> None:
+    """`--grace 0` kills what takes no SIGTERM; a word that is no time is refused, and stops nothing."""
+    script = "trap '' TERM; echo begun; while :; do sleep 1; done"
+    run = user.run("run", "--detach", "shell", "--", "sh", "-c", script, cwd=workspace).stdout.strip()
+    output = user.state / f"runs/{run}/output.log"
+    until = time.monotonic() + 30
+    while not (output.exists() and output.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    wrong = user.run("stop", run, "--grace", "-1s", cwd=workspace)
+    listed = user.run("ps", "--quiet", cwd=workspace).stdout.split()
+    began = time.monotonic()
+    done = user.run("stop", run, "--grace", "0", cwd=workspace)
+    took = time.monotonic() - began
+    receipt = user.receipts()[-1]
+    user.close()
+
+    assert (wrong.returncode, listed) == (64, [run])
+    assert done.returncode == 0, done.stderr
+    assert took < 8
+    assert (receipt["exit_code"], receipt["reason"]) == (137, "stopped")
 
 
 def test_a_detached_run_whose_agent_never_ran_is_told_as_that(user: User, workspace: Path) -> None:

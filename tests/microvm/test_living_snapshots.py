@@ -240,7 +240,8 @@ while True:
 def test_a_former_placeholder_works_in_the_run_that_goes_on(home: Path, workspace: Path, image: Installs) -> None:
     """The process asks with the placeholder that it was started with: its run is over, and the new one knows it.
 
-    A command that is started then gets one of its own. Where the policy grants the credential no more, neither works.
+    A command that is started then gets one of its own. The run that goes on is kept again, with all of it, and what
+    goes on from there knows the first run's. Where the policy grants the credential no more, none works.
     """
     user = GuestUser(home, image)
     authority = TestAuthority(home / "pki")
@@ -262,7 +263,8 @@ def test_a_former_placeholder_works_in_the_run_that_goes_on(home: Path, workspac
             record = (user.state / "vm/snapshots/one/record.json").read_text()
             assert before.strip() in record
             assert SECRET not in record
-            user.run("stop", run, "--grace", "0s", cwd=workspace, timeout_s=BOOT_S)
+            stopped = user.run("stop", run, "--grace", "0s", cwd=workspace, timeout_s=BOOT_S)
+            assert stopped.returncode == 0, stopped.stderr
             other = user.run("vm", "restore", "one", cwd=workspace, timeout_s=BOOT_S)
             assert other.returncode == 0, other.stderr
             other_id = other.stdout.strip()
@@ -271,15 +273,38 @@ def test_a_former_placeholder_works_in_the_run_that_goes_on(home: Path, workspac
             assert after.startswith("cloister-")
             assert after != before
             assert authorizations(server) == [f"Bearer {SECRET}"] * 2
+            third = _kept_again(user, workspace, other_id)
+            assert user.exec(third, wait.format(3), cwd=workspace).stdout.startswith("3 hello")
+            assert user.exec(third, "cat /var/tmp/mine; echo $TOKEN", cwd=workspace).stdout.split()[0] == "mine"
+            assert authorizations(server) == [f"Bearer {SECRET}"] * 3
             user.write_policy(base)
             user.run("policy", "reload", cwd=workspace)
-            refused = user.exec(other_id, wait.format(3), cwd=workspace).stdout
-            assert refused.startswith("3 ")
+            refused = user.exec(third, wait.format(4), cwd=workspace).stdout
+            assert refused.startswith("4 ")
             assert "hello" not in refused
-            assert authorizations(server) == [f"Bearer {SECRET}"] * 2
+            assert authorizations(server) == [f"Bearer {SECRET}"] * 3
         finally:
             user.run("stop", "--all", "--grace", "0s", cwd=workspace)
             user.close()
+
+
+def _kept_again(user: GuestUser, workspace: Path, run: str) -> str:
+    """Keep a run that came from a snapshot, end it, and return the one that goes on from there."""
+    user.exec(run, "echo mine > /var/tmp/mine; sync", cwd=workspace)
+    kept = user.run("vm", "snapshot", run, "three", "--json", cwd=workspace, timeout_s=BOOT_S)
+    assert kept.returncode == 0, kept.stderr
+    assert json.loads(kept.stdout)["memory"] is True
+    stopped = user.run("stop", run, "--grace", "0s", cwd=workspace, timeout_s=BOOT_S)
+    assert stopped.returncode == 0, stopped.stderr
+    other = user.run("vm", "restore", "three", cwd=workspace, timeout_s=BOOT_S)
+    assert other.returncode == 0, other.stderr
+    ended = user.state / f"runs/{run}/receipt.json"
+    until = time.monotonic() + PATIENCE_S
+    while not ended.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    receipt = json.loads(ended.read_text())
+    assert receipt["probe"].count("restored=renewed") == 1
+    return other.stdout.strip()
 
 
 @pytest.mark.slow

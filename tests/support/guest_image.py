@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
+import msgspec
+
+from cloister.host import vm_probe
 from cloister.images.manifest import Manifest
 from cloister.policy.model import Images
 from cloister.runs.images import Builder, ImagePlaces
+from cloister.runs.prepare_vm import find_qemu
+from cloister.runs.vm_accelerator import Guest, accelerator
 
 STORE, TRUST = ".local/share/cloister/images", ".config/cloister/trust.d"
 """In a home without XDG variables."""
@@ -81,3 +88,17 @@ def renewed(made: str, home: Path) -> GuestImage:
     (trusted / "renewed.pub").write_bytes(Path(f"{where.key}.pub").read_bytes())
     (trusted / "test.pub").unlink()
     return GuestImage("test", Path(built.path), Path(where.store), trusted, built.manifest)
+
+
+def see_kvm(home: Path, runtime: Path, *, patience_s: float = 120) -> str:
+    """Have a user's program know whether KVM boots the image here, after more patience than it has; return why not.
+
+    Where processors are emulated a boot takes longer than any that a program should wait for.
+    """
+    (version,) = (home / STORE / "test").iterdir()
+    manifest = msgspec.json.decode((version / "manifest.json").read_bytes(), type=Manifest)
+    guest = Guest(f"{version}/vmlinux", f"{version}/initramfs.cpio", manifest.digest())
+    kept = runtime / "cloister"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    with mock.patch.object(vm_probe, "hear", partial(vm_probe.hear, first_word_s=patience_s, bound_s=patience_s)):
+        return accelerator(find_qemu(), guest, str(kept)).why

@@ -22,8 +22,8 @@ def parser() -> Parser:
         "stop",
         "End runs, and wait until they are over.",
         prose=(
-            "The agent gets SIGTERM; when the grace is over, everything in its sandbox is killed. A run that is over "
-            "already is no mistake."
+            "The agent gets SIGTERM; when the grace is over (`0`: at once), everything in its sandbox is killed. A run "
+            "that is over already is no mistake."
         ),
         examples=(
             ("cloister stop last", "end the newest run"),
@@ -32,9 +32,13 @@ def parser() -> Parser:
     )
     verb.add_argument("run", metavar="RUN", nargs="*", help="ids of runs, their beginnings, or `last`")
     verb.add_argument("-a", "--all", action="store_true", help="every living run")
-    verb.add_argument("--grace", type=duration, default=GRACE_S, metavar="TIME", help="time to end in order (10s)")
+    verb.add_argument("--grace", type=_grace, default=GRACE_S, metavar="TIME", help="time to end in order (10s)")
     verb.json_option("run, exit_code, reason (a list)")
     return verb
+
+
+def _grace(text: str) -> float:
+    return 0.0 if text in {"0", "0s"} else duration(text)
 
 
 def main(argv: list[str]) -> int:

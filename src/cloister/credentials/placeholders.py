@@ -35,7 +35,7 @@ class Placeholder(NamedTuple):
     token: str
     key_id: str = ""
     former: tuple[str, ...] = ()
-    """What stood for it in the run from whose memory this one goes on: tokens and key ids, as good as its own."""
+    """What stood for it in the runs from whose memory this one goes on: tokens and key ids, as good as its own."""
 
     def stands_in(self, data: bytes) -> bool:
         """Say whether bytes hold it: plain, percent-encoded, or in the base64 of an Authorization field."""
@@ -54,14 +54,14 @@ class Placeholders:
 
     def __init__(
         self, kinds: Mapping[str, str], choose: Callable[[str], str] = secrets.choice,
-        former: Mapping[str, tuple[str, str]] = NONE,
+        former: Mapping[str, tuple[str, ...]] = NONE,
     ) -> None:  # fmt: skip
         """Make one for each credential.
 
         Args:
             kinds: the injection scheme by the credential's name.
             choose: picks one of the letters it is given; the operating system's randomness unless a test says other.
-            former: token and key id by credential, of the run whose processes go on in this one. One whose credential
+            former: tokens and key ids by credential, of runs whose processes go on in this one. One whose credential
                 is none of this run's is known all the same: it shall be refused, and must not leave.
         """
         self._mark = _random(_MARK, choose)

@@ -49,7 +49,7 @@ def check_name(name: str) -> None:
 
 
 def take(  # noqa: PLR0913  # what is kept, and how
-    root: str, name: str, files: Mapping[str, str], describe: Callable[[tuple[Disk, ...], float], Snapshot],
+    root: str, name: str, files: Mapping[str, str | int], describe: Callable[[tuple[Disk, ...], float], Snapshot],
     held: Callable[[], contextlib.AbstractContextManager[M]], memory: Callable[[M, str], None] | None = None,
 ) -> Snapshot:  # fmt: skip
     """Copy disks, and the memory, while the machine is held still.
@@ -57,7 +57,7 @@ def take(  # noqa: PLR0913  # what is kept, and how
     Args:
         root: the directory of snapshots; made where it is missing.
         name: its name.
-        files: the disks' paths, by the name of the copy.
+        files: the disks' paths, or descriptors of what has no name, by the name of the copy.
         describe: makes the record, from the copies' digests and how long the machine stood still.
         held: a context in which the machine stands still, and what can be asked for its memory.
         memory: writes that into a new file; None keeps the disks only.
@@ -205,9 +205,12 @@ def _lock(directory: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _copy(path: str, target: str) -> None:
+def _copy(path: str | int, target: str) -> None:
     """Copy a file as fast as the file system can: its machine stands still meanwhile."""
-    source = os.open(path, _READ)
+    if isinstance(path, int):  # anew: its monitor has the other's offset
+        source = os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        source = os.open(path, _READ)
     try:
         copy = os.open(target, _NEW, 0o600)
         try:

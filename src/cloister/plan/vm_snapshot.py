@@ -44,16 +44,16 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What the self-probe of its walls found before the agent started."""
     inside: dict[str, Digest]
     """Digests of what nobody can change in there any more, by what it is."""
-    placeholders: dict[str, tuple[str, str]]
-    """What its processes hold in place of secrets, by credential: a token, and a key id or nothing."""
+    placeholders: dict[str, tuple[str, ...]]
+    """What its processes hold in place of secrets, by credential: tokens and key ids, also of runs before that one."""
     model: str = ""
     """The one model that its caller had narrowed it to."""
     directory: str = ""
     """Where its agent was started."""
     extra_names: tuple[str, ...] = ()
     """Variables that its caller had carried in by name."""
-    model_key: str = ""
-    """What they present to the run's own way to models."""
+    model_keys: tuple[str, ...] = ()
+    """What they present to the run's own way to models: that run's, and those of runs before it."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

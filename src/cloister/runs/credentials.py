@@ -43,7 +43,7 @@ class RunCredentials:
         reader: SecretReader,
         trusted: Trusted | None,
         owned: frozenset[tuple[str, int, str]] = frozenset(),
-        former: Mapping[str, tuple[str, str]] = NONE,
+        former: Mapping[str, tuple[str, ...]] = NONE,
     ) -> None:
         """Make placeholders; read no secret.
 

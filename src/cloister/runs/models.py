@@ -76,7 +76,7 @@ class RunModels:
         user = prepared.user or self._owner.name
         caller = self._calls.caller(run, agent, user, llm, prepared.policy, token=token)
         if prepared.kept and prepared.kept.memory:
-            caller.former = prepared.kept.memory.model_key
+            caller.former = prepared.kept.memory.model_keys
         try:
             await self._calls.check_keys(llm)
         except BaseException:

@@ -8,7 +8,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from cloister.errors import CloisterError, UsageError
+from cloister.errors import CloisterError
 from cloister.host import vm_snapshot
 from cloister.host.child_start import Spares
 from cloister.host.vm_disks import HeldDisk, hold_var_disk
@@ -43,6 +43,8 @@ class GuestDisks:
         self._vm: VmLaunch = plan.launch.vm
         self._paths, self._plan, self._layout, self._direct = paths, plan, layout, mode == "direct"
         self._var: HeldDisk | None = None
+        self._nameless = -1
+        """The `/var` of a run that came from a snapshot."""
         self._made = False
         self.fields: tuple[str, ...] = ()
         """What the guest is told of its workspace."""
@@ -83,21 +85,14 @@ class GuestDisks:
         self.notices = (f"from the snapshot {record.name}: what it keeps below /var goes with this run",)
         opened = [os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC) for path in (var, image)]
         os.unlink(var)
+        self._nameless = os.dup(opened[0])
         return opened
 
-    def paths(self) -> dict[str, str]:
-        """Return what a snapshot copies, by the name of the copy.
-
-        Raises:
-            UsageError: the run is one of a snapshot itself, whose `/var` has no name any more.
-        """
-        if self._var is None:
-            raise UsageError(
-                "snapshot-of-snapshot", "a run that came from a snapshot cannot be kept as another one",
-                where=self._plan.run, remedy="cloister vm fork, of the run that the snapshot was taken of",
-            )  # fmt: skip
+    def sources(self) -> dict[str, str | int]:
+        """Return what a snapshot copies, by the name of the copy: paths, or a descriptor of ours."""
         image = self._file("workspace").path
-        return {"var": self._var.path, "workspace": image, "workspace.baseline": f"{image}.baseline"}
+        var = self._var.path if self._var else self._nameless
+        return {"var": var, "workspace": image, "workspace.baseline": f"{image}.baseline"}
 
     def hand_back(self, started: float, watch: Watch) -> tuple[str, ...]:
         """Take what was changed in the workspace out of its disk; return words for the receipt."""
@@ -123,6 +118,9 @@ class GuestDisks:
         if self._var is not None:
             self._var.close()
             self._var = None
+        if self._nameless >= 0:
+            os.close(self._nameless)
+            self._nameless = -1
 
     def drop(self) -> None:
         """Nothing ran: there is nothing to hand back."""

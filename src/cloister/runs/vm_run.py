@@ -238,14 +238,15 @@ class Guest:
         Raises:
             CloisterError: the machine goes on as before; there is no snapshot.
         """
-        paths, agent, names = self._disks.paths(), self._prepared.agent, self._prepared.extra_names
-        told = memory_of(run, agent, placeholders, names) if memory else None
+        sources, agent, names = self._disks.sources(), self._prepared.agent, self._prepared.extra_names
+        before = self._prepared.kept.memory if self._prepared.kept else None
+        told = memory_of(run, agent, placeholders, names, before) if memory else None
         record = partial(record_of, self._plan, self.vm, name, self._disks.fields, told)
         state = partial(vm_state.keep, memory_mib=self.vm.memory_mib) if memory else None
 
         def take(go_on: Callable[[], None]) -> Snapshot:
             held = partial(standing_still, self.vm, go_on, stopped=not memory)
-            return vm_snapshot.take(self._paths.snapshots, name, paths, record, held, state)
+            return vm_snapshot.take(self._paths.snapshots, name, sources, record, held, state)
 
         return await self._keeping.keep(run, take, memory=memory)
 

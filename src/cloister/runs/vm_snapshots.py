@@ -17,6 +17,7 @@ from cloister.runs.vm_shape import living_machine, shape_of
 from cloister.runs.vm_warm import host_words, program_words
 
 if TYPE_CHECKING:
+    from cloister.credentials.placeholders import Placeholder
     from cloister.plan.steps import Plan
     from cloister.plan.vm import VmLaunch
     from cloister.plan.vm_template import Shape
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from cloister.runs.request import RunRequest
 
 _ATTEMPTS, _AGAIN_S = 5, 0.2
+_RESTORED = "restored="
+"""Begins what a guest reports each time that its processes go on."""
 _SHAPE = {
     "program": "the monitor", "accelerator": "the accelerator", "host": "the processor or kernel of this host",
     "memory_mib": "the memory's size", "cpus": "the processors", "machine": "the machine",
@@ -56,7 +59,9 @@ def record_of(  # noqa: PLR0913  # what a record says
     )
 
 
-def memory_of(run: ActiveRun, agent: Agent, placeholders: Mapping[str, str], extra_names: tuple[str, ...]) -> Memory:
+def memory_of(
+    run: ActiveRun, agent: Agent, placeholders: Mapping[str, str], extra_names: tuple[str, ...], before: Memory | None
+) -> Memory:
     """Return what a record says of the memory of a living run.
 
     Args:
@@ -64,6 +69,7 @@ def memory_of(run: ActiveRun, agent: Agent, placeholders: Mapping[str, str], ext
         agent: what it may do, as it was started.
         placeholders: of its way to models, by variable.
         extra_names: variables that its caller had carried in.
+        before: of the memory from which that run itself had gone on.
 
     Raises:
         OSError: its monitor is not there any more.
@@ -71,19 +77,24 @@ def memory_of(run: ActiveRun, agent: Agent, placeholders: Mapping[str, str], ext
     vm = run.plan.launch.vm
     assert vm is not None  # noqa: S101  # only such runs come here
     made = run.credentials.placeholders if run.credentials else None
+    named = bool(vm.template) or (before is not None and before.named)
     return Memory(
-        shape=living_shape(vm, named=bool(vm.template)),
-        named=bool(vm.template),
+        shape=living_shape(vm, named=named),
+        named=named,
         commands=run.next_session - 1,
         pty=run.plan.launch.pty,
-        findings=run.live.probe,
+        findings=tuple(found for found in run.live.probe if not found.startswith(_RESTORED)),
         inside=inside(run.plan, agent),
-        placeholders={name: (made[name].token, made[name].key_id) for name in made.names()} if made else {},
-        model_key=placeholders.get(TOKEN_VARIABLE, ""),
+        placeholders={name: _texts(made[name]) for name in made.names()} if made else {},
+        model_keys=tuple(filter(None, (placeholders.get(TOKEN_VARIABLE, ""), *(before.model_keys if before else ())))),
         model=vm.model,
         directory=run.plan.launch.directory,
         extra_names=extra_names,
     )
+
+
+def _texts(made: Placeholder) -> tuple[str, ...]:
+    return tuple(filter(None, (made.token, made.key_id, *made.former)))
 
 
 def living_shape(vm: VmLaunch, *, named: bool) -> Shape:

@@ -19,7 +19,7 @@ import pytest
 from test_limits_in_force import BY_SCOPE, left, settled
 
 from cloister.host import qmp
-from support.guest_image import CarriedImage
+from support.guest_image import CarriedImage, see_kvm
 from support.guest_user import GuestUser
 from support.homes import make_home, make_workspace
 
@@ -94,6 +94,7 @@ def _begin(image: CarriedImage, place: Path, limits: str) -> Living:
     home = make_home(place / "home")
     workspace = make_workspace(home / "src/project")
     user = GuestUser(home, image, _policy(limits))
+    assert see_kvm(home, user.runtime) == ""
     before = set(left())
     words = ("run", "--detach", "shell", "--", "/bin/sh", "-c", "echo begun > begun; exec sleep 900")
     began = time.monotonic()

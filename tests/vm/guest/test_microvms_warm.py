@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.guest_image import CarriedImage
+from support.guest_image import CarriedImage, see_kvm
 from support.guest_user import GuestUser
 from support.homes import make_home, make_workspace
 
@@ -32,6 +32,7 @@ def user(image: CarriedImage, tmp_path_factory: pytest.TempPathFactory) -> Itera
     home = make_home(tmp_path_factory.mktemp("warm") / "home")
     make_workspace(home / "project")
     user = GuestUser(home, image)
+    assert see_kvm(home, user.runtime) == ""
     text = (home / ".config/cloister/cloister.toml").read_text(encoding="utf-8").replace("warm = false\n", "")
     user.write_policy(text)
     yield user

@@ -27,7 +27,7 @@ def of_run(caller: Callable[[], Caller]) -> Identify:
 
     def identify(tokens: list[str]) -> Caller | None:
         now = caller()
-        expected = [text.encode() for text in (now.token, now.former) if text]
+        expected = [text.encode() for text in (now.token, *now.former) if text]
         return now if any(hmac.compare_digest(token.encode(), one) for token in tokens for one in expected) else None
 
     return identify

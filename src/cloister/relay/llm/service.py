@@ -109,8 +109,8 @@ class Caller:
     account: Account
     token: str = field(default="", repr=False)
     """The placeholder that the run's programs present; empty where the caller is known otherwise."""
-    former: str = field(default="", repr=False)
-    """What they present where they go on from the memory of another run."""
+    former: tuple[str, ...] = field(default=(), repr=False)
+    """What they present where they go on from the memory of other runs."""
     max_tokens: int | None = None
     fallback: bool = False
     redactor: Redacts | None = None
