@@ -172,6 +172,17 @@ def test_a_guest_or_monitor_that_fails_leaves_nothing(root: Path, mode: str, ref
     assert make(root)
 
 
+def test_making_one_leaves_no_descriptor(root: Path) -> None:
+    """A broker makes many: neither one that came to be nor one that did not leaves anything open."""
+    make(root)
+    before = len(os.listdir("/proc/self/fd"))
+    make(root, shape=msgspec.structs.replace(SHAPE, cpus=2))
+    for mode, twin in (("refuses", "twin"), ("stranger", "twin"), ("good", "twin-lost")):
+        with pytest.raises(StepError):
+            make(root, mode, msgspec.structs.replace(SHAPE, cpus=3), twin)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize(("twin", "reference"), [("twin-lost", "guest-silent"), ("twin-changed", "template-failed")])
 def test_what_no_machine_can_start_from_is_no_template(root: Path, twin: str, reference: str) -> None:
     """A machine is started from it before it has a name: one that does not come up, or as another, ends it."""

@@ -47,14 +47,22 @@ class Child:
             theirs.close()
 
     def give(self, request: bytes, descriptors: Sequence[int]) -> None:
-        """Give it its request, with descriptors that it gets for its own. One that has died says so by its output."""
-        text = _memory(request)
+        """Give it its request, with descriptors that it gets for its own. One that has died says so by its output.
+
+        Raises:
+            OSError: there is no room for it; the child is ended.
+        """
         try:
-            with suppress(BrokenPipeError, ConnectionResetError):
-                socket.send_fds(self._ours, [b"\0"], [text, *descriptors])
-        finally:
-            os.close(text)
-            self._ours.close()
+            text = _memory(request)
+            try:
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    socket.send_fds(self._ours, [b"\0"], [text, *descriptors])
+            finally:
+                os.close(text)
+        except OSError:
+            self.end()
+            raise
+        self._ours.close()
 
     def end(self) -> None:
         """End one that has no work."""

@@ -159,19 +159,18 @@ def _written(directory: str, shape: Shape, machine: Machine, memory: int, settle
     """Boot a guest, hold it, write its files; return the record, which is written as well."""
     began = time.monotonic()
     orders, theirs = qmp.pair()
-    with _started(directory, machine, {machine.memory: memory, machine.orders: theirs}) as monitor:
-        try:
+    try:
+        with _started(directory, machine, {machine.memory: memory, machine.orders: theirs}) as monitor:
             words = monitor.hello()
             boot_s = time.monotonic() - began
             control = qmp.adopt(orders)
-        except BaseException:
-            os.close(orders)
-            raise
-        time.sleep(settle_s)
-        with contextlib.closing(control), open(f"{directory}/{STATE}", "xb", opener=_private) as file:
-            control.migrate(file.fileno(), shared=True)
-            monitor.end()
-            os.fsync(file.fileno())
+            time.sleep(settle_s)
+            with contextlib.closing(control), open(f"{directory}/{STATE}", "xb", opener=_private) as file:
+                control.migrate(file.fileno(), shared=True)
+                monitor.end()
+                os.fsync(file.fileno())
+    finally:
+        os.close(orders)
     size = shape.memory_mib * _MIB
     digest, stored = _keep(memory, f"{directory}/{MEMORY}", size)
     state, state_bytes = _digest(f"{directory}/{STATE}")
