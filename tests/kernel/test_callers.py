@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -83,3 +84,29 @@ def test_ctrl_c_while_the_broker_starts_is_for_the_caller(user: User, workspace:
     assert process.returncode in {0, 130, -signal.SIGINT}  # 0: it was over already
     assert b"Traceback" not in err
     assert again.returncode == 3
+
+
+def test_ctrl_c_at_any_moment_of_a_start_is_130(user: User, workspace: Path) -> None:
+    """The signal is for all of the terminal's processes: whichever of them dies first, the caller gets one code.
+
+    It was `workspace-changed` now and then: a sandbox that is dying cannot be looked at.
+    """
+    front_door = Path(sys.executable).with_name("cloister")
+    assert user.inside("true", cwd=workspace).returncode == 0
+    ends = []
+    for moment in range(60):
+        argv = [str(front_door), "run", "shell", "--", "sleep", "30"]
+        process = subprocess.Popen(
+            argv, cwd=workspace, env=user.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(moment * 0.001)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        ends.append((process.returncode, err))
+    reasons = {receipt["reason"] for receipt in user.receipts()}
+    user.close()
+
+    assert {code for code, _ in ends} <= {130, -signal.SIGINT}, ends
+    assert not reasons & {"workspace-changed", "sandbox-failed", "protection-lost"}
+    assert reasons <= {"exited", "stopped", "client-died"}

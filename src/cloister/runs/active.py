@@ -51,6 +51,7 @@ FLAG_PATIENT = 8
 _MAX_DENIED = 200
 MAX_EVENT_BYTES = 32 << 20
 _U32 = 4
+_LOOKS, _LOOK_AGAIN_S = 20, 0.05
 
 
 class Command(NamedTuple):
@@ -124,7 +125,8 @@ class ActiveRun:
         self.asking = asyncio.Lock()
         """Held while a question stands: the terminal has room for one."""
         self._denied: dict[str, int] = {}
-        self._written = 0
+        self._written = self._looks = 0
+        self._call_later = call_later
         self._on_end = on_end
         self._events = open(store.events_path(plan.run), "ab", buffering=0)  # noqa: SIM115  # closed by `_ended`
         self.live = LiveRun(plan, self.outer, self.inner, call_later, self._ended, self._is_running)
@@ -297,23 +299,35 @@ class ActiveRun:
         elif self.cgroup:
             self.limits_reached = reached(self.cgroup) or self.limits_reached
 
-    def mounts_wrong(self) -> list[str]:
-        """Return one sentence for each mount of the workspace that is not, or no longer, as it was laid out."""
-        pid = find_sandbox_pid(self.outer_pid)
+    def _mounts_wrong(self, again: Callable[[], None]) -> list[str] | None:
+        """Return one sentence for each mount of the workspace that is not, or no longer, as it was laid out.
+
+        None where the sandbox cannot be looked at: one that dies cannot, and others tell of its end. `again` is called
+        in a moment then; what cannot be looked at for long is wrong.
+        """
         if self.layout is None:
             return []
-        if not pid:
-            return ["the sandbox's first process is not found (it is gone, or the kernel has no CONFIG_PROC_CHILDREN)"]
-        try:
-            return check_mounts(pid, self.layout)
-        except OSError as error:
-            return [f"the sandbox cannot be looked at: {error.strerror}"]
+        pid = find_sandbox_pid(self.outer_pid)
+        why = "its first process is not found (it is gone, or the kernel has no CONFIG_PROC_CHILDREN)"
+        if pid:
+            try:
+                found = check_mounts(pid, self.layout)
+            except OSError as error:
+                why = str(error.strerror)
+            else:
+                self._looks = 0
+                return found
+        self._looks += 1
+        if self._looks > _LOOKS:
+            return [f"the sandbox cannot be looked at: {why}"]
+        self._call_later(_LOOK_AGAIN_S, again)
+        return None
 
     def protection_lost(self) -> None:
         """Something protected was touched on the host: end the run where a mount has gone."""
         if self.live.status != "running" or not find_sandbox_pid(self.outer_pid):
             return
-        if wrong := self.mounts_wrong():
+        if wrong := self._mounts_wrong(self.protection_lost):
             message = "a protected file was replaced on the host, which takes its protection away"
             self.live.refuse("protection-lost", message, wrong)
 
@@ -324,8 +338,10 @@ class ActiveRun:
         """
         if "verdict=passed" not in self.live.probe or self._admitted or not self.ready:
             return  # the inner half ends by itself
+        wrong = self._mounts_wrong(self._admit) if self.live.status == "starting" else None
+        if wrong is None:
+            return
         self._admitted = True
-        wrong = self.mounts_wrong()
         if wrong:
             self.live.refuse("workspace-changed", "the workspace changed while the sandbox was set up", wrong)
             return

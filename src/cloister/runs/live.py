@@ -135,6 +135,8 @@ class LiveRun:
 
     def inner_closed(self) -> None:
         """PID 1 is gone, and the kernel with it ends everything inside."""
+        if self.status == "starting":  # by a signal to the caller and all around it, of which the caller has told
+            self.outer.hear()
         if "verdict=failed" in self.probe and self.status == "starting":
             self._decide(Outcome(EXIT_FAILED, "probe-failed", _probe_text(self.probe)))
         elif self._outcome is None:
@@ -145,8 +147,8 @@ class LiveRun:
     # --- what the outer half says -------------------------------------------------------
 
     def signal(self, number: int) -> None:
-        """The caller got a signal: pass it on to the agent. While a guest boots there is none yet: it ends the run."""
-        if self.status == "starting" and self.plan.launch.vm and number in _ENDING:
+        """The caller got a signal: pass it on to the agent. While there is none yet, it ends the run."""
+        if self.status == "starting" and number in _ENDING:
             self._decide(Outcome(128 + number, "stopped"))
             self._kill()
             return
