@@ -24,8 +24,8 @@ TESTS = Path(__file__).parent
 NEEDS_ROOT = TESTS / "systemd"
 PASS = os.environ.get("CLOISTER_TEST_PASS", "")
 PURE = tuple(TESTS / name for name in ("unit", "golden", "fuzz"))
-APART = (*PURE, TESTS / "style")
-"""Of the pass `user-pure`."""
+APART = (*PURE, TESTS / "style", TESTS / "microvm")
+"""Of the pass `user-apart`."""
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 GUARD = Guard()
 
@@ -65,13 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _apart(path: Path) -> bool:
     """Whether a file belongs to the other part of the ordinary user's tests."""
     pure = any(folder in path.parents for folder in APART)
-    return {"user-pure": not pure, "user-rest": pure}.get(PASS, False)
+    return {"user-apart": not pure, "user-rest": pure}.get(PASS, False)
 
 
 def _in_pass(item: pytest.Item) -> bool:
     """Whether a test belongs to this pass, or part of one.
 
-    `user`: `user-pure`, what needs nothing of the machine; `user-rest`. `root`: `root-alone`; a suite's machines.
+    `user`: `user-apart`, what is pure, and what boots guests; `user-rest`. `root`: `root-alone`; a suite's machines.
     """
     of_root = item.get_closest_marker("root") is not None
     if not of_root or PASS in {"user", "root"}:
