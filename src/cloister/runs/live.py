@@ -137,6 +137,8 @@ class LiveRun:
         """PID 1 is gone, and the kernel with it ends everything inside."""
         if self.status == "starting":  # by a signal to the caller and all around it, of which the caller has told
             self.outer.hear()
+        if self._done:
+            return
         if "verdict=failed" in self.probe and self.status == "starting":
             self._decide(Outcome(EXIT_FAILED, "probe-failed", _probe_text(self.probe)))
         elif self._outcome is None:

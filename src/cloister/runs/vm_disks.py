@@ -8,7 +8,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, RetryError
 from cloister.host import vm_snapshot
 from cloister.host.child_start import Spares
 from cloister.host.vm_disks import HeldDisk, hold_var_disk
@@ -89,9 +89,17 @@ class GuestDisks:
         return opened
 
     def sources(self) -> dict[str, str | int]:
-        """Return what a snapshot copies, by the name of the copy: paths, or a descriptor of ours."""
+        """Return what a snapshot copies, by the name of the copy: paths, or a descriptor, the caller's to close.
+
+        Raises:
+            RetryError: the run has ended meanwhile.
+        """
         image = self._file("workspace").path
-        var = self._var.path if self._var else self._nameless
+        var: str | int
+        try:
+            var = self._var.path if self._var else os.dup(self._nameless)
+        except OSError:
+            raise RetryError("run-ending", "the run is ending", where=self._plan.run) from None
         return {"var": var, "workspace": image, "workspace.baseline": f"{image}.baseline"}
 
     def hand_back(self, started: float, watch: Watch) -> tuple[str, ...]:
@@ -118,9 +126,9 @@ class GuestDisks:
         if self._var is not None:
             self._var.close()
             self._var = None
-        if self._nameless >= 0:
-            os.close(self._nameless)
-            self._nameless = -1
+        nameless, self._nameless = self._nameless, -1
+        if nameless >= 0:
+            os.close(nameless)
 
     def drop(self) -> None:
         """Nothing ran: there is nothing to hand back."""

@@ -238,7 +238,7 @@ class Guest:
         Raises:
             CloisterError: the machine goes on as before; there is no snapshot.
         """
-        sources, agent, names = self._disks.sources(), self._prepared.agent, self._prepared.extra_names
+        agent, names = self._prepared.agent, self._prepared.extra_names
         before = self._prepared.kept.memory if self._prepared.kept else None
         told = memory_of(run, agent, placeholders, names, before) if memory else None
         record = partial(record_of, self._plan, self.vm, name, self._disks.fields, told)
@@ -246,7 +246,13 @@ class Guest:
 
         def take(go_on: Callable[[], None]) -> Snapshot:
             held = partial(standing_still, self.vm, go_on, stopped=not memory)
-            return vm_snapshot.take(self._paths.snapshots, name, sources, record, held, state)
+            sources = self._disks.sources()
+            try:
+                return vm_snapshot.take(self._paths.snapshots, name, sources, record, held, state)
+            finally:
+                for source in sources.values():
+                    if isinstance(source, int):
+                        os.close(source)
 
         return await self._keeping.keep(run, take, memory=memory)
 
