@@ -19,14 +19,10 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-import cffi
-import msgspec
 from benchmarks import world
 from benchmarks.__main__ import keep
 from benchmarks.report import Grid, Line, Part, Target, markdown
 from tests.vm import small
-
-import cloister
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 900
@@ -51,8 +47,6 @@ disk_full_action = IGNORE
 disk_error_action = IGNORE
 """
 WANTED = 1.3
-_PACKAGES = (cffi, msgspec, cloister)
-"""What the guest gets of them."""
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from cloister.images.manifest import Manifest, Part, Verity
 from cloister.plan import render
 from cloister.plan.steps import Limit, Plan
 from cloister.plan.vm import FIRST_FILE
+from cloister.plan.vm_snapshot import Memory, Snapshot
+from cloister.plan.vm_template import Shape
 from cloister.plan.workspace import Mount, WorkspaceLayout
 from cloister.policy.document import read
 from cloister.policy.merge import resolve
@@ -221,6 +223,32 @@ def test_a_warm_start_keeps_to_everything_that_a_cold_one_does() -> None:
         f"{behind - 2}:18789", "microvm,auto-kernel-cmdline=off", f"tap,id=net,fd={behind - 3}",
     ]  # fmt: skip
     assert (cold_vm.fields, cold_vm.inner) == (warm_vm.fields, warm_vm.inner)
+
+
+def test_a_start_from_memory_keeps_to_everything_that_a_cold_one_does() -> None:
+    """What goes on from a memory has the run's card, tap, ports, limits and jail: only the loading is added."""
+    table = (
+        '[agents.agent.microvm]\nmemory = "512M"\ncpus = 2\ndisk_rate = "1M"\nnetwork = "bridge"\nports = [18789]\n'
+        '[agents.agent.limits]\ntasks_max = 99\ndisk_max = "1G"\n'
+    )
+    shape = Shape(image="dev", version=3, manifest="0" * 64, program="q", accelerator="tcg", host="1" * 64,
+                  memory_mib=512, cpus=2, card=True, machine="2" * 64)  # fmt: skip
+    memory = Memory(shape=shape, named=False, commands=41, pty=False, findings=(), inside={}, placeholders={})
+    kept = Snapshot(name="one", run="r", agent="agent", profile="", workspace="w", asked=(), image="dev", version=3,
+                    manifest="0" * 64, made=1.0, paused_s=0.1, fields=(), disks=(), memory=memory)  # fmt: skip
+    living = msgspec.structs.replace(MACHINE, snapshot="one", kept=kept, kept_in="/snapshots/one")
+    cold, warm = (_of_table(table, machine).launch for machine in (MACHINE, living))
+    assert warm.vm is not None
+    behind = FIRST_FILE + len(warm.vm.files)
+
+    assert [word for word in warm.argv if word not in cold.argv] == [
+        f"{behind + 1}:18789", "--adopt", "41", "socket,id=orders,fd=11", "-mon", "chardev=orders,mode=control",
+        "-incoming", "defer", f"tap,id=net,fd={behind}",
+    ]  # fmt: skip
+    assert [word for word in cold.argv if word not in warm.argv] == [
+        f"{behind - 1}:18789",
+        f"tap,id=net,fd={behind - 2}",
+    ]
 
 
 @pytest.mark.parametrize(("preset", "image"), [("claude", "claude"), ("pi", "pi"), ("shell", "dev"), ("", "dev")])

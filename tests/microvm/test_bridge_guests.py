@@ -41,6 +41,41 @@ def attempt(address, port):
 print(json.dumps([attempt(*one) for one in json.loads(sys.argv[1])]))
 """
 
+HOLDS = f"""
+import os, select, socket, time, urllib.parse
+proxy = urllib.parse.urlsplit(os.environ["CLOISTER_BRIDGE_PROXY"])
+def tell(word):
+    with open("/tmp/said.new", "w") as file:
+        file.write(word)
+    os.rename("/tmp/said.new", "/tmp/said")
+held = []
+for number in range(20):
+    sock = socket.create_connection((proxy.hostname, proxy.port))
+    for level, option in ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                          (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)):
+        sock.setsockopt(level, option, 1)
+    held.append(sock)
+    time.sleep(0.05)
+tell("connected")
+asked = False
+heard = set()
+while held:
+    for sock in select.select(held, (), (), 0.2)[0]:
+        held.remove(sock)
+        try:
+            heard.add(sock.recv(4096).split(b"\\r\\n")[0].decode() or "closed")
+        except OSError as error:
+            heard.add(type(error).__name__)
+    if os.path.exists("/tmp/ask") and not asked:
+        asked = [sock.send({ASKS.encode()!r}) for sock in held]
+tell(" ".join(sorted(heard)))
+time.sleep(600)
+"""
+"""Holds connections over the bridge, and tells what they hear: an answer, an end, or an error.
+
+The kernel says each second on behalf of each that it is there, whether processes stand still or not.
+"""
+
 
 class Connected(GuestUser):
     """A user whose program runs where the bridge is."""
@@ -181,3 +216,55 @@ def test_two_guests_reach_their_own_proxies_only(host: int, user: Connected, war
     user.run("stop", other, cwd=workspace)
     assert connected(host, 0) == set()
     assert "clvm" not in inside(host, "ip", "link")
+
+
+def said(user: Connected, run: str, cwd: Path, *awaited: str) -> str:
+    """Return what the program that holds a connection has said, when that is one of these, or never comes to be."""
+    until = time.monotonic() + PATIENCE_S
+    while (word := user.exec(run, "cat /tmp/said", cwd=cwd).stdout) not in awaited and time.monotonic() < until:
+        time.sleep(0.2)
+    return word
+
+
+def restored(user: Connected, cwd: Path) -> str:
+    """Return the id of a run that goes on from the memory of the test's snapshot."""
+    done = user.run("vm", "restore", "one", cwd=cwd, timeout_s=BOOT_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_guest_with_a_card_goes_on_from_its_memory(host: int, user: Connected) -> None:
+    """Another run's card, address and way out, and never a frame under the name of the first, whose connection lives.
+
+    Whoever waited for an answer over the bridge in the one that goes on is told at once that there will be none. It
+    is so while the first one lives, and when it has gone.
+    """
+    cwd = make_workspace(user.home / "src/project")
+    (cwd / "holds.py").write_text(HOLDS)
+    subprocess.run(["chown", "--recursive", f"{UID}:{UID}", user.home / "src"], check=True)
+    run = user.begin("exec python3 holds.py", cwd=cwd)
+    assert said(user, run, cwd, "connected") == "connected"
+
+    kept = json.loads(user.run("vm", "snapshot", run, "one", "--json", cwd=cwd, timeout_s=BOOT_S).stdout)
+    other = restored(user, cwd)
+
+    assert (kept["memory"], kept["why"]) == (True, "")
+    own, foreign = taps(host)[other], taps(host)[run]
+    assert card(user, other) == own["mac"] != foreign["mac"] == card(user, run)
+    assert said(user, other, cwd, "ConnectionAbortedError") == "ConnectionAbortedError"
+    user.exec(run, "touch /tmp/ask", cwd=cwd)
+    assert said(user, run, cwd, "HTTP/1.1 403 Forbidden") == "HTTP/1.1 403 Forbidden"
+    assert refused(host) == 0, "neither guest has said anything that is not its own"
+    targets = [[own["gateway"], own["port"]], [foreign["gateway"], foreign["port"]], [foreign["address"], 22]]
+    script = f"cat /sys/class/net/eth0/address; echo $CLOISTER_BRIDGE_PROXY; python3 - '{json.dumps(targets)}'"
+    mac, proxy, found = user.exec(other, script, cwd=cwd, stdin=PROBE.encode()).stdout.splitlines()
+    assert (mac, proxy) == (own["mac"], f"http://{own['gateway']}:{own['port']}")
+    answers = json.loads(found)
+    assert answers[0] == "HTTP/1.1 403 Forbidden"
+    assert set(answers[1:]) <= {"TimeoutError", "OSError"}
+
+    user.run("stop", "--all", "--grace", "1s", cwd=cwd, timeout_s=BOOT_S)
+    assert connected(host, 0) == set()
+    third = restored(user, cwd)
+    assert connected(host, 1) == {third}
+    assert said(user, third, cwd, "ConnectionAbortedError") == "ConnectionAbortedError"

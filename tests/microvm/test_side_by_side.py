@@ -245,7 +245,9 @@ def test_the_end_is_told_the_same(pair: Pair, left: Left) -> None:
     late = [pair.exec(side, "true") for side in SIDES]
     ends = [(one["reason"], one["exit_code"], one["denied"]) for one in pair.user.receipts()[-2:]]
 
-    assert left.stopped[0] == left.stopped[1]
+    # Whoever waits for more than a second is told so, by either side: how long that takes is no part of the answer.
+    stopped = [one._replace(err=one.err.replace(b"cloister: waiting for RUN to end\n", b"")) for one in left.stopped]
+    assert stopped[0] == stopped[1]
     assert again[0] == again[1]
     assert late[0] == late[1]
     assert ends[0] == ends[1]

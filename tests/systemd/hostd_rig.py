@@ -195,11 +195,21 @@ class Rig:
         return asking
 
     def nothing_left(self, run: str) -> None:
-        """Look that neither unit, record nor directory of a run is there."""
+        """Look that neither unit, record nor directory of a run is there: who ends it may be answered before."""
+        until = time.monotonic() + 5
+        while (left := self._left(run)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not left
+
+    def _left(self, run: str) -> list[str]:
         units = self.machine.run(["systemctl", "list-units", "--all", "--plain", "cloister-run-*"]).stdout
-        assert f"cloister-run-{run}.service" not in units
-        assert not self.machine.path(f"/run/cloister/units/{run}").exists()
-        assert run not in self.machine.run(["ls", "/var/lib/cloister/hostd/runs"], check=False).stdout
+        records = self.machine.run(["ls", "/var/lib/cloister/hostd/runs"], check=False).stdout
+        there = {
+            "unit": f"cloister-run-{run}.service" in units,
+            "directory": self.machine.path(f"/run/cloister/units/{run}").exists(),
+            "record": run in records,
+        }
+        return [what for what, is_there in there.items() if is_there]
 
     def told(self) -> str:
         """Return what there is to know after a failure."""

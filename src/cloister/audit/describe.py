@@ -26,7 +26,6 @@ _VERBS = {
 _KIB = 1024
 _NS = 1_000_000_000
 _MS = 1_000_000
-_THOUSAND = 1000
 LANES = ("life", "process", "file", "network", "model", "credential", "alarm")
 _LANES = {
     "run": "life", "step": "life", "policy": "life", "hostd": "life", "log": "life", "process": "process",

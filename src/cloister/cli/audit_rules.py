@@ -16,8 +16,6 @@ from cloister.policy.model import Audit
 from cloister.runs.paths import SYSTEM_POLICY
 from cloister.runs.policies import read_trusted
 
-_SHADES = {"low": "dim", "high": "yellow", "critical": "red"}
-
 
 def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     """Add the action."""

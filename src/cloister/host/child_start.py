@@ -15,6 +15,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from cloister.host.memory_file import memory_file
+
 IDLE_S = 300.0
 """A spare that nobody has taken for so long is ended: it has some 15 MiB."""
 _SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim", "cloister-shim")
@@ -53,7 +55,7 @@ class Child:
             OSError: there is no room for it; the child is ended.
         """
         try:
-            text = _memory(request)
+            text = memory_file("request", request)
             try:
                 with suppress(BrokenPipeError, ConnectionResetError):
                     socket.send_fds(self._ours, [b"\0"], [text, *descriptors])
@@ -116,10 +118,3 @@ class Spares:
                     made = Child(self._modules)
                     with self._changed:
                         self._spare = made
-
-
-def _memory(data: bytes) -> int:
-    descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
-    os.write(descriptor, data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor

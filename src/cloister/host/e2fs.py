@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from cloister.errors import UnsupportedError
 from cloister.host import programs
+from cloister.host.memory_file import memory_file
 from cloister.plan.workspace import Value
 
 DISK = "/disk.img"
@@ -162,10 +163,8 @@ def _filter(tools: Tools) -> Iterator[int]:
     """
     if not tools.filters.tool or len(tools.filters.tool) % 8:
         raise DiskToolError("the jail", "it has no filter of system calls", tools.bubblewrap)
-    descriptor = os.memfd_create("narrow", os.MFD_CLOEXEC)
+    descriptor = memory_file("narrow", tools.filters.tool)
     try:
-        os.write(descriptor, tools.filters.tool)
-        os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
     finally:
         os.close(descriptor)

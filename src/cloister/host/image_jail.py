@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 from cloister.errors import DeniedError, StepError, UnsupportedError
+from cloister.host.memory_file import memory_file
 from cloister.host.programs import find
 
 Say = Callable[[str], None]
@@ -108,9 +109,7 @@ def command(
     words += ["--bind", work, work, "--chdir", work]
     for name, value in (variables | dict(environment or {})).items():
         words += ["--setenv", name, value]
-    descriptor = os.memfd_create("cloister-image-filter", 0)
-    os.write(descriptor, pretend_filter(platform.machine()))
-    os.lseek(descriptor, 0, os.SEEK_SET)
+    descriptor = memory_file("cloister-image-filter", pretend_filter(platform.machine()), inheritable=True)
     return [*words, "--seccomp", str(descriptor), "--", *argv], descriptor
 
 

@@ -22,7 +22,6 @@ from cloister.errors import StepError
 
 BATCH_BYTES = 1 << 20
 """Lines of one batch at most."""
-_LEAST_BYTES = 1 << 18
 TYPES = {"executed": 1, "forked": 2, "exited": 3, "connected": 4, "sent": 5, "bound": 6, "called": 7, "file": 8,
          "privilege": 9, "traced": 10, "kernel": 11, "ring": 12}  # fmt: skip
 """Event types by the words of `Reader.tee`."""

@@ -19,6 +19,7 @@ from cloister.host import unit_start
 from cloister.host.addresses import nameservers
 from cloister.host.firewall import Places
 from cloister.host.frames import Frame, FrameError, encode_list
+from cloister.host.memory_file import memory_file
 from cloister.host.private_files import read
 from cloister.host.unit_floor_network import TUN
 from cloister.host.unit_wire import Wire
@@ -108,10 +109,8 @@ def _refuse_tap_devices() -> None:
 
 def _order(wire: Wire, launch: Launch) -> None:
     """Tell the shim which rules to load and how to start pasta; who leaves meanwhile is heard of later."""
-    rules = os.memfd_create("ruleset", os.MFD_CLOEXEC)
+    rules = memory_file("ruleset", launch.ruleset.encode())
     try:
-        with os.fdopen(os.dup(rules), "wb") as file:
-            file.write(launch.ruleset.encode())
         lists = (launch.pasta, (), (launch.nft, *_LOAD), (launch.nft, *_REPORT))
         payload = _NAMESPACES.to_bytes(4, "little") + b"".join(encode_list(map(os.fsencode, one)) for one in lists)
         wire.send("B", payload, (rules,))

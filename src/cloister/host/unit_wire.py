@@ -27,7 +27,6 @@ _LARGEST = {"L": _FIELDS_SIZE, "U": 4 << 20, "V": 1 << 20, "N": 1 << 20}
 _FIELDS = frozenset({"verb", "agent", "profile", "pty", "detach", "json", "replaced", "yes", "run", "brings"})
 _CONTROL_FIELDS = frozenset({"verb", "run", "living"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_STREAMS = 3
 _FEWEST = 6
 BRINGS = ("carry", "copy", "repository")
 """What descriptors may follow those that every request has; the field `brings` names them, in this order."""

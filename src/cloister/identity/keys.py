@@ -13,8 +13,6 @@ import hashlib
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-SEED_BYTES = 32
-
 
 class AgentKey(msgspec.Struct, frozen=True, kw_only=True):
     """One key of one agent. Times are whole seconds since the epoch."""

@@ -22,6 +22,8 @@ NEEDED = ("virtio_mmio", "virtio_blk", "dm_verity", "erofs", "overlay", *DRIVERS
 """By the names the kernel uses. The guest has no others: PID 1 locks the loading of modules before an agent runs."""
 OPTIONAL = ("crc32c_intel",)
 """Faster ways to do what is built in; not every processor has them, and not every kernel builds them as modules."""
+CARD = ("tcp_diag",)
+"""For a guest with a network card, where the kernel has them: they end connections of an address that was another's."""
 
 MAX_MODULE = 64 << 20
 _SUFFIXES = (".ko", ".ko.xz")
@@ -43,6 +45,9 @@ def needed_modules(tree: Path) -> list[Module]:
             search.take(name, optional=True)
     for name in NEEDED:
         search.take(name, device=DRIVERS.get(name, 0))
+    for name in CARD:
+        if name in search.found:
+            search.take(name, optional=True, device=DRIVERS["virtio_net"])
     if search.missing:
         raise UnsupportedError(
             "kernel-modules-missing",

@@ -6,7 +6,7 @@ holds no secret. What must change is decided by `plan/system_diff.py`; doing it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -382,11 +382,6 @@ def undo(done: Sequence[AnySystemStep]) -> tuple[AnySystemStep, ...]:
     reload = [ReloadManager()] if any(isinstance(step, InstallFile | RemoveFile) for step in done) else []
     again = [step.inverse() for step in back if isinstance(step, _ENDED)]
     return tuple(step for step in (*ending, *things, *reload, *again) if step is not None)
-
-
-def made_by(steps: Iterable[AnySystemStep]) -> tuple[str, ...]:
-    """Return the paths that these steps put in place."""
-    return tuple(step.path for step in steps if isinstance(step, InstallFile | MakeDirectory | MakeLink))
 
 
 def _rights(step: Owned) -> str:

@@ -21,7 +21,6 @@ from cloister.runs.paths import Paths
 MODULE = "cloister.services.audit_export"
 _AGAIN_S = 5.0
 """Between two starts: another broker's process may still be sending what was left."""
-_STOP_S = 5.0
 
 
 class Exporter:

@@ -350,7 +350,7 @@ def _monitor(machine: VmFacts, vm: VmLaunch, uid: int, run: str) -> tuple[str, .
     if machine.kept and machine.kept.memory:
         living = living_machine(
             vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus,
-            named=machine.kept.memory.named, disk_rate=vm.disk_rate, qmp=qmp,
+            named=machine.kept.memory.named, disk_rate=vm.disk_rate, qmp=qmp, mac=mac, tap_fd=tap_fd,
         )  # fmt: skip
         return qemu.qemu_argv(living)
     if vm.template:

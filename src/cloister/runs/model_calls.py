@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PORT = 11435
 """Where model traffic is served inside a sandbox, and by the service outside."""
-BASE_URL = f"http://127.0.0.1:{PORT}"
 
 
 class _Store(Protocol):

@@ -12,8 +12,6 @@ import msgspec
 from cloister.errors import UsageError
 from cloister.host.frames import Frame, FrameError, decode_list
 
-MAX_ITEMS = 65536
-
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request to start an agent. `environment` is the caller's, and is never stored."""

@@ -19,6 +19,7 @@ from cloister.egress import nft
 from cloister.errors import CloisterError, RetryError, UsageError
 from cloister.host import apply as host_apply
 from cloister.host.frames import encode_list
+from cloister.host.memory_file import memory_file
 from cloister.host.owner import Owner
 from cloister.host.stranded import end_stranded
 from cloister.isolation import seccomp
@@ -231,8 +232,8 @@ class Supervisor(Supervision):
         )
         # The agent's own filter is loaded in the guest; the monitor's is the one that no policy has made wider.
         profile = launch.seccomp if not launch.vm else _SHARING if launch.vm.template else ""
-        files = [_memory_file("seccomp", self._filter(profile))]
-        files += [_memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
+        files = [memory_file("seccomp", self._filter(profile))]
+        files += [memory_file("ruleset", launch.ruleset.encode())] if launch.ruleset else []
         machine = run.guest.descriptors if run.guest else ()
         run.outer.send("B", payload, (files[0], theirs.fileno(), *files[1:], *machine))
         for descriptor in files:
@@ -367,14 +368,6 @@ class Supervisor(Supervision):
         await super().close()
         if self._units:
             self._units.close()
-
-
-def _memory_file(name: str, data: bytes) -> int:
-    """Return a descriptor that reads `data` from its start (memfd_create(2))."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
-    os.write(descriptor, data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _copies(descriptors: tuple[int, ...]) -> tuple[int, ...]:

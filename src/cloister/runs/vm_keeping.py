@@ -22,6 +22,8 @@ STILL_S = 15.0
 """Time in which a guest stands still; on a loaded machine without hardware for it, it may take seconds."""
 LEAST_AGENT = 2
 """Version of a guest's shim that holds its processes, and hands them to another keeper."""
+LEAST_CARD = 3
+"""Version of one that holds its network card as well."""
 
 
 def memoryless(vm: VmLaunch, agent: object) -> str:
@@ -33,10 +35,8 @@ def memoryless(vm: VmLaunch, agent: object) -> str:
     """
     if vm.monitor != "qemu":
         return f"memory of machines of {vm.monitor} is not kept yet"
-    if vm.network == "bridge":
-        return "a machine on the bridge has a card, whose twin would need the same address"
-    version = str(agent)
-    if not version.isdigit() or int(version) < LEAST_AGENT:
+    version, least = str(agent), LEAST_CARD if vm.network == "bridge" else LEAST_AGENT
+    if not version.isdigit() or int(version) < least:
         return "its image is older than that: cloister image renew"
     return ""
 

@@ -51,7 +51,7 @@ def warm_machine(  # noqa: PLR0913  # what decides a machine
 
 def living_machine(  # noqa: PLR0913  # what decides a machine
     program: str, accelerator: Accelerator, cmdline: str, *, memory_mib: int, cpus: int, named: bool,
-    disk_rate: int = 0, qmp: str = "",
+    disk_rate: int = 0, qmp: str = "", mac: str = "", tap_fd: int | None = None,
 ) -> qemu.Machine:  # fmt: skip
     """Return the machine whose processes go on from a snapshot's memory.
 
@@ -64,6 +64,8 @@ def living_machine(  # noqa: PLR0913  # what decides a machine
         named: it had started from a template.
         disk_rate: as the policy is now.
         qmp: path of the control socket.
+        mac: of the run that goes on; its guest gives it to the card, which had another. Empty for no card.
+        tap_fd: where the card leads.
     """
     named_files = {role: FIRST_FILE + index for index, role in enumerate(LIVING)}
     return qemu.Machine(
@@ -75,6 +77,8 @@ def living_machine(  # noqa: PLR0913  # what decides a machine
         cmdline=cmdline,
         disk_rate=disk_rate,
         qmp=qmp,
+        mac=mac,
+        tap_fd=tap_fd,
         named_memory=named,
         orders_fd=named_files["orders"],
         incoming=True,

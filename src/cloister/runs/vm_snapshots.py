@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import StepError, UsageError
 from cloister.host import qmp, vm_snapshot
+from cloister.plan.bridge import NOBODYS_MAC
 from cloister.plan.vm_snapshot import Disk, Memory, Snapshot
 from cloister.runs.prepare import TOKEN_VARIABLE
 from cloister.runs.vm_control import QMP, connect
@@ -31,7 +32,7 @@ _RESTORED = "restored="
 """Begins what a guest reports each time that its processes go on."""
 _SHAPE = {
     "program": "the monitor", "accelerator": "the accelerator", "host": "the processor or kernel of this host",
-    "memory_mib": "the memory's size", "cpus": "the processors", "machine": "the machine",
+    "memory_mib": "the memory's size", "cpus": "the processors", "card": "the network", "machine": "the machine",
 }  # fmt: skip
 """Fields of a shape, in words; those of the image are compared before."""
 
@@ -104,7 +105,8 @@ def living_shape(vm: VmLaunch, *, named: bool) -> Shape:
         OSError: the monitor is not there.
     """
     machine = living_machine(
-        vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, named=named
+        vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, named=named,
+        mac=NOBODYS_MAC if vm.network == "bridge" else "",
     )  # fmt: skip
     return shape_of((vm.image, vm.version, vm.manifest), machine, program=program_words(vm.program), host=host_words())
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from cloister.errors import CloisterError
 from cloister.host import vm_template, vm_template_make
+from cloister.host.memory_file import memory_file
 from cloister.isolation import qemu, seccomp
 from cloister.isolation.namespace import SECCOMP_FD
 from cloister.isolation.template_jail import template_argv
@@ -30,7 +31,6 @@ NICE = ("/usr/bin/nice", "-n", "19")
 _CPUINFO = "/proc/cpuinfo"
 _ENOUGH = 16 << 10
 _KEPT = ("vendor_id", "model name", "stepping", "microcode", "flags")
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Wanted(NamedTuple):
@@ -158,10 +158,7 @@ def make(
 
 
 def _filter() -> int:
-    descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
-    os.write(descriptor, seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False))
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
+    return memory_file("filter", seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False))
 
 
 class Background:

@@ -22,8 +22,6 @@ LOAD_NOT_ALLOWED = "Loading a microVM snapshot not allowed after configuring boo
 MAX_BODY = 51200
 """Firecracker's own limit, by default."""
 _SECTOR = 512
-_SECTIONS = {"boot-source", "drives", "machine-config", "network-interfaces", "vsock", "entropy", "balloon"}
-"""Of a configuration file."""
 
 
 class Firecracker:

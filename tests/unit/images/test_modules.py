@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import UnsupportedError
-from cloister.images.modules import NEEDED, OPTIONAL, needed_modules
+from cloister.images.modules import CARD, NEEDED, OPTIONAL, needed_modules
 
 
 def module(depends: str) -> bytes:
@@ -56,6 +56,15 @@ def test_drivers_load_only_for_their_devices(tmp_path: Path) -> None:
     devices = {each.name: each.device for each in needed_modules(found)}
     assert devices["virtio_net.ko"] == devices["net_failover.ko"] == 1
     assert devices["virtio.ko"] == devices["virtio_blk.ko"] == devices["erofs.ko"] == 0
+
+
+def test_what_only_a_card_wants_may_be_missing(tmp_path: Path) -> None:
+    """What ends a card's connections comes behind its driver, for a card only, and a kernel without it does as well."""
+    assert f"{CARD[0]}.ko" not in {each.name for each in needed_modules(tree(tmp_path / "without"))}
+    order = needed_modules(tree(tmp_path / "with", tcp_diag="inet_diag", inet_diag=""))
+    names = [each.name for each in order]
+    assert names.index("virtio_net.ko") < names.index("inet_diag.ko") < names.index("tcp_diag.ko")
+    assert {(each.optional, each.device) for each in order[-2:]} == {(True, 1)}
 
 
 def test_what_is_built_in_is_left_out(tmp_path: Path) -> None:

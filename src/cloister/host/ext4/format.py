@@ -18,8 +18,6 @@ MAGIC = 0xEF53
 ROOT_INODE = 2
 FIRST_FREE_INODE = 11
 
-HAS_JOURNAL = 0x4
-DIR_INDEX = 0x20
 FILETYPE = 0x2
 RECOVER = 0x4
 EXTENTS = 0x40
@@ -32,7 +30,6 @@ READABLE = FILETYPE | RECOVER | EXTENTS | BITS_64 | FLEX_BG | CSUM_SEED | LARGED
 """The incompatible features that the reader knows; with any other, nothing is read."""
 
 STATE_CLEAN = 0x1
-STATE_ERRORS = 0x2
 
 INODE_ENCRYPTED = 0x800
 INODE_EXTENTS = 0x80000

@@ -91,7 +91,7 @@ static void on_join(struct reader *payload)
     guest_living(living, sizeof living);
     write_u32(&hello, 4);
     write_word(&hello, "kernel=", uname(&system) == 0 ? system.release : "");
-    write_word(&hello, "agent=", "2");
+    write_word(&hello, "agent=", "3");
     write_word(&hello, "verity=", self.verity);
     write_word(&hello, "commands=", living);
     link_void();

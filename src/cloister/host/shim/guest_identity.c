@@ -112,14 +112,24 @@ const char *guest_identity_user(const struct guest_fields *fields)
     return put_account("/etc/group", fields->user, fields->gid, line) < 0 ? "gid" : NULL;
 }
 
-static int set_flags(int fd, const char *name)
+/* Whether eth0's link is down for a guest that stands still. A restored one stands still, too. */
+static bool quieted;
+
+static int set_link(int fd, const char *name, bool up)
 {
     struct ifreq request = {0};
     memcpy(request.ifr_name, name, strlen(name));
     if (ioctl(fd, SIOCGIFFLAGS, &request) < 0)
         return -1;
-    request.ifr_flags |= IFF_UP;
+    request.ifr_flags = (short)(up ? request.ifr_flags | IFF_UP : request.ifr_flags & ~IFF_UP);
     return ioctl(fd, SIOCSIFFLAGS, &request);
+}
+
+static bool is_up(int fd, const char *name)
+{
+    struct ifreq request = {0};
+    memcpy(request.ifr_name, name, strlen(name));
+    return ioctl(fd, SIOCGIFFLAGS, &request) == 0 && request.ifr_flags & IFF_UP;
 }
 
 static struct sockaddr_in four(in_addr_t address)
@@ -213,21 +223,34 @@ const char *guest_identity_network(const struct guest_fields *fields)
 {
     const char *wrong = NULL;
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || set_flags(fd, "lo") < 0)
+    if (fd < 0 || set_link(fd, "lo", true) < 0)
         wrong = "loopback";
     if (!wrong && fields->address) {
         if (without_ipv6() < 0)
             wrong = "IPv6";
         else if (fields->mac && set_mac(fd, fields->mac) < 0)
             wrong = "mac";
-        else if (set_flags(fd, "eth0") < 0 || set_address(fd, fields->address) < 0)
+        else if (set_address(fd, fields->address) < 0 || set_link(fd, "eth0", true) < 0)
             wrong = "address";
         else if (fields->gateway && set_gateway(fd, fields->gateway) < 0 && errno != EEXIST)
             wrong = "gateway";
+        quieted = false;
     }
     int saved = errno;
     if (fd >= 0)
         close(fd);
     errno = saved;
     return wrong;
+}
+
+bool guest_identity_quiet(bool quiet)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool wanted = quiet ? is_up(fd, "eth0") : quieted;
+    bool good = fd >= 0 && (!wanted || set_link(fd, "eth0", !quiet) == 0);
+    if (good && wanted)
+        quieted = quiet;
+    if (fd >= 0)
+        close(fd);
+    return good;
 }

@@ -18,7 +18,11 @@ const char *guest_identity_names(const struct guest_fields *fields);
 /* The agent's account, in the /etc in memory. */
 const char *guest_identity_user(const struct guest_fields *fields);
 
-/* Loopback, and eth0 where an address was given. */
+/* Loopback, and eth0 where an address was given: it has that before its link goes up. */
 const char *guest_identity_network(const struct guest_fields *fields);
+
+/* Take eth0's link down, so that a guest which stands still sends nothing; or up again, where it was down by this.
+ * False: it does not happen. */
+bool guest_identity_quiet(bool quiet);
 
 #endif

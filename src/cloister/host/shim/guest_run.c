@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "guest_run.h"
+#include "guest_connections.h"
 #include "guest_fields.h"
 #include "guest_freeze.h"
 #include "guest_identity.h"
@@ -115,6 +116,7 @@ static const char *make_fresh(char *const *words, size_t count)
         return wrong;
     if (!now.fresh)
         return "a field that must be there is not";
+    guest_connections_cut(); /* their address is another run's */
     if (!(wrong = guest_identity_fresh(&now)) && !(wrong = guest_identity_names(&now)))
         wrong = guest_identity_network(&now);
     explicit_bzero(now.entropy, sizeof now.entropy);
@@ -219,6 +221,15 @@ static void set_time(uint64_t time_ns)
     (void)!clock_settime(CLOCK_REALTIME, &now);
 }
 
+/* No process moves, and the kernel sends nothing on behalf of one: a restored guest has another run's address at first. */
+static bool stand_still(bool still)
+{
+    if (still)
+        return guest_freeze(true) && guest_identity_quiet(true);
+    bool heard = guest_identity_quiet(false);
+    return guest_freeze(false) && heard;
+}
+
 const struct guest_hooks guest_run_hooks = {
     .begin = begin,
     .renew = renew,
@@ -229,6 +240,6 @@ const struct guest_hooks guest_run_hooks = {
     .child = child,
     .end = guest_mounts_end,
     .off = guest_off,
-    .freeze = guest_freeze,
+    .freeze = stand_still,
     .set_time = set_time,
 };
