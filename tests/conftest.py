@@ -71,7 +71,8 @@ def _apart(path: Path) -> bool:
 def _in_pass(item: pytest.Item) -> bool:
     """Whether a test belongs to this pass, or part of one.
 
-    `user`: `user-apart`, what is pure, what boots guests, real agents; `user-rest`. `root`: `root-alone`; a suite's machines.
+    `user`: `user-apart`, what is pure, what boots guests, real agents; `user-rest`. `root`: `root-alone`; a suite's
+    machines.
     """
     of_root = item.get_closest_marker("root") is not None
     if not of_root or PASS in {"user", "root"}:
