@@ -220,3 +220,18 @@ def test_a_maker_of_snapshots_that_is_killed_leaves_nothing_that_counts(tmp_path
     vm_snapshot.tidy(str(root))
     assert list(root.iterdir()) == []
     assert take(root, disks)
+
+
+def test_a_fork_that_is_killed_leaves_its_snapshot_to_be_tidied_up(tmp_path: Path, disks: dict[str, str]) -> None:
+    """What `vm fork` keeps for itself goes when nobody holds it; while somebody does, or may soon, it stays."""
+    root = tmp_path / "snapshots"
+    held, young, left = (vm_snapshot.throwaway_name() for _ in range(3))
+    for name in (held, young, left, "one"):
+        take(root, disks, name)
+    for name in (held, left, "one"):
+        os.utime(root / name, (0, 0))
+    with vm_snapshot.throwaway(str(root), held):
+        vm_snapshot.tidy(str(root))
+        assert {one.name for one in root.iterdir()} == {held, young, "one"}
+    assert {one.name for one in root.iterdir()} == {young, "one"}
+    assert not vm_snapshot.is_throwaway("fork-of-mine")

@@ -191,6 +191,33 @@ def test_it_ends_with_its_monitor(user: User, workspace: Path) -> None:
     assert list(user.runtime.glob("cloister/runs/*")) == []
 
 
+def test_verbs_of_machines(user: User, workspace: Path) -> None:
+    """`list`, `stats`, `balloon` and snapshots of the disks: as with QEMU, by the API; the guest goes on afterwards."""
+
+    def verb(*words: str) -> str:
+        done = user.run("vm", *words, cwd=workspace, timeout_s=PATIENCE_S)
+        assert done.returncode == 0, (words, done.stderr)
+        return done.stdout
+
+    (workspace / "before").write_text("old\n")
+    run = verb("start", "shell", "--", "sh", "-c", "echo kept > made; sleep 1000").strip()
+    pid = monitor_of(run)
+    assert [(one["pid"], one["monitor"]) for one in json.loads(verb("list", "--json"))] == [(pid, "firecracker")]
+    verb("balloon", run, "128M")
+    (figures,) = json.loads(verb("stats", "--json"))
+    assert (figures["pid"], figures["balloon_mib"], figures["memory_mib"]) == (pid, 128, 256)
+    assert figures["resident_bytes"] > 1 << 20
+    refused = user.run("vm", "balloon", run, "1G", cwd=workspace)
+    assert (refused.returncode, "[balloon-size]" in refused.stderr) == (64, True)
+
+    kept = json.loads(verb("snapshot", run, "one", "--json"))
+    assert (kept["memory"], "firecracker" in kept["why"]) == (False, True)
+    joined = user.run("exec", run, "--", "cat", "made", cwd=workspace, timeout_s=PATIENCE_S)
+    assert (joined.returncode, joined.stdout) == (0, "kept\n"), joined.stderr
+    verb("stop", run, "--grace", "1s")
+    assert "kept\n" in verb("restore", "--attach", "--disks", "one", "--", "cat", "made")
+
+
 def monitor_of(run: str) -> int:
     """Return the pid of the look-alike that serves a run."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):

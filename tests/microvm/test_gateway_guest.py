@@ -46,6 +46,7 @@ environment_audit = false
 
 [agents.claw.microvm]
 memory = "2G"
+cpus = 2
 ports = [18789]
 
 [agents.claw.llm]

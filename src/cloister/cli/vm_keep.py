@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import secrets
 import subprocess
 import sys
 
@@ -49,6 +48,10 @@ def main(options: argparse.Namespace) -> int:
     """
     match options.action:
         case "snapshot":
+            if vm_snapshot.is_throwaway(options.name):
+                raise UsageError(
+                    "snapshot-name", "such names are for what `vm fork` throws away", remedy="cloister vm snapshot RUN NAME"
+                )
             kept = _take(options.machine, options.name, disks=options.disks)
             if options.json:
                 output.print_json(kept)
@@ -126,10 +129,9 @@ def _as_it_was(memory: Memory) -> dict[str, str]:
 def _fork(options: argparse.Namespace) -> None:
     if not 1 <= options.count <= _MOST_FORKS:
         raise UsageError("fork-count", f"between 1 and {_MOST_FORKS} at once", remedy="cloister vm fork RUN -n 2")
-    name = f"fork-{secrets.token_hex(8)}"
+    name, root = vm_snapshot.throwaway_name(), records.places().snapshots
     _say_why(_take(options.machine, name))
-    root = records.places().snapshots
-    try:
+    with vm_snapshot.throwaway(root, name):
         for _ in range(options.count):
             done = subprocess.run(
                 ourselves("vm", "restore", name), stdin=subprocess.DEVNULL, timeout=_START_S, check=False
@@ -138,8 +140,6 @@ def _fork(options: argparse.Namespace) -> None:
                 raise RetryError(
                     "fork-failed", "one of them did not start; those before it live", remedy="cloister vm list"
                 )
-    finally:
-        vm_snapshot.remove(root, name)
 
 
 def ourselves(*words: str) -> list[str]:

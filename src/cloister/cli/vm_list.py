@@ -84,7 +84,7 @@ def listed(row: Row, machine: VmLaunch, now: float) -> Listed:
         id=row.id,
         image=f"{machine.image} {machine.version}",
         status=row.status,
-        pid=vm_control.monitor_pid(machine.directory) if row.status in ("running", "starting") else 0,
+        pid=vm_control.monitor_pid(machine) if row.status in ("running", "starting") else 0,
         memory_mib=machine.memory_mib,
         cpus=machine.cpus,
         uptime=round((row.finished or now) - row.started, 3),

@@ -14,7 +14,7 @@ import socket
 import stat
 import struct
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -52,6 +52,10 @@ class _Instance(msgspec.Struct, frozen=True):
     state: str
 
 
+class _BalloonAnswer(msgspec.Struct, frozen=True):
+    amount_mib: int
+
+
 class FirecrackerApi:
     """The API of one Firecracker process. Each call is a connection of its own, so none is ever out of step."""
 
@@ -80,11 +84,15 @@ class FirecrackerApi:
 
     async def version(self) -> str:
         """Return what it calls its version; it may be anything."""
-        return await self._field("/version", _VersionAnswer, "firecracker_version")
+        return str(await self._field("/version", _VersionAnswer, "firecracker_version"))
 
     async def state(self) -> str:
         """Return `Not started`, `Running` or `Paused`; it may be anything."""
-        return await self._field("/", _Instance, "state")
+        return str(await self._field("/", _Instance, "state"))
+
+    async def balloon(self) -> int:
+        """Return how many MiB its balloon shall take; it may be any number."""
+        return int(await self._field("/balloon", _BalloonAnswer, "amount_mib"))
 
     async def call(self, method: str, path: str, body: bytes = b"") -> Answer:
         """Ask for something, and return its answer.
@@ -106,11 +114,11 @@ class FirecrackerApi:
             raise StepError("firecracker-refused", f"firecracker refused {method} {path}: {_fault(answer)}")
         return answer
 
-    async def _field(self, path: str, shape: type[msgspec.Struct], field: str) -> str:
-        """Ask for one word."""
+    async def _field(self, path: str, shape: type[msgspec.Struct], field: str) -> Any:
+        """Ask for one word or number."""
         answer = await self.call("GET", path)
         try:
-            return str(getattr(msgspec.json.decode(answer.body, type=shape), field))
+            return getattr(msgspec.json.decode(answer.body, type=shape), field)
         except msgspec.MsgspecError:
             raise _silent(f"answered GET {path} with something else") from None
 

@@ -4,6 +4,7 @@
     snapshots/NAME/FILE              a copy of each disk, sparse
     snapshots/NAME/memory            the state of the machine, where that was kept
     snapshots/.making-NAME/          one that is being made; locked by who makes it, else a leftover
+    snapshots/fork-…/                one that only `vm fork` needs; locked by it, else a leftover
 
 No copy shares its bytes with a disk that is written, but where the file system copies them on a change (FICLONE).
 """
@@ -15,6 +16,7 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,9 @@ from cloister.plan.vm_snapshot import MEMORY, NAME, RECORD, Disk, Snapshot
 
 M = TypeVar("M")
 MAKING = ".making-"
+_THROWAWAY = re.compile(r"fork-[0-9a-f]{16}")
+_YOUNG_S = 60.0
+"""A throwaway snapshot that is younger may not have been locked yet."""
 _MAX_RECORD = 1 << 20
 _FICLONE = 0x40049409  # linux/fs.h
 _NAME = re.compile(NAME)
@@ -46,6 +51,32 @@ def check_name(name: str) -> None:
         raise UsageError(
             "snapshot-name", f"{name!r} cannot name a snapshot", remedy="lower-case letters, digits, . _ -, 63 at most"
         )
+
+
+def throwaway_name() -> str:
+    """Return a new name for a snapshot that is removed as soon as others were started from it."""
+    return f"fork-{secrets.token_hex(8)}"
+
+
+def is_throwaway(name: str) -> bool:
+    """Tell whether a name is one of those."""
+    return bool(_THROWAWAY.fullmatch(name))
+
+
+@contextlib.contextmanager
+def throwaway(root: str, name: str) -> Iterator[None]:
+    """Keep a throwaway snapshot from being tidied up, and remove it in the end.
+
+    Raises:
+        OSError: there is none.
+    """
+    descriptor = os.open(f"{root}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+        remove(root, name)
 
 
 def take(  # noqa: PLR0913  # what is kept, and how
@@ -179,12 +210,26 @@ def remove(root: str, name: str) -> None:
 
 
 def tidy(root: str) -> None:
-    """Remove what makers that died have left."""
+    """Remove what makers and forks that died have left."""
     with contextlib.suppress(OSError):
         for name in os.listdir(root):
             if name.startswith(MAKING):
                 with contextlib.suppress(RetryError), _lock(f"{root}/{name}"):
                     shutil.rmtree(f"{root}/{name}", ignore_errors=True)
+            elif is_throwaway(name) and _is_stale(f"{root}/{name}"):
+                remove(root, name)
+
+
+def _is_stale(directory: str) -> bool:
+    """Tell whether nobody holds a throwaway snapshot, and nobody is about to."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return time.time() - os.fstat(descriptor).st_mtime > _YOUNG_S
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -34,5 +34,8 @@ class VmDriver(Protocol):
     async def balloon(self, mib: int) -> None:
         """Take so many MiB from the guest; 0 gives all back."""
 
+    async def ballooned(self) -> int:
+        """Return how many MiB are taken from the guest."""
+
     async def ask_to_end(self) -> None:
         """Press Ctrl-Alt-Del; whoever does not heed it is ended by the keeper."""

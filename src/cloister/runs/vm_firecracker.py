@@ -70,6 +70,10 @@ class FirecrackerDriver:
         """Take so many MiB from the guest."""
         await self._ask(firecracker.set_balloon(mib))
 
+    async def ballooned(self) -> int:
+        """Return how many MiB are taken from the guest, as the monitor says."""
+        return await self._api.balloon()
+
     async def ask_to_end(self) -> None:
         """Press Ctrl-Alt-Del."""
         await self._ask(firecracker.ask_to_end())

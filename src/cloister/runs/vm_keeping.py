@@ -34,7 +34,7 @@ def memoryless(vm: VmLaunch, agent: object) -> str:
         agent: the version of its shim, as the guest has said it.
     """
     if vm.monitor != "qemu":
-        return f"memory of machines of {vm.monitor} is not kept yet"
+        return f'memory of machines of {vm.monitor} is not kept yet: monitor = "qemu"'
     version, least = str(agent), LEAST_CARD if vm.network == "bridge" else LEAST_AGENT
     if not version.isdigit() or int(version) < least:
         return "its image is older than that: cloister image renew"

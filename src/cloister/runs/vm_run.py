@@ -28,7 +28,8 @@ from cloister.runs.vm_disks import SPARES, GuestDisks
 from cloister.runs.vm_image import open_verified
 from cloister.runs.vm_keeping import Keeping, memoryless
 from cloister.runs.vm_living import LivingOf
-from cloister.runs.vm_snapshots import memory_of, record_of, standing_still
+from cloister.runs.vm_snapshots import memory_of, record_of
+from cloister.runs.vm_standing import paused, standing_still
 from cloister.runs.vm_tar import guest_files
 from cloister.runs.vm_template import TemplateOf
 
@@ -245,10 +246,13 @@ class Guest:
         state = partial(vm_state.keep, memory_mib=self.vm.memory_mib) if memory else None
 
         def take(go_on: Callable[[], None]) -> Snapshot:
-            held = partial(standing_still, self.vm, go_on, stopped=not memory)
             sources = self._disks.sources()
             try:
-                return vm_snapshot.take(self._paths.snapshots, name, sources, record, held, state)
+                if self.vm.monitor == "firecracker":
+                    held = partial(paused, self.vm, go_on)
+                    return vm_snapshot.take(self._paths.snapshots, name, sources, record, held)
+                still = partial(standing_still, self.vm, go_on, stopped=not memory)
+                return vm_snapshot.take(self._paths.snapshots, name, sources, record, still, state)
             finally:
                 for source in sources.values():
                     if isinstance(source, int):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cloister.errors import StepError, UsageError
-from cloister.host import qmp, vm_snapshot
+from cloister.errors import UsageError
+from cloister.host import vm_snapshot
 from cloister.plan.bridge import NOBODYS_MAC
 from cloister.plan.vm_snapshot import Disk, Memory, Snapshot
 from cloister.runs.prepare import TOKEN_VARIABLE
-from cloister.runs.vm_control import QMP, connect
 from cloister.runs.vm_inside import inside
 from cloister.runs.vm_shape import living_machine, shape_of
 from cloister.runs.vm_warm import host_words, program_words
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from cloister.runs.paths import Paths
     from cloister.runs.request import RunRequest
 
-_ATTEMPTS, _AGAIN_S = 5, 0.2
 _RESTORED = "restored="
 """Begins what a guest reports each time that its processes go on."""
 _SHAPE = {
@@ -178,51 +175,3 @@ def refuse_strange(record: Snapshot, plan: Plan, vm: VmLaunch) -> None:
                 "snapshot-strange", f"the snapshot {record.name} has another {what}: {was}, and this is {now}",
                 remedy="cloister vm snapshots",
             )  # fmt: skip
-
-
-@contextlib.contextmanager
-def standing_still(
-    vm: VmLaunch, go_on: Callable[[], None] = lambda: None, *, stopped: bool = True
-) -> Iterator[qmp.Qmp]:
-    """Stop the machine's processors for a while; they go on whatever happens, and then `go_on` is called.
-
-    Without `stopped` they are stopped by whoever writes its state: a machine that had been stopped before would not go
-    on where that is loaded (QEMU keeps it as a part of the state).
-
-    Raises:
-        StepError: the monitor does not obey, or is one that cannot be asked.
-    """
-    if vm.monitor != "qemu":
-        raise StepError(
-            "snapshot-monitor", f"machines of {vm.monitor} are not kept yet", where=".microvm.monitor",
-            remedy='monitor = "qemu"',
-        )  # fmt: skip
-    monitor = connect(f"{vm.directory}/{QMP}")
-    try:
-        if stopped:
-            monitor.call("stop")
-        yield monitor
-    finally:
-        try:
-            _continue(vm, monitor)
-        finally:
-            go_on()
-
-
-def _continue(vm: VmLaunch, monitor: qmp.Qmp) -> None:
-    """Let the processors go on; where the conversation has broken off, over a new one.
-
-    Raises:
-        StepError: `snapshot-stuck`: the monitor obeys nobody any more.
-    """
-    for _ in range(_ATTEMPTS):
-        try:
-            with contextlib.closing(monitor):
-                monitor.call("cont")
-        except qmp.QmpError:
-            time.sleep(_AGAIN_S)
-        else:
-            return
-        with contextlib.suppress(qmp.QmpError, UsageError):
-            monitor = connect(f"{vm.directory}/{QMP}")
-    raise StepError("snapshot-stuck", "the monitor does not let its machine go on", remedy="cloister vm list")

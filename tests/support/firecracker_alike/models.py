@@ -139,6 +139,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/version"): Route("", after=True),
     ("GET", "/machine-config"): Route("", after=True),
     ("PUT", "/actions"): Route("InstanceActionInfo", after=True),
+    ("GET", "/balloon"): Route("", after=True),
     ("PUT", "/balloon"): Route("Balloon"),
     ("PATCH", "/balloon"): Route("BalloonUpdate", before=False, after=True),
     ("PUT", "/boot-source"): Route("BootSource"),

@@ -130,6 +130,10 @@ class Firecracker:
             return {"firecracker_version": version}
         if pattern == "/machine-config":
             return dict(self.config["machine"])
+        if pattern == "/balloon":
+            if "balloon" not in self.config:
+                raise FaultError("No balloon device found.")
+            return dict(self.config["balloon"])
         return {"id": self.name, "state": self.state, "vmm_version": version, "app_name": "Firecracker"}
 
     def _set(self, key: str, value: object) -> None:
@@ -198,6 +202,7 @@ class Firecracker:
         if body["amount_mib"] > self.config["machine"]["mem_size_mib"]:
             raise FaultError("Amount of pages requested cannot exceed the guest memory size.")
         self._running().balloon(body["amount_mib"])
+        self.config["balloon"]["amount_mib"] = body["amount_mib"]
 
     def _action(self, body: dict[str, Any]) -> None:
         kind = body["action_type"]
