@@ -50,7 +50,8 @@ def tell(word):
     os.rename("/tmp/said.new", "/tmp/said")
 held = []
 for number in range(20):
-    sock = socket.create_connection((proxy.hostname, proxy.port))
+    sock = socket.socket(socket.AF_INET6 if number % 2 else socket.AF_INET)
+    sock.connect(("::ffff:" * (number % 2) + proxy.hostname, proxy.port))
     for level, option in ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
                           (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)):
         sock.setsockopt(level, option, 1)

@@ -50,7 +50,9 @@ def main(options: argparse.Namespace) -> int:
         case "snapshot":
             if vm_snapshot.is_throwaway(options.name):
                 raise UsageError(
-                    "snapshot-name", "such names are for what `vm fork` throws away", remedy="cloister vm snapshot RUN NAME"
+                    "snapshot-name",
+                    "such names are for what `vm fork` throws away",
+                    remedy="cloister vm snapshot RUN NAME",
                 )
             kept = _take(options.machine, options.name, disks=options.disks)
             if options.json:

@@ -31,9 +31,15 @@ struct request {
 
 /* Connections, by what the kernel tells them apart with. */
 struct found {
-    struct inet_diag_sockid *items;
+    struct connection {
+        uint8_t family;
+        struct inet_diag_sockid id;
+    } *items;
     size_t count;
 };
+
+/* Of both kinds of sockets: one of IPv6 may be connected by IPv4 (ipv6(7), "v4-mapped"). */
+static const uint8_t FAMILIES[] = {AF_INET, AF_INET6};
 
 static uint32_t own_address(void)
 {
@@ -56,14 +62,21 @@ static int open_diag(void)
     return fd;
 }
 
-static bool ask(int fd, uint16_t type, uint16_t flags, const struct inet_diag_sockid *which)
+static bool is_from(const struct inet_diag_msg *message, uint32_t address)
+{
+    const uint32_t *source = message->id.idiag_src;
+    if (message->idiag_family == AF_INET)
+        return source[0] == address;
+    return source[0] == 0 && source[1] == 0 && source[2] == htonl(0xffff) && source[3] == address;
+}
+
+static bool ask(int fd, uint16_t type, uint16_t flags, const struct connection *which)
 {
     struct request request = {
         .head = {.nlmsg_len = sizeof request, .nlmsg_type = type, .nlmsg_flags = NLM_F_REQUEST | flags},
-        .body = {.sdiag_family = AF_INET, .sdiag_protocol = IPPROTO_TCP, .idiag_states = ~(1U << TCP_LISTEN)},
+        .body = {.sdiag_family = which->family, .sdiag_protocol = IPPROTO_TCP, .idiag_states = ~(1U << TCP_LISTEN),
+            .id = which->id},
     };
-    if (which)
-        request.body.id = *which;
     return send(fd, &request, sizeof request, 0) == sizeof request;
 }
 
@@ -74,7 +87,7 @@ static bool keep(struct found *found, const struct nlmsghdr *head, uint32_t addr
     if (head->nlmsg_len < NLMSG_LENGTH(sizeof message))
         return true;
     memcpy(&message, NLMSG_DATA(head), sizeof message);
-    if (message.id.idiag_src[0] != address)
+    if (!is_from(&message, address))
         return true;
     if (found->count % 64 == 0) {
         void *more = found->count < MOST ? realloc(found->items, (found->count + 64) * sizeof *found->items) : NULL;
@@ -82,14 +95,14 @@ static bool keep(struct found *found, const struct nlmsghdr *head, uint32_t addr
             return false;
         found->items = more;
     }
-    found->items[found->count++] = message.id;
+    found->items[found->count++] = (struct connection){message.idiag_family, message.id};
     return true;
 }
 
-static void look_for(int fd, struct found *found, uint32_t address)
+static void look_for(int fd, struct found *found, uint8_t family, uint32_t address)
 {
     _Alignas(struct nlmsghdr) char answer[ANSWER];
-    if (!ask(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, NULL))
+    if (!ask(fd, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &(struct connection){.family = family}))
         return;
     for (;;) {
         ssize_t got = recv(fd, answer, sizeof answer, 0);
@@ -109,7 +122,8 @@ void guest_connections_cut(void)
     int fd = address ? open_diag() : -1;
     if (fd < 0)
         return;
-    look_for(fd, &found, address);
+    for (size_t i = 0; i < sizeof FAMILIES; i++)
+        look_for(fd, &found, FAMILIES[i], address);
     for (size_t i = 0; i < found.count; i++)
         (void)ask(fd, SOCK_DESTROY, 0, &found.items[i]); /* one that has ended meanwhile is what was wanted */
     close(fd);

@@ -10,6 +10,7 @@
 #include "guest_identity.h"
 #include "guest_mounts.h"
 #include "guest_place.h"
+#include "guest_pressure.h"
 #include "guest_root.h"
 #include "guest_tar.h"
 #include "sys.h"
@@ -88,6 +89,7 @@ static const char *make_run(char *const *words, size_t count)
     if (chown(GUEST_BOX, 0, fields.gid) < 0)
         return GUEST_BOX;
     guest_tar_begin(&fields);
+    guest_pressure_watch();
     return NULL;
 }
 

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { LOOP_READ = 1, LOOP_WRITE = 4 }; /* EPOLLIN, EPOLLOUT */
+enum { LOOP_READ = 1, LOOP_URGENT = 2, LOOP_WRITE = 4 }; /* EPOLLIN, EPOLLPRI, EPOLLOUT */
 
 /* Embed one per descriptor. */
 struct source {
