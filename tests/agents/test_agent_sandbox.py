@@ -7,6 +7,7 @@ read-only, and the first process is its helper; outside of it neither is so.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,8 @@ agent_sandbox = {{ managed = {managed} }}
 egress = {{ allow = ["host.cloister.internal:{port}", "allowed.invalid:80"] }}
 """
 WHERE = "echo x 2>&1 > ~/.claude/plant; tr '\\0' ' ' </proc/1/cmdline | head -c 14; echo; echo proper > done.txt"
-INSIDE = "apply-seccomp"
+INSIDE = re.compile("apply-seccomp|/proc/self/fd/")
+"""How its helper was called, which is the first process there: by its name only where the shell is zsh."""
 SETTINGS = "/run/cloister/box/claude-settings.json"
 HOSTILE = {
     "sandbox": {
@@ -83,7 +85,7 @@ def test_commands_run_in_its_sandbox_inside_ours(
             "curl -sS -m 9 http://denied.invalid/; curl -sS -m 9 http://allowed.invalid/"),
     )  # fmt: skip
 
-    assert INSIDE in first
+    assert INSIDE.search(first)
     assert "read-only file system" in first.lower()
     assert (workspace / "done.txt").read_text() == "proper\n"
     assert not [name for name, canary in canaries(home).items() if canary in second]
@@ -102,7 +104,7 @@ def test_without_the_key_there_is_only_ours(claude: User, workspace: Path, fake_
     claude.write_policy(policy(fake_model, managed=False))
     (first,) = told(claude, workspace, fake_model, Run(WHERE))
 
-    assert INSIDE not in first
+    assert not INSIDE.search(first)
     assert "read-only" not in first
     assert (workspace / "done.txt").read_text() == "proper\n"
     claude.close()
@@ -113,7 +115,7 @@ def test_the_model_cannot_ask_to_leave(claude: User, workspace: Path, fake_model
     """Attack: the model sets `dangerouslyDisableSandbox`; the command runs in the sandbox all the same."""
     (first,) = told(claude, workspace, fake_model, Run(WHERE, {"dangerouslyDisableSandbox": True}))
 
-    assert INSIDE in first
+    assert INSIDE.search(first)
     assert "read-only file system" in first.lower()
     claude.close()
 
@@ -130,7 +132,7 @@ def test_a_hostile_project_changes_nothing(claude: User, workspace: Path, fake_m
         Run("curl -sS -m 9 http://denied.invalid/; unshare -Ur true", {"dangerouslyDisableSandbox": True}),
     )  # fmt: skip
 
-    assert INSIDE in first
+    assert INSIDE.search(first)
     assert "read-only file system" in first.lower(), first
     assert '"not-in-allowlist"' in second
     assert "unshare failed" in second

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 def work(tmp_path: Path) -> Iterator[str]:
     """A directory to build in, as a build has it."""
     with build_place(str(tmp_path)) as place:
-        yield place.path
+        yield place.work
 
 
 def inside(work: str, script: str, *, network: bool = False) -> str:
@@ -101,14 +101,14 @@ def test_roots_builds_run_as_nobody(tmp_path: Path) -> None:
     with build_place(str(tmp_path)) as place:
         assert place.uid is not None
         assert 61184 <= place.uid <= 65519
-        assert os.stat(place.path).st_mode & 0o777 == 0o700
-        shown = inside(place.path, "id -u; cut -d' ' -f1 /proc/self/uid_map | wc -l; touch made")
+        assert os.stat(place.work).st_mode & 0o777 == 0o700
+        shown = inside(place.work, "id -u; cut -d' ' -f1 /proc/self/uid_map | wc -l; touch made")
         assert shown.split()[0] == "0"
-        assert os.stat(f"{place.path}/made").st_uid == place.uid
+        assert os.stat(f"{place.work}/made").st_uid == place.uid
         for script in (
             "cat /proc/sys/kernel/core_pattern >was; umount /proc/sys; cat was >/proc/sys/kernel/core_pattern",
             "cat /proc/sys/kernel/core_pattern >was; mkdir p; mount -t proc proc p; cat was >p/sys/kernel/core_pattern",
         ):
             with pytest.raises(CloisterError):
-                inside(place.path, script)
-    assert not os.path.exists(place.path)
+                inside(place.work, script)
+    assert not os.path.exists(place.base)

@@ -192,7 +192,7 @@ def test_a_storm_of_forks_ends_with_the_unit(unit: Unit) -> None:
     reading, writing = os.pipe()
     with Path(os.devnull).open("rb") as null:
         unit.go("/usr/bin/python3", "-c", script, stdio=[null.fileno(), writing, writing])
-    assert unit.process.wait(20) == 0
+    assert unit.process.wait(60) == 0
     assert living(mark) == set()
     os.close(reading)
     os.close(writing)

@@ -12,7 +12,7 @@ from cloister.runs.images import collect_images
 
 def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     """Add the actions."""
-    gc = actions.add_parser("gc", help="remove old versions from your store, and what killed builds left")
+    gc = actions.add_parser("gc", help="remove old versions, what killed builds left, and packages that no image needs")
     gc.add_argument("--keep", type=int, default=2, metavar="N", help="newest versions of each image to keep (2)")
     gc.add_argument("-n", "--dry-run", action="store_true", help="print what would be removed")
     gc.add_argument("--json", action="store_true", help="print JSON with the keys removed (paths), dry_run")

@@ -22,7 +22,7 @@ def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     build.add_argument("recipe", metavar="RECIPE", help="the name of a shipped recipe, or a file (with a / or .toml)")
     build.add_argument("--version", type=int, default=None, metavar="N", help="its version; else the next one")
     build.add_argument(
-        "--locked", default="", metavar="FILE", help="refuse other packages than those of this lock.json"
+        "--locked", default="", metavar="FILE", help="build from the packages of this lock.json, and refuse others"
     )
     build.add_argument("--unsigned", action="store_true", help="do not sign it")
     build.add_argument("--json", action="store_true", help=_JSON)

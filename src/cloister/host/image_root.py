@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import shutil
 import subprocess
 import tarfile
 import uuid
@@ -17,6 +18,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cloister.host.image_jail import Say, run, tool
+from cloister.host.image_made import opened
+from cloister.host.image_place import Place
+from cloister.host.image_store import ROOT
 from cloister.images.manifest import Verity
 from cloister.images.recipe import DEBIAN_KERNEL, Recipe
 from cloister.images.verity import BLOCK, build, superblock
@@ -25,6 +29,7 @@ _LEAN = tuple(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", 
 _FOR_NODE = ("libatomic1", "libstdc++6")
 """What the node of PyPI's wheel is linked with."""
 _ARCHIVES = ("", "-security")
+_PIECE = 1 << 20
 
 # Runs in the jail, with the tree as its argument, while apt still knows where the packages came from.
 _CUSTOMIZE = r"""#!/bin/sh
@@ -35,11 +40,14 @@ chroot "$root" dpkg-query --show --showformat '${Package}:${Architecture}=${Vers
 xargs apt-cache show <packages >records
 if [ -n "$KERNEL" ]; then
     package=$(apt-cache depends "$KERNEL" | sed -n 's/^ *Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
+    package=${package:-$KERNEL}
     mkdir kernel
     (cd kernel && apt-get download -qq "$package")
     apt-cache show "$package" | sed '/^$/q' >kernel-record
 fi
-[ ! -e files.tar ] || tar -C "$root" --keep-directory-symlink --no-overwrite-dir -xf files.tar
+mkdir debs
+find "$root/var/cache/apt/archives" -maxdepth 1 -type f -name '*.deb' -exec mv -t debs {} +
+[ ! -e "$GIVEN/files.tar" ] || tar -C "$root" --keep-directory-symlink --no-overwrite-dir -xf "$GIVEN/files.tar"
 """
 
 # Runs after everything else. No file of an image raises anybody's rights, and none names the machine that built it.
@@ -63,6 +71,11 @@ class Sources(NamedTuple):
     """Where packages come from: lines of sources.list(5). Never written into anything that is kept."""
 
     lines: tuple[str, ...]
+    network: bool = True
+    kernel: str = DEBIAN_KERNEL
+    """The kernel's package, or one that depends on it."""
+    preferences: str = ""
+    """A file of apt_preferences(5), which says what versions count."""
 
 
 def sources(suite: str) -> Sources:
@@ -86,74 +99,79 @@ def sources(suite: str) -> Sources:
     return Sources(tuple(f"deb {found[kind]} {suite}{kind} main" for kind in _ARCHIVES if kind in found))
 
 
-def make_tree(recipe: Recipe, work: str, come_from: Sources, say: Say) -> None:
-    """Unpack and configure the recipe's packages in `work`/tree, and note what they are beside it.
+def make_tree(recipe: Recipe, place: Place, come_from: Sources, say: Say) -> None:
+    """Unpack and configure the recipe's packages in the place's `work`/tree, and note what they are beside it.
 
-    Leaves `packages`, `records` and, for Debian's kernel, `kernel/*.deb` and `kernel-record`.
+    Leaves `packages`, `records`, their files in `debs` and, for Debian's kernel, `kernel/*.deb` and `kernel-record`.
 
     Raises:
         StepError: `image-build`: a package could not be fetched or configured; the last lines are told.
         UnsupportedError: a tool is missing.
     """
+    work, given = place.work, place.given
     if recipe.files:
-        _write(f"{work}/files.tar", _tar(recipe))
-    _write(f"{work}/customize", _CUSTOMIZE.encode())
-    os.chmod(f"{work}/customize", 0o755)  # noqa: S103  # in a directory that is closed
+        _write(f"{given}/files.tar", _tar(recipe))
+    _write(f"{given}/customize", _CUSTOMIZE.encode())
+    os.chmod(f"{given}/customize", 0o755)  # noqa: S103  # in a directory that is closed
     argv = [
         tool("mmdebstrap", "mmdebstrap"), "--mode=root", "--variant=essential", "--format=directory",
-        "--skip=chroot/mount/dev", "--skip=chroot/mount/sys", "--skip=output/dev",
+        "--skip=chroot/mount/dev", "--skip=chroot/mount/sys", "--skip=output/dev", "--skip=essential/unlink",
         '--extract-hook=mount --rbind /dev "$1/dev"',
         '--aptopt=APT::Sandbox::User "root"', '--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Retries "3"',
-        *_LEAN, f"--customize-hook={work}/customize",
+        *_LEAN, f"--customize-hook={given}/customize",
     ]  # fmt: skip
     packages = [*recipe.packages, *(_FOR_NODE if recipe.node else ())]
     if packages:
         argv.append(f"--include={','.join(packages)}")
+    if come_from.preferences:
+        argv.append(f'--setup-hook=install -D -m 644 "{come_from.preferences}" "$1/etc/apt/preferences.d/lock"')
     argv += [recipe.suite, f"{work}/tree", *come_from.lines]
-    environment = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "KERNEL": "" if recipe.kernel else DEBIAN_KERNEL}
-    run(argv, work, network=True, environment=environment, say=say, read=_keys())
+    kernel = "" if recipe.kernel else come_from.kernel
+    environment = {"SOURCE_DATE_EPOCH": str(recipe.epoch), "KERNEL": kernel, "GIVEN": given}
+    run(argv, work, network=come_from.network, environment=environment, say=say, read=[given, *_keys()])
 
 
-def finish_tree(work: str) -> None:
+def finish_tree(place: Place) -> None:
     """Take out of the tree what nobody needs, what raises rights, and what names the machine that builds.
 
     Raises:
         StepError: `image-build`.
     """
-    run(["sh", "-c", _FINISH, "finish", f"{work}/tree"], work, network=False)
+    run(["sh", "-c", _FINISH, "finish", f"{place.work}/tree"], place.work, network=False)
 
 
-def make_root(recipe: Recipe, work: str, say: Say) -> Verity:
-    """Write `work`/root.img, the tree as erofs with its hash tree behind it; return the table.
+def make_root(recipe: Recipe, place: Place, made: str, say: Say) -> Verity:
+    """Write `made`/root.img, the tree as erofs with its hash tree behind it; return the table.
 
     Raises:
         StepError: `image-build`.
         UnsupportedError: a tool is missing.
+        OSError: it cannot be written.
     """
     say("writing the file system")
-    image = f"{work}/root.img"
+    fresh, tree = place.fresh("root"), f"{place.work}/tree"
     name = uuid.UUID(bytes=recipe.derived("uuid")[:16], version=4)
     run(
         [tool("mkfs.erofs", "erofs-utils"), "-zlz4hc", "--all-root", "-x-1", f"-T{recipe.epoch}", f"-U{name}",
-         "--quiet",          image, f"{work}/tree"],
-        work, network=False,
+         "--quiet", f"{fresh}/{ROOT}", tree],
+        fresh, network=False, read=[tree],
     )  # fmt: skip
     say("hashing it")
     salt = recipe.derived("salt")
-    with open(image, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.write(bytes(-size % BLOCK))
+    with opened(fresh, ROOT) as source, open(f"{made}/{ROOT}", "xb+") as file:
+        shutil.copyfileobj(source, file, _PIECE)
+        file.write(bytes(-file.tell() % BLOCK))
         data_blocks = file.tell() // BLOCK
         file.seek(0)
-        tree = build(_blocks(file, data_blocks), salt)
+        hashes = build(_blocks(file, data_blocks), salt)
         file.seek(data_blocks * BLOCK)
-        file.write(superblock(data_blocks, salt, tree.root))
-        file.write(tree.blocks)
+        file.write(superblock(data_blocks, salt, hashes.root))
+        file.write(hashes.blocks)
         total = file.tell()
         file.flush()
         os.fsync(file.fileno())
     return Verity(
-        data_blocks=data_blocks, hash_start=data_blocks + 1, root_hash=tree.root.hex(), salt=salt.hex(), size=total
+        data_blocks=data_blocks, hash_start=data_blocks + 1, root_hash=hashes.root.hex(), salt=salt.hex(), size=total
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from importlib import resources
 from typing import NamedTuple
@@ -18,9 +17,10 @@ from cloister.host import image_keys
 from cloister.host.image_build import Order, build, renew
 from cloister.host.image_jail import Say
 from cloister.host.image_open import OpenedImage, Trust, changed, open_image, read_manifest
+from cloister.host.image_packages import KeptPackages
 from cloister.host.image_place import build_place
 from cloister.host.image_root import sources
-from cloister.host.image_store import FILES, LOCK, MAX_SMALL, SIGNATURE, ImageStore, SeenVersions
+from cloister.host.image_store import LOCK, MAX_SMALL, SIGNATURE, ImageStore, SeenVersions
 from cloister.host.image_verify import verify_root
 from cloister.host.probe import SHIM
 from cloister.images import recipe as recipes
@@ -69,6 +69,11 @@ def places(environ: Mapping[str, str], paths: Paths, policy: Images) -> ImagePla
 def stores(where: ImagePlaces) -> tuple[ImageStore, ImageStore]:
     """Return the user's store and the system's, in the order in which an image is looked for."""
     return ImageStore(where.store), ImageStore(where.system_store)
+
+
+def kept_packages(where: ImagePlaces) -> KeptPackages:
+    """Return where the packages of the user's own images are kept: in their store, by a name that no image has."""
+    return KeptPackages(f"{where.store}/.packages")
 
 
 def store_of(where: ImagePlaces, name: str) -> ImageStore:
@@ -191,15 +196,11 @@ class Builder:
             OSError: something cannot be written.
         """
         recipe = found.recipe
-        order = Order(self._version(recipe.name, version), str(SHIM), recipe, locked, found.npm_lock)
+        kept = kept_packages(self._where)
+        order = Order(self._version(recipe.name, version), str(SHIM), recipe, locked, found.npm_lock, kept)
         self.store.refuse_existing(recipe.name, order.version)
         with self.store.making() as made, build_place(made) as place:
-            manifest = build(order, place.path, sources(recipe.suite), self._say)
-            if place.path != made:
-                for name in FILES:
-                    if name != SIGNATURE:
-                        shutil.copyfile(f"{place.path}/{name}", f"{made}/{name}")
-            return self._put(made, manifest)
+            return self._put(made, build(order, place, made, sources(recipe.suite), self._say))
 
     def renew(self, name: str, policy: Images, uid: int, *, version: int | None = None) -> Built:
         """Make a version of an image with this Cloister's own program in it; the packages stay what they are.
@@ -283,6 +284,8 @@ def collect_images(
 ) -> list[str]:
     """Remove all but the newest versions from the user's store, and those that living runs use; return the paths.
 
+    With them go the packages that no image's lock names any more.
+
     Raises:
         CloisterError, OSError: something could not be removed.
     """
@@ -295,7 +298,19 @@ def collect_images(
                 gone.append(f"{store.directory}/{name}/{version}")
                 if not dry_run:
                     store.remove(name, version)
+    left = [_lock_in(one.path) for one in store.stored() if one.path not in gone]
+    if None not in left:  # else nobody knows which packages are needed
+        gone += kept_packages(where).collect([lock for lock in left if lock], dry_run=dry_run)
     return gone
+
+
+def _lock_in(path: str) -> Lock | None:
+    """Return the lock in an image's directory; None where it cannot be read."""
+    try:
+        with open(f"{path}/{LOCK}", "rb") as file:
+            return decode(file.read(MAX_SMALL))
+    except (OSError, ValueError):
+        return None
 
 
 def _used(records: Store, living: frozenset[str] | None) -> set[tuple[str, int]]:

@@ -14,6 +14,7 @@ audiences and life come from the plan of a run that is alive, and from the polic
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -159,6 +160,8 @@ def revoke(store: IdentityStore, kind: Revocable, name: str) -> None:
             store.revoke_run(name)
         case "agent":
             store.revoke_agent(name)
+            # Times are whole seconds: what begins after this returns is never taken for what began before.
+            time.sleep(1 - time.time() % 1)
         case "key":
             store.revoke_key(name)
         case _:
