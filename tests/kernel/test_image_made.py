@@ -111,6 +111,16 @@ def test_what_scripts_of_packages_leave_leads_nowhere(
     assert b"essential" in (made / image_store.LOCK).read_bytes()
 
 
+@pytest.mark.root
+def test_what_they_leave_leads_root_nowhere(
+    tmp_path: Path, made: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for root's builds, whose programs are another user's: no file of root's is changed or copied."""
+    assert place.uid is not None
+    test_what_scripts_of_packages_leave_leads_nowhere(tmp_path, made, place, monkeypatch)
+    assert {os.lstat(path).st_uid for path in made.iterdir()} == {0}
+
+
 def _without_archives(monkeypatch: pytest.MonkeyPatch, victim: str) -> None:
     """Let a build have one package of Debian's and a kernel of four bytes; then a hostile script runs in its jail."""
 

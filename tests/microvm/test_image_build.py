@@ -75,7 +75,7 @@ def build(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     return subprocess.Popen(
         [*under, sys.executable, "-m", "cloister", "image", "build", f"{home}/small.toml", *words], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**environment, "HOME": str(home), **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**environment, "HOME": str(home), **variables}, cwd=home,
     )  # fmt: skip
 
 
@@ -179,6 +179,8 @@ def test_a_hostile_package_reaches_nothing_of_the_users(tmp_path: Path) -> None:
     home.mkdir()
     victim = home / ".bashrc"
     victim.write_text("mine\n")
+    # Whoever builds stands in a directory that an agent could write to.
+    (home / "pip.py").write_text(f"open({str(victim)!r}, 'w').write('a module')\n")
     with registry({"attack.pl": _ATTACK.replace("VICTIM", str(victim))}) as url:
         done(build(home, recipe=HOSTILE, npm_config_registry=url))
     assert victim.read_text() == "mine\n"

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,6 +18,8 @@ import zipfile
 from cloister.errors import StepError, UnsupportedError
 from cloister.host.image_jail import Say, run, without_hosts
 from cloister.host.image_place import Place
+from cloister.host.plain_files import read_settings
+from cloister.host.programs import find
 from cloister.host.trust_roots import system_bundle
 from cloister.images.lock import Package
 from cloister.images.recipe import NODE_WHEEL, Recipe
@@ -77,14 +78,22 @@ rm -rf /tmp/wheels
 
 
 def registry() -> str:
-    """Return the machine's own registry of npm; empty for npm's default. It is written into nothing that is kept."""
+    """Return the machine's own registry of npm; empty for npm's default. It is written into nothing that is kept.
+
+    Of a variable, the system's own npm, or the user's settings. Never of the directory in which whoever builds stands:
+    its `.npmrc` may be an agent's, and so may an `npm` below the home.
+    """
     url = os.environ.get("npm_config_registry", "")  # noqa: SIM112  # npm has it in small letters
-    npm = shutil.which("npm")
-    if not url and npm:
+    npm = "" if url else find("npm", os.environ.get("PATH", "")).path
+    if npm:
         done = subprocess.run(
-            [npm, "config", "get", "registry"], capture_output=True, text=True, check=False, timeout=60
+            [npm, "config", "get", "registry"], capture_output=True, text=True, check=False, timeout=60, cwd="/"
         )
         url = done.stdout.strip()
+    elif not url:
+        settings = read_settings(os.path.expanduser("~/.npmrc"))[0] or b""
+        told = re.search(r"^\s*registry\s*=\s*(\S+)\s*$", settings.decode("utf-8", "replace"), re.MULTILINE)
+        url = told[1] if told else ""
     return url if re.fullmatch(r"https?://\S+", url) else ""
 
 
@@ -186,7 +195,8 @@ def _download(words: tuple[str, ...] | list[str], target: str, recipe: Recipe, *
 
 
 def _pip() -> list[str]:
-    for argv in ([sys.executable, "-m", "pip"], ["/usr/bin/python3", "-m", "pip"]):
+    # Isolated: whoever builds may stand in a directory in which an agent has left a `pip.py`.
+    for argv in ([sys.executable, "-I", "-m", "pip"], ["/usr/bin/python3", "-I", "-m", "pip"]):
         if not subprocess.run([*argv, "--version"], capture_output=True, check=False).returncode:
             return argv
     raise UnsupportedError("image-tool-missing", "pip is needed to fetch Node and packages of PyPI, and is not here",

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cloister.errors import UnsupportedError
 from cloister.host.image_jail import Say, run, tool
 from cloister.host.image_made import opened
 from cloister.host.image_place import Place
@@ -86,10 +87,11 @@ def sources(suite: str) -> Sources:
     found: dict[str, str] = {}
     try:
         told = subprocess.run(
-            ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages"],
+            [tool("apt-get", "apt"), "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)",
+             "Created-By: Packages"],
             capture_output=True, text=True, check=False, timeout=60,
         ).stdout  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, UnsupportedError):
         told = ""
     for line in told.splitlines():
         origin, _, rest = line.partition(" ")
