@@ -159,7 +159,8 @@ def test_programs_of_npm_and_pypi_run_and_are_on_record(tmp_path: Path) -> None:
     assert set(os.listdir(tree / "usr/local/bin")) == {"node", "npm", "npx", "semver", "http", "https", "httpie"}
     shown = subprocess.run(
         ["bwrap", "--unshare-all", "--ro-bind", tree, "/", "--dev", "/dev", "--proc", "/proc", "--clearenv", "--setenv",
-         "PATH", "/usr/local/bin:/usr/bin", "sh", "-c", "node --version; semver 1.2.3; http --version"],
+         "PATH", "/usr/local/bin:/usr/bin", "--setenv", "HOME", "/root",
+         "sh", "-c", "node --version; semver 1.2.3; http --version"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert shown.stdout.split() == ["v24.19.0", "1.2.3", "3.2.4"]
