@@ -70,6 +70,7 @@ def test_what_a_build_has_used_is_kept_and_lent(tmp_path: Path, work: Path) -> N
     assert {each.name for each in place.iterdir()} == {f"{one.sha256}.deb", f"{two.sha256}.deb"}
     assert {stat.S_IMODE(each.stat().st_mode) for each in place.iterdir()} == {0o400}
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert kept.count(lock_of(one, two, stranger)) == (2, 3)
     (tmp_path / "lent").mkdir()
     assert kept.lend(lock_of(one, two, stranger), str(tmp_path / "lent")) == [stranger]
     for package in (one, two):

@@ -12,7 +12,7 @@ from cloister.cli import image, output
 from cloister.cli.arguments import Parser
 from cloister.errors import CloisterError
 from cloister.host.image_open import Trust
-from cloister.runs.images import ImagePlaces, find_recipe, look, shipped_recipes, stores, trust_of
+from cloister.runs.images import ImagePlaces, find_recipe, kept_packages, look, shipped_recipes, stores, trust_of
 
 
 def describe(actions: argparse._SubParsersAction[Parser]) -> None:
@@ -28,7 +28,9 @@ def describe(actions: argparse._SubParsersAction[Parser]) -> None:
     inspect.add_argument("name", metavar="NAME", help="the image")
     inspect.add_argument("--version", type=int, default=None, metavar="N", help="which version; else the newest")
     inspect.add_argument(
-        "--json", action="store_true", help="print JSON with the keys path, manifest, digest, signer, problem, packages"
+        "--json",
+        action="store_true",
+        help="print JSON with the keys path, manifest, digest, signer, problem, packages, kept",
     )
 
 
@@ -93,11 +95,12 @@ def _inspect(where: ImagePlaces, trusted: Trust, options: argparse.Namespace) ->
     found = look(where, Trust(trusted.keys, required=False), options.name, options.version)
     *_, problem = _signer(where, trusted, options.name, found.manifest.version)
     manifest = found.manifest
+    kept, every = kept_packages(where).count(found.lock)
     if options.json:
         output.print_json({
             "path": found.path, "manifest": msgspec.to_builtins(manifest), "digest": manifest.digest(),
             "signer": found.signer.public if found.signer else "", "problem": problem,
-            "packages": msgspec.to_builtins(found.lock.packages),
+            "packages": msgspec.to_builtins(found.lock.packages), "kept": kept,
         })  # fmt: skip
         return 0
     print(output.pairs([
@@ -108,7 +111,7 @@ def _inspect(where: ImagePlaces, trusted: Trust, options: argparse.Namespace) ->
         ("root", f"{output.size(manifest.root.size)}, {manifest.root.root_hash}"),
         ("command line", manifest.cmdline), ("suite", found.lock.suite),
     ]))  # fmt: skip
-    print(f"\n{len(found.lock.packages)} packages")
+    print(f"\n{len(found.lock.packages)} packages; of Debian's {every}, {kept} are kept for --locked")
     print(
         output.table(
             ["KIND", "PACKAGE", "VERSION"], [[each.kind, each.name, each.version] for each in found.lock.packages]

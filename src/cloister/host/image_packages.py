@@ -84,6 +84,11 @@ class KeptPackages:
                     os.unlink(path)
         return missing
 
+    def count(self, lock: Lock) -> tuple[int, int]:
+        """Return how many of the lock's packages of Debian are here, unread, and how many there are."""
+        wanted = packages.of_debian(lock.packages)
+        return sum(os.path.lexists(f"{self.directory}/{digest}.deb") for digest in wanted), len(wanted)
+
     def collect(self, locks: Iterable[Lock], *, dry_run: bool) -> list[str]:
         """Remove what none of these locks names and no build has just used; return the paths.
 
