@@ -1,7 +1,10 @@
 """Builds an image: root, kernel, initramfs, lock, list of contents, manifest. Nothing is signed or stored here.
 
-Everything is made in one directory that the caller gives and clears away. The same recipe and the same packages give
+Everything is made in directories that the caller gives and clears away. The same recipe and the same packages give
 the same bytes, on whatever machine and for whatever user (`image_root` says how).
+
+    make_tree ─▶ what Debian's packages are ─▶ add_agents ─▶ finish_tree ─▶ make_root ─▶ kernel, initramfs, manifest
+    (in jails)   (read before others' scripts)  (in jails)    (in a jail)    (ours)       (ours)
 """
 
 from __future__ import annotations

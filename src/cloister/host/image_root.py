@@ -44,7 +44,7 @@ if [ -n "$KERNEL" ]; then
     package=${package:-$KERNEL}
     mkdir kernel
     (cd kernel && apt-get download -qq "$package")
-    apt-cache show "$package" | sed '/^$/q' >kernel-record
+    apt-cache show --no-all-versions "$package" | sed '/^$/q' >kernel-record
 fi
 mkdir debs
 find "$root/var/cache/apt/archives" -maxdepth 1 -type f -name '*.deb' -exec mv -t debs {} +
@@ -162,6 +162,7 @@ def make_root(recipe: Recipe, place: Place, made: str, say: Say) -> Verity:
     salt = recipe.derived("salt")
     with opened(fresh, ROOT) as source, open(f"{made}/{ROOT}", "xb+") as file:
         shutil.copyfileobj(source, file, _PIECE)
+        os.unlink(f"{fresh}/{ROOT}")  # it may be large
         file.write(bytes(-file.tell() % BLOCK))
         data_blocks = file.tell() // BLOCK
         file.seek(0)
