@@ -86,3 +86,26 @@ def test_what_a_killed_broker_left_is_undone(user: User, workspace: Path) -> Non
     assert list((user.runtime / "cloister/runs").iterdir()) == []
     assert not (workspace / ".vscode").exists()
     user.close()
+
+
+NESTED = """
+import os
+for _ in range(3000):
+    os.mkdir("d")
+    os.chdir("d")
+open("file", "w").close()
+"""
+
+
+def test_what_an_agent_has_nested_is_removed(user: User, workspace: Path) -> None:
+    """Three thousand directories within each other are a change to review, then counted and removed by `gc`."""
+    user.write_policy('schema = 1\n[agents.shell]\npreset = "shell"\nworkspace.mode = "overlay"\n')
+    ended = user.run("run", "shell", "--", "python3", "-c", NESTED, cwd=workspace)
+    assert ended.returncode == 0, ended.stderr
+    user.close()
+    time.sleep(1.1)
+    gone = user.run("gc", "--older-than", "1s", "--overlays", "--json", cwd=workspace)
+    assert gone.returncode == 0, gone.stderr
+    (overlay,) = (one for one in json.loads(gone.stdout)["removed"] if one["kind"] != "socket")
+    assert overlay["bytes"] > 1000 * 4096
+    assert list(user.state.glob("runs/*")) == []

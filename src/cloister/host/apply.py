@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import assert_never
 
 from cloister.errors import StepError
-from cloister.host import limits, pasta
+from cloister.host import limits, pasta, removal
 from cloister.host.carry import make_point, seed_file
 from cloister.host.placeholders import Journal
 from cloister.host.plain_files import read_settings
@@ -140,7 +139,7 @@ def _apply(step: AnyStep, plan: Plan, state: str, applied: Applied) -> None:
 def _undo(step: AnyStep, plan: Plan, state: str) -> None:
     match step:
         case MakeDirectory(path=path, kept=False):
-            shutil.rmtree(path, ignore_errors=True)
+            removal.sweep(path)
         case Placeholders():
             Journal(state).release(plan.run)
         case LimitCgroup() | LimitScope():

@@ -9,9 +9,10 @@ following links, and removed when it is in the way.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from typing import Literal, NamedTuple
+
+from cloister.host.removal import remove_tree
 
 
 class Carried(NamedTuple):
@@ -100,7 +101,7 @@ def _clear(directory: int, name: str, kind: str) -> None:
     if mode and wanted(mode):
         return
     if mode and stat.S_ISDIR(mode):
-        shutil.rmtree(name, dir_fd=directory)
+        remove_tree(directory, name)
     elif mode:
         os.unlink(name, dir_fd=directory)
     if kind == "directory":

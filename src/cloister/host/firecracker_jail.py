@@ -7,13 +7,12 @@ the jailer gives the chroot away.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Protocol
 
 from cloister.errors import StepError
+from cloister.host import removal
 
 _PIECE = 1 << 30
 
@@ -73,14 +72,12 @@ def clear(root: str) -> None:
         StepError: something of it stays.
     """
     above = os.path.dirname(root)
-    # Symbolic links in it are not followed, by descriptor at every level (shutil.rmtree.avoids_symlink_attacks).
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            shutil.rmtree(above)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _failed(above, error) from None
+    try:
+        removal.remove(above)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _failed(above, error) from None
 
 
 def _put(directory: int, file: Placed, descriptor: int, uid: int, gid: int) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import difflib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from importlib import resources
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from cloister.errors import StepError, UsageError
-from cloister.host import private_files
+from cloister.host import private_files, removal
 from cloister.images.manifest import Manifest
 
 KERNEL, INITRAMFS, ROOT = "vmlinux", "initramfs.cpio", "root.img"
@@ -228,16 +227,13 @@ class SeenVersions:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory of ours whatever its modes; what somebody else removes meanwhile is gone as well."""
-    for place, directories, _ in os.walk(path):
-        for name in (".", *directories):
-            inner = f"{place}/{name}"
-            with contextlib.suppress(FileNotFoundError):
-                if not os.path.islink(inner):
-                    os.chmod(inner, 0o700)
-    while os.path.lexists(path):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+    """Remove a directory of ours, in which scripts of packages may have written anything.
+
+    Raises:
+        OSError: something could not be removed.
+    """
+    with contextlib.suppress(FileNotFoundError):  # somebody else may do the same
+        removal.remove(path)
 
 
 def remove_abandoned(path: str) -> bool:

@@ -13,12 +13,13 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 from cloister.host import beneath
 from cloister.host.overlay_review import Review, open_file, stamp
+from cloister.host.removal import remove_tree
 from cloister.host.sparse import copy_data
 from cloister.plan.changes import Change, Stamp
 from cloister.plan.workspace import Value
@@ -83,7 +84,7 @@ def _apply(review: Review, change: Change, allowed: Permission) -> None:
         if now.kind == "directory" and change.kind != "directory":
             if not allowed.force and _newest(holder, last) >= review.since_ns:
                 raise _RefusedError("something below it changed since the run began; look at it, then use --force")
-            remove_tree(holder, last)
+            _remove_directory(holder, last)
             now = Stamp()
         if change.kind == "absent":
             if now.kind != "absent":
@@ -109,54 +110,11 @@ def discard(run: str, names: Sequence[str] = ("upper", "work")) -> None:
         os.close(opened)
 
 
-def remove_tree(holder: int, name: str) -> None:
-    """Remove a directory and what is below it, however deep and whatever its modes, following no link.
-
-    Directories below are moved up before they are emptied, so depth costs neither stack nor descriptors.
-
-    Raises:
-        OSError: something could not be removed.
-    """
+def _remove_directory(holder: int, name: str) -> None:
+    """Remove a directory of the workspace: it is gone at once, what was in it a little later."""
     top = f".cloister-{secrets.token_hex(8)}"
     os.rename(name, top, src_dir_fd=holder, dst_dir_fd=holder)
-    with _unlocked(holder, top) as root:
-        waiting = _empty(root, root)
-        while waiting:
-            current = waiting.pop()
-            with _unlocked(root, current) as opened:
-                waiting += _empty(opened, root)
-            os.rmdir(current, dir_fd=root)
-    os.rmdir(top, dir_fd=holder)
-
-
-def _empty(opened: int, root: int) -> list[str]:
-    """Unlink every file in a directory and move every directory to `root` under a name of ours; return those names."""
-    moved: list[str] = []
-    for name in os.listdir(opened):
-        if beneath.look(opened, name).kind != "directory":
-            os.unlink(name, dir_fd=opened)
-            continue
-        fresh = f".cloister-{secrets.token_hex(8)}"
-        with _unlocked(opened, name):
-            os.rename(name, fresh, src_dir_fd=opened, dst_dir_fd=root)
-        moved.append(fresh)
-    return moved
-
-
-@contextmanager
-def _unlocked(holder: int, name: str) -> Iterator[int]:
-    """Open a directory after giving its owner all access; moving a directory needs write access to itself."""
-    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=holder)
-    try:
-        if os.fstat(handle).st_mode & stat.S_IRWXU != stat.S_IRWXU:
-            os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)
-        opened = beneath.open_directory(handle)
-        try:
-            yield opened
-        finally:
-            os.close(opened)
-    finally:
-        os.close(handle)
+    remove_tree(holder, top)
 
 
 def _as_reviewed(now: Stamp, before: Stamp) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from cloister.errors import RetryError, StepError
-from cloister.host import bridge, firewall, programs
+from cloister.host import bridge, firewall, programs, removal
 from cloister.plan.firewall import FILE
 from cloister.plan.system import (
     AnySystemStep,
@@ -202,7 +201,7 @@ class Applier:
             self._edit(step, place)
         else:
             with contextlib.suppress(FileNotFoundError):
-                (shutil.rmtree if isinstance(step, RemoveTree) else os.unlink)(place)
+                (removal.remove if isinstance(step, RemoveTree) else os.unlink)(place)
 
     def _undo(self, done: list[AnySystemStep], record: Record, error: BaseException) -> None:
         """Take back what was done; when that fails too, the record goes on naming all of it."""

@@ -7,11 +7,12 @@ link that an agent left there leads nowhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import stat
 
 from cloister.errors import StepError
+from cloister.host.removal import remove_tree
 from cloister.host.unit_syscalls import PATH_ONLY, acting_as, open_absolute, open_below
 from cloister.plan.unit import AGENTS, PROXY_RUNTIME, RUNTIME, SKELETON, Account, UnitLaunch
 
@@ -104,7 +105,8 @@ def remove_run_directory(run: str, units: str = UNITS) -> None:
     except FileNotFoundError:
         return
     try:
-        shutil.rmtree(run, ignore_errors=True, dir_fd=base)
+        with contextlib.suppress(OSError):
+            remove_tree(base, run)
     finally:
         os.close(base)
 

@@ -14,6 +14,7 @@ import tempfile
 from typing import IO, Any
 
 from cloister.errors import StepError, UsageError
+from cloister.host import removal
 
 MAX_ENTRIES = 200_000
 _MAX_LONG = 64 << 10
@@ -67,7 +68,7 @@ def take_out(stream: IO[bytes], target: str, *, most_bytes: int) -> tuple[int, t
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise StepError("copy-failed", f"the copy could not be made: {why}", where=target) from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        removal.sweep(work)
     return count, left
 
 

@@ -17,7 +17,6 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
@@ -25,7 +24,7 @@ from typing import TypeVar
 import msgspec
 
 from cloister.errors import RetryError, StepError, UsageError
-from cloister.host import private_files, vm_memory
+from cloister.host import private_files, removal, vm_memory
 from cloister.host.sparse import copy_data
 from cloister.plan.vm_snapshot import MEMORY, NAME, RECORD, Disk, Snapshot
 
@@ -121,7 +120,7 @@ def take(  # noqa: PLR0913  # what is kept, and how
                 "snapshot-failed", f"the snapshot cannot be made: {error.strerror or error}", where=f"{root}/{name}"
             ) from None
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            removal.sweep(directory)
     return record
 
 
@@ -206,7 +205,7 @@ def remove(root: str, name: str) -> None:
         raise UsageError("snapshot-unknown", f"there is no snapshot {name}", remedy="cloister vm snapshots")
     with contextlib.suppress(OSError):
         os.unlink(f"{root}/{name}/{RECORD}")
-    shutil.rmtree(f"{root}/{name}", ignore_errors=True)
+    removal.sweep(f"{root}/{name}")
 
 
 def tidy(root: str) -> None:
@@ -215,7 +214,7 @@ def tidy(root: str) -> None:
         for name in os.listdir(root):
             if name.startswith(MAKING):
                 with contextlib.suppress(RetryError), _lock(f"{root}/{name}"):
-                    shutil.rmtree(f"{root}/{name}", ignore_errors=True)
+                    removal.sweep(f"{root}/{name}")
             elif is_throwaway(name) and _is_stale(f"{root}/{name}"):
                 remove(root, name)
 

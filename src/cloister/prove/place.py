@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from cloister.errors import UnsupportedError
+from cloister.host import removal
 from cloister.host.owner import Owner, identify
 from cloister.policy.merge import ResolvedAgent
 from cloister.runs.paths import Paths, locate
@@ -69,7 +69,7 @@ class Place:
     def __exit__(self, *_: object) -> None:
         self.stop_broker()
         for path in (self.runtime, self.base):
-            shutil.rmtree(path, onerror=_unlock)
+            removal.sweep(path)
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self.base))  # only when it was ours alone
 
@@ -129,14 +129,3 @@ def _parent(limits: tuple[tuple[str, ...], ...], home: str) -> str:
         if held and os.path.isdir(path) and not os.path.islink(path):
             return f"{path.rstrip('/')}/.cloister"
     return f"{home}/.cache/cloister"
-
-
-def _unlock(_function: object, path: str, _error: object) -> None:
-    """Make a directory writable that an attack has locked, and go on; what still resists is left to be reported."""
-    with contextlib.suppress(OSError):
-        os.chmod(os.path.dirname(path), 0o700)
-        os.chmod(path, 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)

@@ -11,14 +11,14 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from cloister.host import vm_template
+from cloister.host import removal, vm_template
 from cloister.runs import vm_workspace
 from cloister.runs.compile import PROJECT_RECORD
 from cloister.runs.paths import Paths
@@ -63,19 +63,7 @@ def survey(paths: Paths, rules: Rules) -> list[Leftover]:
 
 def remove(leftover: Leftover) -> bool:
     """Remove one thing; return whether it is gone. Links are removed, never followed."""
-    path = Path(leftover.path)
-    if path.is_dir() and not path.is_symlink():
-        for directory, names, _ in os.walk(path):
-            for name in names:  # overlayfs makes a work directory of mode 0000; opened before `walk` goes into it
-                below = Path(directory, name)
-                if not below.is_symlink():
-                    with contextlib.suppress(OSError):
-                        below.chmod(0o700)
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-    return not os.path.lexists(path)
+    return removal.sweep(leftover.path)
 
 
 def _records(paths: Paths, rules: Rules) -> Iterator[Leftover]:
@@ -184,10 +172,16 @@ def _broker_is_dead(runtime: str) -> bool:
 
 
 def _walk(path: str) -> Iterator[os.stat_result]:
-    for directory, names, files in os.walk(path):
-        for name in (*names, *files):
-            with contextlib.suppress(OSError):
-                yield os.lstat(f"{directory}/{name}")
+    """Look at everything below a directory, as far as a path can be long; depth costs no stack (`os.walk` does)."""
+    waiting = [path]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    info = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(info.st_mode):
+                        waiting.append(entry.path)
+                    yield info
 
 
 def _size(path: str) -> int:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from cloister.errors import UsageError
+from cloister.host import removal
 from cloister.plan.steps import Plan
 from cloister.plan.vm import CONSOLE, DIRECTORY
 
@@ -212,7 +212,7 @@ class Store:
 
     def remove(self, run: str) -> None:
         """Remove everything recorded about a run."""
-        shutil.rmtree(self._path(run), ignore_errors=True)
+        removal.sweep(self._path(run))
 
     def _path(self, run: str) -> str:
         if not is_id(run):
