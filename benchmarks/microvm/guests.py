@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from benchmarks.world import World
 
-from cloister.host import vm_link, vm_template, vm_template_make
+from cloister.host import vm_link, vm_template, vm_template_monitor
 from cloister.images.initramfs import Entry, newc
 from cloister.isolation import qemu
 from cloister.isolation.template_jail import template_argv
@@ -98,7 +98,7 @@ class Guests:
         table = f"{root.data_blocks}:{root.hash_start}:{root.root_hash}:{root.salt}"
         self.clock = qemu.clock_khz(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         self.wanted = vm_warm.Wanted(
-            "test", self.manifest.version, self.manifest.digest(), QEMU, "tcg",
+            "test", self.manifest.version, self.manifest.digest(), "qemu", QEMU, "tcg",
             qemu.command_line(self.manifest.cmdline, verity=table, clock_khz=self.clock), MEMORY_MIB, 1,
         )  # fmt: skip
         self.templates = str(world.home / "templates")
@@ -163,7 +163,7 @@ class Guests:
         console, printed = os.pipe()
         nonce = vm_link.new_nonce()
         began = time.perf_counter()
-        pid = vm_template_make.spawn(argv, files | {CHANNEL_FD: theirs, CONSOLE_FD: printed}, printed)
+        pid = vm_template_monitor.spawn(argv, files | {CHANNEL_FD: theirs, CONSOLE_FD: printed}, printed)
         os.close(theirs)
         os.close(printed)
         _kept.append(console)

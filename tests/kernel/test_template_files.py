@@ -17,7 +17,8 @@ import msgspec
 import pytest
 
 from cloister.errors import RetryError, StepError
-from cloister.host import vm_memory, vm_template, vm_template_make
+from cloister.host import vm_memory, vm_template, vm_template_make, vm_template_monitor
+from cloister.host.vm_template_qemu import Machine, Qemu
 from cloister.plan.vm_template import MEMORY, RECORD, STATE, Shape, Template
 from support import fake_monitor
 
@@ -28,18 +29,18 @@ SHAPE = Shape(
 )  # fmt: skip
 
 
-def machine(mode: str = "good", seconds: float = 0.0) -> vm_template_make.Machine:
+def machine(mode: str = "good", seconds: float = 0.0) -> Machine:
     """Return the fake monitor as a maker starts it; in the mode `twin` the one that goes on from the template."""
     argv = (sys.executable, fake_monitor.__file__, mode, str(seconds))
     state = fake_monitor.STATE if mode.startswith("twin") else 0
-    return vm_template_make.Machine(
+    return Machine(
         argv=argv, files={}, disks=(8, 9), memory=fake_monitor.MEMORY, orders=fake_monitor.ORDERS, state=state
     )
 
 
 def make(root: Path, mode: str = "good", shape: Shape = SHAPE, twin: str = "twin") -> Template:
     """Make one."""
-    return vm_template_make.make(str(root), shape, machine(mode), machine(twin), settle_s=0)
+    return vm_template_make.make(str(root), shape, Qemu(machine(mode), machine(twin)), settle_s=0)
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_what_no_machine_can_start_from_is_no_template(root: Path, twin: str, re
 
 def test_a_silent_guest_is_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that says nothing is ended, and its last words on the console are told."""
-    monkeypatch.setattr(vm_template_make, "BOOT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(vm_template_monitor, "BOOT_TIMEOUT_S", 1.0)
     with pytest.raises(StepError, match="the guest is stuck"):
         make(root, "silent")
     assert list(root.iterdir()) == []
@@ -208,8 +209,9 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 from kernel import test_template_files as tests
 from cloister.host import vm_template_make
+from cloister.host.vm_template_qemu import Qemu
 machines = tests.machine({mode!r}, {seconds}), tests.machine("twin")
-vm_template_make.make({root!r}, tests.SHAPE, *machines, settle_s={settle})
+vm_template_make.make({root!r}, tests.SHAPE, Qemu(*machines), settle_s={settle})
 print("made", flush=True)
 """
 

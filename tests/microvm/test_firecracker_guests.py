@@ -171,6 +171,34 @@ def test_a_run(user: User, workspace: Path) -> None:
     assert receipt["exit_code"] == 7
 
 
+def test_a_run_from_a_template(user: User, workspace: Path) -> None:
+    """A machine of Firecracker is made a template of, and runs start from it: with their own disks, names, randomness.
+
+    Nothing is left of the maker; what their disks may move is bounded as for a machine that boots.
+    """
+    user.write_policy(BASE + MICROVM.format(monitor="firecracker").replace("warm = false", 'disk_rate = "16M"'))
+    made = user.run("vm", "warm", "shell", "--json", cwd=workspace, timeout_s=PATIENCE_S)
+    assert made.returncode == 0, made.stderr
+    (template,) = user.home.glob(".cache/cloister/vm/templates/*")
+    assert sorted(path.name for path in template.iterdir()) == ["memory", "record.json", "state"]
+    assert '"program":"/' in (template / "record.json").read_text()
+
+    (workspace / "before").write_text("old\n")
+    look = "cat /proc/sys/kernel/random/uuid /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1; cat before"
+    seen = []
+    for number in range(2):
+        script = f"{look}; echo {number} > after; time -p sh -c 'head -c 64M /dev/zero > /var/tmp/x; sync'; exit 7"
+        ended = user.run("run", "shell", "--", "bash", "-c", script, cwd=workspace, timeout_s=PATIENCE_S)
+        assert ended.returncode == 7, ended.stderr
+        assert float(ended.stderr.split("real")[1].split()[0]) > 2, "64 MiB at 16 MiB a second"
+        assert (workspace / "after").read_text() == f"{number}\n"
+        seen.append(ended.stdout.split("\n"))
+    assert not set(seen[0][:3]) & set(seen[1][:3])
+    assert [one[3] for one in seen] == ["old", "old"]
+    plans = [json.loads(path.read_text())["steps"][-1]["vm"] for path in user.state.glob("runs/*/plan.json")]
+    assert [(plan["monitor"], bool(plan["template"])) for plan in plans] == [("firecracker", True)] * 2
+
+
 def test_it_ends_with_its_monitor(user: User, workspace: Path) -> None:
     """A Firecracker that is killed ends the run at once and leaves nothing; until then commands can join it."""
     run = user.start("run", "shell", "--", "sh", "-c", "echo ready; sleep 1000", cwd=workspace)

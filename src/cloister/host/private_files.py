@@ -57,6 +57,11 @@ def replace(path: str, data: bytes) -> None:
         os.close(directory)
 
 
+def opener(path: str, flags: int) -> int:
+    """Open a file for `open(…, opener=)`: nobody else can read it, no link is followed, no program started has it."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 @contextlib.contextmanager
 def locked(directory: str) -> Iterator[None]:
     """Make a directory of this user's and hold its lock. Waits for another holder.

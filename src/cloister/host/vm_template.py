@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from collections.abc import Iterator
 import msgspec
 
 from cloister.errors import StepError
-from cloister.host import private_files, qmp, vm_memory
+from cloister.host import private_files, qmp, removal, vm_memory
 from cloister.plan.vm_template import MEMORY, RECORD, STATE, Shape, Template
 
 MAKING = ".making-"
@@ -144,7 +143,7 @@ def tidy(root: str, *, newer: Shape | None = None) -> list[str]:
 
     Args:
         root: the directory of templates.
-        newer: also remove those of the same image, size and accelerator that were made for something older.
+        newer: also remove those of the same image, monitor, size and accelerator that were made for something older.
     """
     started = [f"{root}/{name}" for name in _names(root) if name.startswith(MAKING)]
     gone = [path for path in started if abandoned(path)]
@@ -181,9 +180,7 @@ def remove(directory: str) -> None:
     """Remove one template, or what is left of one: its record first, so that half of it is never taken for it."""
     with contextlib.suppress(OSError):
         os.unlink(f"{directory}/{RECORD}")
-    with contextlib.suppress(OSError):
-        os.chmod(directory, 0o700)
-    shutil.rmtree(directory, ignore_errors=True)
+    removal.sweep(directory)
 
 
 def _names(root: str) -> list[str]:
@@ -201,8 +198,9 @@ def _used(path: str) -> float:
 
 
 def _same_purpose(one: Shape, other: Shape) -> bool:
-    def purpose(shape: Shape) -> tuple[str, str, int, int, bool]:
-        return shape.image, shape.accelerator, shape.memory_mib, shape.cpus, shape.card
+    def purpose(shape: Shape) -> tuple[str, str, str, int, int, bool]:
+        monitor = shape.program.partition(" ")[0]
+        return shape.image, monitor, shape.accelerator, shape.memory_mib, shape.cpus, shape.card
 
     return purpose(one) == purpose(other)
 

@@ -110,6 +110,30 @@ def start_requests(launch: VmLaunch, machine: Machine, place: Place, version: ap
     return (*_configuration(launch, machine, place, version), start())
 
 
+def warm_requests(launch: VmLaunch, machine: Machine, place: Place, version: api.Version) -> tuple[api.Request, ...]:
+    """Return the calls that have a fresh process go on from a template, in their order; the last one lets the guest go.
+
+    Its disks are those of this run: the same descriptors' numbers lead to other files. What each may move is told
+    before the guest goes, since a template's have no bound.
+
+    Raises:
+        UnsupportedError: firecracker cannot have such a machine, or this version restores none that can be talked to.
+    """
+    check(launch, machine)
+    files: dict[str, int] = {file.role: number for number, file in enumerate(launch.files)}
+    limiter = machine.disks.limiter()
+    state, memory = place.file(files["state"]), place.file(files["memory"])
+    load = load_snapshot(state, memory, place, version, resume=limiter is None, tap=machine.tap)
+    if limiter is None:
+        return (load,)
+    bounds = (
+        api.patch(f"/drives/{role}", api.DriveUpdate(drive_id=role, rate_limiter=limiter))
+        for role in _DISKS
+        if role in files
+    )
+    return (load, *bounds, set_state("Resumed"))
+
+
 def start() -> api.Request:
     """Return the call that boots."""
     return api.put("/actions", api.Action(action_type="InstanceStart"))

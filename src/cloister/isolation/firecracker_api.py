@@ -87,6 +87,13 @@ class Drive(Body, frozen=True):
     rate_limiter: RateLimiter | None = None
 
 
+class DriveUpdate(Body, frozen=True):
+    """`PATCH /drives/ID`, of a machine that is there: its file stays."""
+
+    drive_id: Id
+    rate_limiter: RateLimiter
+
+
 class NetworkInterface(Body, frozen=True):
     """`/network-interfaces/ID`: a tap of the network namespace that Firecracker runs in."""
 

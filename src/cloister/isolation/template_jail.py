@@ -1,18 +1,21 @@
 """The jail in which a template of guests is made: the bubblewrap argv around a monitor and nothing else.
 
-As `monitor_jail`, but there is no run: no keeper, no box, no directory to write, no socket of the host. Pure.
+As `monitor_jail`, but there is no run: no keeper, no box, no socket of the host. Firecracker has one directory to
+write, for its own sockets. Pure.
 """
 
 from __future__ import annotations
 
+from cloister.isolation.monitor_jail import FIRECRACKER, VM
 from cloister.isolation.namespace import SECCOMP_FD, system_mounts
 
 _LOADER_CACHE = "/etc/ld.so.cache"
 
 
-def template_argv(
-    bubblewrap: str, monitor: tuple[str, ...], *, merged_usr: bool, extra_system: tuple[str, ...], kvm: bool
-) -> tuple[str, ...]:
+def template_argv(  # noqa: PLR0913  # each is a part of the jail
+    bubblewrap: str, monitor: tuple[str, ...], *, merged_usr: bool, extra_system: tuple[str, ...], kvm: bool,
+    firecracker: str = "", directory: str = "",
+) -> tuple[str, ...]:  # fmt: skip
     """Return the whole argv; descriptor 3 is the filter of system calls.
 
     Args:
@@ -21,6 +24,8 @@ def template_argv(
         merged_usr: whether /bin is a link into /usr.
         extra_system: more directories with programs and libraries, such as /nix/store.
         kvm: the monitor uses /dev/kvm.
+        firecracker: its path on the host; empty where the monitor is QEMU, which lies below `/usr`.
+        directory: what it may write, as a run's directory for the monitor's sockets; empty for nothing.
     """
     argv = [bubblewrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     argv += ["--unshare-cgroup-try", "--unshare-net", "--disable-userns", "--hostname", "monitor"]
@@ -30,6 +35,10 @@ def template_argv(
         argv += [kind, mount.source, mount.target]
     argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", "--dev", "/dev"]
     if kvm:
-        argv += ["--dev-bind", "/dev/kvm", "/dev/kvm"]
+        argv += ["--dev-bind-try", "/dev/kvm", "/dev/kvm"]
+    if firecracker:
+        argv += ["--ro-bind", firecracker, FIRECRACKER]
     argv += ["--perms", "0700", "--size", str(16 << 20), "--tmpfs", "/tmp"]  # noqa: S108  # the jail's own
+    if directory:
+        argv += ["--bind", directory, VM]
     return (*argv, "--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *monitor)

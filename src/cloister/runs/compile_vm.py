@@ -260,11 +260,9 @@ def _template_files(machine: VmFacts) -> tuple[VmFile, ...]:
     if not machine.template:
         return ()
     directory = machine.template[0]
-    return (
-        VmFile(role="memory", path=f"{directory}/memory"),
-        VmFile(role="state", path=f"{directory}/state"),
-        VmFile(role="orders", path=""),
-    )
+    files = (VmFile(role="memory", path=f"{directory}/memory"), VmFile(role="state", path=f"{directory}/state"))
+    # Firecracker is told by its API.
+    return files if machine.monitor == "firecracker" else (*files, VmFile(role="orders", path=""))
 
 
 def _fields(agent: Agent, preset: Preset, facts: Facts) -> Iterator[str]:

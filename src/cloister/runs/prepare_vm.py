@@ -127,11 +127,11 @@ def template_of(root: str, agent: Agent, machine: VmFacts) -> tuple[str, str] | 
 
 def template_wanted(agent: Agent, machine: VmFacts) -> vm_warm.Wanted | None:
     """Return what a template would have to be; None for a guest that boots each time."""
-    if not vm_warm.fit(agent.microvm, machine.monitor):
+    if not agent.microvm.warm:
         return None
     manifest = machine.manifest
     return vm_warm.Wanted(
-        manifest.name, manifest.version, manifest.digest(), machine.program, machine.accelerator,
+        manifest.name, manifest.version, manifest.digest(), machine.monitor, machine.program, machine.accelerator,
         machine.cmdline, memory_of(agent) >> 20, agent.microvm.cpus or 1, agent.microvm.network == "bridge",
     )  # fmt: skip
 

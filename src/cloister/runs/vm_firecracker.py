@@ -31,14 +31,15 @@ class FirecrackerDriver:
         self._place = place
 
     async def configure(self) -> None:
-        """Wait for it, make the machine, start it.
+        """Wait for it, make the machine or load the template that the plan names, start it.
 
         Raises:
             StepError: it refuses a request, or is silent.
             UnsupportedError: it is too old, or cannot have such a machine.
         """
         version = await self._version()
-        for request in firecracker.start_requests(self._launch, self._machine, self._place, version):
+        requests = firecracker.warm_requests if self._launch.template else firecracker.start_requests
+        for request in requests(self._launch, self._machine, self._place, version):
             await self._ask(request)
 
     async def pause(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from cloister.isolation import qemu
+from cloister.isolation import firecracker, monitor_jail, qemu
 from cloister.plan.bridge import NOBODYS_MAC
-from cloister.plan.vm import FIRST_FILE, Accelerator
+from cloister.plan.vm import FIRST_FILE, Accelerator, Role, VmLaunch
 from cloister.plan.vm_template import Shape
 
-ROLES = ("kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders")
+_NEWEST = (9999, 0, 0)
+ROLES: tuple[Role, ...] = ("kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders")
 """Of the descriptors of a machine that starts from a template, in order; those of any machine come first."""
 LIVING = ("kernel", "initramfs", "root", "var", "workspace", "state", "orders")
 """Those of a machine that goes on from a snapshot's memory."""
@@ -86,7 +87,7 @@ def living_machine(  # noqa: PLR0913  # what decides a machine
 
 
 def shape_of(image: tuple[str, int, str], machine: qemu.Machine, *, program: str, host: str) -> Shape:
-    """Return the shape of a machine.
+    """Return the shape of a machine of QEMU's.
 
     Args:
         image: its image's name, version, and manifest's digest.
@@ -94,19 +95,45 @@ def shape_of(image: tuple[str, int, str], machine: qemu.Machine, *, program: str
         program: the monitor's path with who it is now: its size and its times.
         host: words about the host's processor and kernel.
     """
-    argv = qemu.qemu_argv(_standard(machine))
     return Shape(
         image=image[0],
         version=image[1],
         manifest=image[2],
         program=program,
         accelerator=machine.accelerator,
-        host=hashlib.sha256(host.encode()).hexdigest(),
+        host=_digest(host),
         memory_mib=machine.memory_mib,
         cpus=machine.cpus,
         card=bool(machine.mac),
-        machine=hashlib.sha256("\0".join(argv).encode()).hexdigest(),
+        machine=_digest(*qemu.qemu_argv(_standard(machine))),
     )
+
+
+def asked_shape_of(vm: VmLaunch, *, program: str, host: str) -> Shape:
+    """Return the shape of a machine of Firecracker's: all that a newest one would be asked for decides it.
+
+    Args:
+        vm: the machine, with the descriptors of `numbers`.
+        program: as for `shape_of`.
+        host: as well.
+    """
+    place, machine = firecracker.Place(directory=monitor_jail.VM), firecracker.Machine(cmdline=vm.cmdline)
+    requests = firecracker.start_requests(vm, machine, place, _NEWEST)
+    return Shape(
+        image=vm.image,
+        version=vm.version,
+        manifest=vm.manifest,
+        program=program,
+        accelerator=vm.accelerator,
+        host=_digest(host),
+        memory_mib=vm.memory_mib,
+        cpus=vm.cpus,
+        machine=_digest(*(word for one in requests for word in (one.path, one.body.decode()))),
+    )
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
 def _standard(machine: qemu.Machine) -> qemu.Machine:

@@ -27,11 +27,11 @@ class TemplateOf:
 
     def __init__(self, paths: Paths, prepared: Prepared) -> None:
         """Open nothing."""
-        vm, wishes = prepared.plan.launch.vm, prepared.agent.microvm
+        vm = prepared.plan.launch.vm
         assert vm is not None  # noqa: S101  # only such runs come here
         self._vm: VmLaunch = vm
         self._paths, self._host, self._images = paths, prepared.host, prepared.policy.images
-        self._wanted = vm_warm.fit(wishes, vm.monitor)
+        self._wanted = prepared.agent.microvm.warm
         self._held: Held | None = None
         self._peer = -1
         self._came_up = False
@@ -48,9 +48,11 @@ class TemplateOf:
             self._held = HOLDER.hold(os.path.dirname(memory), self._vm.template)
 
     def descriptors(self) -> list[int]:
-        """Return memory, state and orders for the monitor, the caller's; none for a machine that boots."""
+        """Return memory, state and QEMU's orders for the monitor, the caller's; none for a machine that boots."""
         if self._held is None:
             return []
+        if self._vm.monitor == "firecracker":
+            return [os.dup(self._held.memory), self._held.state()]
         orders, self._peer = self._held.orders(numbers()["state"])
         return [os.dup(self._held.memory), self._held.state(), orders]
 

@@ -9,23 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import platform
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 from cloister.errors import CloisterError
 from cloister.host import vm_template, vm_template_make
-from cloister.host.memory_file import memory_file
-from cloister.isolation import qemu, seccomp
-from cloister.isolation.namespace import SECCOMP_FD
-from cloister.isolation.template_jail import template_argv
+from cloister.isolation import qemu
 from cloister.plan.bridge import NOBODYS_MAC
 from cloister.plan.facts import HostFacts
-from cloister.plan.vm import Accelerator, Monitor, VmLaunch
+from cloister.plan.vm import Accelerator, Monitor, VmFile, VmLaunch
 from cloister.plan.vm_template import Shape, Template
-from cloister.policy.model import MicroVm
-from cloister.runs.vm_shape import numbers, shape_of, warm_machine
+from cloister.runs.vm_makers import Place, maker_of
+from cloister.runs.vm_shape import COLD, ROLES, asked_shape_of, shape_of, warm_machine
 
 NICE = ("/usr/bin/nice", "-n", "19")
 _CPUINFO = "/proc/cpuinfo"
@@ -40,6 +36,7 @@ class Wanted(NamedTuple):
     version: int
     manifest: str
     """Digest of the image's manifest."""
+    monitor: Monitor
     program: str
     accelerator: Accelerator
     cmdline: str
@@ -49,10 +46,20 @@ class Wanted(NamedTuple):
     """With a network card, for the bridge."""
 
     def machine(self, *, making: bool = False) -> qemu.Machine:
-        """Return it as data."""
+        """Return it as QEMU's."""
         return warm_machine(
             self.program, self.accelerator, self.cmdline,
             memory_mib=self.memory_mib, cpus=self.cpus, making=making, mac=NOBODYS_MAC if self.card else "",
+        )  # fmt: skip
+
+    def launch(self) -> VmLaunch:
+        """Return it as a plan's that starts from a template: Firecracker's requests are made from that."""
+        roles = (*ROLES[:COLD], "memory", "state")
+        return VmLaunch(
+            image=self.image, version=self.version, manifest=self.manifest, monitor=self.monitor,
+            accelerator=self.accelerator, memory_mib=self.memory_mib, cpus=self.cpus, fields=(), inner=(),
+            files=tuple(VmFile(role=role, path="", write=role in {"var", "workspace"}) for role in roles),
+            directory="", disk_bytes=0, program=self.program, cmdline=self.cmdline,
         )  # fmt: skip
 
     def shape(self) -> Shape:
@@ -62,21 +69,15 @@ class Wanted(NamedTuple):
             OSError: the monitor is not there.
         """
         program = program_words(self.program)
+        if self.monitor == "firecracker":
+            return asked_shape_of(self.launch(), program=program, host=host_words())
         return shape_of((self.image, self.version, self.manifest), self.machine(), program=program, host=host_words())
-
-
-def fit(wishes: MicroVm, monitor: Monitor) -> bool:
-    """Tell whether a machine may start from a template: QEMU's, if its policy lets it.
-
-    Whether this host's QEMU, kernel and processor can do it is seen when one is made: a machine is started from it.
-    """
-    return wishes.warm and monitor == "qemu"
 
 
 def wanted_of(vm: VmLaunch) -> Wanted:
     """Return the machine of a plan, as it could start from a template."""
     return Wanted(
-        vm.image, vm.version, vm.manifest, vm.program, vm.accelerator, vm.cmdline, vm.memory_mib, vm.cpus,
+        vm.image, vm.version, vm.manifest, vm.monitor, vm.program, vm.accelerator, vm.cmdline, vm.memory_mib, vm.cpus,
         vm.network == "bridge",
     )  # fmt: skip
 
@@ -88,16 +89,8 @@ class Found(NamedTuple):
     digest: str
 
 
-class Place(NamedTuple):
-    """What the jail around a maker's monitor is made of."""
-
-    bubblewrap: str
-    merged_usr: bool
-    extra_system: tuple[str, ...]
-
-
 def place_of(host: HostFacts) -> Place:
-    """Return the parts of a jail on this host."""
+    """Return the parts of a maker's jail on this host."""
     extra = tuple(path for path in ("/nix/store", "/gnu/store") if os.path.isdir(path))
     return Place(host.bwrap.path, host.root_links.get("bin") == "usr/bin", extra)
 
@@ -127,38 +120,18 @@ def make(
     Raises:
         CloisterError: the image is not what was signed, the guest does not come up, or somebody else is making it.
     """
-    shape, named = wanted.shape(), numbers()
+    shape = wanted.shape()
     there = vm_template.find(root, shape)
     if there:
         return there
     before = NICE if quietly and os.access(NICE[0], os.X_OK) else ()
     files = opened()
     try:
-        machines = []
-        for making in (True, False):
-            jail = template_argv(
-                place.bubblewrap, qemu.qemu_argv(wanted.machine(making=making)),
-                merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=wanted.accelerator == "kvm",
-            )  # fmt: skip
-            files[f"filter {making}"] = filtered = _filter()  # each monitor reads it from its beginning
-            machines.append(
-                vm_template_make.Machine(
-                    argv=(*before, *jail),
-                    files={SECCOMP_FD: filtered} | {named[role]: files[role] for role in files if role in named},
-                    disks=(named["var"], named["workspace"]),
-                    memory=named["memory"],
-                    orders=named["orders"],
-                    state=0 if making else named["state"],
-                )
-            )
-        return vm_template_make.make(root, shape, *machines)
+        maker = maker_of(wanted, place, files, vm_template_make.making_directory(root, shape), before)
+        return vm_template_make.make(root, shape, maker)
     finally:
         for descriptor in files.values():
             os.close(descriptor)
-
-
-def _filter() -> int:
-    return memory_file("filter", seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False))
 
 
 class Background:

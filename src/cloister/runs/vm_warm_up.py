@@ -61,7 +61,7 @@ def warm_up(  # noqa: PLR0913  # called by name, in one place
                 "template-unfit",
                 f"guests of {agent} always boot",
                 where=f".agents.{agent}.microvm",
-                remedy='warm = true, monitor = "qemu"; with KVM none is made',
+                remedy="warm = true",
             )
         root = paths.templates
         there = vm_warm.find(root, wanted) is not None

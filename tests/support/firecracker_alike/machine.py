@@ -17,7 +17,7 @@ import threading
 import time
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 QEMU = "qemu-system-x86_64"
 PORT_NAME = "cloister"
@@ -123,18 +123,30 @@ class Machine:
         """Leave the guest so much less."""
         self.ask("balloon", value=(self.config["machine"]["mem_size_mib"] - mib) << 20)
 
+    def limit(self, drive: str, body: dict[str, Any]) -> None:
+        """Have a disk move no more than a request says."""
+        nothing = dict.fromkeys(("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+        self.ask("block_set_io_throttle", device=drive, bps=_bytes_per_second(body), **nothing)
+
     def save(self, path: str) -> None:
-        """Write the paused machine into a file."""
+        """Write the paused machine into a file, as large as its memory."""
+        size = self.config["machine"]["mem_size_mib"] << 20
         with Path(path).open("wb") as file:
-            self.ask("getfd", file.fileno(), fdname="snapshot")
-            self.ask("migrate", uri="fd:snapshot")
-            for _ in range(int(_WAITS_S / 0.02)):
-                status = self.ask("query-migrate").get("status")
-                if status == "completed":
-                    return
-                if status in {"failed", "cancelled"}:
-                    raise MachineError("the machine's state could not be written")
-                time.sleep(0.02)
+            self._migrate(file)
+            if file.seek(0, os.SEEK_END) > size:
+                raise MachineError("the machine's state is larger than its memory")
+            file.truncate(size)
+
+    def _migrate(self, file: BinaryIO) -> None:
+        self.ask("getfd", file.fileno(), fdname="snapshot")
+        self.ask("migrate", uri="fd:snapshot")
+        for _ in range(int(_WAITS_S / 0.02)):
+            status = self.ask("query-migrate").get("status")
+            if status == "completed":
+                return
+            if status in {"failed", "cancelled"}:
+                raise MachineError("the machine's state could not be written")
+            time.sleep(0.02)
         raise MachineError("writing the machine's state took too long")
 
     def ask(self, command: str, descriptor: int | None = None, **arguments: object) -> Any:

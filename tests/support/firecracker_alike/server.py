@@ -165,6 +165,10 @@ class Firecracker:
         if method == "PATCH":
             if given not in self.config["drives"]:
                 raise FaultError("Invalid block device ID.")
+            if "path_on_host" in body:
+                raise FaultError("this look-alike keeps to the file of a drive")
+            if "rate_limiter" in body:
+                self._running().limit(given, body)
             return
         if "path_on_host" not in body or "socket" in body:
             raise FaultError("Unable to create the block device: this look-alike knows files only")
@@ -241,7 +245,8 @@ class Firecracker:
             self.config = json.loads(_readable(body["snapshot_path"], "Load snapshot error").read_bytes())
         except ValueError:
             raise FaultError("Load snapshot error: the state cannot be read") from None
-        _readable(memory, "Load snapshot error")
+        if _readable(memory, "Load snapshot error").stat().st_size != self.config["machine"]["mem_size_mib"] << 20:
+            raise FaultError("Load snapshot error: the memory file has another size than the guest's memory")
         if "vsock" in self.config:
             path = body.get("vsock_override", self.config["vsock"])["uds_path"]
             try:

@@ -7,11 +7,12 @@ import pytest
 
 from cloister.errors import DeniedError, UsageError
 from cloister.llm.access import Access
+from cloister.plan.vm_template import Shape
 from cloister.policy.model import Agent, Llm, MicroVm
 from cloister.runs import vm_warm
 from cloister.runs.request import RunRequest
 from cloister.runs.vm_narrow import narrowed, only_model
-from cloister.runs.vm_shape import shape_of, warm_machine
+from cloister.runs.vm_shape import asked_shape_of, shape_of, warm_machine
 
 LLM = Llm(providers=("anthropic",), models=("claude-*",), aliases={"fast": "claude-haiku"})
 AGENT = Agent(isolation="microvm", microvm=MicroVm(memory="1G", cpus=2), llm=LLM)
@@ -91,15 +92,17 @@ def test_what_makes_a_template_is_equal_to_what_starts_from_it() -> None:
     assert shape_of(("test", 1, "1" * 64), one, program="p", host="h").key() != shape.key()
 
 
-@pytest.mark.parametrize(
-    ("wishes", "monitor", "fits"),
-    [
-        (MicroVm(), "qemu", True),
-        (MicroVm(warm=False), "qemu", False),
-        (MicroVm(network="bridge"), "qemu", True),
-        (MicroVm(), "firecracker", False),
-    ],
-)
-def test_only_machines_that_were_tried_start_from_templates(wishes: MicroVm, monitor: str, fits: bool) -> None:
-    """A machine of QEMU may start from a template; others, and whoever said no, boot."""
-    assert vm_warm.fit(wishes, monitor) is fits
+def test_machines_of_firecracker_have_shapes_of_their_own() -> None:
+    """All that it is asked for decides the shape; who may start from a template is no part of one."""
+
+    def shape(**changes: object) -> Shape:
+        found = vm_warm.Wanted("test", 1, "0" * 64, "firecracker", "/fc", "kvm", "quiet", 256, 1)._replace(**changes)
+        return asked_shape_of(found.launch(), program="p", host="h")
+
+    assert shape() == shape()
+    for change in ({"cmdline": "loud"}, {"memory_mib": 512}, {"cpus": 2}, {"manifest": "1" * 64}):
+        assert shape(**change).key() != shape().key(), change
+    # As a run has it: with a bound for its disks, and in a place of its own.
+    run = vm_warm.Wanted("test", 1, "0" * 64, "firecracker", "/fc", "kvm", "quiet", 256, 1).launch()
+    run = msgspec.structs.replace(run, disk_rate=1 << 20, directory="/run/x", fields=("a=b",))
+    assert asked_shape_of(run, program="p", host="h") == shape()
