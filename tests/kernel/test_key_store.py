@@ -6,7 +6,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "state/identity"
 
 
+_OPEN: list[IdentityStore] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Close the stores of a test: each keeps its document open, and one test has a hundred."""
+    yield
+    while _OPEN:
+        _OPEN.pop().close()
+
+
 def store_in(folder: Path, **environment: str) -> IdentityStore:
     """Open a store whose clock stands still."""
-    return IdentityStore(str(folder), environment, hostname="host", clock=lambda: NOW)
+    _OPEN.append(IdentityStore(str(folder), environment, hostname="host", clock=lambda: NOW))
+    return _OPEN[-1]
 
 
 def reason(action: Callable[[], object]) -> str:

@@ -84,8 +84,7 @@ def test_an_agent_goes_on_with_another_keeper(kept: Kept, pipes: Callable[[], Pi
         more.handed_over()
         assert second.ended(3) == 0
         assert os.read(more.out, 100) == b"ignores it\n"
-        os.close(theirs.given)
-        theirs.given = -1
+        theirs.end("given")
         assert second.ended() == 0
         assert os.read(theirs.out, 100) == b"end\n"
         assert not [frame for frame in second.seen if frame.kind in "EYD"], "nobody was told of the old command"

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from keeper_rig import Keeper, Place, place_of_test
@@ -34,18 +35,26 @@ class Pipes:
 
     def __init__(self) -> None:
         (theirs_in, self.given), (self.out, theirs_out), (self.err, theirs_err) = os.pipe(), os.pipe(), os.pipe()
-        self.theirs = (theirs_in, theirs_out, theirs_err)
+        self.theirs: tuple[int, ...] = (theirs_in, theirs_out, theirs_err)
 
     def handed_over(self) -> None:
         """Keep our own ends alone."""
-        for fd in self.theirs:
+        theirs, self.theirs = self.theirs, ()
+        for fd in theirs:
             os.close(fd)
+
+    def end(self, which: Literal["given", "out", "err"]) -> None:
+        """Close one of our ends, once: the number may be another's afterwards."""
+        if getattr(self, which) >= 0:
+            os.close(getattr(self, which))
+            setattr(self, which, -1)
 
     def close(self) -> None:
         """Close what is open."""
-        for fd in (self.given, self.out, self.err):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self.handed_over()
+        self.end("given")
+        self.end("out")
+        self.end("err")
 
 
 def read_all(fd: int) -> bytes:
@@ -122,7 +131,7 @@ def test_half_closed_input_is_the_end_of_input(keeper: Keeper) -> None:
     """The caller's end of input is the command's, while its output goes on."""
     pipes = started(keeper, "/bin/sh", "-c", "cat; echo after")
     os.write(pipes.given, b"before ")
-    os.close(pipes.given)
+    pipes.end("given")
     assert read_all(pipes.out) == b"before after\n"
     assert keeper.ended() == 0
 
@@ -131,7 +140,7 @@ def test_a_reader_that_leaves_is_told_to_the_writer(keeper: Keeper) -> None:
     """A command whose output nobody reads any more gets SIGPIPE, as in `yes | head -1`."""
     pipes = started(keeper, "/usr/bin/yes")
     assert os.read(pipes.out, 2) == b"y\n"
-    os.close(pipes.out)
+    pipes.end("out")
     assert keeper.ended() == 128 + signal.SIGPIPE
 
 
@@ -144,7 +153,7 @@ def test_fifty_megabytes_come_through_whole_both_ways(keeper: Keeper) -> None:
         at = memoryview(data)
         while at:
             at = at[os.write(pipes.given, at) :]
-        os.close(pipes.given)
+        pipes.end("given")
 
     feeder = threading.Thread(target=feed)
     feeder.start()
@@ -198,7 +207,7 @@ def test_sixty_four_commands_at_once_do_not_mix(keeper: Keeper) -> None:
             all_pipes[number] = stack.enter_context(subprocess_pipes(keeper, number, "/bin/sh", "-c", script))
         for number, pipes in all_pipes.items():
             os.write(pipes.given, b"%d " % number * 100)
-            os.close(pipes.given)
+            pipes.end("given")
         for number, pipes in all_pipes.items():
             assert read_all(pipes.out) == b"%d " % number * 100
             assert keeper.ended(number) == number
@@ -210,7 +219,7 @@ def test_the_end_of_the_agent_ends_every_other_command(keeper: Keeper) -> None:
     agent = started(keeper, "/bin/cat")
     with subprocess_pipes(keeper, 1, "/bin/sh", "-c", "trap '' TERM; sleep 60") as other:
         keeper.until("R", 1)
-        os.close(agent.given)
+        agent.end("given")
         assert keeper.ended() == 0
         assert read_all(other.out) == b""
     assert "unmounted" in keeper.said()
