@@ -24,7 +24,10 @@ TESTS = Path(__file__).parent
 NEEDS_ROOT = TESTS / "systemd"
 PASS = os.environ.get("CLOISTER_TEST_PASS", "")
 PURE = tuple(TESTS / name for name in ("unit", "golden", "fuzz"))
-APART = (*PURE, *(TESTS / name for name in ("style", "microvm", "agents", "escape", "kernel/relay")))
+APART = (
+    *PURE,
+    *(TESTS / name for name in ("style", "microvm", "agents", "escape", "kernel/relay", "kernel/workspace")),
+)
 """Of the pass `user-apart`."""
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 GUARD = Guard()
@@ -71,7 +74,7 @@ def _apart(path: Path) -> bool:
 def _in_pass(item: pytest.Item) -> bool:
     """Whether a test belongs to this pass, or part of one.
 
-    `user`: `user-apart`, what is pure, what boots guests, real agents, attacks, the relay; `user-rest`.
+    `user`: `user-apart`, what is pure, what boots guests, real agents, attacks, relay and workspace; `user-rest`.
     `root`: `root-alone`; a suite's machines.
     """
     of_root = item.get_closest_marker("root") is not None

@@ -154,7 +154,9 @@ class Guests:
         return files | {named["var"]: self._empty, named["workspace"]: self._empty}
 
     def _jailed(self, machine: qemu.Machine) -> tuple[str, ...]:
-        argv = template_argv(PLACE.bubblewrap, qemu.qemu_argv(machine), merged_usr=True, extra_system=(), kvm=False)
+        argv = template_argv(
+            PLACE.bubblewrap, qemu.qemu_argv(machine), merged_usr=True, extra_system=(), kvm=False, uid=os.getuid()
+        )
         at = argv.index("--seccomp")  # the filter costs nothing that could be measured, and needs no descriptor so
         return (*argv[:at], *argv[at + 2 :])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from cloister.isolation.inner import BOX, CLOISTER_DIR
-from cloister.isolation.namespace import CONTROL_FD, SECCOMP_FD, SHIM, system_mounts
+from cloister.isolation.namespace import CONTROL_FD, SECCOMP_FD, SHIM, proc_of_root, system_mounts
 
 VM = f"{CLOISTER_DIR}/vm"
 """Where the run's directory for the console and the monitor's sockets appears."""
@@ -59,7 +59,8 @@ def jail_argv(jail: Jail) -> tuple[str, ...]:
     for mount in system_mounts(jail.merged_usr, jail.extra_system):
         kind = "--symlink" if mount.kind == "symlink" else "--ro-bind-try" if mount.optional else "--ro-bind"
         argv += [kind, mount.source, mount.target]
-    argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", "--dev", "/dev"]
+    argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", *proc_of_root(jail.uid)]
+    argv += ["--dev", "/dev"]
     if jail.kvm:
         argv += ["--dev-bind-try", "/dev/kvm", "/dev/kvm"]
     if jail.firecracker:

@@ -86,7 +86,7 @@ def bubblewrap_argv(box: Box) -> tuple[str, ...]:
     argv = [box.bubblewrap, *_namespaces(box)]
     for mount in box.system:
         argv += _mount(mount)
-    argv += ["--ro-bind", box.etc_directory, "/etc", "--proc", "/proc", *_proc_of_root(box), "--dev", "/dev"]
+    argv += ["--ro-bind", box.etc_directory, "/etc", "--proc", "/proc", *proc_of_root(box.uid), "--dev", "/dev"]
     size = ["--size", str(box.tmpfs_bytes)] if box.tmpfs_bytes is not None else []
     argv += ["--perms", "1777", *size, "--tmpfs", "/tmp"]  # noqa: S108  # the sandbox's own, fresh
     if size:  # what --dev makes there has the kernel's default: half of the host's memory
@@ -120,13 +120,13 @@ def _namespaces(box: Box) -> list[str]:
     return [*argv, "--die-with-parent", "--as-pid-1", "--cap-drop", "ALL"]
 
 
-def _proc_of_root(box: Box) -> list[str]:
-    """Cover what belongs to root in `/proc` when root runs an agent: its files need no capability, only their owner.
+def proc_of_root(uid: int) -> list[str]:
+    """Cover what belongs to root in `/proc` where root runs a sandbox: its files need no capability, only their owner.
 
     Bubblewrap covers these directories only where they are writable themselves (bubblewrap.c, SETUP_MOUNT_PROC),
     which they are not; `/proc/sys/kernel/core_pattern` in them is, and it names a program that the kernel runs.
     """
-    if box.uid != 0:
+    if uid != 0:
         return []
     names = ("sys", "irq", "bus", "sysrq-trigger")
     return [word for name in names for word in ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")]

@@ -7,13 +7,13 @@ write, for its own sockets. Pure.
 from __future__ import annotations
 
 from cloister.isolation.monitor_jail import FIRECRACKER, VM
-from cloister.isolation.namespace import SECCOMP_FD, system_mounts
+from cloister.isolation.namespace import SECCOMP_FD, proc_of_root, system_mounts
 
 _LOADER_CACHE = "/etc/ld.so.cache"
 
 
 def template_argv(  # noqa: PLR0913  # each is a part of the jail
-    bubblewrap: str, monitor: tuple[str, ...], *, merged_usr: bool, extra_system: tuple[str, ...], kvm: bool,
+    bubblewrap: str, monitor: tuple[str, ...], *, merged_usr: bool, extra_system: tuple[str, ...], kvm: bool, uid: int,
     firecracker: str = "", directory: str = "",
 ) -> tuple[str, ...]:  # fmt: skip
     """Return the whole argv; descriptor 3 is the filter of system calls.
@@ -24,6 +24,7 @@ def template_argv(  # noqa: PLR0913  # each is a part of the jail
         merged_usr: whether /bin is a link into /usr.
         extra_system: more directories with programs and libraries, such as /nix/store.
         kvm: the monitor uses /dev/kvm.
+        uid: of whoever starts it.
         firecracker: its path on the host; empty where the monitor is QEMU, which lies below `/usr`.
         directory: what it may write, as a run's directory for the monitor's sockets; empty for nothing.
     """
@@ -33,7 +34,8 @@ def template_argv(  # noqa: PLR0913  # each is a part of the jail
     for mount in system_mounts(merged_usr, extra_system):
         kind = "--symlink" if mount.kind == "symlink" else "--ro-bind-try" if mount.optional else "--ro-bind"
         argv += [kind, mount.source, mount.target]
-    argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", "--dev", "/dev"]
+    argv += ["--ro-bind-try", _LOADER_CACHE, _LOADER_CACHE, "--proc", "/proc", *proc_of_root(uid)]
+    argv += ["--dev", "/dev"]
     if kvm:
         argv += ["--dev-bind-try", "/dev/kvm", "/dev/kvm"]
     if firecracker:

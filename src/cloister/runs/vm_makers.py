@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +55,7 @@ def _qemu(wanted: Wanted, place: Place, files: dict[str, int], directory: str, b
         jail = template_argv(
             place.bubblewrap, qemu.qemu_argv(wanted.machine(making=making)),
             merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=wanted.accelerator == "kvm",
+            uid=os.geteuid(),
         )  # fmt: skip
         machines.append(
             vm_template_qemu.Machine(
@@ -83,7 +85,8 @@ def _firecracker(wanted: Wanted, place: Place, files: dict[str, int], directory:
 
     jail = template_argv(
         place.bubblewrap, firecracker.monitor_argv(monitor_jail.FIRECRACKER, inside, _INSTANCE),
-        merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=True, firecracker=wanted.program,
+        merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=True, uid=os.geteuid(),
+        firecracker=wanted.program,
         directory=f"{directory}/{vm_template_firecracker.DIRECTORY}",
     )  # fmt: skip
     hold = (firecracker.set_state("Paused"), firecracker.create_snapshot(state, memory))

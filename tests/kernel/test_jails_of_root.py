@@ -1,0 +1,71 @@
+"""What a monitor that its guest has taken over can write where root started it: it is root, without capabilities."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cloister.host.memory_file import memory_file
+from cloister.isolation import seccomp
+from cloister.isolation.monitor_jail import VM, Jail, jail_argv
+from cloister.isolation.namespace import SECCOMP_FD
+from cloister.isolation.template_jail import template_argv
+
+pytestmark = [pytest.mark.kernel, pytest.mark.root]
+TRIES = """#!/bin/sh
+value=$(cat /proc/sys/kernel/core_pattern)
+(echo "$value" > /proc/sys/kernel/core_pattern) 2>/dev/null && echo writes core_pattern
+(: >> /proc/sysrq-trigger) 2>/dev/null && echo opens sysrq-trigger
+(umount /proc/sys || mount -t proc none /tmp || unshare -m true || unshare -U true) 2>/dev/null && echo mounts
+touch /usr/x /run/x /x 2>/dev/null && echo writes outside
+find /proc -writable -not -path '/proc/[0-9]*' -not -path '/proc/*self/*' 2>/dev/null |
+    grep -v '^/proc/mtrr$\\|^/proc/pressure/'
+grep CapEff /proc/self/status
+echo mine > /tmp/x && cat /tmp/x
+"""
+"""Writes what is there already, if anything. mtrr and pressure ask for a capability when they are written."""
+
+
+def said(argv: tuple[str, ...]) -> str:
+    """Run a jail with its filter, and return what is printed in it."""
+    filtered = memory_file("filter", seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False))
+    words = [str(filtered) if before == "--seccomp" else word for before, word in zip(("", *argv), argv, strict=False)]
+    assert str(SECCOMP_FD) in argv
+    try:
+        done = subprocess.run(words, pass_fds=[filtered], capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        os.close(filtered)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+NOTHING = "CapEff:\t0000000000000000\nmine\n"
+
+
+def test_a_templates_monitor_writes_nothing_of_the_hosts() -> None:
+    """Neither the program that the kernel starts for a core, nor anything else that is root's."""
+    argv = template_argv(
+        "/usr/bin/bwrap", ("/bin/sh", "-c", TRIES), merged_usr=True, extra_system=(), kvm=False, uid=os.geteuid()
+    )
+    assert said(argv) == NOTHING
+
+
+def test_a_runs_monitor_writes_nothing_of_the_hosts(tmp_path: Path) -> None:
+    """The same in the jail of a run, but for its own directory."""
+    for name in ("box", "vm"):
+        (tmp_path / name).mkdir()
+    tries = tmp_path / "tries"
+    tries.write_text(f"{TRIES}echo kept > {VM}/kept\n")
+    tries.chmod(0o755)
+    jail = Jail(
+        bubblewrap="/usr/bin/bwrap", shim=str(tries), box_directory=str(tmp_path / "box"),
+        vm_directory=str(tmp_path / "vm"), merged_usr=True, uid=os.geteuid(), gid=os.getegid(), kvm=False,
+        sockets=(), monitor=("/bin/true",),
+    )  # fmt: skip
+    assert said(jail_argv(jail)) == NOTHING
+    assert (tmp_path / "vm/kept").read_text() == "kept\n"
+    assert list((tmp_path / "box").iterdir()) == []
