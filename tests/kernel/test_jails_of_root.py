@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,18 +56,25 @@ def test_a_templates_monitor_writes_nothing_of_the_hosts() -> None:
     assert said(argv) == NOTHING
 
 
-def test_a_runs_monitor_writes_nothing_of_the_hosts(tmp_path: Path) -> None:
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that can be reached without any right: the tests' own lies below another user's."""
+    with tempfile.TemporaryDirectory(prefix="cloister-jail-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_a_runs_monitor_writes_nothing_of_the_hosts(place: Path) -> None:
     """The same in the jail of a run, but for its own directory."""
     for name in ("box", "vm"):
-        (tmp_path / name).mkdir()
-    tries = tmp_path / "tries"
+        (place / name).mkdir()
+    tries = place / "tries"
     tries.write_text(f"{TRIES}echo kept > {VM}/kept\n")
     tries.chmod(0o755)
     jail = Jail(
-        bubblewrap="/usr/bin/bwrap", shim=str(tries), box_directory=str(tmp_path / "box"),
-        vm_directory=str(tmp_path / "vm"), merged_usr=True, uid=os.geteuid(), gid=os.getegid(), kvm=False,
+        bubblewrap="/usr/bin/bwrap", shim=str(tries), box_directory=str(place / "box"),
+        vm_directory=str(place / "vm"), merged_usr=True, uid=os.geteuid(), gid=os.getegid(), kvm=False,
         sockets=(), monitor=("/bin/true",),
     )  # fmt: skip
     assert said(jail_argv(jail)) == NOTHING
-    assert (tmp_path / "vm/kept").read_text() == "kept\n"
-    assert list((tmp_path / "box").iterdir()) == []
+    assert (place / "vm/kept").read_text() == "kept\n"
+    assert list((place / "box").iterdir()) == []

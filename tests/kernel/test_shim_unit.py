@@ -33,6 +33,21 @@ def test_a_unit_runs_its_agent_with_the_stdio_of_its_go(unit: Unit) -> None:
     assert unit.until("E") == b"\0\0\0\0\7"
 
 
+@pytest.mark.parametrize("broker", ["looks", "is gone", "is silent"])
+def test_a_unit_stays_until_its_cgroup_was_looked_at(unit: Unit, broker: str) -> None:
+    """With its last process the cgroup goes, and what was counted there: it waits for the broker, half a second."""
+    unit.looks = broker == "looks"
+    unit.begin()
+    began = time.monotonic()
+    with open(os.devnull, "r+b") as null:
+        unit.go("sh", "-c", "exit 3", stdio=[null.fileno()] * 3)
+    unit.until("E")
+    if broker == "is gone":
+        unit.channel.close()
+    assert unit.process.wait(5) == 3
+    assert broker != "is silent" or time.monotonic() - began >= 0.5
+
+
 def test_the_probe_says_what_a_unit_is(unit: Unit) -> None:
     """What the namespace run proves, and besides a uid of its own without capabilities; no claim to be PID 1."""
     found = set(unit.begin())

@@ -277,6 +277,8 @@ class ActiveRun:
     def _exited(self, number: int, status: int) -> None:
         if number == 0:
             self.count_limits()
+            if self.plan.launch.unit:
+                self.inner.send("D")  # its first process waits for that: with it goes the cgroup
             self.live.exited(status)
         elif link := self.sessions.pop(number, None):
             link.send("F", bytes([status]))

@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "frame.h"
+#include "sys.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -129,6 +130,27 @@ enum channel_result channel_receive(struct channel *channel, struct frame *frame
     int fd = channel->fd;
     channel_open(channel, fd);
     return CHANNEL_FRAME;
+}
+
+bool channel_await(struct channel *channel, char type, int patience_ms)
+{
+    int64_t until = sys_now_ms() + patience_ms, left;
+    while ((left = until - sys_now_ms()) > 0) {
+        struct frame frame;
+        enum channel_result result = channel_receive(channel, &frame);
+        if (result == CHANNEL_AGAIN) {
+            struct pollfd wait = {.fd = channel->fd, .events = POLLIN};
+            (void)!poll(&wait, 1, (int)left);
+            continue;
+        }
+        if (result != CHANNEL_FRAME)
+            return false;
+        bool found = frame.type == (uint8_t)type;
+        frame_release(&frame);
+        if (found)
+            return true;
+    }
+    return false;
 }
 
 /* Send the rest of a frame whose first bytes are out. */

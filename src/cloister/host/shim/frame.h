@@ -40,6 +40,9 @@ void channel_open(struct channel *channel, int fd);
 /* Take what has arrived; never waits. */
 enum channel_result channel_receive(struct channel *channel, struct frame *frame);
 
+/* Wait for a frame of this type, and drop what comes before it: false where it does not come in time, or ever. */
+bool channel_await(struct channel *channel, char type, int patience_ms);
+
 /* Send one frame, with `descriptor` unless it is -1. Waits at most 3 s: a peer that reads nothing counts as gone. */
 int channel_send(struct channel *channel, char type, const void *payload, size_t length, int descriptor);
 

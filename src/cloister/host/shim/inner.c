@@ -31,7 +31,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { TASKS_MAX = 256, FLAG_PTY = 1, EXIT_KILLED = 137 };
+enum { TASKS_MAX = 256, FLAG_PTY = 1, EXIT_KILLED = 137, LOOK_MS = 500 };
 
 /* One command: the agent has id 0. With a pty it waits until the outer half has the master, and made it fit. */
 struct task {
@@ -276,8 +276,11 @@ static void on_ended(struct task *task, uint8_t code)
     task_release(task);
     tell('E', &payload);
     free(payload.data);
-    if (id == 0)
-        die(code);
+    if (id != 0)
+        return;
+    if (self.options.unit) /* with us its cgroup goes: the broker reads first what the kernel has counted there */
+        (void)!channel_await(&self.broker, 'D', LOOK_MS);
+    die(code);
 }
 
 /* A command that waits for its terminal has no handlers yet: what would end it, ends it. */
