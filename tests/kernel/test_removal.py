@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cloister.host import removal
+from cloister.host import image_store, removal
 
 pytestmark = pytest.mark.kernel
 
@@ -98,3 +99,17 @@ def test_many_files_take_little_time(tmp_path: Path) -> None:
     finally:
         os.listdir = listdir
     assert looked == 201
+
+
+def test_two_that_remove_one_tree_leave_nothing(tmp_path: Path) -> None:
+    """Two collections of images at once: neither fails because the other was quicker, and nothing stays."""
+    for turn in range(5):
+        top = tmp_path / str(turn)
+        for directory in range(60):
+            (top / str(directory) / "a/b").mkdir(parents=True)
+            (top / str(directory) / "a/file").touch()
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(image_store.remove_tree, str(top)) for _ in range(2)]:
+                done.result(60)
+        assert not top.exists()
+    assert list(tmp_path.iterdir()) == []

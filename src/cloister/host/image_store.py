@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -227,13 +228,17 @@ class SeenVersions:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory of ours, in which scripts of packages may have written anything.
+    """Remove a directory of ours, in which scripts of packages may have written anything. Others may do the same.
 
     Raises:
         OSError: something could not be removed.
     """
-    with contextlib.suppress(FileNotFoundError):  # somebody else may do the same
-        removal.remove(path)
+    while os.path.lexists(path):
+        try:
+            removal.remove(path)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:  # what two that remove find of each other
+                raise
 
 
 def remove_abandoned(path: str) -> bool:
