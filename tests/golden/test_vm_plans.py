@@ -12,7 +12,7 @@ from cloister.errors import UnsupportedError
 from cloister.images.manifest import Manifest, Part, Verity
 from cloister.plan import render
 from cloister.plan.steps import Limit, Plan
-from cloister.plan.vm import FIRST_FILE
+from cloister.plan.vm import FIRST_FILE, number_of
 from cloister.plan.vm_snapshot import Memory, Snapshot
 from cloister.plan.vm_template import Shape
 from cloister.plan.workspace import Mount, WorkspaceLayout
@@ -137,6 +137,41 @@ def test_what_a_guest_cannot_keep_is_refused(table: str, reference: str) -> None
 
     assert caught.value.reference == reference
     assert _of_table("").isolation == "microvm"
+
+
+def test_a_monitor_of_roots_has_a_number_of_its_own() -> None:
+    """It takes that on in the jail, which has no user namespace then; what it needs of the run's is open to it.
+
+    Other runs of the same policy have other numbers; a user's monitor has the user's, and opens nothing to anybody.
+    """
+    text = (
+        b'schema = 1\n[agents.agent]\ncommand = ["tool"]\nisolation = "microvm"\n'
+        b'[agents.agent.identity]\naudiences = ["cloister"]\n'
+    )
+    numbered = msgspec.structs.replace(MACHINE, groups=(44, 55))
+    plans = {run: _plan(text, machine=numbered, uid=0, gid=0, run=run) for run in ("0123456789ab", "0123456789ac")}
+    argv = plans["0123456789ab"].launch.argv
+    number = number_of("0123456789ab")
+    keeper = argv.index("keeper") - 1
+
+    assert argv[keeper - 6 : keeper] == ("/run/cloister/shim", "as", str(number), "44", "55", "--")
+    assert "--unshare-user" not in argv
+    assert [argv[place + 1] for place, word in enumerate(argv) if word == "--cap-add"] == ["CAP_SETUID", "CAP_SETGID"]
+    assert len({plan.launch.vm.monitor_uid for plan in plans.values() if plan.launch.vm}) == len(plans)
+    assert f"its monitor is user {number}" in render.as_text(plans["0123456789ab"])
+
+    modes = {
+        step.path.rpartition("/")[2]: step.mode
+        for step in plans["0123456789ab"].steps
+        if hasattr(step, "path") and hasattr(step, "mode")
+    }
+    own = _plan(text, uid=4242)
+    theirs = {
+        step.path.rpartition("/")[2]: step.mode for step in own.steps if hasattr(step, "path") and hasattr(step, "mode")
+    }
+    assert (modes["0123456789ab"], modes["box"], modes["egress.sock"]) == (0o700, 0o755, 0o666)
+    assert not any(mode & 0o077 for mode in theirs.values())
+    assert "as" not in own.launch.argv
 
 
 def test_the_monitor_is_held_where_a_policy_bounds_its_guest() -> None:

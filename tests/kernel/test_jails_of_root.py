@@ -1,4 +1,7 @@
-"""What a monitor that its guest has taken over can write where root started it: it is root, without capabilities."""
+"""What a monitor that its guest has taken over can write where root started it, in either jail.
+
+Under a number of its own it is nobody. Where a host has none, as in a container, it is root without capabilities.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,15 @@ import pytest
 
 from cloister.host.memory_file import memory_file
 from cloister.isolation import seccomp
-from cloister.isolation.monitor_jail import VM, Jail, jail_argv
+from cloister.isolation.inner import BOX
+from cloister.isolation.monitor_jail import VM, Jail, Number, jail_argv
 from cloister.isolation.namespace import SECCOMP_FD
 from cloister.isolation.template_jail import template_argv
+from cloister.plan.vm import FIRST_NUMBER
+from cloister.runs.client import SHIM
 
 pytestmark = [pytest.mark.kernel, pytest.mark.root]
-TRIES = """#!/bin/sh
-value=$(cat /proc/sys/kernel/core_pattern)
+TRIES = """value=$(cat /proc/sys/kernel/core_pattern)
 (echo "$value" > /proc/sys/kernel/core_pattern) 2>/dev/null && echo writes core_pattern
 (: >> /proc/sysrq-trigger) 2>/dev/null && echo opens sysrq-trigger
 (umount /proc/sys || mount -t proc none /tmp || unshare -m true || unshare -U true) 2>/dev/null && echo mounts
@@ -27,6 +32,7 @@ touch /usr/x /run/x /x 2>/dev/null && echo writes outside
 find /proc -writable -not -path '/proc/[0-9]*' -not -path '/proc/*self/*' 2>/dev/null |
     grep -v '^/proc/mtrr$\\|^/proc/pressure/'
 grep CapEff /proc/self/status
+id -u; id -G
 echo mine > /tmp/x && cat /tmp/x
 """
 """Writes what is there already, if anything. mtrr and pressure ask for a capability when they are written."""
@@ -45,15 +51,24 @@ def said(argv: tuple[str, ...]) -> str:
     return done.stdout
 
 
-NOTHING = "CapEff:\t0000000000000000\nmine\n"
+NUMBER = Number(FIRST_NUMBER + 5, (44444,))
+NUMBERS = [pytest.param(NUMBER, id="number"), pytest.param(None, id="root")]
 
 
-def test_a_templates_monitor_writes_nothing_of_the_hosts() -> None:
+def nothing(number: Number | None) -> str:
+    """Return what is said where no attempt succeeds."""
+    who = f"{NUMBER.uid}\n{NUMBER.uid} 44444" if number else "0\n0"
+    return f"CapEff:\t0000000000000000\n{who}\nmine\n"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_templates_monitor_writes_nothing_of_the_hosts(number: Number | None) -> None:
     """Neither the program that the kernel starts for a core, nor anything else that is root's."""
     argv = template_argv(
-        "/usr/bin/bwrap", ("/bin/sh", "-c", TRIES), merged_usr=True, extra_system=(), kvm=False, uid=os.geteuid()
-    )
-    assert said(argv) == NOTHING
+        "/usr/bin/bwrap", ("/bin/sh", "-c", TRIES), merged_usr=True, extra_system=(), kvm=False, uid=os.geteuid(),
+        number=number, shim=SHIM,
+    )  # fmt: skip
+    assert said(argv) == nothing(number)
 
 
 @pytest.fixture
@@ -63,18 +78,23 @@ def place() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_a_runs_monitor_writes_nothing_of_the_hosts(place: Path) -> None:
-    """The same in the jail of a run, but for its own directory."""
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_runs_monitor_writes_nothing_of_the_hosts(place: Path, number: Number | None) -> None:
+    """The same in the jail of a run, but for its own directory. The keeper's place is taken by the attack."""
     for name in ("box", "vm"):
         (place / name).mkdir()
-    tries = place / "tries"
-    tries.write_text(f"{TRIES}echo kept > {VM}/kept\n")
-    tries.chmod(0o755)
+    (place / "vm").chmod(0o777 if number else 0o700)
+    (place / "box/theirs").write_text("x")
+    (place / "box/theirs").chmod(0o600)
+    tries = f"{TRIES}echo kept > {VM}/kept; cat {BOX}/theirs 2>/dev/null; true"
     jail = Jail(
-        bubblewrap="/usr/bin/bwrap", shim=str(tries), box_directory=str(place / "box"),
+        bubblewrap="/usr/bin/bwrap", shim=SHIM, box_directory=str(place / "box"),
         vm_directory=str(place / "vm"), merged_usr=True, uid=os.geteuid(), gid=os.getegid(), kvm=False,
-        sockets=(), monitor=("/bin/true",),
+        sockets=(), monitor=("/bin/true",), number=number,
     )  # fmt: skip
-    assert said(jail_argv(jail)) == NOTHING
+    argv = jail_argv(jail)
+    before = argv.index("keeper") - 1
+    assert said((*argv[:before], "/bin/sh", "-c", tries)) == nothing(number) + ("" if number else "x")
     assert (place / "vm/kept").read_text() == "kept\n"
-    assert list((place / "box").iterdir()) == []
+    assert (place / "vm/kept").stat().st_uid == (number.uid if number else 0)
+    assert [path.name for path in (place / "box").iterdir()] == ["theirs"]

@@ -45,6 +45,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Returns the calls that start the guest, for a version as the monitor says it."""
     hold: Sequence[Call] = ()
     """Those that write both files."""
+    number: int = 0
+    """Under which it runs where root starts it; 0: ours."""
 
 
 class Firecracker:
@@ -80,12 +82,15 @@ class Firecracker:
 
     def rehearse(self, directory: str, state: str, memory: int) -> tuple[str, ...]:
         """Have a machine come up from what was written, with the memory that was."""
-        kept = os.open(state, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            with self._started(directory, self._twin, memory, kept) as monitor:
+        with (
+            _state_file() as copied,
+            open(state, "rb", opener=private_files.opener) as kept,
+        ):
+            size = os.fstat(kept.fileno()).st_size
+            os.ftruncate(copied, size)
+            vm_memory.copy(kept.fileno(), copied, size)
+            with self._started(directory, self._twin, memory, copied) as monitor:
                 return self._hello(monitor, f"{directory}/{DIRECTORY}/{self._channel}")
-        finally:
-            os.close(kept)
 
     @contextlib.contextmanager
     def _started(self, directory: str, machine: Machine, memory: int, state: int) -> Iterator[Monitor]:
@@ -93,6 +98,9 @@ class Firecracker:
         sockets = f"{directory}/{DIRECTORY}"
         files: Mapping[int, int] = machine.files | {machine.memory: memory, machine.state: state}
         os.mkdir(sockets, 0o700)
+        if machine.number:
+            os.chown(sockets, -1, machine.number)
+            os.chmod(sockets, 0o770)  # noqa: S103  # its own, and nobody else gets past the directory above
         try:
             with vm_template_monitor.started(directory, machine.argv, files, machine.disks) as monitor:
                 try:
@@ -107,7 +115,7 @@ class Firecracker:
             raise _failed("firecracker has left what cannot be removed")
 
     def _api_of(self, directory: str) -> FirecrackerApi:
-        return FirecrackerApi(f"{directory}/{DIRECTORY}/{self._api}")
+        return FirecrackerApi(f"{directory}/{DIRECTORY}/{self._api}", owner=self._machine.number or None)
 
     def _hello(self, monitor: Monitor, path: str) -> tuple[str, ...]:
         """Meet the guest, and leave it alone again; return what it says of itself.
@@ -117,7 +125,10 @@ class Firecracker:
         """
         until = time.monotonic() + vm_template_monitor.BOOT_TIMEOUT_S
         try:
-            with contextlib.closing(Channel(vsock.connect(path, self._port, until=until, lives=monitor.lives))) as link:
+            stream = vsock.connect(
+                path, self._port, until=until, lives=monitor.lives, owner=self._machine.number or None
+            )
+            with contextlib.closing(Channel(stream)) as link:
                 nonce = vm_link.new_nonce()
                 vm_link.greet(link, nonce)
                 return vm_link.hello(link, nonce, timeout_s=max(1.0, until - time.monotonic()))

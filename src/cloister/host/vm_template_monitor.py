@@ -122,5 +122,6 @@ def _placeholder(directory: str, number: int) -> int:
     path = f"{directory}/disk{number}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.unlink(path)
+    os.fchmod(descriptor, 0o666)  # without a name, it is only theirs who got it; they may have another number than we
     os.ftruncate(descriptor, PLACEHOLDER_BYTES)
     return descriptor

@@ -6,15 +6,15 @@ write, for its own sockets. Pure.
 
 from __future__ import annotations
 
-from cloister.isolation.monitor_jail import FIRECRACKER, VM
-from cloister.isolation.namespace import SECCOMP_FD, proc_of_root, system_mounts
+from cloister.isolation.monitor_jail import FIRECRACKER, VM, Number, own_tmp, under, walls, ways
+from cloister.isolation.namespace import SECCOMP_FD, SHIM, proc_of_root, system_mounts
 
 _LOADER_CACHE = "/etc/ld.so.cache"
 
 
 def template_argv(  # noqa: PLR0913  # each is a part of the jail
     bubblewrap: str, monitor: tuple[str, ...], *, merged_usr: bool, extra_system: tuple[str, ...], kvm: bool, uid: int,
-    firecracker: str = "", directory: str = "",
+    firecracker: str = "", directory: str = "", number: Number | None = None, shim: str = "",
 ) -> tuple[str, ...]:  # fmt: skip
     """Return the whole argv; descriptor 3 is the filter of system calls.
 
@@ -27,10 +27,10 @@ def template_argv(  # noqa: PLR0913  # each is a part of the jail
         uid: of whoever starts it.
         firecracker: its path on the host; empty where the monitor is QEMU, which lies below `/usr`.
         directory: what it may write, as a run's directory for the monitor's sockets; empty for nothing.
+        number: under which it runs where root starts it; None: that of whoever does.
+        shim: path of the helper program that takes on that number.
     """
-    argv = [bubblewrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    argv += ["--unshare-cgroup-try", "--unshare-net", "--disable-userns", "--hostname", "monitor"]
-    argv += ["--die-with-parent", "--cap-drop", "ALL"]
+    argv = [bubblewrap, *walls(number), *ways(number, extra_system)]
     for mount in system_mounts(merged_usr, extra_system):
         kind = "--symlink" if mount.kind == "symlink" else "--ro-bind-try" if mount.optional else "--ro-bind"
         argv += [kind, mount.source, mount.target]
@@ -40,7 +40,9 @@ def template_argv(  # noqa: PLR0913  # each is a part of the jail
         argv += ["--dev-bind-try", "/dev/kvm", "/dev/kvm"]
     if firecracker:
         argv += ["--ro-bind", firecracker, FIRECRACKER]
-    argv += ["--perms", "0700", "--size", str(16 << 20), "--tmpfs", "/tmp"]  # noqa: S108  # the jail's own
+    argv += own_tmp(number)
+    if number:
+        argv += ["--ro-bind", shim, SHIM]
     if directory:
         argv += ["--bind", directory, VM]
-    return (*argv, "--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *monitor)
+    return (*argv, "--remount-ro", "/", "--seccomp", str(SECCOMP_FD), "--", *under(number), *monitor)

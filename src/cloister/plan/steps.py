@@ -115,6 +115,7 @@ class ListenAgent(Step, frozen=True, tag="listen-agent"):
     words: tuple[str, ...] = ()
     """Which keys may do what, for people."""
     mode: int = 0o600
+    """As that of `Listen`."""
 
     def describe(self) -> str:
         """Return one line for people."""

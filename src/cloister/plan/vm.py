@@ -6,6 +6,7 @@ microVMs"). The argv of the jail, the keeper and the monitor is that of the `Lau
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -22,6 +23,12 @@ CONSOLE = "console.log"
 WORKSPACE_DISK = "workspace.img"
 VAR_DISK = "var.img"
 """In an agent's state for a project."""
+
+FIRST_NUMBER = 0x78000000
+"""Of the monitors that root starts: above what systemd's containers and directories of accounts give out (systemd's
+docs/UIDS-GIDS.md; sssd-ad(5), ldap_idmap_range_max), below the signed end."""
+NUMBERS = 1 << 24
+"""How many there are from there on."""
 
 Accelerator = Literal["kvm", "tcg"]
 Monitor = Literal["qemu", "firecracker"]
@@ -66,6 +73,8 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The argv of the shim's inner half in the guest."""
     directory: str
     """The run's directory for the console and the monitor's sockets."""
+    monitor_uid: int = 0
+    """The number, as user and as group, under which the monitor runs where root starts it; 0: that of who does."""
     disk_bytes: int
     """Of the disk for `/var`, and what may be added in the workspace."""
     disk_rate: int = 0
@@ -99,4 +108,10 @@ class VmLaunch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         size = f"{self.memory_mib} MiB, {self.cpus} CPU{', from a template' if self.template else ''}"
         size += ", going on from a snapshot's memory" if self.resumes else ""
         card = ", with a network device on the system's bridge" if self.network == "bridge" else ""
+        card += f", its monitor is user {self.monitor_uid}" if self.monitor_uid else ""
         return f"virtual machine of image {self.image} {self.version} by {how}: {size}{card}"
+
+
+def number_of(name: str) -> int:
+    """Return the number under which the monitor of something of root's runs: the same for the same name."""
+    return FIRST_NUMBER + int.from_bytes(hashlib.sha256(f"monitor:{name}".encode()).digest()[:4], "big") % NUMBERS

@@ -257,7 +257,9 @@ def box_steps(start: Start, files: Files, launch: Launch, *, shared: bool = Fals
         yield TrustBundle(path=f"{box}/{os.path.basename(environment.TRUST)}", roots=start.trust_roots, mode=mode)
     yield Listen(path=f"{box}/egress.sock", mode=0o666 if shared else 0o600)
     for agent in start.signing.agents:
-        yield ListenAgent(path=f"{box}/{agent.socket}", kind=agent.kind, words=agent.words)
+        yield ListenAgent(
+            path=f"{box}/{agent.socket}", kind=agent.kind, words=agent.words, mode=0o666 if shared else 0o600
+        )
 
 
 def carry_points(preset: Preset, over: Sequence[tuple[str, str]]) -> tuple[CarryPoint, ...]:

@@ -21,7 +21,6 @@ from cloister.plan.bridge import guest_mac
 from cloister.plan.settings import form_of
 from cloister.plan.steps import (
     AnyStep,
-    IdentityTokens,
     Launch,
     MakeDirectory,
     MergeSettings,
@@ -39,6 +38,7 @@ from cloister.plan.vm import (
     VmCarried,
     VmFile,
     VmLaunch,
+    number_of,
 )
 from cloister.plan.vm_snapshot import MEMORY, Snapshot
 from cloister.policy.model import Agent, Preset
@@ -104,6 +104,8 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The record of that, where its processes go on from its memory, and where its files lie."""
     kept_in: str = ""
     notices: tuple[str, ...] = ()
+    groups: tuple[int, ...] | None = None
+    """Started by root: what its monitor needs beside a number of its own. None: it has its user's."""
 
     @property
     def cmdline(self) -> str:
@@ -219,6 +221,7 @@ def _machine(agent: Agent, preset: Preset, files: Files, facts: Facts, machine: 
         fields=tuple(_fields(agent, preset, facts)),
         inner=inner.inner_argv(SHIM, _inner(agent, preset, facts)),
         directory=f"{facts.run_runtime}/{DIRECTORY}",
+        monitor_uid=0 if machine.groups is None else number_of(facts.run),
         disk_bytes=_disk(agent),
         disk_rate=parse_size(agent.microvm.disk_rate) if agent.microvm.disk_rate else 0,
         carried=tuple(
@@ -333,6 +336,7 @@ def _jail(agent: Agent, facts: Facts, machine: VmFacts, vm: VmLaunch) -> monitor
         vsock=f"{monitor_jail.VM}/{firecracker.CHANNEL_SOCKET}" if vm.monitor == "firecracker" else "",
         firecracker=machine.program if vm.monitor == "firecracker" else "",
         monitor=_monitor(machine, vm, facts.uid, facts.run),
+        number=monitor_jail.Number(vm.monitor_uid, machine.groups) if machine.groups is not None else None,
     )
 
 
@@ -377,16 +381,18 @@ def _preparations(  # noqa: PLR0913  # one place, seven parts of one thing
     agent: Agent, preset: Preset, facts: Facts, files: Files, launch: Launch, limited: limits.Limited, machine: VmFacts
 ) -> Iterator[AnyStep]:
     """Yield everything before the launch, in the order in which it must be there. The disks are made after it."""
-    box = f"{facts.run_runtime}/box"
-    yield MakeDirectory(path=facts.run_runtime)
-    yield MakeDirectory(path=box)
-    yield MakeDirectory(path=f"{facts.run_runtime}/{DIRECTORY}")
+    box, shared = f"{facts.run_runtime}/box", machine.groups is not None
+    yield MakeDirectory(path=facts.run_runtime)  # nobody else gets past this one
+    yield MakeDirectory(path=box, mode=0o755 if shared else 0o700)
+    yield MakeDirectory(path=f"{facts.run_runtime}/{DIRECTORY}", mode=0o777 if shared else 0o700)
     yield MakeDirectory(path=f"{facts.run_state}/{DIRECTORY}", kept=True)
     yield MakeDirectory(path=facts.state, kept=True)
     yield SeedFile(root=facts.state, name=PROJECT_RECORD, text=project_record(facts))
-    identity = _identity(agent, facts, box)
+    identity = identity_files.tokens_step(
+        agent.identity, box, facts.user, facts.uid, mode=0o444 if shared else 0o400
+    )  # fmt: skip
     if identity:
-        yield MakeDirectory(path=identity.directory)
+        yield MakeDirectory(path=identity.directory, mode=0o755 if shared else 0o700)
         yield identity
     words = launch.seccomp.split(",")
     filtered = seccomp.assemble(
@@ -397,16 +403,12 @@ def _preparations(  # noqa: PLR0913  # one place, seven parts of one thing
         listeners="listeners" in words,
     )
     yield WriteBytes(path=f"{box}/{FILTER}", data=filtered)
-    yield from box_steps(facts, files, launch)
+    yield from box_steps(facts, files, launch, shared=shared)
     if agent.settings:
         path, form = f"{box}/{boxed_settings(preset)}", form_of(preset.settings)
         yield MergeSettings(path=path, source=facts.settings, settings=agent.settings, form=form)
     if limited.cgroup:
         yield limited.cgroup
-
-
-def _identity(agent: Agent, facts: Facts, box: str) -> IdentityTokens | None:
-    return identity_files.tokens_step(agent.identity, box, facts.user, facts.uid)
 
 
 def _disk(agent: Agent) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloister.errors import PolicyError, Problem, UnsupportedError
+from cloister.host.monitor_number import check_reachable, groups_for, has_numbers
 from cloister.host.vm_link import PROTOCOL
 from cloister.isolation.qemu import clock_khz
 from cloister.plan.steps import Plan
@@ -16,6 +17,7 @@ from cloister.plan.vm import Accelerator
 from cloister.policy.merge import ResolvedAgent
 from cloister.policy.model import Agent
 from cloister.runs import vm_monitor, vm_warm
+from cloister.runs.client import SHIM
 from cloister.runs.compile import Facts
 from cloister.runs.compile_vm import VmFacts, compile_vm, image_of, memory_of
 from cloister.runs.credentials_places import host_path
@@ -95,15 +97,27 @@ def machine_facts(
     accelerator: Accelerator = "kvm"  # Firecracker has no other
     if choice.monitor == "qemu":
         accelerator = accelerated(find_qemu(), guest, runtime, trying).accelerator
+    program = choice.program or find_qemu()
     return VmFacts(
         manifest=image.manifest,
         directory=image.directory,
         monitor=choice.monitor,
-        program=choice.program or find_qemu(),
+        program=program,
         accelerator=accelerator,
+        groups=_groups(accelerator, SHIM, program) if has_numbers() else None,
         clock_khz=host_clock_khz() if accelerator == "tcg" else 0,
         machine=platform.machine(),
     )
+
+
+def _groups(accelerator: Accelerator, *programs: str) -> tuple[int, ...]:
+    """Return what the monitor of a run of root's needs beside a number of its own.
+
+    Raises:
+        UnsupportedError: nobody but root can use what it needs.
+    """
+    check_reachable(*programs)
+    return groups_for() if accelerator == "kvm" else ()
 
 
 def refuse_larger(wanted: int, memory: int) -> None:

@@ -75,7 +75,7 @@ def monitor_pid(vm: VmLaunch) -> int:
     except (OSError, UsageError):
         return 0
     pid, uid, _ = struct.unpack("3i", credentials)
-    return int(pid) if uid == os.getuid() else 0
+    return int(pid) if uid == (vm.monitor_uid or os.getuid()) else 0
 
 
 def usage(vm: VmLaunch) -> Usage:

@@ -13,7 +13,7 @@ from cloister.plan.vm import VmLaunch
 
 def driver_of(launch: VmLaunch) -> FirecrackerDriver:
     """Return the driver of a run's machine, in its jail."""
-    api = FirecrackerApi(f"{launch.directory}/{firecracker.API_SOCKET}")
+    api = FirecrackerApi(f"{launch.directory}/{firecracker.API_SOCKET}", owner=launch.monitor_uid or None)
     machine = firecracker.Machine(cmdline=launch.cmdline, disks=firecracker.Rate(bytes_per_s=launch.disk_rate))
     return FirecrackerDriver(api, launch, machine, firecracker.Place(directory=monitor_jail.VM))
 

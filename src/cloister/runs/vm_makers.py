@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloister.host import vm_template_firecracker, vm_template_qemu
 from cloister.host.memory_file import memory_file
+from cloister.host.monitor_number import groups_for, hand_over, has_numbers
 from cloister.isolation import firecracker, monitor_jail, qemu, seccomp
 from cloister.isolation.firecracker_api import Request, parse_version
 from cloister.isolation.namespace import SECCOMP_FD
 from cloister.isolation.template_jail import template_argv
-from cloister.runs.vm_shape import numbers
+from cloister.plan.vm import number_of
+from cloister.runs.client import SHIM
+from cloister.runs.vm_shape import COLD, ROLES, numbers
 
 if TYPE_CHECKING:
     from cloister.host.vm_template_make import Maker
@@ -27,6 +30,8 @@ class Place(NamedTuple):
     bubblewrap: str
     merged_usr: bool
     extra_system: tuple[str, ...]
+    number: monitor_jail.Number | None = None
+    """Of the monitor, where root makes the template."""
 
 
 def maker_of(
@@ -44,18 +49,24 @@ def maker_of(
     for key in ("filter", "twin's filter"):  # each monitor reads it from its beginning
         filtered = seccomp.assemble(platform.machine(), nested=False, ptrace=False, netlink=False)
         files[key] = memory_file("filter", filtered)
-    make = _firecracker if wanted.monitor == "firecracker" else _qemu
-    return make(wanted, place, files, directory, before)
+    number = _number(os.path.basename(directory), kvm=wanted.accelerator == "kvm")
+    if wanted.monitor == "firecracker":
+        return _firecracker(wanted, place._replace(number=number), files, directory, before)
+    return _qemu(wanted, place._replace(number=number), files, before)
 
 
-def _qemu(wanted: Wanted, place: Place, files: dict[str, int], directory: str, before: tuple[str, ...]) -> Maker:
-    del directory
+def _number(name: str, *, kvm: bool) -> monitor_jail.Number | None:
+    """Return under which number a maker's monitor runs; None: ours."""
+    return monitor_jail.Number(number_of(name), groups_for() if kvm else ()) if has_numbers() else None
+
+
+def _qemu(wanted: Wanted, place: Place, files: dict[str, int], before: tuple[str, ...]) -> Maker:
     named, machines = numbers(), []
     for making in (True, False):
         jail = template_argv(
             place.bubblewrap, qemu.qemu_argv(wanted.machine(making=making)),
             merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=wanted.accelerator == "kvm",
-            uid=os.geteuid(),
+            uid=os.geteuid(), number=place.number, shim=SHIM,
         )  # fmt: skip
         machines.append(
             vm_template_qemu.Machine(
@@ -86,9 +97,13 @@ def _firecracker(wanted: Wanted, place: Place, files: dict[str, int], directory:
     jail = template_argv(
         place.bubblewrap, firecracker.monitor_argv(monitor_jail.FIRECRACKER, inside, _INSTANCE),
         merged_usr=place.merged_usr, extra_system=place.extra_system, kvm=True, uid=os.geteuid(),
-        firecracker=wanted.program,
+        number=place.number, shim=SHIM, firecracker=wanted.program,
         directory=f"{directory}/{vm_template_firecracker.DIRECTORY}",
     )  # fmt: skip
+    if place.number:
+        for role in ROLES[:COLD]:
+            if role in files:
+                hand_over(files[role], place.number.uid, write=False)
     hold = (firecracker.set_state("Paused"), firecracker.create_snapshot(state, memory))
     machines = (
         vm_template_firecracker.Machine(
@@ -99,6 +114,7 @@ def _firecracker(wanted: Wanted, place: Place, files: dict[str, int], directory:
             state=named["state"],
             begin=boots if making else goes_on,
             hold=hold if making else (),
+            number=place.number.uid if place.number else 0,
         )
         for making in (True, False)
     )

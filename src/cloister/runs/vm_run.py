@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cloister.errors import CloisterError, RetryError, StepError, UsageError
 from cloister.host import limits, vm_console, vm_snapshot, vm_state
 from cloister.host.frames import Frame, decode_list, encode_list
+from cloister.host.monitor_number import hand_over
 from cloister.host.sandbox_pid import find_sandbox_pid
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
@@ -110,6 +111,9 @@ class Guest:
         ) as watch:
             self._descriptors += await self._loop.run_in_executor(None, self._disks.make, watch)
         self._descriptors += self._template.descriptors()
+        if self.vm.monitor == "firecracker" and self.vm.monitor_uid:  # it opens again what it gets
+            for file, descriptor in zip(self.vm.files, self._descriptors, strict=True):
+                hand_over(descriptor, self.vm.monitor_uid, write=file.write)
 
     async def _join(self) -> GuestNetwork:
         from cloister.runs.vm_network import join

@@ -1,9 +1,9 @@
 /*
- * What it is: the entry of eight programs in one file: `cloister-shim outer` stands between the
+ * What it is: the entry of nine programs in one file: `cloister-shim outer` stands between the
  * user's terminal and bubblewrap, `cloister-shim inner` is PID 1 of the sandbox or the main process
  * of a unit, `cloister-shim service` that of a gateway's unit and `cloister-shim end` what asks it to
  * end, `cloister-shim network` that of the unit beside a run in mode `internet`, `cloister-shim keeper` PID 1 of the
- * jail around a virtual machine's monitor, `cloister-shim tied` ties what makes a template to its maker,
+ * jail around a virtual machine's monitor, `cloister-shim as` gives that a number of its own, `cloister-shim tied` ties what makes a template to its maker,
  * `cloister-shim connect` is a way out through the proxy for ssh; installed under the name `cloister` it is the front door.
  * What it is not: the command line; that is Python's.
  */
@@ -29,6 +29,8 @@ int main(int argc, char **argv)
         return keeper_main(argc - 2, argv + 2);
     if (argc >= 4 && strcmp(argv[1], "service") == 0)
         return service_main(argc - 2, argv + 2);
+    if (argc >= 5 && strcmp(argv[1], "as") == 0)
+        return as_main(argc - 2, argv + 2);
     if (argc >= 4 && strcmp(argv[1], "tied") == 0)
         return tied_main(argv[2], argv + 3);
     if (argc == 3 && strcmp(argv[1], "end") == 0)

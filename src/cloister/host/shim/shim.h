@@ -25,6 +25,9 @@ int service_main(int count, char **options);
 /* Become a program that dies with the process `parent`, which must be ours. Returns only when that fails. */
 int tied_main(const char *parent, char **argv);
 
+/* Become a program under a number that is nobody's: UID, groups, `--` and its argv. Returns only when that fails. */
+int as_main(int count, char **words);
+
 /* Keep a run's network namespace and its pasta; the channel is standard input. */
 int network_main(void);
 
