@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from support import leftovers, skips
+from support.cloister import User
 from support.fake_model import FakeModel
 from support.guard import Guard
 from support.homes import make_home, make_workspace
@@ -31,6 +32,8 @@ APART = (
 """Of the pass `user-apart`."""
 IN_CI = os.environ.get("CI", "").lower() not in {"", "0", "false"}
 GUARD = Guard()
+_SHOWN = 8000
+"""Characters of a failed test's broker."""
 
 # The same examples every time, and no deadline: shared machines are slow at times. `thorough` looks for new ones.
 hypothesis.settings.register_profile("steady", deadline=None, database=None, derandomize=True)
@@ -89,8 +92,13 @@ def _in_pass(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Turn a skip into a failure, in CI."""
+    """Turn a skip into a failure, in CI; show of a failed test what its broker had to say."""
     report = yield
+    if report.failed and report.when == "call":
+        for value in getattr(item, "funcargs", {}).values():
+            log = Path(value.state, "broker.log") if isinstance(value, User) else None
+            if log and log.is_file():
+                report.sections.append(("broker.log", log.read_text(encoding="utf-8", errors="replace")[-_SHOWN:]))
     if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
         _judge(item.config, item.nodeid, report)
     return report

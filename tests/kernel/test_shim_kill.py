@@ -92,6 +92,24 @@ def test_a_killed_broker_takes_the_run_with_it(rig: Rig, stage: str) -> None:
     run.close()
 
 
+def test_the_brokers_last_word_counts_although_it_has_gone(rig: Rig) -> None:
+    """It names the code and closes; who sees bubblewrap's end first, and cannot tell it, still ends with that code."""
+    run = at_stage(rig, "running")
+    members, bwrap = family(run.process.pid), the(run, "bwrap")
+    os.kill(run.process.pid, signal.SIGSTOP)
+    run.outer.send("F", bytes([9]))
+    run.outer.close()
+    os.kill(bwrap, signal.SIGKILL)
+    end = time.monotonic() + 5
+    while "Z" not in Path(f"/proc/{bwrap}/stat").read_text().rpartition(")")[2].split()[0]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(run.process.pid, signal.SIGCONT)
+    assert run.process.wait(5) == 9, run.process.stderr.read()
+    assert not wait_gone(members)
+    run.close()
+
+
 def test_either_lost_channel_is_enough(rig: Rig) -> None:
     """The end of one channel ends the run, whatever the broker does with the other."""
     for name in ("outer", "inner"):

@@ -146,9 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         prepare_runtime(paths.runtime)
         os.makedirs(paths.state, mode=0o700, exist_ok=True)
-        lock = take_lock(paths.runtime)
+        lock = _lock_or_other(paths)
         if lock is None:
-            _wait_for_other(paths.broker_socket)
             _ready(options.ready_fd)
             return 0
         if os.getsid(0) != os.getpid():
@@ -200,14 +199,23 @@ def _ready(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _wait_for_other(path: str) -> None:
-    """Another broker holds the lock and may not listen yet: two commands at once may both try to start one."""
+def _lock_or_other(paths: Paths) -> int | None:
+    """Return the descriptor that holds the lock; None when another broker has it, and answers.
+
+    That one may not listen yet, since two commands at once may both try to start one; or it may be ending.
+
+    Raises:
+        RetryError: it does neither within five seconds.
+    """
     for _ in range(100):
+        lock = take_lock(paths.runtime)
+        if lock is not None:
+            return lock
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(path)
-            return
+            probe.connect(paths.broker_socket)
+            return None
         time.sleep(0.05)
-    raise RetryError("broker-stuck", "another broker holds the lock but does not answer", where=path)
+    raise RetryError("broker-stuck", "another broker holds the lock but does not answer", where=paths.broker_socket)
 
 
 if __name__ == "__main__":

@@ -132,10 +132,25 @@ _Noreturn static void fail_broker(void)
     fail("the broker is gone, so the run was ended", "broker-gone", "cloister gc");
 }
 
+static void on_finish(const struct frame *frame);
+
+/* The broker may have said how the run ended, and closed, while we were about to say something: its word counts. */
+static void hear_last(void)
+{
+    struct frame frame;
+    while (!self.finished && channel_receive(&self.broker, &frame) == CHANNEL_FRAME) {
+        if (frame.type == 'F')
+            on_finish(&frame);
+        frame_release(&frame);
+    }
+    if (!self.finished)
+        fail_broker();
+}
+
 static void tell(char type, const void *payload, size_t length, int descriptor)
 {
-    if (channel_send(&self.broker, type, payload, length, descriptor) < 0)
-        fail_broker();
+    if (!self.finished && channel_send(&self.broker, type, payload, length, descriptor) < 0)
+        hear_last();
 }
 
 /* An agent that gets the user's terminal as plain stdio may leave it in odd modes: ours to put right. */
