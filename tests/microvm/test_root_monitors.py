@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,14 @@ class Root(User):
         path.chmod(mode)
         self.device = path
         return True
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that nobody but root could have changed, as those of programs are; tests lie below another user's."""
+    with tempfile.TemporaryDirectory(prefix="cloister-root-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture
@@ -119,11 +128,11 @@ def test_a_monitor_that_root_starts_is_nobody(root: Root, workspace: Path) -> No
     check_alive(root, begin(root, workspace), workspace, warm=True)
 
 
-def test_firecracker_that_root_starts_is_nobody(root: Root, workspace: Path, tmp_path: Path) -> None:
+def test_firecracker_that_root_starts_is_nobody(root: Root, workspace: Path, place: Path) -> None:
     """The same with Firecracker, which opens again what it was given: files of the image, of a template, disks."""
-    program = install(tmp_path)
+    program = install(place)
     root.environment["PATH"] += f":{program.parent}"
-    groups = str(GROUP) if root.own_device(tmp_path / "kvm", 0o660) else ""
+    groups = str(GROUP) if root.own_device(place / "kvm", 0o660) else ""
     root.write_policy(BASE + MICROVM.format(monitor="firecracker", warm="false"))
     check_alive(root, begin(root, workspace), workspace, groups=groups)
     root.write_policy(BASE + MICROVM.format(monitor="firecracker", warm="true"))
@@ -132,15 +141,15 @@ def test_firecracker_that_root_starts_is_nobody(root: Root, workspace: Path, tmp
     check_alive(root, begin(root, workspace), workspace, groups=groups, warm=True)
 
 
-def test_what_only_root_can_use_is_refused(root: Root, workspace: Path, tmp_path: Path) -> None:
+def test_what_only_root_can_use_is_refused(root: Root, workspace: Path, place: Path) -> None:
     """A device or a monitor that is root's alone starts nothing: the monitor does not become root for it."""
-    program = install(tmp_path)
+    program = install(place)
     root.environment["PATH"] += f":{program.parent}"
     root.write_policy(BASE + MICROVM.format(monitor="firecracker", warm="false"))
-    if root.own_device(tmp_path / "kvm", 0o600):
+    if root.own_device(place / "kvm", 0o600):
         refused = root.run("run", "shell", "--", "true", cwd=workspace, timeout_s=BOOT_S)
         assert (refused.returncode, "[kvm-closed]" in refused.stderr) == (125, True), refused.stderr
-        (tmp_path / "kvm").chmod(0o666)
+        (place / "kvm").chmod(0o666)
     program.chmod(0o700)
     refused = root.run("run", "shell", "--", "true", cwd=workspace, timeout_s=BOOT_S)
     assert (refused.returncode, "[program-private]" in refused.stderr) == (125, True), refused.stderr
