@@ -74,11 +74,14 @@ def _jail(place: Place) -> list[str]:
     return [*JAIL.split(), "--bind", directory, directory, "--ro-bind", box, box, "--bind", work, work]
 
 
-def machine(place: Place, filtered: int) -> list[str]:
-    """Return what stands in a machine's place: a sandbox whose PID 1 is the guest's end of the link."""
+def machine(place: Place, filtered: int, *, channel: str = "guest") -> list[str]:
+    """Return what stands in a machine's place: a sandbox whose PID 1 is the guest's end of the link.
+
+    Its descriptor 20 is that end (`guest`), or a socket that accepts it (`listen`).
+    """
     words = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
     words += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered)]
-    return [*words, "--", str(place.guest), "guest", "20"]
+    return [*words, "--", str(place.guest), channel, "20"]
 
 
 class Keeper:
