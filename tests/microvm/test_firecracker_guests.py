@@ -29,6 +29,7 @@ from microvm.conftest import GuestImage
 from support.cloister import User
 from support.firecracker_programs import install
 from support.firecracker_rig import Rig
+from support.terminal import Terminal
 
 REAL = os.environ.get("CLOISTER_FIRECRACKER", "")
 PATIENCE_S = 180
@@ -238,12 +239,100 @@ def test_verbs_of_machines(user: User, workspace: Path) -> None:
     refused = user.run("vm", "balloon", run, "1G", cwd=workspace)
     assert (refused.returncode, "[balloon-size]" in refused.stderr) == (64, True)
 
-    kept = json.loads(verb("snapshot", run, "one", "--json"))
-    assert (kept["memory"], "firecracker" in kept["why"]) == (False, True)
+    kept = json.loads(verb("snapshot", run, "one", "--disks", "--json"))
+    assert (kept["memory"], kept["why"]) == (False, "")
     joined = user.run("exec", run, "--", "cat", "made", cwd=workspace, timeout_s=PATIENCE_S)
     assert (joined.returncode, joined.stdout) == (0, "kept\n"), joined.stderr
     verb("stop", run, "--grace", "1s")
     assert "kept\n" in verb("restore", "--attach", "--disks", "one", "--", "cat", "made")
+
+
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i > /tmp/now; sleep 0.05; done"
+
+
+def test_a_living_machine_is_kept_with_its_memory(user: User, workspace: Path) -> None:
+    """A counter, a terminal and a command go on in the run that was kept, by another connection; none is told twice.
+
+    Two forks go on from there as well, as others: another machine-id, other randomness, the same processes. Two more
+    snapshots and a restored run's own follow.
+    """
+
+    def verb(*words: str) -> str:
+        done = user.run("vm", *words, cwd=workspace, timeout_s=PATIENCE_S)
+        assert done.returncode == 0, (words, done.stderr)
+        return done.stdout
+
+    def shown(run: str, script: str) -> str:
+        done = user.run("exec", run, "--", "sh", "-c", script, cwd=workspace, timeout_s=PATIENCE_S)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    out = user.home / "counted"
+    with out.open("wb") as counted:
+        agent = user.start("run", "shell", "--", "sh", "-c", COUNT, cwd=workspace, stdout=counted)
+    (record,) = user.wait_running(timeout_s=PATIENCE_S)
+    run = record["id"]
+    reader = user.command("exec", run, "--", "sh", "-c", 'stty -echo; while read a; do echo "<$a>"; done')
+    try:
+        with Terminal(reader, cwd=workspace, env=user.environment) as terminal:
+            terminal.type("one\n")
+            terminal.until("<one>", timeout_s=PATIENCE_S)
+            kept = json.loads(verb("snapshot", run, "one", "--json"))
+            assert (kept["memory"], kept["why"]) == (True, "")
+            terminal.type("two\n")
+            terminal.until("<two>", timeout_s=PATIENCE_S)
+            forks = verb("fork", run, "-n", "2").split()
+            assert len(forks) == 2
+            terminal.type("three\n")
+            terminal.until("<three>", timeout_s=PATIENCE_S)
+        look = "cat /etc/machine-id /proc/sys/kernel/random/uuid; cat /tmp/now"
+        seen = [shown(one, look).split() for one in (run, *forks)]
+        assert len({one[0] for one in seen}) == len({one[1] for one in seen}) == 3
+        restored = verb("restore", "one").strip()
+        assert json.loads(verb("snapshot", restored, "two", "--json"))["memory"] is True
+        for one in (*forks, restored):
+            first = int(shown(one, "cat /tmp/now"))
+            assert first > 1
+            assert int(shown(one, "sleep 1; cat /tmp/now")) > first
+        snapshot = user.state / "vm/snapshots/one"
+        assert (snapshot / "memory").stat().st_size == 256 << 20
+        assert (snapshot / "memory").stat().st_blocks * 512 < 256 << 20
+        refuse_what_was_changed(user, workspace, snapshot)
+    finally:
+        user.run("stop", "--all", "--grace", "0s", cwd=workspace, timeout_s=PATIENCE_S)
+        agent.wait(60)
+    lines = out.read_text().split()
+    assert [int(line) for line in lines] == list(range(1, len(lines) + 1)), "nothing was lost, nothing came twice"
+    assert len(lines) > 20
+
+
+def refuse_what_was_changed(user: User, workspace: Path, snapshot: Path) -> None:
+    """A byte of the memory or of the state, other walls: nothing starts, and it is said why."""
+
+    def refused() -> str:
+        done = user.run("vm", "restore", "one", cwd=workspace, timeout_s=PATIENCE_S)
+        assert done.returncode not in (0, 70), done.stdout
+        return done.stderr
+
+    for name in ("memory", "state"):
+        path = snapshot / name
+        data = path.read_bytes()
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.seek(len(data) // 2)
+            file.write(bytes([data[len(data) // 2] ^ 1]))
+        assert "snapshot-changed" in refused()
+        path.write_bytes(data)
+        path.chmod(0o400)
+    policy = BASE + MICROVM.format(monitor="firecracker")
+    for other, what in (
+        (policy.replace("[agents.shell.m", '[agents.shell.hardening]\nlandlock = "off"\n[agents.shell.m'), "walls"),
+        (policy.replace('"firecracker"', '"qemu"'), "monitor"),
+        (policy.replace("256M", "192M"), "memory"),
+    ):
+        user.write_policy(other)
+        assert what in refused()
+    user.write_policy(policy)
 
 
 def monitor_of(run: str) -> int:
