@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloister.errors import CloisterError, RetryError
+from cloister.errors import CloisterError, RetryError, StepError
 from cloister.host import vm_snapshot
 from cloister.host.vm_written import Written
 from cloister.plan.vm import VmFile, VmLaunch
@@ -141,6 +141,16 @@ def test_links_in_its_directory_lead_nowhere(kept: Kept, tmp_path: Path) -> None
     assert (tmp_path / "another").read_text() == "secret"
     assert (kept.root / "one/state").read_bytes() == fake_firecracker.WRITTEN
     assert not (kept.root / "one/memory").is_symlink()
+
+
+def test_a_place_that_is_none_is_said(tmp_path: Path) -> None:
+    """No directory, or something of that name: the run does not start."""
+    written = Written()
+    for place in (tmp_path / "none", tmp_path):
+        (tmp_path / "memory.out").touch()
+        with pytest.raises(StepError, match="no place to keep the machine"):
+            written.make(str(place), MIB)
+    written.close()
 
 
 def test_a_machine_that_has_ended_lends_nothing(tmp_path: Path) -> None:

@@ -78,15 +78,19 @@ class Written:
         """Make both, the memory's as long as the memory; return descriptors of memory and state, the caller's.
 
         Raises:
-            OSError: there is no room.
+            StepError: there is no room.
         """
         path = f"{directory}/{_NAME}"
         self._bytes = memory_mib << 20
-        self._memory = os.open(path, _NEW, 0o600)
-        os.unlink(path)
-        os.ftruncate(self._memory, self._bytes)
-        self._state = vm_memory.new(STATE, 0)
-        return [os.dup(self._memory), os.dup(self._state)]
+        try:
+            self._memory = os.open(path, _NEW, 0o600)
+            os.unlink(path)
+            os.ftruncate(self._memory, self._bytes)
+            self._state = vm_memory.new(STATE, 0)
+            return [os.dup(self._memory), os.dup(self._state)]
+        except OSError as error:
+            message = f"there is no place to keep the machine: {error.strerror or error}"
+            raise StepError("snapshot-failed", message, where=directory) from None
 
     def lend(self) -> Sheets:
         """Return both for a snapshot; the caller closes them. May be called beside `close`.
