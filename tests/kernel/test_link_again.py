@@ -201,13 +201,14 @@ def test_a_guest_that_stands_still_knows_its_session(vsock: Vsock, pipes: Pipes)
 
 
 def test_another_keeper_joins_a_guest_that_was_kept(vsock: Vsock, pipes: Pipes) -> None:
-    """As after a restore, over a new connection: the former session is over, its keeper is not met any more."""
+    """As after a restore, over a new connection, or the next one: its former session is over. It is kept again."""
     first = vsock.keeper()
     agent(first, pipes, "/bin/sh", "-c", COUNT)
     first.channel.send("Q")
     first.until("Q")
     vsock.cut("both")
     first.close()
+    vsock.forgets = 1
     second = vsock.keeper("--adopt", "0")
     theirs = Pipes()
     try:

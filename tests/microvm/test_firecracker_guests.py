@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -286,6 +287,75 @@ def test_a_living_machine_is_kept_with_its_memory(user: User, workspace: Path) -
     assert len(lines) > 20
 
 
+TAKEN_OVER = """
+import os
+from firecracker_alike.bridge import Bridge
+from firecracker_alike.models import FaultError
+from firecracker_alike.server import Firecracker
+good, calls = Firecracker._create_snapshot, []
+def create(self, body):
+    calls.append(body)
+    memory, state = body["mem_file_path"], body["snapshot_path"]
+    if len(calls) == 1:
+        return
+    if len(calls) == 2:
+        os.truncate(memory, 1 << 31)
+        open(state, "w").write("x")
+        return
+    if len(calls) == 3:
+        for name in ("memory", "state", "memory.out"):
+            os.symlink("/etc/passwd", f"/run/cloister/vm/{name}")
+        raise FaultError("there is no room")
+    good(self, body)
+    if len(calls) == 5:
+        END
+Firecracker._create_snapshot = create
+"""
+ENDS = {"it dies": "os._exit(3)", "nobody answers any more": "Bridge._talk = lambda self, client: client.close()"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS)
+def test_a_monitor_that_was_taken_over_while_it_is_kept(plain: User, workspace: Path, tmp_path: Path, end: str) -> None:
+    """It writes nothing, too much, or links, and says that it was good: no snapshot, and the run goes on each time.
+
+    One that dies amid it ends the run, as one does behind which the guest is not to be met again; nothing hangs.
+    """
+    (tmp_path / "bin").mkdir()
+    twisted = install(tmp_path / "bin", twist=TAKEN_OVER.replace("END", ENDS[end]))
+    plain.environment["PATH"] += f":{twisted.parent}"
+    agent = plain.start("run", "shell", "--", "sh", "-c", COUNT, cwd=workspace, stdout=subprocess.DEVNULL)
+    (record,) = plain.wait_running(timeout_s=PATIENCE_S)
+    taken = partial(plain.run, "vm", "snapshot", record["id"], "one", cwd=workspace, timeout_s=PATIENCE_S)
+    snapshots = plain.state / "vm/snapshots"
+    try:
+        for what in ("a memory of 0 bytes", "a memory of 2147483648 bytes", "there is no room"):
+            done = taken()
+            assert (done.returncode, what in done.stderr) == (71, True), done.stderr
+            assert list(snapshots.iterdir()) == []
+            assert len(shown_later(plain, workspace, record["id"])) == 2
+        assert taken().returncode == 0
+        ask(plain, workspace, "rm", "one")
+        assert len(shown_later(plain, workspace, record["id"])) == 2
+        done = taken()
+        assert (done.returncode == 0) is (end != "it dies"), done.stderr
+        _, complaint = agent.communicate(timeout=60)
+        assert agent.returncode == 125
+        assert ("guest-silent" if done.returncode == 0 else "monitor-died") in complaint.decode(), complaint
+        assert [path.name for path in snapshots.iterdir()] == (["one"] if done.returncode == 0 else [])
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def shown_later(user: User, workspace: Path, run: str) -> set[str]:
+    """Return what the counter shows, at two moments."""
+    look = ("exec", run, "--", "sh", "-c", "cat /tmp/now; sleep 0.5; cat /tmp/now")
+    done = user.run(*look, cwd=workspace, timeout_s=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
 def ask(user: User, workspace: Path, *words: str) -> str:
     """Return what `cloister vm` prints."""
     done = user.run("vm", *words, cwd=workspace, timeout_s=PATIENCE_S)
@@ -413,3 +483,10 @@ def test_a_run_in_the_real_one(plain: User, workspace: Path) -> None:
     """The same run in the real Firecracker."""
     plain.environment["PATH"] += f":{Path(REAL).parent}"
     test_a_run(plain, workspace)
+
+
+@real
+def test_a_living_machine_of_the_real_one(plain: User, workspace: Path) -> None:
+    """The same machine kept, met again and forked, by the real Firecracker: whatever it does to the connection."""
+    plain.environment["PATH"] += f":{Path(REAL).parent}"
+    test_a_living_machine_is_kept_with_its_memory(plain, workspace)

@@ -86,7 +86,7 @@ class Written:
             self._memory = os.open(path, _NEW, 0o600)
             os.unlink(path)
             os.ftruncate(self._memory, self._bytes)
-            self._state = vm_memory.new(STATE, 0)
+            self._state = os.memfd_create(STATE, os.MFD_CLOEXEC)  # nobody may seal it: it is emptied again
             return [os.dup(self._memory), os.dup(self._state)]
         except OSError as error:
             message = f"there is no place to keep the machine: {error.strerror or error}"
