@@ -317,6 +317,7 @@ static void on_word(uint8_t type, struct reader *payload)
 static void on_lost(const char *why)
 {
     (void)why;
+    self.still = self.still && link_parted(); /* else what waited is gone, and nobody goes on as if it were there */
     if (self.channel >= 0)
         loop_later(RETRY_MS, open_port);
 }
