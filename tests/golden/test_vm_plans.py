@@ -24,6 +24,7 @@ from cloister.runs.compile_vm import VmFacts, compile_vm, image_of
 from cloister.runs.explain import Explainer, Seen
 from cloister.runs.explain_vm import guest_mounts
 from cloister.runs.limits import Means
+from cloister.runs.vm_shape import COLD
 
 FOLDER = Path(__file__).parent / "vm_plans"
 POLICIES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -284,6 +285,29 @@ def test_a_start_from_memory_keeps_to_everything_that_a_cold_one_does() -> None:
         f"{behind - 1}:18789",
         f"tap,id=net,fd={behind - 2}",
     ]
+
+
+def test_a_machine_of_firecracker_has_what_it_is_kept_into() -> None:
+    """Two files more than one of QEMU's, behind what it starts from; a kept one has the run's jail, and adopts."""
+    shape = Shape(image="dev", version=3, manifest="0" * 64, program="f", accelerator="kvm", host="1" * 64,
+                  memory_mib=512, cpus=1, machine="2" * 64)  # fmt: skip
+    memory = Memory(shape=shape, named=False, commands=7, pty=False, findings=(), inside={}, placeholders={})
+    kept = Snapshot(name="one", run="r", agent="agent", profile="", workspace="w", asked=(), image="dev", version=3,
+                    manifest="0" * 64, made=1.0, paused_s=0.1, fields=(), disks=(), memory=memory)  # fmt: skip
+    cold = msgspec.structs.replace(MACHINE, monitor="firecracker", program="/usr/bin/firecracker", accelerator="kvm")
+    warm = msgspec.structs.replace(cold, template=("/templates/key", "0" * 64))
+    living = msgspec.structs.replace(cold, snapshot="one", kept=kept, kept_in="/snapshots/one")
+    launches = [_of_table("", machine).launch for machine in (cold, warm, living)]
+    given = [[(file.role, file.path) for file in one.vm.files[COLD:]] for one in launches if one.vm]
+    out = [("memory-out", ""), ("state-out", "")]
+
+    assert given == [
+        out,
+        [("memory", "/templates/key/memory"), ("state", "/templates/key/state"), *out],
+        [("memory", "/snapshots/one/memory"), ("state", "/snapshots/one/state"), *out],
+    ]
+    assert launches[1].argv == launches[0].argv
+    assert [word for word in launches[2].argv if word not in launches[0].argv] == ["--adopt", "7"]
 
 
 @pytest.mark.parametrize(("preset", "image"), [("claude", "claude"), ("pi", "pi"), ("shell", "dev"), ("", "dev")])

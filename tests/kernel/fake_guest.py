@@ -97,18 +97,35 @@ class Fake:
     def __init__(self, place: Place, *options: str, jail: bool = True) -> None:
         path = place.directory / "vsock.sock"
         path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            path.chmod(0o777)
-            listener.listen()
-            listener.settimeout(10)
-            self.keeper = Keeper(place, "--vsock", str(path), *options, monitor=["/bin/sleep", "60"], jail=jail)
-            self.keeper.send_begin()
-            connection, _ = listener.accept()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        path.chmod(0o777)
+        self.listener.listen()
+        self.listener.settimeout(10)
+        self.keeper = Keeper(place, "--vsock", str(path), *options, monitor=["/bin/sleep", "60"], jail=jail)
+        self.keeper.send_begin()
+        self.guest = FakeGuest(self.knocked())
+        self.guest.connection.sendall(b"OK 1073741824\n")
+
+    def knocked(self) -> socket.socket:
+        """Return the keeper's next connection to the monitor; it waits for an answer."""
+        connection, _ = self.listener.accept()
         connection.settimeout(10)
         assert connection.recv(13) == b"CONNECT 5000\n"
-        connection.sendall(b"OK 1073741824\n")
-        self.guest = FakeGuest(connection)
+        return connection
+
+    def met(self) -> None:
+        """Take the keeper's next connection for the guest's, in place of the last one."""
+        connection = self.knocked()
+        connection.sendall(b"OK 1073741825\n")
+        self.guest.connection.close()
+        self.guest.connection = connection
+
+    def met_again(self) -> None:
+        """Be the guest that was kept, on the keeper's new connection."""
+        self.met()
+        assert self.guest.receive() == ("I", self.guest.nonce)
+        self.guest.send("I", self.guest.nonce)
 
     def running(self, stdio: Sequence[int]) -> None:
         """Bring it to a running agent."""
@@ -123,7 +140,7 @@ class Fake:
         """Return why the keeper ended the machine; it must have, and be gone."""
         died = self.keeper.died()
         assert died["reason"] == "guest-protocol"
-        assert what in died["text"]
+        assert what in died["text"], died
         assert self.keeper.over(5) in {125, 137}
         return died
 
@@ -137,6 +154,7 @@ class Fake:
     def close(self) -> None:
         """End both."""
         self.guest.connection.close()
+        self.listener.close()
         self.keeper.close()
 
 

@@ -3,6 +3,7 @@
  * the real inner half behind it. For tests. What it is not: part of the product; nothing is mounted here.
  *
  *   guest CHANNEL    speak on this descriptor; the inner half's argv comes over the link
+ *   listen SOCKET    the same on what this one accepts, as on a vsock
  *   inner OPTIONS…   be the inner half
  */
 #define _GNU_SOURCE
@@ -127,11 +128,12 @@ int main(int argc, char **argv)
                                             still_stand, set_time};
     if (argc >= 4 && strcmp(argv[1], "inner") == 0)
         return inner_main(argc - 2, argv + 2);
-    if (argc != 3 || strcmp(argv[1], "guest") != 0)
+    if (argc != 3 || (strcmp(argv[1], "guest") != 0 && strcmp(argv[1], "listen") != 0))
         return 2;
+    bool listens = strcmp(argv[1], "listen") == 0;
     int channel = atoi(argv[2]);
     if (fcntl(channel, F_SETFL, O_RDWR | O_NONBLOCK) < 0 || fcntl(channel, F_SETFD, FD_CLOEXEC) < 0)
         return 2;
     fputs("a guest without a machine\n", stderr);
-    guest_link(channel, -1, "00ff", &hooks);
+    guest_link(listens ? -1 : channel, listens ? channel : -1, "00ff", &hooks);
 }

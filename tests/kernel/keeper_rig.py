@@ -12,6 +12,7 @@ import select
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,11 @@ from cloister.host import frames
 PTY = 1
 JAIL = "/usr/bin/bwrap --unshare-all --die-with-parent --as-pid-1 --ro-bind / / --proc /proc --dev /dev --cap-drop ALL"
 WALLS = "/usr/bin/bwrap --unshare-all --die-with-parent --as-pid-1 --ro-bind / / --proc /proc --dev /dev --tmpfs /run"
+NUMBERED = (
+    "import os, sys; at = sys.argv.index('--'); pairs = [tuple(map(int, one.split(':'))) for one in sys.argv[1:at]]; "
+    "[os.dup2(*one) for one in pairs]; os.execv(sys.argv[at + 1], sys.argv[at + 1:])"
+)
+"""In the child: descriptors at numbers that may be anybody's in this process."""
 PLACE = "--dir /run/cloister --dir /run/cloister/box --tmpfs /tmp --cap-drop ALL"
 
 
@@ -74,11 +80,14 @@ def _jail(place: Place) -> list[str]:
     return [*JAIL.split(), "--bind", directory, directory, "--ro-bind", box, box, "--bind", work, work]
 
 
-def machine(place: Place, filtered: int) -> list[str]:
-    """Return what stands in a machine's place: a sandbox whose PID 1 is the guest's end of the link."""
+def machine(place: Place, filtered: int, *, channel: str = "guest") -> list[str]:
+    """Return what stands in a machine's place: a sandbox whose PID 1 is the guest's end of the link.
+
+    Its descriptor 20 is that end (`guest`), or a socket that accepts it (`listen`).
+    """
     words = [*WALLS.split(), *PLACE.split(), "--ro-bind", str(place.guest), str(place.guest)]
     words += ["--bind", str(place.work), str(place.work), "--seccomp", str(filtered)]
-    return [*words, "--", str(place.guest), "guest", "20"]
+    return [*words, "--", str(place.guest), channel, "20"]
 
 
 class Keeper:
@@ -91,6 +100,7 @@ class Keeper:
         monitor: Sequence[str] | None = None,
         pass_fds: Sequence[int] = (),
         jail: bool = True,
+        files: Sequence[int] = (),
     ) -> None:
         self.place = place
         self.seen: list[frames.Frame] = []
@@ -103,10 +113,14 @@ class Keeper:
         argv += [str(place.shim), "keeper", "--ctl", str(theirs.fileno()), "--box", str(place.box)]
         argv += ["--console", str(self.console), "--console-bytes", "65536", "--patience", "120"]
         argv += ["--socket", "egress.sock", *options]
+        if files:
+            free = (number for number in range(5, 20) if number != theirs.fileno())  # the numbers of a plan's files
+            pairs = [f"{fd}:{number}" for fd, number in zip(files, free, strict=False)]
+            argv = [sys.executable, "-c", NUMBERED, *pairs, "--", *argv]
         self.process = subprocess.Popen(
             [*argv, "--", *(monitor if monitor is not None else machine(place, filtered))],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), filtered, *pass_fds], **as_user(),
+            pass_fds=[theirs.fileno(), filtered, *pass_fds, *files], **as_user(),
         )  # fmt: skip
         theirs.close()
         os.close(filtered)

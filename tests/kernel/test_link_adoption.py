@@ -390,6 +390,7 @@ def test_nothing_leaves_for_a_guest_that_stands_still(fake: Fake, pipes: Callabl
     assert not select.select([fake.guest.connection], [], [], 1)[0]
     before = time.time_ns()
     fake.keeper.channel.send("Q", b"\0")
+    fake.met_again()
     seen = []
     while not seen or seen[-1][0] != "Q":
         seen.append(fake.guest.receive())
@@ -411,6 +412,7 @@ def test_an_answer_that_comes_late_harms_nobody(fake: Fake, pipes: Callable[[], 
     assert fake.keeper.until("Q") == b""
     assert not [frame for frame in fake.keeper.seen if frame.kind == "Q"]
     fake.keeper.channel.send("Q", b"\0")
+    fake.met_again()
     fake.guest.until("Q")
     fake.fine()
     fake.guest.send("Q")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -245,6 +246,39 @@ def test_a_monitor_gets_its_descriptors_and_nothing_of_the_keepers(place: Place)
     assert found["21"].startswith("pipe:") or found["21"] == found["2"]
     assert len([name for name in found.values() if name.startswith("socket:")]) == 1
     os.close(plan)
+    keeper.close()
+
+
+def test_a_monitor_that_makes_its_channel_writes_no_file_without_end(place: Place, tmp_path: Path) -> None:
+    """Attack: it writes into what it was given for its guest's memory until the disk is full. It is ended there.
+
+    The bound is the largest file that it was given to write: its disks stay whole.
+    """
+    opened = []
+    for name, size in (("disk", 3 << 20), ("memory", 1 << 20), ("image", 9 << 20)):
+        path = place.directory / name
+        path.touch()
+        path.chmod(0o666)
+        os.truncate(path, size)
+        found = os.open(path, os.O_RDONLY if name == "image" else os.O_RDWR)
+        opened.append(fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, 64))  # out of the way of the numbers of a plan
+        os.close(found)
+    script = (
+        "cd /proc/$$/fd; of() { for f in [5-9] 1[0-9]; do case $(readlink $f) in */$1) echo $PWD/$f;; esac; done; }; "
+        "printf x | dd of=$(of disk) bs=1 seek=3145727 conv=notrunc 2>&1; "
+        "cat /dev/zero > $(of memory); echo status $?; exec sleep 60"
+    )
+    monitor = ["/bin/sh", "-c", script]
+    keeper = Keeper(place, "--vsock", str(tmp_path / "none"), monitor=monitor, files=opened)
+    keeper.send_begin()
+    end = time.monotonic() + 20
+    while "status" not in keeper.said() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert f"status {128 + signal.SIGXFSZ}" in keeper.said()
+    assert (place.directory / "memory").stat().st_size == 3 << 20
+    assert (place.directory / "disk").read_bytes()[-1:] == b"x"
+    for number in opened:
+        os.close(number)
     keeper.close()
 
 

@@ -129,10 +129,39 @@ def test_a_kept_guests_bytes_never_break_the_keeper(place: Place, data: bytes, a
         fake.close()
 
 
-@pytest.mark.slow
-@given(data=streams("JBGXSMWUTQKODCFA?"), begun=st.booleans(), rejoined=st.booleans())
+@given(data=streams("IHPRYEZMODCFATLQN?"), honest=st.booleans())
 @OURS
-def test_a_hosts_bytes_never_break_pid_1_of_a_guest(guest: Path, data: bytes, begun: bool, rejoined: bool) -> None:
+def test_a_guests_bytes_on_its_new_connection_never_break_the_keeper(place: Place, data: bytes, honest: bool) -> None:
+    """The same of one that is met again: in place of its session's nonce, or behind that."""
+    fake = Fake(place, jail=False)
+    (theirs_in, given_end), (out, theirs_out) = os.pipe(), os.pipe()
+    try:
+        fake.running([theirs_in, theirs_out, theirs_out])
+        fake.keeper.channel.send("Q")
+        fake.guest.until("Q")
+        fake.guest.send("Q")
+        fake.keeper.until("Q")
+        fake.keeper.channel.send("Q", b"\0")
+        fake.met()
+        fake.guest.until("I")
+        if honest:
+            fake.guest.send("I", fake.guest.nonce)
+        for at in range(0, len(data), 7000):
+            fake.guest.raw(data[at : at + 7000])
+        with contextlib.suppress(OSError):
+            fake.keeper.channel.send("K")
+        fake.guest.connection.shutdown(socket.SHUT_WR)
+        assert fake.keeper.over(10) in {*range(99), *range(100, 256)}
+    finally:
+        for fd in (theirs_in, given_end, out, theirs_out):
+            os.close(fd)
+        fake.close()
+
+
+@pytest.mark.slow
+@given(data=streams("JBGXSMWUTQIKODCFA?"), begun=st.booleans(), then=st.sampled_from(["", "another", "again"]))
+@OURS
+def test_a_hosts_bytes_never_break_pid_1_of_a_guest(guest: Path, data: bytes, begun: bool, then: str) -> None:
     """The host is trusted, and yet: no frame of whatever shape is a memory error in PID 1."""
     ours, theirs = socket.socketpair()
     process = subprocess.Popen(
@@ -149,7 +178,9 @@ def test_a_hosts_bytes_never_break_pid_1_of_a_guest(guest: Path, data: bytes, be
             inner = [b"/guest", b"inner", b"--unit", b"--ctl", b"0", b"--egress", b"/run/cloister/box/egress.sock"]
             ours.sendall(framed("B", frames.encode_list([b"uid=1", b"socket=s"]) + frames.encode_list(inner)))
             ours.sendall(framed("F", u32(2)) + framed("G", u32(0) + order(["/bin/cat"], ENVIRONMENT, "/")))
-        if begun and rejoined:
+        if begun and then == "again":
+            ours.sendall(framed("Q", b"") + framed("I", bytes(16)))
+        if begun and then == "another":
             ours.sendall(framed("Q", b"") + framed("J", u32(PROTOCOL) + bytes(16)))
             ours.sendall(framed("B", frames.encode_list([b"uid=1"]) + frames.encode_list([b"x"])) + framed("F", u32(2)))
             ours.sendall(framed("G", u32(2)))

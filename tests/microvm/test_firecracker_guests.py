@@ -11,8 +11,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from microvm.conftest import GuestImage
 from support.cloister import User
 from support.firecracker_programs import install
 from support.firecracker_rig import Rig
+from support.terminal import Terminal
 
 REAL = os.environ.get("CLOISTER_FIRECRACKER", "")
 PATIENCE_S = 180
@@ -238,12 +241,172 @@ def test_verbs_of_machines(user: User, workspace: Path) -> None:
     refused = user.run("vm", "balloon", run, "1G", cwd=workspace)
     assert (refused.returncode, "[balloon-size]" in refused.stderr) == (64, True)
 
-    kept = json.loads(verb("snapshot", run, "one", "--json"))
-    assert (kept["memory"], "firecracker" in kept["why"]) == (False, True)
+    kept = json.loads(verb("snapshot", run, "one", "--disks", "--json"))
+    assert (kept["memory"], kept["why"]) == (False, "")
     joined = user.run("exec", run, "--", "cat", "made", cwd=workspace, timeout_s=PATIENCE_S)
     assert (joined.returncode, joined.stdout) == (0, "kept\n"), joined.stderr
     verb("stop", run, "--grace", "1s")
     assert "kept\n" in verb("restore", "--attach", "--disks", "one", "--", "cat", "made")
+
+
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i > /tmp/now; sleep 0.05; done"
+
+
+def test_a_living_machine_is_kept_with_its_memory(user: User, workspace: Path) -> None:
+    """A counter and a terminal go on in the run that was kept, by another connection; nothing is lost or comes twice.
+
+    What goes on from there, forks and a restored run, is somebody else: another machine-id, other randomness, the same
+    processes. A restored run is kept as well.
+    """
+    out = user.home / "counted"
+    with out.open("wb") as counted:
+        agent = user.start("run", "shell", "--", "sh", "-c", COUNT, cwd=workspace, stdout=counted)
+    (record,) = user.wait_running(timeout_s=PATIENCE_S)
+    run, verb = record["id"], partial(ask, user, workspace)
+    reader = user.command("exec", run, "--", "sh", "-c", 'stty -echo; while read a; do echo "<$a>"; done')
+    try:
+        with Terminal(reader, cwd=workspace, env=user.environment) as terminal:
+            terminal.type("one\n")
+            terminal.until("<one>", timeout_s=PATIENCE_S)
+            kept = json.loads(verb("snapshot", run, "one", "--json"))
+            assert (kept["memory"], kept["why"]) == (True, "")
+            terminal.type("two\n")
+            terminal.until("<two>", timeout_s=PATIENCE_S)
+            forks = verb("fork", run, "-n", "2").split()
+            terminal.type("three\n")
+            terminal.until("<three>", timeout_s=PATIENCE_S)
+        restored = verb("restore", "one").strip()
+        assert json.loads(verb("snapshot", restored, "two", "--json"))["memory"] is True
+        go_on_as_others(user, workspace, run, (*forks, restored))
+        refuse_what_was_changed(user, workspace, user.state / "vm/snapshots/one")
+    finally:
+        user.run("stop", "--all", "--grace", "0s", cwd=workspace, timeout_s=PATIENCE_S)
+        agent.wait(60)
+    lines = out.read_text().split()
+    assert [int(line) for line in lines] == list(range(1, len(lines) + 1)), "nothing was lost, nothing came twice"
+    assert len(lines) > 20
+
+
+TAKEN_OVER = """
+import os
+from firecracker_alike.bridge import Bridge
+from firecracker_alike.models import FaultError
+from firecracker_alike.server import Firecracker
+good, calls = Firecracker._create_snapshot, []
+def create(self, body):
+    calls.append(body)
+    memory, state = body["mem_file_path"], body["snapshot_path"]
+    if len(calls) == 1:
+        return
+    if len(calls) == 2:
+        os.truncate(memory, 1 << 31)
+        open(state, "w").write("x")
+        return
+    if len(calls) == 3:
+        for name in ("memory", "state", "memory.out"):
+            os.symlink("/etc/passwd", f"/run/cloister/vm/{name}")
+        raise FaultError("there is no room")
+    good(self, body)
+    if len(calls) == 5:
+        END
+Firecracker._create_snapshot = create
+"""
+ENDS = {"it dies": "os._exit(3)", "nobody answers any more": "Bridge._talk = lambda self, client: client.close()"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS)
+def test_a_monitor_that_was_taken_over_while_it_is_kept(plain: User, workspace: Path, tmp_path: Path, end: str) -> None:
+    """It writes nothing, too much, or links, and says that it was good: no snapshot, and the run goes on each time.
+
+    One that dies amid it ends the run, as one does behind which the guest is not to be met again; nothing hangs.
+    """
+    (tmp_path / "bin").mkdir()
+    twisted = install(tmp_path / "bin", twist=TAKEN_OVER.replace("END", ENDS[end]))
+    plain.environment["PATH"] += f":{twisted.parent}"
+    agent = plain.start("run", "shell", "--", "sh", "-c", COUNT, cwd=workspace, stdout=subprocess.DEVNULL)
+    (record,) = plain.wait_running(timeout_s=PATIENCE_S)
+    taken = partial(plain.run, "vm", "snapshot", record["id"], "one", cwd=workspace, timeout_s=PATIENCE_S)
+    snapshots = plain.state / "vm/snapshots"
+    try:
+        for what in ("a memory of 0 bytes", "a memory of 2147483648 bytes", "there is no room"):
+            done = taken()
+            assert (done.returncode, what in done.stderr) == (71, True), done.stderr
+            assert list(snapshots.iterdir()) == []
+            assert len(shown_later(plain, workspace, record["id"])) == 2
+        assert taken().returncode == 0
+        ask(plain, workspace, "rm", "one")
+        assert len(shown_later(plain, workspace, record["id"])) == 2
+        done = taken()
+        assert (done.returncode == 0) is (end != "it dies"), done.stderr
+        _, complaint = agent.communicate(timeout=60)
+        assert agent.returncode == 125
+        assert ("guest-silent" if done.returncode == 0 else "monitor-died") in complaint.decode(), complaint
+        assert [path.name for path in snapshots.iterdir()] == (["one"] if done.returncode == 0 else [])
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def shown_later(user: User, workspace: Path, run: str) -> set[str]:
+    """Return what the counter shows, at two moments."""
+    look = ("exec", run, "--", "sh", "-c", "cat /tmp/now; sleep 0.5; cat /tmp/now")
+    done = user.run(*look, cwd=workspace, timeout_s=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def ask(user: User, workspace: Path, *words: str) -> str:
+    """Return what `cloister vm` prints."""
+    done = user.run("vm", *words, cwd=workspace, timeout_s=PATIENCE_S)
+    assert done.returncode == 0, (words, done.stderr)
+    return done.stdout
+
+
+def go_on_as_others(user: User, workspace: Path, run: str, others: tuple[str, ...]) -> None:
+    """Have every counter count, in machines of which no two are one."""
+
+    def shown(one: str, script: str) -> list[str]:
+        done = user.run("exec", one, "--", "sh", "-c", script, cwd=workspace, timeout_s=PATIENCE_S)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    seen = [shown(one, "cat /etc/machine-id /proc/sys/kernel/random/uuid /tmp/now") for one in (run, *others)]
+    assert len(others) == 3
+    assert len({one[0] for one in seen}) == len({one[1] for one in seen}) == 4
+    for one, (_, _, first) in zip((run, *others), seen, strict=True):
+        assert 1 < int(first) < int(shown(one, "sleep 1; cat /tmp/now")[0])
+
+
+def refuse_what_was_changed(user: User, workspace: Path, snapshot: Path) -> None:
+    """A byte of the memory or of the state, other walls: nothing starts, and it is said why."""
+    assert (snapshot / "memory").stat().st_size == 256 << 20
+    assert (snapshot / "memory").stat().st_blocks * 512 < 256 << 20
+
+    def refused() -> str:
+        done = user.run("vm", "restore", "one", cwd=workspace, timeout_s=PATIENCE_S)
+        assert done.returncode not in (0, 70), done.stdout
+        return done.stderr
+
+    for name in ("memory", "state"):
+        path = snapshot / name
+        data = path.read_bytes()
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.seek(len(data) // 2)
+            file.write(bytes([data[len(data) // 2] ^ 1]))
+        assert "snapshot-changed" in refused()
+        path.write_bytes(data)
+        path.chmod(0o400)
+    policy = BASE + MICROVM.format(monitor="firecracker")
+    for other, what in (
+        (policy.replace("[agents.shell.m", '[agents.shell.hardening]\nlandlock = "off"\n[agents.shell.m'), "walls"),
+        (policy.replace('"firecracker"', '"qemu"'), "monitor"),
+        (policy.replace("256M", "192M"), "memory"),
+    ):
+        user.write_policy(other)
+        assert what in refused()
+    user.write_policy(policy)
 
 
 def monitor_of(run: str) -> int:
@@ -320,3 +483,10 @@ def test_a_run_in_the_real_one(plain: User, workspace: Path) -> None:
     """The same run in the real Firecracker."""
     plain.environment["PATH"] += f":{Path(REAL).parent}"
     test_a_run(plain, workspace)
+
+
+@real
+def test_a_living_machine_of_the_real_one(plain: User, workspace: Path) -> None:
+    """The same machine kept, met again and forked, by the real Firecracker: whatever it does to the connection."""
+    plain.environment["PATH"] += f":{Path(REAL).parent}"
+    test_a_living_machine_is_kept_with_its_memory(plain, workspace)

@@ -1,8 +1,8 @@
-"""A Firecracker for tests of templates that boots nothing, and may be its guest's. Standard library only.
+"""A Firecracker for tests of templates and of kept machines that boots nothing, and may be its guest's.
 
 `python fake_firecracker.py MODE DIRECTORY`: its sockets lie there, as in the jail of a template's maker; 10 is the
 memory's descriptor, 11 the state's. What it does besides its part is its mode's name. The one that judges requests is
-`support.firecracker_alike`.
+`support.firecracker_alike`. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 MEMORY, STATE = 10, 11
 WRITTEN = b"state of devices" * 100
+BYTES = 64 << 20
 
 
 def main(mode: str, directory: Path) -> None:
@@ -57,8 +58,13 @@ def answer(mode: str, path: str, body: bytes) -> bytes:
         version = "1.16.0" if mode == "deaf" else "1.17.0"
         text = json.dumps({"firecracker_version": version}).encode()
         return b"HTTP/1.1 200 \r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
-    if path == "/snapshot/create":
+    if path == "/snapshot/create" and mode == "refuses":
+        return b"HTTP/1.1 400 \r\nContent-Length: 0\r\n\r\n"
+    if path == "/snapshot/create" and mode != "nothing":
         write(mode)
+    if path == "/vm":
+        with Path("asked").open("ab") as file:
+            file.write(body + b"\n")
     if path == "/snapshot/load":
         good = os.pread(STATE, 1 << 16, 0) == WRITTEN and os.pread(MEMORY, 12, 1 << 20) == b"guest memory"
         if mode == "twin-lost" or not good or json.loads(body)["snapshot_path"] != f"/proc/self/fd/{STATE}":
@@ -69,10 +75,16 @@ def answer(mode: str, path: str, body: bytes) -> bytes:
 
 def write(mode: str) -> None:
     """Write memory and state."""
+    os.ftruncate(MEMORY, BYTES)
     os.pwrite(MEMORY, b"guest memory" * 1000, 1 << 20)
     os.pwrite(STATE, WRITTEN, 0)
     if mode == "grown":
         os.ftruncate(MEMORY, 1 << 40)
+    if mode == "short":
+        os.ftruncate(MEMORY, BYTES - 1)
+    if mode == "links":
+        for name in ("memory", "state", "memory.out"):
+            Path(name).symlink_to("../another")
     if mode == "endless":
         os.ftruncate(STATE, 1 << 40)
     if mode == "empty":

@@ -19,11 +19,12 @@ def install_jailer(directory: Path) -> Path:
     return target
 
 
-def install(directory: Path, name: str = "firecracker") -> Path:
-    """Make `firecracker` in a directory, and return its path."""
+def install(directory: Path, name: str = "firecracker", *, twist: str = "") -> Path:
+    """Make `firecracker` in a directory, and return its path; `twist` is code of one that was taken over."""
     tree = directory / f".{name}"
     shutil.copytree(_HERE / "firecracker_alike", tree / "firecracker_alike", ignore=shutil.ignore_patterns("*.pyc"))
-    (tree / "__main__.py").write_text("import sys\nfrom firecracker_alike.__main__ import main\nsys.exit(main())\n")
+    begin = "import sys\nfrom firecracker_alike.__main__ import main\n"
+    (tree / "__main__.py").write_text(f"{begin}{twist}\nsys.exit(main())\n")
     target = directory / name
     zipapp.create_archive(tree, target, interpreter=_INTERPRETER)
     shutil.rmtree(tree)

@@ -24,12 +24,14 @@ APPEARS_S = 20.0
 """How long a started Firecracker may take to listen: milliseconds, but a loaded machine is slow."""
 ANSWERS_S = 15.0
 STARTS_S = 60.0
-"""For the calls that read or write a whole guest: start, and both ways of a snapshot."""
+"""For the calls that read a whole guest, or start one."""
+KEEPS_S = 120.0
+"""For the one that writes a whole guest to a disk."""
 MAX_ANSWER = 256 * 1024
 MAX_MESSAGE = 400
 _POLL_S = 0.01
 _NOT_DONE = 300
-_SLOW = ("/actions", "/snapshot/create", "/snapshot/load")
+_SLOW = {"/actions": STARTS_S, "/snapshot/load": STARTS_S, "/snapshot/create": KEEPS_S}
 _CREDENTIALS = struct.Struct("iII")
 
 
@@ -100,7 +102,7 @@ class FirecrackerApi:
         Raises:
             StepError: it refused, is gone, says nothing in time, or something that is no HTTP.
         """
-        timeout_s = STARTS_S if path in _SLOW else ANSWERS_S
+        timeout_s = _SLOW.get(path, ANSWERS_S)
         try:
             async with asyncio.timeout(timeout_s), self._connected() as (reader, writer):
                 writer.write(_head(method, path, len(body)) + body)

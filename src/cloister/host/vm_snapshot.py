@@ -2,7 +2,8 @@
 
     snapshots/NAME/record.json       what it is and the digests of the others; 0400, as they are
     snapshots/NAME/FILE              a copy of each disk, sparse
-    snapshots/NAME/memory            the state of the machine, where that was kept
+    snapshots/NAME/memory            the state of the machine, where that was kept; Firecracker's is two files
+    snapshots/NAME/state             processors and devices of one of Firecracker's
     snapshots/.making-NAME/          one that is being made; locked by who makes it, else a leftover
     snapshots/fork-…/                one that only `vm fork` needs; locked by it, else a leftover
 
@@ -26,9 +27,11 @@ import msgspec
 from cloister.errors import RetryError, StepError, UsageError
 from cloister.host import private_files, removal, vm_memory
 from cloister.host.sparse import copy_data
-from cloister.plan.vm_snapshot import MEMORY, NAME, RECORD, Disk, Snapshot
+from cloister.plan.vm_snapshot import MEMORY, NAME, RECORD, STATE, Disk, Snapshot
 
 M = TypeVar("M")
+Written = Callable[[], tuple[str, ...]]
+"""Called when the machine goes on; returns the names of what was written of its memory."""
 MAKING = ".making-"
 _THROWAWAY = re.compile(r"fork-[0-9a-f]{16}")
 _YOUNG_S = 60.0
@@ -80,9 +83,9 @@ def throwaway(root: str, name: str) -> Iterator[None]:
 
 def take(  # noqa: PLR0913  # what is kept, and how
     root: str, name: str, files: Mapping[str, str | int], describe: Callable[[tuple[Disk, ...], float], Snapshot],
-    held: Callable[[], contextlib.AbstractContextManager[M]], memory: Callable[[M, str], None] | None = None,
+    held: Callable[[], contextlib.AbstractContextManager[M]], memory: Callable[[M, str], Written] | None = None,
 ) -> Snapshot:  # fmt: skip
-    """Copy disks, and the memory, while the machine is held still.
+    """Copy disks, and have the memory written, while the machine is held still.
 
     Args:
         root: the directory of snapshots; made where it is missing.
@@ -90,7 +93,8 @@ def take(  # noqa: PLR0913  # what is kept, and how
         files: the disks' paths, or descriptors of what has no name, by the name of the copy.
         describe: makes the record, from the copies' digests and how long the machine stood still.
         held: a context in which the machine stands still, and what can be asked for its memory.
-        memory: writes that into a new file; None keeps the disks only.
+        memory: has that written, for a directory; what it returns is called when the machine goes on, and returns the
+            names of new files there. None keeps the disks only.
 
     Raises:
         UsageError: there is one of this name.
@@ -106,12 +110,11 @@ def take(  # noqa: PLR0913  # what is kept, and how
         try:
             with held() as machine:
                 began = time.monotonic()
-                if memory:
-                    memory(machine, f"{directory}/{MEMORY}")
+                written = memory(machine, directory) if memory else _nothing
                 for copy, path in files.items():
                     _copy(path, f"{directory}/{copy}")
                 paused = time.monotonic() - began
-            disks = tuple(_hashed(directory, copy) for copy in (*files, *([MEMORY] if memory else [])))
+            disks = tuple(_hashed(directory, copy) for copy in (*files, *written()))
             record = describe(disks, round(paused, 4))
             _write(f"{directory}/{RECORD}", msgspec.json.encode(record, order="sorted"))
             os.rename(directory, f"{root}/{name}")
@@ -122,6 +125,10 @@ def take(  # noqa: PLR0913  # what is kept, and how
         finally:
             removal.sweep(directory)
     return record
+
+
+def _nothing() -> tuple[str, ...]:
+    return ()
 
 
 def read(root: str, name: str) -> Snapshot:
@@ -158,7 +165,7 @@ def restore(root: str, record: Snapshot, targets: Mapping[str, str]) -> None:
     written: list[str] = []
     try:
         for disk in record.disks:
-            if disk.name == MEMORY:
+            if disk.name in {MEMORY, STATE}:
                 continue
             target = targets[disk.name]
             written.append(target)
@@ -172,17 +179,17 @@ def restore(root: str, record: Snapshot, targets: Mapping[str, str]) -> None:
         ) from None
 
 
-def state(root: str, record: Snapshot) -> int:
-    """Return a sealed copy of the state of a snapshot's machine, at its beginning; the caller closes it.
+def state(root: str, record: Snapshot, name: str = MEMORY) -> int:
+    """Return a sealed copy of a file with the state of a snapshot's machine, at its beginning; the caller closes it.
 
     Raises:
         StepError: `snapshot-changed`: it is not what it was.
     """
     try:
-        kept = next(file for file in record.disks if file.name == MEMORY)
-        copied = vm_memory.sealed(f"{root}/{record.name}/{MEMORY}", kept.digest, kept.size)
+        kept = next(file for file in record.disks if file.name == name)
+        copied = vm_memory.sealed(f"{root}/{record.name}/{name}", kept.digest, kept.size)
     except (OSError, StopIteration) as error:
-        raise _changed(root, record, error.strerror if isinstance(error, OSError) else "it has no memory") from None
+        raise _changed(root, record, error.strerror if isinstance(error, OSError) else f"it has no {name}") from None
     os.lseek(copied, 0, os.SEEK_SET)
     return copied
 

@@ -15,9 +15,11 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 
 from cloister.errors import StepError
 from cloister.host.qmp import Qmp
+from cloister.plan.vm_snapshot import MEMORY
 
 TIMEOUT_S = 120.0
 _PIPE = 1 << 20
@@ -64,6 +66,17 @@ class _Reader(threading.Thread):
         if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
             raise OSError(errno.ETIMEDOUT, "the monitor did not write its state in time")
         return os.read(self._source, _PIECE)
+
+
+def keep_in(monitor: Qmp, directory: str, *, memory_mib: int) -> Callable[[], tuple[str, ...]]:
+    """Write the state of a machine into a new file of a directory; return what names that.
+
+    Raises:
+        StepError: the monitor failed, or said too much.
+        OSError: the file cannot be written.
+    """
+    keep(monitor, f"{directory}/{MEMORY}", memory_mib=memory_mib)
+    return lambda: (MEMORY,)
 
 
 def keep(monitor: Qmp, path: str, *, memory_mib: int, timeout_s: float = TIMEOUT_S) -> None:

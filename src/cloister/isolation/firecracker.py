@@ -111,7 +111,7 @@ def start_requests(launch: VmLaunch, machine: Machine, place: Place, version: ap
 
 
 def warm_requests(launch: VmLaunch, machine: Machine, place: Place, version: api.Version) -> tuple[api.Request, ...]:
-    """Return the calls that have a fresh process go on from a template, in their order; the last one lets the guest go.
+    """Return the calls that have a fresh process go on from a template or a kept memory; the last one lets it go.
 
     Its disks are those of this run: the same descriptors' numbers lead to other files. What each may move is told
     before the guest goes, since a template's have no bound.
@@ -160,6 +160,31 @@ def create_snapshot(state: str, memory: str) -> api.Request:
     return api.put("/snapshot/create", body)
 
 
+def keep_request(launch: VmLaunch, place: Place, version: api.Version) -> api.Request:
+    """Return the call that writes a paused machine of a run into the files that it was given for that.
+
+    Raises:
+        UnsupportedError: no machine could be restored from it.
+    """
+    refuse_deaf(version)
+    files: dict[str, int] = {file.role: number for number, file in enumerate(launch.files)}
+    return create_snapshot(place.file(files["state-out"]), place.file(files["memory-out"]))
+
+
+def refuse_deaf(version: api.Version) -> None:
+    """Refuse a version that restores a guest that nobody can talk to.
+
+    Raises:
+        UnsupportedError: `firecracker-refused`.
+    """
+    if version == api.DEAF_AFTER_RESTORE:
+        raise UnsupportedError(
+            "firecracker-refused",
+            f"a guest that firecracker {api.name(version)} restores cannot be talked to any more",
+            remedy="install firecracker 1.16.1 or newer",
+        )
+
+
 def load_snapshot(  # noqa: PLR0913  (each is a field of the request)
     state: str, memory: str, place: Place, version: api.Version, *, resume: bool, tap: Tap | None = None
 ) -> api.Request:
@@ -170,12 +195,7 @@ def load_snapshot(  # noqa: PLR0913  (each is a field of the request)
     Raises:
         UnsupportedError: this version cannot, or restores a guest that nobody can talk to.
     """
-    if version == api.DEAF_AFTER_RESTORE:
-        raise UnsupportedError(
-            "firecracker-refused",
-            f"a guest that firecracker {api.name(version)} restores cannot be talked to any more",
-            remedy="install firecracker 1.16.1 or newer",
-        )
+    refuse_deaf(version)
     if tap is not None and version < api.OVERRIDES_NETWORK:
         raise UnsupportedError(
             "firecracker-refused",

@@ -24,6 +24,8 @@ _NAMES: dict[Role, str] = {
     "root": "root.img",
     "var": "var.img",
     "workspace": "workspace.img",
+    "memory-out": "memory.out",
+    "state-out": "state.out",
 }
 _CGROUP = re.compile(r"[a-z]+(\.[a-z_]+)+")
 _VALUE = re.compile(r"[0-9a-z][0-9a-z ,:.-]*")
@@ -102,7 +104,7 @@ def placed(launch: VmLaunch) -> tuple[Placed, ...]:
         Placed(
             role=file.role,
             name=_NAMES[file.role],
-            how="link" if file.role in {"root", "var", "workspace"} else "copy",
+            how="copy" if file.role in {"kernel", "initramfs"} else "link",
             write=file.write,
         )
         for file in launch.files

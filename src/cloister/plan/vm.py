@@ -32,8 +32,13 @@ NUMBERS = 1 << 24
 
 Accelerator = Literal["kvm", "tcg"]
 Monitor = Literal["qemu", "firecracker"]
-Role = Literal["kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders"]
-"""`memory` and `state` are those of a template, handed out as sealed copies; `orders` is a socket that has no path."""
+Role = Literal[
+    "kernel", "initramfs", "root", "var", "workspace", "memory", "state", "orders", "memory-out", "state-out"
+]
+"""`memory` and `state` are those of a template or a snapshot, handed out as sealed copies; `orders` is a socket.
+
+Into `memory-out` and `state-out` Firecracker writes its guest when that is kept. What is not on the disk has no path.
+"""
 
 
 class VmFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

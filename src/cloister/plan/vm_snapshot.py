@@ -15,7 +15,9 @@ from cloister.plan.vm_template import Shape
 
 RECORD = "record.json"
 MEMORY = "memory"
-"""Name of the file with the state of the whole machine: memory, processors, devices."""
+"""Name of the file with the state of the whole machine: memory, processors, devices. Of Firecracker: the memory."""
+STATE = "state"
+"""Of Firecracker: processors and devices."""
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -77,7 +79,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fields: tuple[str, ...]
     """What a guest is told of this workspace (`ro=`, `mask=`)."""
     disks: tuple[Disk, ...]
-    """Its files: those of the disks, and MEMORY."""
+    """Its files: those of the disks, and MEMORY and STATE."""
     memory: Memory | None = None
 
     def digest(self) -> str:

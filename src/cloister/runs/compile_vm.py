@@ -40,7 +40,7 @@ from cloister.plan.vm import (
     VmLaunch,
     number_of,
 )
-from cloister.plan.vm_snapshot import MEMORY, Snapshot
+from cloister.plan.vm_snapshot import MEMORY, STATE, Snapshot
 from cloister.policy.model import Agent, Preset
 from cloister.policy.units import parse_size
 from cloister.runs import identity_files, limits
@@ -258,14 +258,18 @@ def _files(facts: Facts, machine: VmFacts) -> tuple[VmFile, ...]:
 
 
 def _template_files(machine: VmFacts) -> tuple[VmFile, ...]:
-    if machine.kept:
-        return (VmFile(role="state", path=f"{machine.kept_in}/{MEMORY}"), VmFile(role="orders", path=""))
-    if not machine.template:
-        return ()
-    directory = machine.template[0]
-    files = (VmFile(role="memory", path=f"{directory}/memory"), VmFile(role="state", path=f"{directory}/state"))
-    # Firecracker is told by its API.
-    return files if machine.monitor == "firecracker" else (*files, VmFile(role="orders", path=""))
+    orders = VmFile(role="orders", path="")
+    if machine.kept and machine.monitor == "qemu":
+        return (VmFile(role="state", path=f"{machine.kept_in}/{MEMORY}"), orders)
+    directory = machine.kept_in if machine.kept else machine.template[0] if machine.template else ""
+    files: tuple[VmFile, ...] = ()
+    if directory:
+        files = (VmFile(role="memory", path=f"{directory}/{MEMORY}"), VmFile(role="state", path=f"{directory}/{STATE}"))
+    if machine.monitor == "qemu":
+        return (*files, orders) if files else ()
+    # Firecracker is told by its API, and can be handed nothing more when it is to write its guest down.
+    out = (VmFile(role="memory-out", path="", write=True), VmFile(role="state-out", path="", write=True))
+    return (*files, *out)
 
 
 def _fields(agent: Agent, preset: Preset, facts: Facts) -> Iterator[str]:

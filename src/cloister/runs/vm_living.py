@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cloister.errors import StepError
 from cloister.host import qmp, vm_snapshot
 from cloister.plan.vm import FIRST_FILE
+from cloister.plan.vm_snapshot import MEMORY, STATE
 from cloister.runs.vm_shape import LIVING
 
 if TYPE_CHECKING:
@@ -22,28 +23,34 @@ class LivingOf:
     def __init__(self, paths: Paths, vm: VmLaunch) -> None:
         """Open nothing."""
         self._root, self._vm = paths.snapshots, vm
-        self._state = self._peer = -1
+        self._names = (MEMORY, STATE) if vm.monitor == "firecracker" else (MEMORY,)
+        self._held: list[int] = []
+        self._peer = -1
 
     def hold(self) -> None:
-        """Verify what the plan names, and keep a sealed copy. Takes as long as hashing it does.
+        """Verify what the plan names, and keep sealed copies. Takes as long as hashing them does.
 
         Raises:
             CloisterError: it is not what it was.
         """
-        self._state = vm_snapshot.state(self._root, planned_record(self._root, self._vm))
+        record = planned_record(self._root, self._vm)
+        for name in self._names:
+            self._held.append(vm_snapshot.state(self._root, record, name))
 
     def descriptors(self) -> list[int]:
-        """Return state and orders for the monitor, the caller's."""
+        """Return the memory for the monitor, in the order of the plan, the caller's; for QEMU the orders behind it."""
+        held, self._held = self._held, []
+        if self._vm.monitor == "firecracker":
+            return held
         orders, self._peer = qmp.restore_orders(FIRST_FILE + LIVING.index("state"), shared=False)
-        state, self._state = self._state, -1
-        return [state, orders]
+        return [*held, orders]
 
     def release(self) -> None:
         """The monitor is over, or never was."""
-        for descriptor in (self._state, self._peer):
+        for descriptor in (*self._held, self._peer):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._state = self._peer = -1
+        self._held, self._peer = [], -1
 
     def came_up(self) -> None:
         """Nothing follows from that here."""

@@ -22,10 +22,12 @@ from cloister.host import limits, vm_console, vm_snapshot, vm_state
 from cloister.host.frames import Frame, decode_list, encode_list
 from cloister.host.monitor_number import hand_over
 from cloister.host.sandbox_pid import find_sandbox_pid
+from cloister.host.vm_written import Written
 from cloister.plan.steps import LimitCgroup, LimitScope
 from cloister.plan.vm import CONSOLE, DIRECTORY, VmLaunch
 from cloister.runs.attended import attended
 from cloister.runs.vm_disks import SPARES, GuestDisks
+from cloister.runs.vm_firecracker import keep_firecracker
 from cloister.runs.vm_image import open_verified
 from cloister.runs.vm_keeping import Keeping, memoryless
 from cloister.runs.vm_living import LivingOf
@@ -67,6 +69,7 @@ class Guest:
         self._prepared = prepared
         self._template = LivingOf(paths, self.vm) if prepared.kept else TemplateOf(paths, prepared)
         self._keeping = Keeping(loop)
+        self._written = Written()
         self._descriptors: list[int] = []
         self._listeners: list[socket.socket] = []
         self._network: GuestNetwork | None = None
@@ -111,7 +114,12 @@ class Guest:
         ) as watch:
             self._descriptors += await self._loop.run_in_executor(None, self._disks.make, watch)
         self._descriptors += self._template.descriptors()
-        if self.vm.monitor == "firecracker" and self.vm.monitor_uid:  # it opens again what it gets
+        if self.vm.monitor != "firecracker":
+            return
+        self._descriptors += self._written.make(
+            f"{self._paths.run_state(self._plan.run)}/{DIRECTORY}", self.vm.memory_mib
+        )
+        if self.vm.monitor_uid:  # it opens again what it gets
             for file, descriptor in zip(self.vm.files, self._descriptors, strict=True):
                 hand_over(descriptor, self.vm.monitor_uid, write=file.write)
 
@@ -247,15 +255,17 @@ class Guest:
         before = self._prepared.kept.memory if self._prepared.kept else None
         told = memory_of(run, agent, placeholders, names, before) if memory else None
         record = partial(record_of, self._plan, self.vm, name, self._disks.fields, told)
-        state = partial(vm_state.keep, memory_mib=self.vm.memory_mib) if memory else None
 
         def take(go_on: Callable[[], None]) -> Snapshot:
             sources = self._disks.sources()
             try:
                 if self.vm.monitor == "firecracker":
                     held = partial(paused, self.vm, go_on)
-                    return vm_snapshot.take(self._paths.snapshots, name, sources, record, held)
+                    with contextlib.closing(self._written.lend()) as sheets:
+                        kept = partial(keep_firecracker, sheets) if memory else None
+                        return vm_snapshot.take(self._paths.snapshots, name, sources, record, held, kept)
                 still = partial(standing_still, self.vm, go_on, stopped=not memory)
+                state = partial(vm_state.keep_in, memory_mib=self.vm.memory_mib) if memory else None
                 return vm_snapshot.take(self._paths.snapshots, name, sources, record, still, state)
             finally:
                 for source in sources.values():
@@ -301,6 +311,7 @@ class Guest:
         if self._network:
             self._network.close()
         self._template.release()
+        self._written.close()
         self._disks.release()
 
     def drop(self) -> None:

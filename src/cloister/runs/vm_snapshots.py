@@ -12,7 +12,7 @@ from cloister.plan.bridge import NOBODYS_MAC
 from cloister.plan.vm_snapshot import Disk, Memory, Snapshot
 from cloister.runs.prepare import TOKEN_VARIABLE
 from cloister.runs.vm_inside import inside
-from cloister.runs.vm_shape import living_machine, shape_of
+from cloister.runs.vm_shape import asked_shape_of, living_machine, shape_of
 from cloister.runs.vm_warm import host_words, program_words
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def living_shape(vm: VmLaunch, *, named: bool) -> Shape:
     Raises:
         OSError: the monitor is not there.
     """
+    if vm.monitor == "firecracker":
+        return asked_shape_of(vm, program=program_words(vm.program), host=host_words())
     machine = living_machine(
         vm.program, vm.accelerator, vm.cmdline, memory_mib=vm.memory_mib, cpus=vm.cpus, named=named,
         mac=NOBODYS_MAC if vm.network == "bridge" else "",

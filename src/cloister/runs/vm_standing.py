@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cloister.errors import StepError, UsageError
 from cloister.host import qmp
 from cloister.runs.vm_control import connect, control_socket
-from cloister.runs.vm_firecracker import driver_of
+from cloister.runs.vm_firecracker import FirecrackerDriver, driver_of
 
 if TYPE_CHECKING:
     from cloister.plan.vm import VmLaunch
@@ -44,8 +44,8 @@ def standing_still(
 
 
 @contextlib.contextmanager
-def paused(vm: VmLaunch, go_on: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Do the same with a machine of Firecracker. To be called beside an event loop, not in one.
+def paused(vm: VmLaunch, go_on: Callable[[], None] = lambda: None) -> Iterator[FirecrackerDriver]:
+    """Do the same with a machine of Firecracker; yield its driver. To be called beside an event loop, not in one.
 
     Raises:
         StepError: the monitor does not obey.
@@ -53,7 +53,7 @@ def paused(vm: VmLaunch, go_on: Callable[[], None] = lambda: None) -> Iterator[N
     driver = driver_of(vm)
     try:
         asyncio.run(driver.pause())
-        yield
+        yield driver
     finally:
         try:
             _attempt(lambda: asyncio.run(driver.resume()))

@@ -34,11 +34,18 @@ class Bridge:
         self._numbers = itertools.count(1 << 30)
         self._busy = threading.Lock()
         self._guest: tuple[Path, Callable[[], bool]] | None = None
+        self._joined: tuple[socket.socket, socket.socket] | None = None
         threading.Thread(target=self._serve, daemon=True).start()
 
     def lead_to(self, channel: Path, is_open: Callable[[], bool]) -> None:
         """Say where the guest is, and how to know whether it listens."""
         self._guest = (channel, is_open)
+
+    def reset(self) -> None:
+        """Have the guest forget its connection, as Firecracker does when it writes a machine down."""
+        for end in self._joined or ():
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         while True:
@@ -65,6 +72,7 @@ class Bridge:
     def _join(self, client: socket.socket, channel: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guest:
             guest.connect(str(channel))
+            self._joined = (client, guest)
             client.sendall(b"OK %d\n" % next(self._numbers))
             back = threading.Thread(target=_pump, args=(guest, client), daemon=True)
             back.start()
@@ -73,6 +81,7 @@ class Bridge:
             with contextlib.suppress(OSError):
                 guest.shutdown(socket.SHUT_RDWR)
             back.join()
+            self._joined = None
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

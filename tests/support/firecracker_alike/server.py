@@ -234,6 +234,8 @@ class Firecracker:
             raise FaultError("Cannot create snapshot: the microVM is not paused.")
         self._running().save(body["mem_file_path"])
         Path(body["snapshot_path"]).write_text(json.dumps(self.config), encoding="utf-8")
+        if self._bridge is not None:
+            self._bridge.reset()
 
     def _load_snapshot(self, body: dict[str, Any]) -> None:
         if self._touched:

@@ -223,6 +223,21 @@ def test_restores_that_cannot_work_are_refused() -> None:
     assert loaded((1, 11, 0))["resume_vm"]
 
 
+def test_a_living_machine_is_written_into_what_it_was_given() -> None:
+    """By the numbers of its own plan, wherever they stand there; a version that restores nobody is not asked."""
+    out = (VmFile(role="memory-out", path="", write=True), VmFile(role="state-out", path="", write=True))
+    template = (VmFile(role="memory", path="/t/memory"), VmFile(role="state", path="/t/state"))
+    for files, first in (((*FILES, *out), 10), ((*FILES, *template, *out), 12)):
+        request = firecracker.keep_request(launch(files=files), PLACE, NEW)
+        assert (request.method, request.path) == ("PUT", "/snapshot/create")
+        assert json.loads(request.body) == {
+            "snapshot_path": f"/proc/self/fd/{first + 1}", "mem_file_path": f"/proc/self/fd/{first}",
+            "snapshot_type": "Full",
+        }  # fmt: skip
+    with pytest.raises(UnsupportedError, match=r"1\.16\.0"):
+        firecracker.keep_request(launch(files=(*FILES, *out)), PLACE, (1, 16, 0))
+
+
 def test_pause_balloon_and_end() -> None:
     """The few things that a living machine is asked for."""
     pause, grow, end = firecracker.set_state("Paused"), firecracker.set_balloon(64), firecracker.ask_to_end()

@@ -72,8 +72,9 @@ def test_the_policy_for_files_counts(agent: Agent) -> None:
     [(VM, "2", ""), (VM, "17", ""), (VM, "1", "image renew"), (VM, None, "image renew"), (VM, "x", "image renew"),
      (msgspec.structs.replace(VM, network="bridge"), "2", "image renew"),
      (msgspec.structs.replace(VM, network="bridge"), "3", ""),
-     (msgspec.structs.replace(VM, monitor="firecracker"), "2", "firecracker")],
+     (msgspec.structs.replace(VM, monitor="firecracker"), "3", "image renew"),
+     (msgspec.structs.replace(VM, monitor="firecracker"), "4", "")],
 )  # fmt: skip
 def test_whose_memory_cannot_be_kept(vm: VmLaunch, agent: object, why: str) -> None:
-    """Machines of another monitor, or with an older helper, keep their disks, and it is said why; a card wants more."""
+    """Machines with an older helper keep their disks, and it is said why; a card wants more, Firecracker most."""
     assert (why in memoryless(vm, agent)) if why else memoryless(vm, agent) == ""

@@ -7,12 +7,13 @@ import pytest
 
 from cloister.errors import DeniedError, UsageError
 from cloister.llm.access import Access
+from cloister.plan.vm import VmFile
 from cloister.plan.vm_template import Shape
 from cloister.policy.model import Agent, Llm, MicroVm
 from cloister.runs import vm_warm
 from cloister.runs.request import RunRequest
 from cloister.runs.vm_narrow import narrowed, only_model
-from cloister.runs.vm_shape import asked_shape_of, shape_of, warm_machine
+from cloister.runs.vm_shape import COLD, asked_shape_of, shape_of, warm_machine
 
 LLM = Llm(providers=("anthropic",), models=("claude-*",), aliases={"fast": "claude-haiku"})
 AGENT = Agent(isolation="microvm", microvm=MicroVm(memory="1G", cpus=2), llm=LLM)
@@ -106,3 +107,8 @@ def test_machines_of_firecracker_have_shapes_of_their_own() -> None:
     run = vm_warm.Wanted("test", 1, "0" * 64, "firecracker", "/fc", "kvm", "quiet", 256, 1).launch()
     run = msgspec.structs.replace(run, disk_rate=1 << 20, directory="/run/x", fields=("a=b",))
     assert asked_shape_of(run, program="p", host="h") == shape()
+    # And one that boots, or goes on from a memory: what it starts from, and is kept into, makes no other machine.
+    out = tuple(VmFile(role=role, path="", write=True) for role in ("memory-out", "state-out"))
+    for files in ((*run.files[:COLD], *out), (*run.files, *out)):
+        other = msgspec.structs.replace(run, files=files)
+        assert asked_shape_of(other, program="p", host="h") == shape()

@@ -36,6 +36,9 @@ static struct session {
     struct source on_listener, on_signals;
     bool begun, unpacking, started;
     bool restored; /* another keeper has come to a living run: nothing of it moves before that has taken it */
+    bool still;    /* the keeper has been told that nothing moves */
+    bool strange;  /* the stream is a new one, and nobody has said yet whose */
+    uint8_t nonce[LINK_NONCE]; /* of the session */
     char **argv; /* of the inner half */
     char **fields;
     size_t field_count;
@@ -51,6 +54,7 @@ _Noreturn void guest_give_up(const char *why)
 {
     uint8_t failure[4 + 5] = {(uint8_t)errno, 0, 0, 0, 'b', 'e', 'g', 'i', 'n'};
     guest_tell_id('Y', 0, failure, sizeof failure);
+    link_gate(false);
     link_drain(LAST_WORDS_MS);
     guest_hooks->end();
     guest_hooks->off(why);
@@ -88,13 +92,16 @@ static void on_join(struct reader *payload)
         return; /* its hello never comes, and the keeper says so */
     write_u32(&hello, LINK_PROTOCOL);
     write_bytes(&hello, payload->at, LINK_NONCE);
+    memcpy(self.nonce, payload->at, LINK_NONCE);
+    self.still = self.strange = false;
     guest_living(living, sizeof living);
     write_u32(&hello, 4);
     write_word(&hello, "kernel=", uname(&system) == 0 ? system.release : "");
-    write_word(&hello, "agent=", "3");
+    write_word(&hello, "agent=", "4");
     write_word(&hello, "verity=", self.verity);
     write_word(&hello, "commands=", living);
     link_void();
+    link_gate(false);
     link_send_payload('H', &hello);
     free(hello.data);
     self.restored = self.begun;
@@ -209,6 +216,23 @@ static void on_stream(uint8_t type, struct reader *payload)
         (void)stream_frame(type, number, payload);
 }
 
+static void open_port(void);
+
+/* The keeper that we stand still for, by another stream: a monitor may have cut the first one when it kept us. */
+static void on_again(const struct reader *payload)
+{
+    if (!self.still)
+        return;
+    if (payload->left == LINK_NONCE && memcmp(payload->at, self.nonce, LINK_NONCE) == 0) {
+        self.strange = false;
+        link_send_first('I', self.nonce, LINK_NONCE);
+        return;
+    }
+    link_part(); /* of another session: whoever this is can only join */
+    if (self.channel >= 0)
+        loop_later(RETRY_MS, open_port);
+}
+
 /* Hold still, and say so as the last thing; or go on. */
 static void on_hold(struct reader *payload)
 {
@@ -216,9 +240,13 @@ static void on_hold(struct reader *payload)
         hold(true);
         if (guest_hooks->freeze(true)) {
             link_send('Q', NULL, 0, NULL, 0);
+            link_gate(true); /* what the kernel says meanwhile goes behind it */
+            self.still = true;
             return;
         }
     }
+    self.still = false;
+    link_gate(false);
     (void)read_u8(payload);
     uint64_t low = read_u32(payload), high = read_u32(payload);
     if (read_complete(payload))
@@ -267,6 +295,9 @@ static void on_frame(uint8_t type, struct reader *payload)
     case 'Q':
         on_hold(payload);
         break;
+    case 'I':
+        on_again(payload);
+        break;
     case 'K':
         guest_kill();
         break;
@@ -275,18 +306,32 @@ static void on_frame(uint8_t type, struct reader *payload)
     }
 }
 
-static void open_port(void);
+/* On a new stream nothing counts before it is known whose that is. */
+static void on_word(uint8_t type, struct reader *payload)
+{
+    if (!self.strange || type == 'I' || type == 'J')
+        on_frame(type, payload);
+}
 
 /* A port without a host's end, or a keeper that left: another may come. */
 static void on_lost(const char *why)
 {
     (void)why;
+    self.still = self.still && link_parted(); /* else what waited is gone, and nobody goes on as if it were there */
     if (self.channel >= 0)
         loop_later(RETRY_MS, open_port);
 }
 
-static const struct link_end LINK_END = {.payload_max = FRAME_PAYLOAD_MAX, .always_reads = true, .frame = on_frame,
+static const struct link_end LINK_END = {.payload_max = FRAME_PAYLOAD_MAX, .always_reads = true, .frame = on_word,
                                          .lost = on_lost, .room = stream_resume};
+
+/* A stream to a keeper: a new one, or that of whom we stand still for, which is not cut off from what it waits for. */
+static void take(int fd)
+{
+    self.strange = self.still;
+    if (fd < 0 || (self.still ? link_rejoin(fd) : link_open(fd, &LINK_END)) < 0)
+        guest_give_up("the channel cannot be used");
+}
 
 /* A virtio port is one descriptor for life; it reads as hung up while the host has nobody there. */
 static void open_port(void)
@@ -299,17 +344,20 @@ static void open_port(void)
         loop_later(RETRY_MS, open_port);
         return;
     }
-    int fd = dup(self.channel);
-    if (fd < 0 || link_open(fd, &LINK_END) < 0)
-        guest_give_up("the channel cannot be used");
+    take(dup(self.channel));
 }
 
+/* While a run moves, its keeper's stream is no other one's to take. */
 static void on_listener(struct source *source, uint32_t events)
 {
     (void)events;
     int fd = accept4(source->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0 && link_open(fd, &LINK_END) < 0)
-        guest_give_up("the channel cannot be used");
+    if (fd < 0)
+        return;
+    if (self.begun && !self.still && !self.restored && link_connected())
+        close(fd);
+    else
+        take(fd);
 }
 
 static void on_signals(struct source *source, uint32_t events)

@@ -141,6 +141,7 @@ static void look_for_ends(void)
 
 void guest_kill(void)
 {
+    link_gate(false); /* also where we stand still: its end is to be told */
     finish(EXIT_KILLED);
 }
 

@@ -136,6 +136,7 @@ static void on_tick(void)
     int64_t now = sys_now_ms();
     keeper_monitor_tick();
     keeper_box_tick();
+    keeper_still_tick();
     if (self.join_by_ms && keeper_guest_proved())
         self.join_by_ms = 0;
     if (self.kill_at_ms && now >= self.kill_at_ms)
@@ -143,8 +144,13 @@ static void on_tick(void)
     if (self.join_by_ms && now >= self.join_by_ms)
         keeper_fail("guest-silent", "the guest did not %s within %d s",
                     keeper_guest_joined() ? "report its walls" : "say hello", self.options.patience_s);
-    if (self.join_by_ms || self.kill_at_ms || keeper_monitor_waiting() || keeper_box_waiting())
+    if (self.join_by_ms || self.kill_at_ms || keeper_monitor_waiting() || keeper_box_waiting() || keeper_still_waiting())
         loop_later(keeper_box_waiting() ? BUSY_TICK_MS : TICK_MS, on_tick);
+}
+
+int keeper_patience_ms(int most_s)
+{
+    return (self.options.patience_s < most_s ? self.options.patience_s : most_s) * 1000;
 }
 
 void keeper_tick_soon(void)

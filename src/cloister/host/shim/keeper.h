@@ -43,11 +43,14 @@ bool keeper_tell_if_room(char type, const void *payload, size_t length);
 void keeper_tell_terminal(uint32_t id, int master);
 
 void keeper_tick_soon(void);
+int keeper_patience_ms(int most_s); /* as the options have it, and no more than this */
 
 /* keeper_monitor.c: the monitor, its console, and the way to the guest. */
 int keeper_monitor_start(const struct keeper_options *options, void (*reached)(int fd));
 void keeper_monitor_tick(void);
 bool keeper_monitor_waiting(void); /* for the guest to listen */
+bool keeper_monitor_has_calls(void); /* false: its channel is one for life */
+bool keeper_monitor_call(void); /* knock again, where there are calls */
 void keeper_monitor_kill(void);
 void keeper_monitor_await(int patience_ms); /* its end is near: learn how */
 void keeper_monitor_reap(void);       /* SIGCHLD came */
@@ -73,6 +76,15 @@ struct keeper_ration {
 
 /* Whether one more may pass now; what may not is counted. */
 bool keeper_ration(struct keeper_ration *ration, unsigned most);
+
+/* keeper_still.c: a guest that stands still while it is kept, and is met again. */
+void keeper_still_ask(bool still);                          /* `Q`: stand still, or go on */
+bool keeper_still_answered(const struct reader *payload);   /* the guest's `Q`: whether the broker waits for it */
+bool keeper_still_lost(void);                               /* its channel has ended: whether it may do that now */
+bool keeper_still_reached(int fd, const uint8_t *nonce);    /* another connection: whether it is for this */
+bool keeper_still_meets(uint8_t type, struct reader *payload); /* a frame: whether it was for this */
+void keeper_still_tick(void);
+bool keeper_still_waiting(void); /* for its tick */
 
 /* keeper_commands.c: what runs in the guest. First what the broker says (`G`, `X`, `M`), then the guest. */
 void keeper_guest_order(uint8_t type, struct frame *frame);

@@ -19,15 +19,14 @@
 #include <sys/stat.h>
 #include <time.h>
 
-enum { SKIP_MAX = 4 << 20, WORDS_MAX = 64, LOST_PATIENCE_MS = 500, ENTROPY = 64, OWN_FIELDS = 3 };
+enum { SKIP_MAX = 4 << 20, WORDS_MAX = 64, LOST_PATIENCE_MS = 500, JOINS_MOST = 3, ENTROPY = 64, OWN_FIELDS = 3 };
 enum { LOGS_PER_SECOND = 50, NOTICES_PER_SECOND = 2000, NOTICE_MAX = 16 * 1024 };
 
 static struct guest {
     struct frame begin; /* `B` of the broker, until the guest can take it */
     int tar;
     bool joined, proved, figures_asked;
-    bool held;           /* the broker wants it to stand still */
-    unsigned holds_owed; /* answers to that which are still to come: it may have changed its mind */
+    unsigned joins;      /* connections over which it was asked to join */
     uint8_t nonce[LINK_NONCE];
     struct keeper_ration logs, notices;
 } self = {.tar = -1};
@@ -165,31 +164,6 @@ void keeper_guest_kill(void)
     link_send('K', NULL, 0, NULL, 0);
 }
 
-/* Behind the question nothing leaves: a guest that is kept has read whole frames only, and owes no answer. */
-static void hold(bool held)
-{
-    struct writer payload = {0};
-    struct timespec now = {0};
-    self.held = held;
-    if (held) {
-        self.holds_owed++;
-        stream_hold(true);
-    } else {
-        link_gate(false);
-        (void)clock_gettime(CLOCK_REALTIME, &now);
-        uint64_t time_ns = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
-        write_u8(&payload, 0);
-        write_u32(&payload, (uint32_t)time_ns);
-        write_u32(&payload, (uint32_t)(time_ns >> 32));
-    }
-    link_send_payload('Q', &payload);
-    free(payload.data);
-    if (held)
-        link_gate(true);
-    else
-        stream_hold(false);
-}
-
 void keeper_guest_ask(const struct frame *frame)
 {
     if (!self.joined || frame->length > (frame->type == 'Q'))
@@ -198,7 +172,7 @@ void keeper_guest_ask(const struct frame *frame)
         self.figures_asked = true;
         link_send('T', NULL, 0, NULL, 0);
     } else {
-        hold(frame->length == 0);
+        keeper_still_ask(frame->length == 0);
     }
 }
 
@@ -256,11 +230,8 @@ static void on_answer(uint8_t type, const struct reader *payload)
         if (!self.figures_asked || !is_list(*payload, WORDS_MAX))
             keeper_liar("figures that were not asked for");
         self.figures_asked = false;
-    } else {
-        if (self.holds_owed == 0 || payload->left > 0)
-            keeper_liar("a rest that was not asked for");
-        if (--self.holds_owed > 0 || !self.held)
-            return; /* an answer to a question that was taken back */
+    } else if (!keeper_still_answered(payload)) {
+        return; /* an answer to a question that was taken back */
     }
     keeper_pass((char)type, payload);
 }
@@ -288,6 +259,8 @@ static void on_frame(uint8_t type, struct reader *payload)
 {
     if (!self.joined && type != 'H')
         keeper_liar("no hello");
+    if (keeper_still_meets(type, payload))
+        return;
     switch (type) {
     case 'D':
     case 'C':
@@ -333,8 +306,11 @@ static void on_frame(uint8_t type, struct reader *payload)
 /* Its channel has ended: it powered off, it crashed, or the monitor did. */
 static void on_lost(const char *why)
 {
-    if (keeper_agent_ended())
-        return; /* it has said all that it had to */
+    if (keeper_agent_ended() || keeper_still_lost())
+        return; /* it has said all that it had to, or its monitor was keeping it */
+    /* A monitor tells a guest that it restored to forget its connections; that may come behind our first one. */
+    if (!self.joined && link_cut() && self.joins < JOINS_MOST && keeper_monitor_call())
+        return;
     keeper_monitor_await(LOST_PATIENCE_MS);
     if (keeper_monitor_status())
         keeper_fail("monitor-ended", "the monitor ended by itself (%s)", keeper_monitor_status());
@@ -356,6 +332,9 @@ void keeper_guest_join(int fd)
     static const struct link_end end = {
         .payload_max = LINK_GUEST_MAX, .frame = on_frame, .lost = on_lost, .room = stream_resume};
     struct writer payload = {0};
+    if (keeper_still_reached(fd, self.nonce))
+        return;
+    self.joins++;
     if (getrandom(self.nonce, sizeof self.nonce, 0) != sizeof self.nonce || link_open(fd, &end) < 0)
         keeper_end(EXIT_CLOISTER);
     stream_moved = keeper_look_for_ends;

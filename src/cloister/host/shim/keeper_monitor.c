@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -37,6 +38,8 @@ static struct monitor {
     void (*reached)(int fd);
     int call; /* a connection to the vsock's socket, not answered yet; -1: none */
     int64_t call_ends_ms;
+    char answer[32]; /* to it, so far */
+    size_t answer_length;
     bool connected;
 } self = {.console = -1, .log = -1, .call = -1};
 
@@ -177,6 +180,23 @@ void keeper_monitor_kill(void)
     last_words();
 }
 
+/*
+ * In the child: no file of a monitor that was taken over grows beyond the largest that it was given. Firecracker has one
+ * more than its disks, into which it writes the guest's memory; QEMU has pipes for that.
+ */
+static void bound_files(void)
+{
+    struct stat about;
+    off_t most = 0;
+    for (int fd = 3; fd < KEEPER_CHANNEL; fd++)
+        if ((fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY && fstat(fd, &about) == 0 && S_ISREG(about.st_mode) &&
+            about.st_size > most)
+            most = about.st_size;
+    const struct rlimit bound = {.rlim_cur = (rlim_t)most, .rlim_max = (rlim_t)most};
+    if (most > 0 && setrlimit(RLIMIT_FSIZE, &bound) < 0)
+        _exit(EXIT_CLOISTER);
+}
+
 /* In the child: the descriptors that the plan names, from 5 on, and two of ours. */
 _Noreturn static void become(char *const *argv, int channel, int console, pid_t parent)
 {
@@ -191,6 +211,8 @@ _Noreturn static void become(char *const *argv, int channel, int console, pid_t 
         _exit(EXIT_CLOISTER);
     if (channel >= 0 && dup2(guest, KEEPER_CHANNEL) < 0)
         _exit(EXIT_CLOISTER);
+    if (self.options->vsock)
+        bound_files();
     for (int number = 1; number < NSIG; number++)
         signal(number, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -212,17 +234,14 @@ static void hang_up(void)
 static void on_call(struct source *source, uint32_t events)
 {
     (void)source, (void)events;
-    static char answer[32];
-    static size_t length;
-    char byte;
+    char byte, *answer = self.answer;
     ssize_t got;
-    while ((got = recv(self.call, &byte, 1, MSG_DONTWAIT)) == 1 && byte != '\n' && length < sizeof answer - 1)
-        answer[length++] = byte;
+    while ((got = recv(self.call, &byte, 1, MSG_DONTWAIT)) == 1 && byte != '\n' &&
+           self.answer_length < sizeof self.answer - 1)
+        answer[self.answer_length++] = byte;
     if (got < 0 && errno == EAGAIN)
         return;
-    bool good = got == 1 && byte == '\n' && length >= 3 && memcmp(answer, "OK ", 3) == 0;
-    length = 0;
-    if (!good) {
+    if (got != 1 || byte != '\n' || self.answer_length < 3 || memcmp(answer, "OK ", 3) != 0) {
         hang_up(); /* nobody listens yet; the next tick tries again */
         return;
     }
@@ -246,6 +265,7 @@ static void call(void)
     if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
         send(fd, word, (size_t)length, MSG_NOSIGNAL) == length && loop_watch(&self.on_call, fd, LOOP_READ) == 0) {
         self.call = fd;
+        self.answer_length = 0;
         self.call_ends_ms = sys_now_ms() + CALL_PATIENCE_MS;
         return;
     }
@@ -261,6 +281,21 @@ void keeper_monitor_tick(void)
         hang_up();
     if (self.call < 0)
         call();
+}
+
+bool keeper_monitor_has_calls(void)
+{
+    return self.options->vsock != NULL;
+}
+
+bool keeper_monitor_call(void)
+{
+    if (!keeper_monitor_has_calls())
+        return false;
+    hang_up();
+    self.connected = false;
+    keeper_tick_soon();
+    return true;
 }
 
 bool keeper_monitor_waiting(void)

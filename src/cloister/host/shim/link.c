@@ -34,6 +34,8 @@ static struct link {
     bool failed;  /* memory ran out while queueing, told when the loop comes round */
     bool gated;
     size_t gate; /* bytes that may still leave while it is closed */
+    bool cut;    /* the last one ended by itself */
+    bool parted; /* without a connection: what is queued waits for the next one */
     bool skipping;
     uint8_t nonce[LINK_NONCE];
     size_t skip_left;
@@ -74,9 +76,15 @@ size_t link_queued(void)
     return wire.out.end - wire.out.start;
 }
 
+/* Whether what is sent goes anywhere, now or later. */
+static bool queueing(void)
+{
+    return wire.fd >= 0 || wire.parted;
+}
+
 bool link_full(void)
 {
-    bool full = link_queued() >= FULL || wire.fd < 0;
+    bool full = link_queued() >= FULL || !queueing();
     wire.awaited = wire.awaited || full;
     return full;
 }
@@ -90,8 +98,24 @@ static size_t leaving(void)
 static void lose(const char *why)
 {
     const struct link_end *end = wire.end;
+    wire.cut = false;
     link_close();
     end->lost(why);
+}
+
+/* The connection has ended, and nothing was wrong with what came by it: what waits behind a gate may have another. */
+static void break_off(const char *why)
+{
+    if (wire.failed) {
+        lose(why);
+        return;
+    }
+    wire.cut = true;
+    if (wire.gated)
+        link_part();
+    else
+        link_close();
+    wire.end->lost(why);
 }
 
 static uint32_t little(const uint8_t *at)
@@ -174,7 +198,7 @@ static void flush_soon(void)
     if (wire.fd < 0)
         return;
     if (wire.failed || !flush()) {
-        lose(wire.failed ? "out of memory" : "the other end is gone");
+        break_off(wire.failed ? "out of memory" : "the other end is gone");
         return;
     }
     watch();
@@ -198,11 +222,11 @@ static void on_ready(struct source *source, uint32_t events)
     ssize_t got = read(wire.fd, wire.in.at + wire.in.end, READ);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
         if (events & (EPOLLHUP | EPOLLERR)) /* a port without a host: level-triggered, it would spin */
-            lose("the other end is gone");
+            break_off("the other end is gone");
         return;
     }
     if (got <= 0) {
-        lose("the other end is gone");
+        break_off("the other end is gone");
         return;
     }
     wire.in.end += (size_t)got;
@@ -218,16 +242,55 @@ int link_open(int fd, const struct link_end *end)
     return loop_watch(&wire.source, fd, LOOP_READ);
 }
 
-void link_close(void)
+static void let_go(void)
 {
     if (wire.fd >= 0) {
         (void)!loop_watch(&wire.source, wire.fd, 0);
         close(wire.fd);
     }
     wire.fd = -1;
+    wire.skipping = false;
     forget(&wire.in);
+}
+
+void link_close(void)
+{
+    let_go();
     forget(&wire.out);
-    wire.skipping = wire.awaited = wire.failed = wire.gated = false;
+    wire.awaited = wire.failed = wire.gated = wire.parted = false;
+}
+
+void link_part(void)
+{
+    let_go();
+    if (wire.gated) {
+        wire.out.start += leaving(); /* half of a frame may be gone already */
+        wire.gate = 0;
+    }
+    wire.parted = true;
+}
+
+int link_rejoin(int fd)
+{
+    link_part();
+    wire.parted = false;
+    wire.fd = fd;
+    return loop_watch(&wire.source, fd, LOOP_READ);
+}
+
+bool link_cut(void)
+{
+    return wire.cut;
+}
+
+bool link_parted(void)
+{
+    return wire.parted;
+}
+
+bool link_connected(void)
+{
+    return wire.fd >= 0;
 }
 
 void link_skip_to(const uint8_t nonce[LINK_NONCE], size_t most)
@@ -243,6 +306,11 @@ void link_gate(bool closed)
     wire.gate = link_queued();
     if (wire.fd >= 0)
         loop_soon(flush_soon);
+}
+
+bool link_gate_reached(void)
+{
+    return !wire.gated || leaving() == 0;
 }
 
 void link_void(void)
@@ -264,9 +332,28 @@ static void put_head(char type, size_t length)
     put(head, sizeof head);
 }
 
+void link_send_first(char type, const void *payload, size_t length)
+{
+    size_t held = link_queued(), whole = FRAME_HEADER + length;
+    if (wire.fd < 0)
+        return;
+    loop_soon(flush_soon);
+    if (!make_room(&wire.out, whole)) {
+        wire.failed = true;
+        return;
+    }
+    uint8_t *at = wire.out.at + wire.out.start;
+    memmove(at + whole, at, held);
+    wire.out.end = wire.out.start;
+    put_head(type, length);
+    put(payload, length);
+    wire.out.end += held;
+    wire.gate += whole;
+}
+
 void link_send(char type, const void *head, size_t head_length, const void *rest, size_t length)
 {
-    if (wire.fd < 0)
+    if (!queueing())
         return;
     loop_soon(flush_soon);
     if (head_length + length > FRAME_PAYLOAD_MAX || !make_room(&wire.out, FRAME_HEADER + head_length + length)) {
@@ -287,7 +374,7 @@ void link_send_payload(char type, const struct writer *payload)
 
 uint8_t *link_data_begin(size_t most)
 {
-    if (wire.fd < 0 || !make_room(&wire.out, DATA_HEAD + most))
+    if (!queueing() || !make_room(&wire.out, DATA_HEAD + most))
         return NULL;
     return wire.out.at + wire.out.end + DATA_HEAD;
 }

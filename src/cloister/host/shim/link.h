@@ -35,6 +35,20 @@ int link_open(int fd, const struct link_end *end);
 void link_close(void);
 
 /*
+ * The same session over another stream, while a gate is closed and both ends have read whole frames only: let the old
+ * one go and keep what waits behind the gate, also what is queued from now on; then speak on `fd`, as link_open does.
+ * A stream that ends while the gate is closed is let go so, before `lost` hears of it.
+ */
+void link_part(void);
+int link_rejoin(int fd);
+bool link_parted(void);
+bool link_cut(void); /* of what was lost: the stream ended, and nothing was wrong with what had come */
+bool link_connected(void);
+
+/* Queue a frame in front of all that waits; it passes a gate. Nothing of a frame may have left in part. */
+void link_send_first(char type, const void *payload, size_t length);
+
+/*
  * Void everything that arrives until a frame `H` with this nonce: what a guest's former session left in the stream.
  * More than `most` bytes of it, and the link is lost.
  */
@@ -53,6 +67,9 @@ void link_data_end(uint32_t stream, size_t length);
 
 /* Write what is queued by now and nothing that is queued later, until the gate opens again. */
 void link_gate(bool closed);
+
+/* Whether all has left that may leave. */
+bool link_gate_reached(void);
 
 /* Bytes that are queued, and whether sources should wait. */
 size_t link_queued(void);
