@@ -249,7 +249,8 @@ def test_a_monitor_gets_its_descriptors_and_nothing_of_the_keepers(place: Place)
     keeper.close()
 
 
-def test_a_monitor_that_makes_its_channel_writes_no_file_without_end(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("vsock", [True, False], ids=["firecracker", "qemu"])
+def test_a_monitor_writes_no_file_without_end(place: Place, tmp_path: Path, *, vsock: bool) -> None:
     """Attack: it writes into what it was given for its guest's memory until the disk is full. It is ended there.
 
     The bound is the largest file that it was given to write: its disks stay whole.
@@ -269,7 +270,7 @@ def test_a_monitor_that_makes_its_channel_writes_no_file_without_end(place: Plac
         "cat /dev/zero > $(of memory); echo status $?; exec sleep 60"
     )
     monitor = ["/bin/sh", "-c", script]
-    keeper = Keeper(place, "--vsock", str(tmp_path / "none"), monitor=monitor, files=opened)
+    keeper = Keeper(place, *(("--vsock", str(tmp_path / "none")) if vsock else ()), monitor=monitor, files=opened)
     keeper.send_begin()
     end = time.monotonic() + 20
     while "status" not in keeper.said() and time.monotonic() < end:

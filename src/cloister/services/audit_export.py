@@ -25,6 +25,7 @@ from types import FrameType
 from cloister.audit.formats import FORMATS
 from cloister.errors import CloisterError, RetryError, UsageError, render
 from cloister.host.audit_syslog import Trust
+from cloister.policy.first_use import look_at_types
 from cloister.policy.values import check_alarm, check_otlp, check_syslog
 from cloister.runs.audit_alarms import target_of
 from cloister.runs.audit_export import Export, here
@@ -104,6 +105,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    look_at_types()
     threads = [
         threading.Thread(target=_send, args=(export, ending, at_once), name=export.name) for export in exports(options)
     ]

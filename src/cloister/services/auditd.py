@@ -26,6 +26,7 @@ from cloister.errors import CloisterError, RetryError, render
 from cloister.host.audit_log import Log
 from cloister.host.sensor_ask import SENSOR_SOCKET
 from cloister.plan.unit import AUDIT_KEYS, AUDIT_LOG, AUDIT_SOCKET
+from cloister.policy.first_use import look_at_types
 from cloister.policy.load import load
 from cloister.policy.model import Audit
 from cloister.policy.units import parse_duration, parse_size
@@ -299,6 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--policy", default=SYSTEM_POLICY, help="the policy whose detections are in force")
     options = parser.parse_args(argv)
     os.umask(0o027)
+    look_at_types()
     rotate_s, retention_s = float(parse_duration(options.rotate_every)), float(parse_duration(options.retention))
     try:
         rules = Rules(parse_size(options.rotate_size), rotate_s, retention_s)

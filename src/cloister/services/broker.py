@@ -26,6 +26,7 @@ import time
 from cloister.errors import CloisterError, RetryError, render
 from cloister.host.owner import identify
 from cloister.host.secrets_memory import keep_memory_private
+from cloister.policy.first_use import look_at_types
 from cloister.runs.paths import Paths, locate
 from cloister.services.connection import Connection
 from cloister.services.requests import Requests
@@ -163,6 +164,7 @@ def _serve(paths: Paths, options: argparse.Namespace) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a bulk tunnel takes up to ten descriptors
     keep_memory_private()
+    look_at_types()
     import uvloop
 
     async def serve() -> None:

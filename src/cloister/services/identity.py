@@ -31,6 +31,7 @@ from cloister.errors import CloisterError, DeniedError, UsageError
 from cloister.host.key_store import read_private
 from cloister.host.owner import identify
 from cloister.identity.authority import Grant
+from cloister.policy.first_use import look_at_types
 from cloister.policy.units import parse_duration
 from cloister.relay.connection import HttpConnection
 from cloister.relay.exchange import Exchange
@@ -301,6 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         read_admin_token(options.admin_token) if options.admin_token else "",
     )
     os.makedirs(paths.runtime, mode=0o700, exist_ok=True)
+    look_at_types()
     import uvloop
 
     try:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cloister.errors import CloisterError, PolicyError, Problem, UsageError, render
 from cloister.host.owner import Owner, identify
 from cloister.host.secrets_memory import keep_memory_private
+from cloister.policy.first_use import look_at_types
 from cloister.relay.llm.listen import ModelServer
 from cloister.runs.books import BookKeeper
 from cloister.runs.identity import MASTER_KEY
@@ -147,6 +148,7 @@ def _setting(options: argparse.Namespace) -> _Setting:
 
 
 def _serve(setting: _Setting, ready: Callable[[int], None]) -> None:
+    look_at_types()
     import uvloop
 
     files = PolicyFiles(setting.paths, setting.owner.uid, policy=setting.policy)

@@ -24,6 +24,7 @@ from cloister.errors import CloisterError, RetryError, render
 from cloister.host.owner import Owner, identify
 from cloister.host.secrets_memory import keep_memory_private
 from cloister.plan.unit import ETC, HOSTD_SOCKET, PROXY_RUNTIME, PROXY_STATE
+from cloister.policy.first_use import look_at_types
 from cloister.runs.paths import Paths
 from cloister.runs.unit_prepare import system_paths
 from cloister.services.broker import prepare_runtime, take_lock
@@ -140,6 +141,7 @@ def _serve(sock: socket.socket, paths: Paths, owner: Owner, hostd: str) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a bulk tunnel takes up to ten descriptors
     keep_memory_private()
+    look_at_types()
     import uvloop
 
     async def serve() -> None:

@@ -14,6 +14,7 @@
 #include "sys.h"
 
 #include <errno.h>
+#include <linux/vm_sockets.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -351,10 +352,13 @@ static void open_port(void)
 static void on_listener(struct source *source, uint32_t events)
 {
     (void)events;
-    int fd = accept4(source->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    struct sockaddr_vm from = {0};
+    socklen_t length = sizeof from;
+    int fd = accept4(source->fd, (struct sockaddr *)&from, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0)
         return;
-    if (self.begun && !self.still && !self.restored && link_connected())
+    bool inside = from.svm_family == AF_VSOCK && from.svm_cid != VMADDR_CID_HOST;
+    if (inside || (self.begun && !self.still && !self.restored && link_connected()))
         close(fd);
     else
         take(fd);

@@ -211,8 +211,7 @@ _Noreturn static void become(char *const *argv, int channel, int console, pid_t 
         _exit(EXIT_CLOISTER);
     if (channel >= 0 && dup2(guest, KEEPER_CHANNEL) < 0)
         _exit(EXIT_CLOISTER);
-    if (self.options->vsock)
-        bound_files();
+    bound_files();
     for (int number = 1; number < NSIG; number++)
         signal(number, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
