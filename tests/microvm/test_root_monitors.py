@@ -138,7 +138,13 @@ def test_firecracker_that_root_starts_is_nobody(root: Root, workspace: Path, pla
     root.write_policy(BASE + MICROVM.format(monitor="firecracker", warm="true"))
     made = root.run("vm", "warm", "shell", cwd=workspace, timeout_s=BOOT_S)
     assert made.returncode == 0, made.stderr
-    check_alive(root, begin(root, workspace), workspace, groups=groups, warm=True)
+    run = begin(root, workspace)
+    kept = root.run("vm", "snapshot", run, "kept", "--json", cwd=workspace, timeout_s=BOOT_S)
+    assert json.loads(kept.stdout)["memory"], kept.stderr
+    check_alive(root, run, workspace, groups=groups, warm=True)
+    back = root.run("vm", "restore", "kept", cwd=workspace, timeout_s=BOOT_S)
+    assert back.returncode == 0, back.stderr
+    check_alive(root, back.stdout.strip(), workspace, groups=groups)
 
 
 def test_what_only_root_can_use_is_refused(root: Root, workspace: Path, place: Path) -> None:
