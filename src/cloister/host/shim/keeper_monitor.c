@@ -188,10 +188,12 @@ static void bound_files(void)
 {
     struct stat about;
     off_t most = 0;
-    for (int fd = 3; fd < KEEPER_CHANNEL; fd++)
-        if ((fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY && fstat(fd, &about) == 0 && S_ISREG(about.st_mode) &&
-            about.st_size > most)
+    for (int fd = 3; fd < KEEPER_CHANNEL; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        bool given = flags >= 0 && !(flags & FD_CLOEXEC) && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY;
+        if (given && fstat(fd, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > most)
             most = about.st_size;
+    }
     const struct rlimit bound = {.rlim_cur = (rlim_t)most, .rlim_max = (rlim_t)most};
     if (most > 0 && setrlimit(RLIMIT_FSIZE, &bound) < 0)
         _exit(EXIT_CLOISTER);
