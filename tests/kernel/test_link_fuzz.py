@@ -78,6 +78,17 @@ def guest(place: Place) -> Path:
     return Path(shutil.copy(shim_build.sanitized_guest_alone(), place.directory / "guest-sanitized"))
 
 
+def throw(fake: Fake, data: bytes, *words: tuple[str, bytes]) -> None:
+    """Send these bytes as the guest, then have the broker say these words and kill; no more comes of the guest."""
+    for at in range(0, len(data), 7000):
+        fake.guest.raw(data[at : at + 7000])
+    with contextlib.suppress(OSError):
+        for word in words:
+            fake.keeper.channel.send(*word)
+        fake.keeper.channel.send("K")
+    fake.guest.connection.shutdown(socket.SHUT_WR)
+
+
 @given(data=streams("HPRYEZMODCFATLQN?"), started=st.booleans())
 @OURS
 def test_a_guests_bytes_never_break_the_keeper(place: Place, data: bytes, started: bool) -> None:
@@ -89,11 +100,7 @@ def test_a_guests_bytes_never_break_the_keeper(place: Place, data: bytes, starte
             fake.running([theirs_in, theirs_out, theirs_out])
         else:
             fake.guest.joined()
-        for at in range(0, len(data), 7000):
-            fake.guest.raw(data[at : at + 7000])
-        with contextlib.suppress(OSError):
-            fake.keeper.channel.send("K")
-        fake.guest.connection.shutdown(socket.SHUT_WR)
+        throw(fake, data)
         assert fake.keeper.over(10) in {*range(99), *range(100, 256)}
     finally:
         for fd in (theirs_in, given_end, out, theirs_out):
@@ -116,12 +123,7 @@ def test_a_kept_guests_bytes_never_break_the_keeper(place: Place, data: bytes, a
             fake.keeper.channel.send("G", u32(2), [theirs_in, theirs_out, theirs_out])
             fake.guest.until("G")
             fake.keeper.channel.send("Q")
-        for at in range(0, len(data), 7000):
-            fake.guest.raw(data[at : at + 7000])
-        with contextlib.suppress(OSError):
-            fake.keeper.channel.send("Q", b"\0")
-            fake.keeper.channel.send("K")
-        fake.guest.connection.shutdown(socket.SHUT_WR)
+        throw(fake, data, ("Q", b"\0"))
         assert fake.keeper.over(10) in {*range(99), *range(100, 256)}
     finally:
         for fd in (theirs_in, given_end, out, theirs_out):
@@ -146,11 +148,7 @@ def test_a_guests_bytes_on_its_new_connection_never_break_the_keeper(place: Plac
         fake.guest.until("I")
         if honest:
             fake.guest.send("I", fake.guest.nonce)
-        for at in range(0, len(data), 7000):
-            fake.guest.raw(data[at : at + 7000])
-        with contextlib.suppress(OSError):
-            fake.keeper.channel.send("K")
-        fake.guest.connection.shutdown(socket.SHUT_WR)
+        throw(fake, data)
         assert fake.keeper.over(10) in {*range(99), *range(100, 256)}
     finally:
         for fd in (theirs_in, given_end, out, theirs_out):

@@ -79,14 +79,14 @@ def hand_over(descriptor: int, number: int, *, write: bool) -> None:
         write: also for writing: then its group is that number. Else it may be everybody's.
 
     Raises:
-        StepError: it belongs to somebody else, and is not everybody's to read.
+        StepError: it belongs to somebody else, and is not everybody's to read or is to be written.
     """
     status = os.fstat(descriptor)
     if not write and status.st_mode & stat.S_IROTH:
         return
     if status.st_uid != os.geteuid():
         where = os.readlink(f"/proc/self/fd/{descriptor}")
-        raise StepError("file-unshared", "the monitor could not read a file of somebody else's", where=where)
+        raise StepError("file-unshared", "the monitor could not use a file of somebody else's", where=where)
     if write:
         os.fchown(descriptor, -1, number)
         os.fchmod(descriptor, 0o660)

@@ -84,17 +84,7 @@ static void add(struct writer *list, const char *name, const char *text)
  */
 static void await_look(void)
 {
-    int64_t until = sys_now_ms() + LOOKED_WITHIN_MS;
-    struct pollfd look = {.fd = self.broker.fd, .events = POLLIN};
-    for (int64_t left; (left = until - sys_now_ms()) > 0 && poll(&look, 1, (int)left) > 0;) {
-        struct frame frame;
-        enum channel_result result = channel_receive(&self.broker, &frame);
-        if (result == CHANNEL_AGAIN)
-            continue;
-        if (result != CHANNEL_FRAME || frame.type == 'D')
-            return;
-        frame_release(&frame);
-    }
+    (void)!channel_await(&self.broker, 'D', LOOKED_WITHIN_MS);
 }
 
 _Noreturn void keeper_fail(const char *reason, const char *format, ...)
