@@ -67,10 +67,17 @@ class Rsyslog:
 
     def _listens(self) -> bool:
         """Whether the kernel shows a socket on its port; nothing is sent to it."""
-        wanted = f":{self.port:04X} "
-        table = "/proc/net/udp" if self.scheme == "udp" else "/proc/net/tcp"
         state = " 07 " if self.scheme == "udp" else " 0A "
-        return any(wanted in line[:30] and state in line for line in Path(table).read_text().splitlines())
+        return any(state in line for line in self._sockets())
+
+    def _sockets(self) -> list[str]:
+        """Return what the kernel says of sockets on its port: with UDP the last number is what it threw away."""
+        table = "/proc/net/udp" if self.scheme == "udp" else "/proc/net/tcp"
+        return [line for line in Path(table).read_text().splitlines() if f":{self.port:04X} " in line[:30]]
+
+    def _log(self) -> str:
+        """Return what it said last."""
+        return (self._folder / "log").read_text()[-2000:]
 
     def pause(self) -> None:
         """Let it read nothing any more."""
@@ -95,6 +102,6 @@ class Rsyslog:
         """Return the messages once `enough` says so."""
         deadline = time.monotonic() + timeout_s
         while not enough(found := self.received()):
-            assert time.monotonic() < deadline, (len(found), (self._folder / "log").read_text()[-2000:])
+            assert time.monotonic() < deadline, (len(found), self._sockets(), self._log())
             time.sleep(0.1)
         return found
