@@ -268,7 +268,7 @@ def test_killed_between_steps_the_next_apply_goes_on(fresh_machine: Make) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)  # some 50 steps, each an apply or two
 def test_killed_at_every_step_the_next_apply_goes_on(fresh_machine: Make) -> None:
     """SIGKILL before any step leaves something that the next apply finishes; uninstall removes all of it after."""
     machine = fresh_machine()
