@@ -18,6 +18,7 @@ from cloister.audit.event import Endpoint, Event
 from cloister.host.audit_send import Sender
 from cloister.runs.audit_detections import Order
 from cloister.runs.audit_sinks import SystemSink
+from support.listening import await_socket
 
 pytestmark = pytest.mark.kernel
 try:
@@ -43,10 +44,8 @@ def keeper(tmp_path: Path) -> Iterator[Path]:
     policy.chmod(0o600)
     words = ["--socket", tmp_path / "s", "--log", tmp_path / "log", "--keys", tmp_path / "keys", "--policy", policy]
     process = subprocess.Popen([sys.executable, "-m", "cloister.services.auditd", *map(str, words)])
-    until = time.monotonic() + 20
-    while not (tmp_path / "s").exists() and time.monotonic() < until:
-        time.sleep(0.05)
     try:
+        await_socket(tmp_path / "s")
         yield tmp_path
     finally:
         process.terminate()
@@ -139,9 +138,7 @@ def test_a_stranger_hears_no_orders() -> None:
         words = ["--socket", place / "s", "--log", place / "log", "--keys", place / "keys", "--policy", policy]
         keeper = subprocess.Popen([sys.executable, "-m", "cloister.services.auditd", *map(str, words)])
         try:
-            until = time.monotonic() + 20
-            while not (place / "s").exists() and time.monotonic() < until:
-                time.sleep(0.05)
+            await_socket(place / "s")
             listeners = [listen(place / "s", uid, "docs.example.com", 6.0) for uid in (61001, 0)]
             time.sleep(1)
             own = listen(place / "s", 61002, "db.prod.example.com", 6.0)

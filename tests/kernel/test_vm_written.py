@@ -7,7 +7,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from cloister.plan.vm_snapshot import Disk, Snapshot
 from cloister.runs.vm_firecracker import keep_firecracker
 from cloister.runs.vm_standing import paused
 from support import fake_firecracker
+from support.listening import await_socket
 
 pytestmark = pytest.mark.kernel
 MIB = 64
@@ -49,10 +49,7 @@ class Kept:
             files=tuple(VmFile(role=role, path="") for role in ROLES),  # type: ignore[arg-type]
             fields=(), inner=(), directory=str(self.place), disk_bytes=1,
         )  # fmt: skip
-        until = time.monotonic() + 20
-        while not (self.place / "api.sock").exists():
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        await_socket(self.place / "api.sock")
 
     def keep(self) -> Snapshot:
         """Take a snapshot of it."""

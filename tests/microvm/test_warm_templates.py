@@ -211,6 +211,15 @@ def until(user: User, project: Path, run: str, name: str, most: int) -> int:
     return found
 
 
+def settled(user: User, project: Path, run: str) -> int:
+    """Return the least of what a machine takes by itself within ten seconds, in MiB."""
+    found = []
+    for _ in range(20):
+        found.append(taken(user, project, run)["own"])
+        time.sleep(0.5)
+    return min(found)
+
+
 @pytest.mark.slow
 def test_a_machine_from_a_template_gives_memory_back(user: User, project: Path) -> None:
     """What its guest has freed goes back to the host by itself, what a balloon takes does too, and can be had again.
@@ -221,7 +230,9 @@ def test_a_machine_from_a_template_gives_memory_back(user: User, project: Path) 
     run, other = (vm(user, project, "start", "shell", "--", "sleep", "600").strip() for _ in range(2))
     for one in (run, other):
         running(user, project, one)
-    before = taken(user, project, run)["own"]
+    # The first time the emulator translates that program, and the guest reads it: that stays.
+    assert vm(user, project, "exec", run, "--", "python3", "-c", f"{FILL}\nprint('well')") == "well\n"
+    before = settled(user, project, run)
     for _ in range(2):
         held = f"{FILL}\nimport sys; print('filled', flush=True); sys.stdin.read()"
         with user.start(

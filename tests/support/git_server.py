@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from support.listening import listens
+
 CONFIG = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
@@ -113,7 +115,7 @@ class GitServer:
             except OSError:
                 time.sleep(0.05)
             else:
-                if (self.folder / "cgi.sock").exists():
+                if listens(self.folder / "cgi.sock"):
                     return
         self.__exit__()
         raise AssertionError((self.folder / "error.log").read_text())

@@ -17,6 +17,8 @@ import threading
 from pathlib import Path
 from typing import Self
 
+from support.listening import await_socket
+
 SSHD = "/usr/sbin/sshd"
 BWRAP = "bwrap"
 NAME = "host.cloister.internal"
@@ -145,11 +147,7 @@ class SshAgent:
         """Start it and add the keys."""
         words = named(["ssh-agent", "-D", "-a", str(self.socket)], self._folder)
         self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        deadline = threading.Event()
-        for _ in range(200):
-            if self.socket.exists():
-                break
-            deadline.wait(0.02)
+        await_socket(self.socket)
         for key in self._keys:
             self.run("ssh-add", "-q", str(key))
         return self
