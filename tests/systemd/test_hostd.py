@@ -426,6 +426,21 @@ def test_a_killed_hostd_leaves_nothing(rig: Rig, project: str) -> None:
         rig.nothing_left(run)
 
 
+def test_who_tidies_up_does_not_stop_a_start(rig: Rig, project: str) -> None:
+    """With its first request hostd looks for what is left, and may hold the lock of a run that begins. That waits."""
+    shell(rig, "true")
+    runs = "/var/lib/cloister/hostd/runs"
+    rig.machine.run(["mkdir", "-p", "-m", "700", runs])
+    words = ["flock", f"{runs}/tidied.lock", "sh", "-c", "echo held; sleep 2"]
+    tidying = rig.machine.popen(words, stdout=subprocess.PIPE)
+    assert tidying.stdout
+    assert tidying.stdout.readline().strip() == b"held"
+    answer, _, run = rig.ask(project, run="tidied")
+    assert answer == GOOD, rig.told()
+    assert tidying.wait(timeout=20) == 0
+    rig.nothing_left(run)
+
+
 def test_who_was_forked_ahead_may_die(rig: Rig, project: str) -> None:
     """Root's daemon forks for the next request; where that process is killed, another one serves."""
     shell(rig, "true")

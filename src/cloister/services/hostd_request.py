@@ -54,6 +54,7 @@ from cloister.plan.unit import AUDIT_SOCKET, PROXY_USER, PROXYD_SOCKET, Account,
 from cloister.services import hostd_tap
 
 PLAN_S = 60.0
+_LOCK_S = 10.0
 MOST_WORDS = 1024
 """Characters of one text in the log."""
 MOST_RUNS = 256
@@ -293,7 +294,8 @@ def _start(broker: Wire, plan: Plan, asked: _Asked, bus: UnitManager) -> None:
     unit = check_plan(plan, bounds)
     _check_groups(unit, asked)
     try:
-        lock = unit_records.Lock(plan.run)
+        # Whoever tidies up when hostd starts may have taken the file of the lock for a left-over one, for a moment.
+        lock = unit_records.Lock(plan.run, wait_s=_LOCK_S)
     except BlockingIOError:
         raise StepError("run-exists", "there is such a run already", where=plan.run) from None
     done = False
