@@ -88,7 +88,12 @@ class Broker:
         """Answer with the plan, then wait for the unit and run its command."""
         first = talk.receive()
         fields = dict(item.decode().split("=", 1) for item in decode_list(first.payload)[0])
-        rest = {frame.kind: frame.payload for frame in (talk.receive() for _ in range(3))}
+        try:
+            rest = {frame.kind: frame.payload for frame in (talk.receive() for _ in range(3))}
+        except FrameError:  # hostd was killed: its caller hears of it only when nobody has the connection any more
+            for descriptor in first.descriptors:
+                os.close(descriptor)
+            raise
         self.say(fields=fields, part=rest["U"].decode(), words=[word.decode() for word in decode_list(rest["V"])[0]])
         answers = json.loads(self.answers.read_text())
         if refusal := answers.get("refuse"):

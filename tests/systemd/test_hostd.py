@@ -404,43 +404,6 @@ print("held", flush=True); sys.stdin.read()
         crowd.communicate("", timeout=20)
 
 
-def test_a_killed_hostd_leaves_nothing(rig: Rig, project: str) -> None:
-    """SIGKILL of hostd and its children at any moment of a start: its next start has undone what they began."""
-    shell(rig, "true")
-    for number in range(5):
-        run = f"killed{number}"
-        asking = rig.machine.popen(
-            [PYTHON, "-m", "support.hostd_client", "pi", run, project],
-            user="alice", cwd="/", env={"PYTHONPATH": TESTS, "PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
-        time.sleep(0.12 + 0.04 * number)
-        rig.machine.run(["systemctl", "kill", "-s", "KILL", "cloister-hostd.service"], check=False)
-        asking.wait(timeout=30)
-        rig.machine.run(["systemctl", "reset-failed", "cloister-hostd.service", "cloister-hostd.socket"], check=False)
-        rig.machine.run(["systemctl", "restart", "cloister-hostd.socket"])
-        assert rig.ask(project)[0] == GOOD, rig.told()
-        until = time.monotonic() + 10
-        while run in rig.machine.run(["ls", "/var/lib/cloister/hostd/runs", "/run/cloister/units"]).stdout:
-            assert time.monotonic() < until, rig.told()
-            time.sleep(0.1)
-        rig.nothing_left(run)
-
-
-def test_who_tidies_up_does_not_stop_a_start(rig: Rig, project: str) -> None:
-    """With its first request hostd looks for what is left, and may hold the lock of a run that begins. That waits."""
-    shell(rig, "true")
-    runs = "/var/lib/cloister/hostd/runs"
-    rig.machine.run(["mkdir", "-p", "-m", "700", runs])
-    words = ["flock", f"{runs}/tidied.lock", "sh", "-c", "echo held; sleep 2"]
-    tidying = rig.machine.popen(words, stdout=subprocess.PIPE)
-    assert tidying.stdout
-    assert tidying.stdout.readline().strip() == b"held"
-    answer, _, run = rig.ask(project, run="tidied")
-    assert answer == GOOD, rig.told()
-    assert tidying.wait(timeout=20) == 0
-    rig.nothing_left(run)
-
-
 def test_who_was_forked_ahead_may_die(rig: Rig, project: str) -> None:
     """Root's daemon forks for the next request; where that process is killed, another one serves."""
     shell(rig, "true")
