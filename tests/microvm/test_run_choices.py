@@ -212,7 +212,8 @@ def test_json_and_dry_run_speak_of_the_machine(image: Installs, home: Path, work
 def test_what_runs_in_a_guest_is_on_record(image: Installs, home: Path, workspace: Path) -> None:
     """With `[audit] fallback` programs that a guest launches are in the log; `vm stats` has what the guest says."""
     user = GuestUser(home, image, '[audit]\nfallback = "seccomp"\n')
-    run = user.begin("env /bin/echo 'one two'; exec sleep 600", cwd=workspace)
+    run = user.begin("env /bin/echo 'one two'; echo >begun; exec sleep 600", cwd=workspace)
+    assert user.exec(run, "until test -e begun; do sleep 0.1; done", cwd=workspace).returncode == 0
     told = json.loads(user.run("vm", "stats", run, "--json", cwd=workspace, timeout_s=BOOT_S).stdout)
     user.run("stop", run, cwd=workspace, timeout_s=BOOT_S)
     user.close()  # the log is whole now
