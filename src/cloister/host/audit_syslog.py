@@ -85,7 +85,7 @@ class Datagrams:
         if self._room < 1:
             time.sleep(BURST / 2 / PACE_PER_S)
             now = time.monotonic()
-            self._room = min(BURST, BURST / 2 + self._room)
+            self._room += BURST / 2
         self._since = now
         self._room -= 1
 
